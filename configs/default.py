@@ -1,0 +1,195 @@
+"""Every field there is, with its meaning, unit and allowed values.
+
+Other configs start from `get_config()` here and change what they need.
+`:arg` after a config's name chooses a structure, `--config.section.field=value`
+sets a leaf. Tuples are written as `--config.data.image_size=96,96`.
+"""
+
+from ml_collections import config_dict
+
+
+def get_config() -> config_dict.ConfigDict:
+  """Returns the whole tree; the set of fields is fixed from here on."""
+  config = config_dict.ConfigDict()
+  # Root of every random choice: initialisation, data order, augmentation,
+  # dropout, hold-out. The same seed on the same machine repeats a run exactly.
+  config.seed = 0
+
+  config.data = data = config_dict.ConfigDict()
+  # `tfds` (TensorFlow Datasets), `folder` (images/ and masks/) or `shapes`
+  # (drawn on the fly).
+  data.source = 'shapes'
+  # folder: the folder. tfds: '' downloads; otherwise a local copy in the layout
+  # of the original archives. shapes: not used.
+  data.dir = ''
+  # Where downloads, TFDS sets, prepared arrays and compiled programs are kept;
+  # '' is $XDG_CACHE_HOME/unet_jax or ~/.cache/unet_jax.
+  data.cache_dir = ''
+  # tfds: name of the data set, and its features that hold image and mask.
+  data.name = 'oxford_iiit_pet'
+  data.image_key = 'image'
+  data.mask_key = 'segmentation_mask'
+  # Splits to train on and to evaluate on while training. tfds: any TFDS split,
+  # `train[:90%]` too. folder: `train`, `val`, `test` where they exist. shapes:
+  # `train`, `test`. `auto`: `val`, else `test`, else a part held out of `train`.
+  data.train_split = 'train'
+  data.eval_split = 'auto'
+  # folder without a `val` or `test`: the fraction of `train` that is held out
+  # as `val`, chosen by `seed` (`random`) or as one block at the end in the
+  # order of the names (`last`: for stacks and videos, whose neighbours look
+  # alike).
+  data.val_fraction = 0.2
+  data.holdout = 'random'
+  # shapes: how many images are drawn for `train` and for `test`.
+  data.num_train = 2000
+  data.num_eval = 400
+  # Height and width of what enters the network, in pixels.
+  data.image_size = (64, 64)
+  # Channels of what enters the network: 1 (grey) or 3 (RGB).
+  data.num_channels = 3
+  # 1: one sigmoid channel, background against foreground. Otherwise softmax.
+  data.num_classes = 4
+  # A name for each class (two names where num_classes is 1); () numbers them.
+  data.class_names = ()
+  # Table from mask values to classes: ((value, class), ...); a value may be an
+  # (r, g, b) colour, a class may be 255, which is ignored in losses and
+  # metrics. () means that the values are the classes.
+  data.mask_values = ()
+  # Images that are not 8 bit: `dtype` scales the whole range of the stored type
+  # to 0..255 (floats: 0..1), `image` each image's own minimum and maximum.
+  data.intensity = 'dtype'
+  # To image_size: `stretch` (aspect ratio lost), `pad` (fit inside, the rest 0
+  # and ignored in the mask) or `crop` (cover, cut at the centre).
+  data.resize = 'stretch'
+  # Per channel, of values in 0..1: the network sees (value - mean) / std.
+  data.mean = (0.5, 0.5, 0.5)
+  data.std = (0.25, 0.25, 0.25)
+  # Images in a step over all devices and processes, before accumulation.
+  data.batch_size = 16
+  # `disk`: prepared arrays built once and memory-mapped; `memory`: built in
+  # memory at each start, nothing written; `none`: decoded at each access.
+  data.cache = 'disk'
+  # Threads that decode and read; 0: one per core.
+  data.num_workers = 0
+  # An image or mask that cannot be decoded: `stop` or `skip` (left out, listed).
+  data.on_error = 'stop'
+
+  config.augment = augment = config_dict.ConfigDict()
+  # Probabilities, per image; all of it runs on the device inside the step.
+  augment.flip_horizontal = 0.5
+  augment.flip_vertical = 0.0
+
+  config.model = model = config_dict.ConfigDict()
+  # Number of 2x downsamplings, 0 to 6.
+  model.depth = 3
+  # Stage i has base_features * 2**i channels, at most max_features.
+  model.base_features = 16
+  model.max_features = 1024
+  # `transpose` (2x2, stride 2), `bilinear`, `nearest` or `pixel_shuffle`; the
+  # last three are followed by a convolution of upsample_kernel x
+  # upsample_kernel pixels (1, 2 or 3) that halves the channels.
+  model.upsample = 'transpose'
+  model.upsample_kernel = 1
+  # What the decoder does with the encoder's features: `concat`, `add`, `none`.
+  model.skip = 'concat'
+  # `none`, `batch`, `group` (norm_groups groups, fewer where the channels do
+  # not divide), `instance` or `layer`; after each 3x3 convolution.
+  model.norm = 'batch'
+  model.norm_groups = 8
+  # `relu`, `leaky_relu`, `elu`, `gelu` or `silu`.
+  model.activation = 'relu'
+  # Rate of the dropout at the end of the encoder, 0 to below 1.
+  model.dropout = 0.0
+  # `same`: output as large as the input, any size. `valid`: the 2015 paper's
+  # unpadded convolutions; the output is smaller, the mask's centre is used.
+  model.padding = 'same'
+  # Of activations and products: `float32` or `bfloat16`. Parameters, norm
+  # statistics, logits and losses are float32 either way.
+  model.dtype = 'float32'
+  # Recompute each stage's activations in the backward pass: less memory, about
+  # a third more time.
+  model.remat = False
+
+  config.loss = loss = config_dict.ConfigDict()
+  # The loss is the sum of these terms, each times its weight; 0 leaves it out.
+  loss.weights = config_dict.ConfigDict()
+  loss.weights.cross_entropy = 1.0
+  loss.weights.dice = 0.0
+  # One factor per class (two where num_classes is 1), or () for equal ones.
+  loss.class_weights = ()
+  # Cross-entropy against (1 - s) * one_hot + s / num_classes, 0 to below 1.
+  loss.label_smoothing = 0.0
+
+  config.optimizer = optimizer = config_dict.ConfigDict()
+  # `adamw` or `sgd`.
+  optimizer.name = 'adamw'
+  # Peak learning rate; warmup_steps linear steps from 0 up to it, then
+  # `cosine`, `linear` (both down to end_factor times the peak at
+  # train.num_steps) or `constant`.
+  optimizer.learning_rate = 2e-3
+  optimizer.warmup_steps = 50
+  optimizer.schedule = 'cosine'
+  optimizer.end_factor = 0.0
+  # adamw: decay rates of the two moments, and the term in the denominator.
+  optimizer.b1 = 0.9
+  optimizer.b2 = 0.999
+  optimizer.eps = 1e-8
+  # sgd.
+  optimizer.momentum = 0.9
+  optimizer.nesterov = False
+  # Decoupled, on kernels only (not on biases nor norm parameters).
+  optimizer.weight_decay = 1e-4
+  # Gradients are scaled down to this global norm; 0: off.
+  optimizer.clip_norm = 1.0
+  # The batch is run in this many parts, one after the other, with the gradients
+  # summed: memory of a part, gradient of the whole.
+  optimizer.accumulate_steps = 1
+  # Exponential moving average of parameters (and norm statistics), used to
+  # evaluate; the rate is min(ema_decay, (1 + step) / (10 + step)); 0: off.
+  optimizer.ema_decay = 0.99
+
+  config.train = train = config_dict.ConfigDict()
+  # Updates of the parameters.
+  train.num_steps = 400
+
+  config.eval = evaluation = config_dict.ConfigDict()
+  # Steps between evaluations of the whole eval split; 0: only at the end.
+  evaluation.every = 200
+  # --mode=evaluate: the split, named as in data.eval_split; '' is that one.
+  evaluation.split = ''
+  # `ema` (where the run has one) or `raw` parameters.
+  evaluation.params = 'ema'
+  # Classes that together are the foreground of a further, binary score, by
+  # name: ('pet', 'border'); () leaves it out.
+  evaluation.foreground = ()
+
+  config.checkpoint = checkpoint = config_dict.ConfigDict()
+  # Steps between checkpoints; each evaluation and the end save one as well.
+  checkpoint.every = 200
+  # How many of the newest, and how many of the best by best_metric, are kept.
+  checkpoint.keep_latest = 2
+  checkpoint.keep_best = 1
+  # A figure of an evaluation, larger is better (`-eval/loss` turns it round).
+  checkpoint.best_metric = 'eval/dataset_miou'
+  # --mode=evaluate: `latest` or `best`, or the step where it is not -1.
+  checkpoint.which = 'latest'
+  checkpoint.step = -1
+
+  config.mesh = mesh = config_dict.ConfigDict()
+  # Devices along each axis; -1: all that the others leave. The batch is split
+  # over data and fsdp, rows of an image over spatial, parameters and optimiser
+  # state over fsdp.
+  mesh.data = -1
+  mesh.fsdp = 1
+  mesh.spatial = 1
+
+  config.log = log = config_dict.ConfigDict()
+  # Steps between lines of metrics.jsonl (and of the log where it is no
+  # terminal).
+  log.every = 20
+  # Also write TensorBoard event files.
+  log.tensorboard = True
+  # Examples in the figure of predictions; 0: no figures.
+  log.num_figures = 6
+
+  return config.lock()

@@ -1,0 +1,1 @@
+"""A U-Net of configurable depth for image segmentation, in JAX."""

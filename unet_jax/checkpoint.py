@@ -1,0 +1,211 @@
+"""Checkpoints in a workdir: state, data position and config together.
+
+Orbax writes them asynchronously into a temporary folder and renames it when all
+is on disk, so that a run that dies in the middle leaves the earlier ones whole.
+"""
+
+import json
+import logging
+import os
+import shutil
+from typing import Any
+
+import jax
+import ml_collections
+import orbax.checkpoint as ocp
+from unet_jax import config as config_lib
+from unet_jax import errors
+from unet_jax.train_state import TrainState
+
+_log = logging.getLogger(__name__)
+
+_policies = ocp.checkpoint_managers
+
+
+def metric_value(metrics: dict[str, float], name: str) -> float:
+  """Returns a named metric, larger is better; '-name' turns it round.
+
+  A metric that is missing or NaN is worse than any other.
+  """
+  sign = -1 if name.startswith('-') else 1
+  value = metrics.get(name.lstrip('-'))
+  return sign * value if value is not None and value == value else -float('inf')
+
+
+class Checkpoints:
+  """The checkpoints of a workdir.
+
+  Args:
+    workdir: absolute path; they are in `workdir/checkpoints/STEP`.
+    config: of the run that is asked for; saved with each checkpoint.
+    read_only: nothing is written, nor cleaned up.
+  """
+
+  def __init__(
+      self,
+      workdir: str,
+      config: ml_collections.ConfigDict,
+      read_only: bool = False,
+  ):
+    self._config, self._workdir = config, workdir
+    self._directory = os.path.join(workdir, 'checkpoints')
+    c = config.checkpoint
+    self._metric = lambda metrics: metric_value(metrics, c.best_metric)
+    keep = [_policies.LatestN(c.keep_latest)]
+    if c.keep_best:
+      keep.append(
+          _policies.BestN(
+              get_metric_fn=self._metric,
+              n=c.keep_best,
+              keep_checkpoints_without_metrics=False,
+          )
+      )
+    self._manager = ocp.CheckpointManager(
+        self._directory,
+        options=ocp.CheckpointManagerOptions(
+            save_decision_policy=_policies.FixedIntervalPolicy(1),
+            preservation_policy=_policies.AnyPreservationPolicy(keep),
+            best_fn=self._metric,
+            create=not read_only,
+            read_only=read_only,
+            cleanup_tmp_directories=not read_only,
+            step_format_fixed_length=8,
+        ),
+    )
+
+  @property
+  def steps(self) -> list[int]:
+    """The steps that have a whole checkpoint, ascending."""
+    return sorted(self._manager.all_steps())
+
+  def save(
+      self,
+      state: TrainState,
+      step: int,
+      data_position: dict[str, Any],
+      metrics: dict[str, float] | None = None,
+  ) -> None:
+    """Starts saving; returns when the arrays may be overwritten.
+
+    Args:
+      state: after update number `step`.
+      step: number of updates done.
+      data_position: `get_state()` of the training data's iterator.
+      metrics: of an evaluation of this state, for the best.
+
+    Raises:
+      UserError: the disk is full or not writable.
+    """
+    if step in self._manager.all_steps():
+      return
+    try:
+      self._check_space(state)
+      self._manager.save(
+          step,
+          args=ocp.args.Composite(
+              state=ocp.args.StandardSave(state),
+              data=ocp.args.JsonSave(data_position),
+              config=ocp.args.JsonSave(json.loads(config_lib.to_json(self._config))),
+          ),
+          metrics=metrics,
+          force=True,
+      )
+    except Exception as e:
+      raise self._save_error(e) from e
+
+  def wait(self) -> None:
+    """Returns when what was saved is on disk; raises like `save`."""
+    try:
+      self._manager.wait_until_finished()
+      self._manager.check_for_errors()
+    except Exception as e:
+      raise self._save_error(e) from e
+
+  def close(self) -> None:
+    self._manager.close()
+
+  def _check_space(self, state: TrainState) -> None:
+    """A full disk is found before anything is written, where it can be."""
+    if jax.process_index():
+      return
+    needed = sum(x.nbytes for x in jax.tree.leaves(state))
+    free = shutil.disk_usage(self._directory).free
+    if free < needed:
+      raise OSError(
+          f'it needs {needed / 1e6:.0f} MB, {free / 1e6:.0f} MB are free'
+      )
+
+  def _save_error(self, e: Exception) -> Exception:
+    """One line for what a user can mend; other exceptions stay as they are."""
+    text = ' '.join(str(e).split())
+    known = ('No space', 'RESOURCE_EXHAUSTED', 'are free', 'Permission denied',
+             'Read-only', 'quota')
+    reason = next((k for k in known if k.lower() in text.lower()), None)
+    if reason is None and not isinstance(e, OSError):
+      return e
+    whole = ', '.join(map(str, self.steps)) or 'none'
+    return errors.UserError(
+        f'{self._directory}: the checkpoint could not be saved '
+        f'({text[:200]}); free space there and run the same command again. '
+        f'Whole checkpoints: {whole}'
+    )
+
+  def saved_config(self, step: int) -> ml_collections.ConfigDict:
+    """Returns the config that a checkpoint was saved with."""
+    restored = self._manager.restore(
+        step, args=ocp.args.Composite(config=ocp.args.JsonRestore())
+    )
+    return config_lib.from_json(json.dumps(restored.config))
+
+  def restore(
+      self, step: int, abstract_state: TrainState
+  ) -> tuple[TrainState, dict[str, Any]]:
+    """Returns the state and the data position of a checkpoint.
+
+    Args:
+      step: one of `steps`.
+      abstract_state: shapes, types and shardings to restore into.
+    """
+    restored = self._manager.restore(
+        step,
+        args=ocp.args.Composite(
+            state=ocp.args.StandardRestore(abstract_state),
+            data=ocp.args.JsonRestore(),
+        ),
+    )
+    _log.info('restored step %d from %s', step, self._directory)
+    return restored.state, restored.data
+
+  def select(self, which: str, step: int) -> int:
+    """Returns the step to evaluate.
+
+    Args:
+      which: `latest` or `best`.
+      step: taken where it is not -1.
+
+    Raises:
+      UserError: there is none.
+    """
+    steps = self.steps
+    if not steps:
+      raise errors.UserError(
+          f'{self._workdir} has no checkpoint; train first, or name the right '
+          '--workdir'
+      )
+    if step != -1:
+      if step not in steps:
+        raise errors.UserError(
+            f'--config.checkpoint.step={step}: {self._workdir} has checkpoints '
+            f'of the steps {", ".join(map(str, steps))}'
+        )
+      return step
+    if which == 'latest':
+      return steps[-1]
+    best = self._manager.best_step()
+    if best is None or self._manager.metrics(best) is None:
+      raise errors.UserError(
+          f'{self._workdir} has no checkpoint with the figure '
+          f'{self._config.checkpoint.best_metric}; use '
+          '--config.checkpoint.which=latest'
+      )
+    return best

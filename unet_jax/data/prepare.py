@@ -1,0 +1,423 @@
+"""Examples of any size to fixed-size uint8 arrays, made once and kept.
+
+A prepared set holds `image` [H, W, C] and `mask` [H, W], both uint8, at random
+access. `prepare` makes it in memory, on disk (memory-mapped, keyed by
+everything that it depends on, so that it is never stale) or at each access.
+"""
+
+import concurrent.futures
+import contextlib
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import pathlib
+import shutil
+import sys
+import tempfile
+import threading
+
+import cv2
+import numpy as np
+import PIL
+import tqdm
+from unet_jax import config as config_lib
+from unet_jax import errors
+from unet_jax.data import sources
+
+_log = logging.getLogger(__name__)
+
+# Raise it when the same sources and config would give other arrays.
+_VERSION = 1
+# Fields that prepared arrays depend on, besides the source's fingerprint.
+_FIELDS = (
+    'image_size',
+    'num_channels',
+    'num_classes',
+    'mask_values',
+    'intensity',
+    'resize',
+    'on_error',
+)
+
+# Threads are ours, a level above; OpenCV's own would fight them.
+cv2.setNumThreads(1)
+
+
+def map_mask(
+    values: np.ndarray, table, num_classes: int, name: str
+) -> np.ndarray:
+  """Returns the classes of a mask's values.
+
+  Args:
+    values: integers [H, W], or uint8 RGB [H, W, 3].
+    table: ((value or (r, g, b), class), ...), or () where values are classes.
+    num_classes: 1 (then classes are 0 and 1) or more.
+    name: of the file, for messages.
+
+  Returns:
+    uint8 [H, W] of 0..num_classes-1 or 255 (ignored).
+
+  Raises:
+    UserError: a value is not in the table; names it, its number of pixels, and
+      the line that would fix it.
+  """
+  num_names = max(num_classes, 2)
+  table = dict(table)
+  colors = any(isinstance(value, tuple) for value in table)
+  if values.ndim == 3:
+    if not colors:
+      raise _color_mask_error(values, table, name)
+    weights = np.array([1 << 16, 1 << 8, 1])
+    values = values.astype(np.int64) @ weights
+    table = {int(np.dot(color, weights)): c for color, c in table.items()}
+  elif colors:
+    # A file whose channels are equal comes as one of them.
+    grey = {k: k[0] for k in table if isinstance(k, tuple) and len(set(k)) == 1}
+    table = {grey.get(k, k): c for k, c in table.items()}
+    table = {k: c for k, c in table.items() if not isinstance(k, tuple)}
+  elif not table:
+    table = {i: i for i in (*range(num_names), config_lib.IGNORE_LABEL)}
+  if values.dtype == np.uint8:
+    return _map_bytes(values, table, num_names, name)
+  known = np.array(sorted(table))
+  place = np.clip(np.searchsorted(known, values), 0, len(known) - 1)
+  if np.any(known[place] != values):
+    raise _unknown_value_error(values, table, num_names, colors, name)
+  return np.array([table[k] for k in known], np.uint8)[place]
+
+
+def _map_bytes(values, table, num_names, name):
+  """`map_mask` by a look-up table of 256 entries."""
+  lookup = np.full(256, -1, np.int16)
+  for value, c in table.items():
+    if 0 <= value < 256:
+      lookup[value] = c
+  mapped = lookup[values]
+  if mapped.min() < 0:
+    raise _unknown_value_error(values, table, num_names, False, name)
+  return mapped.astype(np.uint8)
+
+
+def _unknown_value_error(values, table, num_names, colors, name):
+  """The error for the most frequent value that is not in the table."""
+  found, counts = np.unique(values, return_counts=True)
+  unknown = ~np.isin(found, list(table))
+  value = int(found[unknown][np.argmax(counts[unknown])])
+  count = int(counts[found == value][0])
+  if set(found.tolist()) <= {0, 255} and num_names == 2:
+    hint = (
+        'a mask of 0 and 255 needs '
+        "--config.data.mask_values='((0,0),(255,1))'"
+    )
+  else:
+    shown = value
+    if colors:
+      shown = (value >> 16, value >> 8 & 255, value & 255)
+    hint = (
+        f'add ({shown}, CLASS) to data.mask_values, CLASS in 0..{num_names - 1} '
+        f'or {config_lib.IGNORE_LABEL} to ignore'
+    ).replace(' ', ' ')
+    value = shown
+  return errors.UserError(
+      f'{name}: value {value} in {count} of {values.size} pixels is not in '
+      f'data.mask_values; {hint}'
+  )
+
+
+def _color_mask_error(values, table, name):
+  """The error for an RGB mask without a table of colours."""
+  found, counts = np.unique(
+      values.reshape(-1, 3), axis=0, return_counts=True
+  )
+  order = np.argsort(-counts, kind='stable')[:6]
+  lines = ','.join(
+      f'(({",".join(map(str, found[k].tolist()))}),{i})'
+      for i, k in enumerate(order)
+  )
+  more = ', ...' if len(found) > len(order) else ''
+  del table
+  return errors.UserError(
+      f'{name}: the mask is an RGB image of {len(found)} colours, not a map of '
+      'classes; give each colour its class, such as '
+      f"--config.data.mask_values='({lines})'{more}"
+  )
+
+
+def _scaled_size(size, target, resize: str) -> tuple[int, int]:
+  """Height and width after scaling, before padding or cropping."""
+  if resize == 'stretch':
+    return tuple(target)
+  ratios = [t / s for s, t in zip(size, target)]
+  ratio = min(ratios) if resize == 'pad' else max(ratios)
+  pick = min if resize == 'pad' else max
+  return tuple(
+      pick(max(round(s * ratio), 1), t) for s, t in zip(size, target)
+  )
+
+
+def _fit(array: np.ndarray, target, fill: int) -> np.ndarray:
+  """Pads with `fill` or crops [H, W, ...] at the centre to `target`."""
+  for axis, t in enumerate(target):
+    n = array.shape[axis]
+    if n > t:
+      start = (n - t) // 2
+      array = np.take(array, range(start, start + t), axis)
+    elif n < t:
+      widths = [(0, 0)] * array.ndim
+      widths[axis] = ((t - n) // 2, t - n - (t - n) // 2)
+      array = np.pad(array, widths, constant_values=fill)
+  return array
+
+
+def resize_pair(
+    image: np.ndarray, mask: np.ndarray, target: tuple[int, int], resize: str
+) -> tuple[np.ndarray, np.ndarray]:
+  """Brings an image and its mask to one size, pixel on pixel.
+
+  Images are averaged over areas where they shrink and interpolated linearly
+  where they grow; masks take the value at the centre of each new pixel. Both
+  align the corners of the picture, so that neither moves against the other.
+
+  Args:
+    image: uint8 [H, W, C].
+    mask: uint8 [H, W].
+    target: height and width.
+    resize: `stretch`, `pad` (with 0, and 255 in the mask) or `crop`.
+
+  Returns:
+    uint8 [*target, C] and uint8 [*target].
+  """
+  size = _scaled_size(image.shape[:2], target, resize)
+  if size != image.shape[:2]:
+    shrinks = size[0] < image.shape[0] or size[1] < image.shape[1]
+    image = cv2.resize(
+        image,
+        size[::-1],
+        interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR,
+    ).reshape(*size, image.shape[2])
+    # INTER_NEAREST takes the corner of a pixel, half a pixel off.
+    mask = cv2.resize(mask, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+  if size != tuple(target):
+    image = _fit(image, target, 0)
+    mask = _fit(mask, target, config_lib.IGNORE_LABEL)
+  return image, mask
+
+
+def prepare_example(example: sources.Example, data) -> dict[str, np.ndarray]:
+  """Checks and converts one example of a source.
+
+  Args:
+    example: see sources.py.
+    data: the section `data` of the config.
+
+  Returns:
+    `image` uint8 [H, W, C] and `mask` uint8 [H, W] of data.image_size.
+
+  Raises:
+    UserError: sizes differ, or a mask value is not in the table.
+  """
+  image, mask = example['image'], example['mask']
+  if image.shape[:2] != mask.shape[:2]:
+    hint = ''
+    if image.shape[:2] == mask.shape[1::-1]:
+      hint = '; the one is the other turned: an EXIF rotation, applied to one?'
+    raise errors.UserError(
+        f'{example["name"]} is {image.shape[1]} x {image.shape[0]} pixels, '
+        f'{example["mask_name"]} {mask.shape[1]} x {mask.shape[0]} (width x '
+        f'height); make the mask of the image as it is stored{hint}'
+    )
+  mask = map_mask(
+      mask, data.mask_values, data.num_classes, example['mask_name']
+  )
+  image, mask = resize_pair(image, mask, data.image_size, data.resize)
+  return {'image': image, 'mask': mask}
+
+
+class OnTheFly:
+  """A prepared set that is decoded at each access."""
+
+  def __init__(self, source: sources.Source, data):
+    self._source, self._data = source, data
+
+  def __len__(self) -> int:
+    return len(self._source)
+
+  def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+    return prepare_example(self._source[index], self._data)
+
+
+class Prepared:
+  """A prepared set in arrays (in memory, or memory-mapped)."""
+
+  def __init__(self, images: np.ndarray, masks: np.ndarray, kept: np.ndarray):
+    # The rows that were decoded: all of them unless on_error is `skip`.
+    self._images, self._masks, self._kept = images, masks, kept
+
+  def __len__(self) -> int:
+    return len(self._kept)
+
+  def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+    row = self._kept[index]
+    return {'image': self._images[row], 'mask': self._masks[row]}
+
+
+def num_workers(config) -> int:
+  """Threads that decode and read."""
+  return config.data.num_workers or len(os.sched_getaffinity(0))
+
+
+def prepare(config, split: str):
+  """Returns the prepared set of a split, building it where it is not there.
+
+  Raises:
+    UserError: any example is bad (see `prepare_example` and the sources), or
+      the cache cannot be written.
+  """
+  source = sources.make_source(config, split)
+  if config.data.cache == 'none':
+    return OnTheFly(source, config.data)
+  description = f'preparing {split}'
+  if config.data.cache == 'memory':
+    shapes = _array_shapes(len(source), config)
+    arrays = [np.empty(shape, np.uint8) for shape in shapes]
+    skipped = _fill(source, config, *arrays, description)
+    return _checked(Prepared(*arrays, _kept(len(source), skipped)), skipped)
+  folder = pathlib.Path(config_lib.cache_dir(config), 'prepared')
+  path = folder / cache_key(source, config)
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    with _lock(path.with_suffix('.lock'), description):
+      if not path.exists():
+        _build(source, config, path, description)
+  except OSError as e:
+    raise errors.UserError(
+        f'{path}: cannot keep the prepared arrays there '
+        f'({e.strerror or e}); free space, set --config.data.cache_dir=DIR, or '
+        'use --config.data.cache=memory'
+    ) from e
+  return _load(path)
+
+
+def _array_shapes(n: int, config):
+  size = tuple(config.data.image_size)
+  return (n, *size, config.data.num_channels), (n, *size)
+
+
+def _kept(n: int, skipped) -> np.ndarray:
+  return np.setdiff1d(np.arange(n), [s['index'] for s in skipped])
+
+
+def cache_key(source: sources.Source, config) -> str:
+  """A name that changes with whatever the arrays depend on."""
+  depends_on = {
+      'version': _VERSION,
+      'libraries': [PIL.__version__, cv2.__version__],
+      'source': source.fingerprint,
+      **{field: config.data[field] for field in _FIELDS},
+  }
+  text = json.dumps(depends_on, sort_keys=True, default=str)
+  return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+@contextlib.contextmanager
+def _lock(path: pathlib.Path, description: str):
+  """Holds a lock that the system lets go of when the process dies."""
+  with open(path, 'w') as f:
+    try:
+      fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      _log.info('%s: waiting for another run that builds it', description)
+      fcntl.flock(f, fcntl.LOCK_EX)
+    yield
+
+
+def _build(source, config, path: pathlib.Path, description: str) -> None:
+  """Builds the arrays beside `path` and renames them; the lock is held."""
+  for leftover in path.parent.glob(path.name + '.tmp-*'):
+    shutil.rmtree(leftover)  # Of a run that was killed.
+  temporary = pathlib.Path(
+      tempfile.mkdtemp(prefix=path.name + '.tmp-', dir=path.parent)
+  )
+  try:
+    arrays = []
+    for name, shape in zip(
+        ('images', 'masks'), _array_shapes(len(source), config)
+    ):
+      file = temporary / f'{name}.npy'
+      arrays.append(
+          np.lib.format.open_memmap(file, 'w+', np.uint8, shape)
+      )
+      # Otherwise a full disk is a bus error in the middle of writing.
+      with open(file, 'r+b') as f:
+        os.posix_fallocate(f.fileno(), 0, file.stat().st_size)
+    skipped = _fill(source, config, *arrays, description)
+    for array in arrays:
+      array.flush()
+    meta = {'length': len(source), 'skipped': skipped}
+    (temporary / 'meta.json').write_text(json.dumps(meta, indent=2))
+    temporary.rename(path)
+  except BaseException:
+    shutil.rmtree(temporary, ignore_errors=True)
+    raise
+
+
+def _load(path: pathlib.Path) -> Prepared:
+  meta = json.loads((path / 'meta.json').read_text())
+  arrays = [
+      np.load(path / f'{name}.npy', mmap_mode='r')
+      for name in ('images', 'masks')
+  ]
+  kept = _kept(meta['length'], meta['skipped'])
+  return _checked(Prepared(*arrays, kept), meta['skipped'])
+
+
+def _checked(prepared: Prepared, skipped) -> Prepared:
+  """Lists what was left out, and refuses an empty rest."""
+  for entry in skipped:
+    _log.warning('left out: %s', entry['reason'])
+  if not len(prepared):
+    raise errors.UserError(
+        f'none of the {len(skipped)} pairs could be decoded; the first: '
+        f'{skipped[0]["reason"]}'
+    )
+  return prepared
+
+
+def _fill(source, config, images, masks, description: str) -> list[dict]:
+  """Prepares every example into its row, in parallel, with a bar.
+
+  Returns:
+    [{'index', 'reason'}] of what could not be decoded and is left out.
+  """
+  skipped = []
+  stop = threading.Event()
+
+  def work(index):
+    if stop.is_set():
+      return
+    try:
+      example = prepare_example(source[index], config.data)
+    except errors.DecodeError as e:
+      if config.data.on_error == 'stop':
+        raise
+      skipped.append({'index': index, 'reason': str(e)})
+      return
+    images[index], masks[index] = example['image'], example['mask']
+
+  _log.info('%s: %d examples', description, len(source))
+  bar = tqdm.tqdm(
+      total=len(source),
+      desc=description,
+      unit='image',
+      disable=not sys.stderr.isatty(),
+  )
+  with bar, concurrent.futures.ThreadPoolExecutor(num_workers(config)) as pool:
+    try:
+      for _ in pool.map(work, range(len(source))):
+        bar.update()
+    except BaseException:
+      stop.set()  # What is queued returns at once.
+      raise
+  return sorted(skipped, key=lambda s: s['index'])

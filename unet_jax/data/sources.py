@@ -1,0 +1,358 @@
+"""Where examples come from: tfds, folder or shapes.
+
+A source is random access over one split: `len(source)` and `source[i]`, a dict
+
+  image: uint8 [H, W, C] with C = data.num_channels
+  mask:  integers [H, W], or uint8 RGB [H, W, 3], as stored
+  name:  str, what a person would call the example
+  mask_name: str, the file that the mask came from, where it has one
+
+`source.fingerprint` is a JSON-able value that changes with the examples.
+Sources are read from many threads at once.
+"""
+
+import logging
+import os
+import pathlib
+import re
+from typing import Any, Protocol
+
+import numpy as np
+from unet_jax import config as config_lib
+from unet_jax import errors
+from unet_jax.data import decode
+
+_log = logging.getLogger(__name__)
+
+Example = dict[str, Any]
+
+
+class Source(Protocol):
+  """Random access over the examples of a split."""
+
+  fingerprint: Any
+
+  def __len__(self) -> int:
+    ...
+
+  def __getitem__(self, index: int) -> Example:
+    ...
+
+
+class TfdsSource:
+  """A split of a TFDS data set, read without TensorFlow."""
+
+  def __init__(self, config, split: str):
+    import tensorflow_datasets as tfds
+
+    data = config.data
+    self._data = data
+    if data.name == 'oxford_iiit_pet':
+      from unet_jax.data import oxford_iiit_pet
+
+      builder = oxford_iiit_pet.prepare(
+          data.dir, config_lib.cache_dir(config)
+      )
+    else:
+      builder = _prepare_tfds(config)
+    if split == 'auto':
+      split = _first_of(('val', 'validation', 'test'), builder.info.splits)
+    features = builder.info.features
+    for key in (data.image_key, data.mask_key):
+      if key not in features:
+        raise errors.UserError(
+            f'TFDS set {data.name} has no feature {key!r}'
+            f'{config_lib.nearest(key, features)}; set --config.data.image_key '
+            f'and data.mask_key to two of {", ".join(sorted(features))}'
+        )
+    skip = tfds.decode.SkipDecoding()
+    try:
+      self._records = builder.as_data_source(
+          split,
+          decoders={data.image_key: skip, data.mask_key: skip},
+      )
+    except (KeyError, ValueError) as e:
+      raise errors.UserError(
+          f'TFDS set {data.name} has no split {split!r}; it has '
+          f'{", ".join(builder.info.splits)}'
+      ) from e
+    self.fingerprint = ['tfds', builder.info.full_name, split, str(builder.data_path)]
+
+  def __len__(self) -> int:
+    return len(self._records)
+
+  def __getitem__(self, index: int) -> Example:
+    record, data = self._records[index], self._data
+    name = record.get('file_name', f'{data.name}[{index}]')
+    name = name.decode() if isinstance(name, bytes) else str(name)
+    return {
+        'image': decode.decode_image(
+            record[data.image_key], name, data.num_channels, data.intensity
+        ),
+        'mask': decode.decode_mask(record[data.mask_key], f'the mask of {name}'),
+        'name': name,
+        'mask_name': f'the mask of {name}',
+    }
+
+
+def _prepare_tfds(config):
+  """Any other TFDS set, with TFDS's own builder."""
+  import tensorflow_datasets as tfds
+
+  data = config.data
+  if data.dir:
+    raise errors.UserError(
+        f'--config.data.dir with the TFDS set {data.name}: only '
+        'oxford_iiit_pet is read from a local copy; leave data.dir out to '
+        'download, or use --config=configs/folder.py'
+    )
+  try:
+    builder = tfds.builder(
+        data.name,
+        data_dir=os.path.join(config_lib.cache_dir(config), 'tfds'),
+        file_format='array_record',
+    )
+    builder.download_and_prepare()
+  except tfds.core.registered.DatasetNotFoundError as e:
+    raise errors.UserError(
+        f'--config.data.name={data.name}: TFDS has no such set'
+        f'{config_lib.nearest(data.name, tfds.list_builders())}'
+    ) from e
+  return builder
+
+
+def _first_of(names, available) -> str:
+  for name in names:
+    if name in available:
+      return name
+  raise errors.UserError(
+      f'data.eval_split=auto finds none of {", ".join(names)} among the splits '
+      f'{", ".join(available)}; name one with --config.data.eval_split'
+  )
+
+
+def _natural_key(name: str) -> list:
+  """Sorts slice_2 before slice_10."""
+  return [int(s) if s.isdigit() else s for s in re.split(r'(\d+)', name)]
+
+
+class FolderSource:
+  """Images and masks in folders, paired by file stem (see configs/folder.py)."""
+
+  def __init__(self, config, split: str):
+    self._data = config.data
+    root = pathlib.Path(config.data.dir).expanduser()
+    if not root.is_dir():
+      raise errors.UserError(
+          f'--config.data.dir={config.data.dir}: no such folder'
+      )
+    self._pairs = _find_pairs(root, split, config)
+    self.fingerprint = [
+        'folder',
+        [_file_stamp(p) for pair in self._pairs for p in pair],
+    ]
+
+  def __len__(self) -> int:
+    return len(self._pairs)
+
+  def __getitem__(self, index: int) -> Example:
+    image_path, mask_path = self._pairs[index]
+    data = self._data
+    image = decode.decode_image(
+        _read_bytes(image_path),
+        str(image_path),
+        data.num_channels,
+        data.intensity,
+    )
+    mask = decode.decode_mask(_read_bytes(mask_path), str(mask_path))
+    return {
+        'image': image,
+        'mask': mask,
+        'name': str(image_path),
+        'mask_name': str(mask_path),
+    }
+
+
+def _read_bytes(path: pathlib.Path) -> bytes:
+  try:
+    return path.read_bytes()
+  except OSError as e:
+    raise errors.DecodeError(
+        f'{path} cannot be read ({e.strerror}); mend it, or leave such pairs '
+        'out with --config.data.on_error=skip'
+    ) from e
+
+
+def _file_stamp(path: pathlib.Path) -> list:
+  stat = path.stat()
+  return [str(path.resolve()), stat.st_size, stat.st_mtime_ns]
+
+
+def _find_pairs(root: pathlib.Path, split: str, config):
+  """Returns [(image path, mask path), ...] of a split, in natural order."""
+  folders = [s for s in ('train', 'val', 'test') if (root / s).is_dir()]
+  usable = [s for s in folders if (root / s / 'masks').is_dir()]
+  lists = [s for s in ('train', 'val', 'test') if (root / f'{s}.txt').is_file()]
+  if not usable and not (root / 'images').is_dir():
+    raise errors.UserError(
+        f'--config.data.dir={root}: has neither images/ and masks/, nor '
+        'train/ with images/ and masks/ in it'
+        + _what_is_in(root)
+    )
+  for name in sorted(set(folders) - set(usable)):
+    _log.info('%s has no masks/: not used', root / name)
+  splits = usable or lists or ['train']
+  if split == 'auto':
+    split = next((s for s in ('val', 'test') if s in splits), 'val')
+  held_out = 'val' not in splits and 'test' not in splits
+  if held_out:
+    splits = ['train', 'val']
+  if split not in splits:
+    raise errors.UserError(
+        f'{root} has no split {split!r}{config_lib.nearest(split, splits)}; '
+        f'it has {", ".join(splits)}'
+    )
+  part = 'train' if held_out else split
+  folder = root / part if usable else root
+  pairs = _pair_files(folder)
+  if lists and not usable:
+    pairs = _listed(pairs, root / f'{part}.txt')
+  return _hold_out(pairs, split, config, folder) if held_out else pairs
+
+
+def _what_is_in(root: pathlib.Path) -> str:
+  names = sorted(p.name for p in root.iterdir())
+  if not names:
+    return ' (it is empty)'
+  more = f' and {len(names) - 6} more' if len(names) > 6 else ''
+  return f' (it has {", ".join(names[:6])}{more})'
+
+
+def _files_by_stem(folder: pathlib.Path) -> dict[str, pathlib.Path]:
+  """Returns {stem: path} of the image files of a folder, in natural order."""
+  if not folder.is_dir():
+    raise errors.UserError(f'{folder}: no such folder; put the files there')
+  files = {}
+  for entry in os.scandir(folder):
+    path = pathlib.Path(entry.path)
+    if path.name.startswith('.') or path.suffix.lower() not in decode.EXTENSIONS:
+      continue
+    if path.stem in files:
+      raise errors.UserError(
+          f'{path} and {files[path.stem]} have the same stem; pairs are made by '
+          'stem, rename or remove one'
+      )
+    files[path.stem] = path
+  if not files:
+    raise errors.UserError(
+        f'{folder}: has no image files ({", ".join(decode.EXTENSIONS)})'
+    )
+  return dict(sorted(files.items(), key=lambda item: _natural_key(item[0])))
+
+
+def _pair_files(folder: pathlib.Path):
+  images = _files_by_stem(folder / 'images')
+  masks = _files_by_stem(folder / 'masks')
+  for have, want, what in (
+      (images, masks, 'mask'),
+      (masks, images, 'image'),
+  ):
+    missing = [stem for stem in have if stem not in want]
+    if missing:
+      other = folder / f'{what}s'
+      raise errors.UserError(
+          f'{have[missing[0]]} has no {what}: {other} has no file with the stem '
+          f'{missing[0]!r}{config_lib.nearest(missing[0], want)}; '
+          f'{len(missing)} file(s) like this. Add the {what} or remove the file'
+      )
+  return [(path, masks[stem]) for stem, path in images.items()]
+
+
+def _listed(pairs, path: pathlib.Path):
+  """The pairs whose stems a list names, in the list's order."""
+  if not path.is_file():
+    raise errors.UserError(f'{path}: no such list of stems')
+  by_stem = {image.stem: (image, mask) for image, mask in pairs}
+  lines = [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
+  chosen = []
+  for line in lines:
+    # Lists name stems or files.
+    stem = line if line in by_stem else pathlib.Path(line).stem
+    if stem not in by_stem:
+      raise errors.UserError(
+          f'{path} names {line}, which images/ does not have'
+          f'{config_lib.nearest(line, by_stem)}'
+      )
+    chosen.append(by_stem[stem])
+  if not chosen:
+    raise errors.UserError(f'{path}: is empty; one stem a line')
+  return chosen
+
+
+def _hold_out(pairs, split: str, config, folder: pathlib.Path):
+  """Splits pairs into train and val as data.val_fraction and holdout say."""
+  count = max(round(len(pairs) * config.data.val_fraction), 1)
+  if count >= len(pairs):
+    raise errors.UserError(
+        f'{folder}: {len(pairs)} pair(s) leave nothing to train on once '
+        f'data.val_fraction={config.data.val_fraction} is held out'
+    )
+  order = np.arange(len(pairs))
+  if config.data.holdout == 'random':
+    order = np.random.default_rng(config.seed).permutation(order)
+  chosen = order[-count:] if split == 'val' else order[:-count]
+  return [pairs[i] for i in sorted(chosen)]
+
+
+class ShapesSource:
+  """Drawn images; the example is a function of seed, split and index."""
+
+  def __init__(self, config, split: str):
+    from unet_jax.data import shapes
+
+    self._draw = shapes.draw
+    if split == 'auto':
+      split = 'test'
+    if split not in ('train', 'test'):
+      raise errors.UserError(
+          f'the shapes source has no split {split!r}; it has train, test'
+      )
+    data = config.data
+    if data.num_classes != shapes.NUM_CLASSES or data.num_channels != 3:
+      raise errors.UserError(
+          f'the shapes source draws {shapes.NUM_CLASSES} classes in RGB: '
+          f'data.num_classes must be {shapes.NUM_CLASSES} and '
+          'data.num_channels 3'
+      )
+    self._length = data.num_train if split == 'train' else data.num_eval
+    # The two splits count up from different ends of the seeds.
+    self._seed = (config.seed, ('train', 'test').index(split))
+    self._size = tuple(data.image_size)
+    self.fingerprint = [
+        'shapes', shapes.VERSION, self._seed, self._length, self._size
+    ]
+
+  def __len__(self) -> int:
+    return self._length
+
+  def __getitem__(self, index: int) -> Example:
+    image, mask = self._draw((*self._seed, index), self._size)
+    name = f'shape {index}'
+    return {'image': image, 'mask': mask, 'name': name, 'mask_name': name}
+
+
+SOURCES = {
+    'tfds': TfdsSource,
+    'folder': FolderSource,
+    'shapes': ShapesSource,
+}
+
+
+def make_source(config, split: str) -> Source:
+  """Returns the examples of a split; raises UserError where it has none."""
+  source = SOURCES[config.data.source](config, split)
+  if not len(source):
+    raise errors.UserError(
+        f'split {split!r} of the {config.data.source} source has no example'
+    )
+  return source

@@ -1,0 +1,227 @@
+"""Evaluation of a whole split, in a training run and as --mode=evaluate."""
+
+import functools
+import logging
+import os
+import time
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+import ml_collections
+import numpy as np
+from unet_jax import checkpoint
+from unet_jax import config as config_lib
+from unet_jax import errors
+from unet_jax import losses
+from unet_jax import metric_writer
+from unet_jax import metrics
+from unet_jax import optimizer as optimizer_lib
+from unet_jax import runtime
+from unet_jax import sharding
+from unet_jax import steps
+from unet_jax import train_state
+from unet_jax.data import pipeline
+from unet_jax.data import prepare
+from unet_jax.models import unet
+
+_log = logging.getLogger(__name__)
+
+
+class Evaluator:
+  """Evaluates the variables of one model on one prepared set.
+
+  Args:
+    config: of the run.
+    model: see `unet.create_model`.
+    dataset: see prepare.py.
+    mesh: where it runs.
+  """
+
+  def __init__(
+      self,
+      config: ml_collections.ConfigDict,
+      model: unet.UNet,
+      dataset: Any,
+      mesh: Mesh,
+  ):
+    self._config, self._dataset, self._mesh = config, dataset, mesh
+    self._loss_spec = losses.make_spec(config)
+    everywhere = sharding.replicated(mesh)
+    self._step = jax.jit(
+        functools.partial(
+            steps.eval_step,
+            model=model,
+            loss_spec=self._loss_spec,
+            mean=config.data.mean,
+            std=config.data.std,
+        ),
+        out_shardings={
+            'confusion': everywhere,
+            'loss_total': everywhere,
+            'loss_count': everywhere,
+            # Stays where it is; only the first batch's is ever fetched.
+            'prediction': None,
+        },
+    )
+
+  def run(
+      self, variables: dict[str, Any]
+  ) -> tuple[dict[str, float], list[dict[str, np.ndarray]]]:
+    """Counts every example once.
+
+    Args:
+      variables: `params` and `batch_stats`.
+
+    Returns:
+      The figures `eval/...`, and the first `log.num_figures` examples with
+      `image`, `mask` and `prediction`.
+    """
+    start = time.perf_counter()
+    confusion, totals, counts, shown = [], {}, {}, []
+    pending = None
+    batches = pipeline.eval_batches(self._dataset, self._config, self._mesh)
+
+    def add(result):
+      confusion.append(np.asarray(result['confusion']))
+      for sums, name in ((totals, 'loss_total'), (counts, 'loss_count')):
+        for term, value in result[name].items():
+          sums[term] = sums.get(term, 0.0) + float(value)
+
+    for batch in batches:
+      result = self._step(variables, batch)
+      if pending is None:
+        shown = self._examples(result['prediction'])
+      else:
+        add(pending)  # Of the batch before: the device is never waited for.
+      pending = result
+    add(pending)
+    # The padding is at the end.
+    per_image = np.concatenate(confusion)[: len(self._dataset)]
+    figures = metrics.scores(
+        per_image,
+        config_lib.class_names(self._config),
+        self._config.eval.foreground,
+    )
+    figures['loss'] = _mean_loss(totals, counts, self._loss_spec)
+    figures['seconds'] = time.perf_counter() - start
+    return {f'eval/{k}': v for k, v in figures.items()}, shown
+
+  @property
+  def num_examples(self) -> int:
+    return len(self._dataset)
+
+  def _examples(self, prediction: jax.Array) -> list[dict[str, np.ndarray]]:
+    """The first examples with their predictions, for a figure."""
+    count = min(
+        self._config.log.num_figures, len(self._dataset), len(prediction)
+    )
+    if not count:
+      return []
+    whole = multihost_utils.process_allgather(prediction, tiled=True)
+    return [
+        {**self._dataset[i], 'prediction': np.asarray(whole[i])}
+        for i in range(count)
+    ]
+
+
+def _mean_loss(totals, counts, spec: losses.LossSpec) -> float:
+  return float(losses.weighted_sum(totals, counts, spec))
+
+
+def format_table(figures: dict[str, float], names: tuple[str, ...]) -> str:
+  """Returns the scores of each class, and their means, as aligned text."""
+  reductions = ('dataset_iou', 'image_iou', 'dataset_dice', 'image_dice')
+  names = [*names, *(
+      k.rpartition('/')[2]
+      for k in figures
+      if k.startswith('eval/dataset_iou/') and k.rpartition('/')[2] not in names
+  )]
+  width = max(len(n) for n in (*names, 'mean'))
+  lines = [' ' * width + ''.join(f'{r:>14}' for r in reductions)]
+
+  def row(name, keys):
+    cells = [figures.get(k) for k in keys]
+    shown = ['-' if v is None or v != v else f'{v:.4f}' for v in cells]
+    lines.append(f'{name:<{width}}' + ''.join(f'{s:>14}' for s in shown))
+
+  for name in names:
+    row(name, [f'eval/{r}/{name}' for r in reductions])
+  means = [r.replace('_', '_m') for r in reductions]
+  row('mean', [f'eval/{m}' for m in means])
+  lines.append(
+      f'pixel accuracy {figures["eval/pixel_accuracy"]:.4f}, '
+      f'loss {figures["eval/loss"]:.4f}'
+  )
+  return '\n'.join(lines)
+
+
+def write_results(
+    workdir: str,
+    config: ml_collections.ConfigDict,
+    figures: dict[str, float],
+    examples: list[dict[str, np.ndarray]],
+    **about: Any,
+) -> None:
+  """Writes eval.json and the figure of predictions."""
+  if jax.process_index():
+    return
+  metric_writer.write_json(
+      os.path.join(workdir, 'eval.json'), {**about, **figures}
+  )
+  if examples:
+    from unet_jax import figures as figures_lib  # matplotlib is slow to import.
+
+    figures_lib.draw_predictions(
+        os.path.join(workdir, 'figures', 'predictions.png'),
+        examples,
+        config_lib.class_names(config),
+    )
+
+
+def evaluate(config: ml_collections.ConfigDict, workdir: str) -> None:
+  """Evaluates a checkpoint of a workdir; writes eval.json, prints a table.
+
+  Args:
+    config: its `eval` and `checkpoint` sections say what is evaluated.
+    workdir: absolute path of a training run.
+
+  Raises:
+    UserError: there is no such checkpoint, or it is of another network.
+  """
+  runtime.initialize(config)
+  if not os.path.isdir(os.path.join(workdir, 'checkpoints')):
+    raise errors.UserError(
+        f'{workdir} has no checkpoints/; train first, or name the right '
+        '--workdir'
+    )
+  mesh = sharding.make_mesh(config)
+  checkpoints = checkpoint.Checkpoints(workdir, config, read_only=True)
+  step = checkpoints.select(config.checkpoint.which, config.checkpoint.step)
+  saved = checkpoints.saved_config(step)
+  config_lib.check_evaluable(saved, config, workdir)
+  split = config.eval.split or config.data.eval_split
+  dataset = prepare.prepare(config, split)
+  model = unet.create_model(config)
+  # The optimiser's state has the shape that the checkpoint was saved with.
+  abstract = train_state.abstract_train_state(
+      saved, model, optimizer_lib.make_optimizer(saved), mesh
+  )
+  state, _ = checkpoints.restore(step, abstract)
+  checkpoints.close()
+  which = config.eval.params if state.ema_params is not None else 'raw'
+  figures, examples = Evaluator(config, model, dataset, mesh).run(
+      state.variables(which)
+  )
+  about = {
+      'step': step,
+      'split': split,
+      'params': which,
+      'num_examples': len(dataset),
+  }
+  write_results(workdir, config, figures, examples, **about)
+  if jax.process_index() == 0:
+    print(f'step {step}, {which} parameters, {len(dataset)} images of {split}')
+    print(format_table(figures, config_lib.class_names(config)))
+    _log.info('wrote %s', os.path.join(workdir, 'eval.json'))

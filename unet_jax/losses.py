@@ -1,0 +1,153 @@
+"""Losses on logits and integer masks, all in float32.
+
+A loss is a total over a batch and the count to divide it by. The count depends
+on the masks alone, so that totals of parts of a batch, or of a whole split, add
+up to exactly the loss of the whole.
+"""
+
+from typing import Callable, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from unet_jax import config as config_lib
+
+Array = jax.Array
+
+
+class Loss(NamedTuple):
+  """`total(logits, mask, spec)` and `count(mask, spec)`, both scalars."""
+
+  total: Callable[..., Array]
+  count: Callable[..., Array]
+
+
+class LossSpec(NamedTuple):
+  """The settings that losses share, see configs/default.py, section loss.
+
+  Attributes:
+    weights: ((name in LOSSES, weight), ...).
+    class_weights: a factor per class; () for equal ones.
+    label_smoothing: 0 to below 1.
+  """
+
+  weights: tuple[tuple[str, float], ...] = (('cross_entropy', 1.0),)
+  class_weights: tuple[float, ...] = ()
+  label_smoothing: float = 0.0
+
+
+def _pixel_weights(mask: Array, spec: LossSpec) -> Array:
+  """Each pixel's class weight, 0 where the mask is to be ignored."""
+  valid = (mask != config_lib.IGNORE_LABEL).astype(jnp.float32)
+  if not spec.class_weights:
+    return valid
+  table = jnp.asarray(spec.class_weights, jnp.float32)
+  return valid * table[jnp.where(mask == config_lib.IGNORE_LABEL, 0, mask)]
+
+
+def _cross_entropy_total(logits: Array, mask: Array, spec: LossSpec) -> Array:
+  """Sum over pixels of the weighted cross-entropy in nats.
+
+  Args:
+    logits: float32 [B, H, W, C]; C = 1 is one sigmoid channel.
+    mask: integers [B, H, W] in 0..C-1 (0..1 for C = 1), 255 is ignored.
+    spec: class weights and label smoothing (Szegedy et al. 2016, arXiv
+      1512.00567, section 7).
+  """
+  target = jnp.where(mask == config_lib.IGNORE_LABEL, 0, mask)
+  smoothing = spec.label_smoothing
+  if logits.shape[-1] == 1:
+    target = target.astype(jnp.float32) * (1 - smoothing) + smoothing / 2
+    values = optax.sigmoid_binary_cross_entropy(logits[..., 0], target)
+  else:
+    log_p = jax.nn.log_softmax(logits)
+    # A comparison with the class numbers fuses; a gather does not.
+    hot = target[..., None] == jnp.arange(logits.shape[-1], dtype=target.dtype)
+    values = -jnp.sum(jnp.where(hot, log_p, 0.0), axis=-1)
+    if smoothing:
+      values = (1 - smoothing) * values - smoothing * jnp.mean(log_p, axis=-1)
+  return jnp.sum(values * _pixel_weights(mask, spec))
+
+
+def _cross_entropy_count(mask: Array, spec: LossSpec) -> Array:
+  return jnp.sum(_pixel_weights(mask, spec))
+
+
+def _dice_total(logits: Array, mask: Array, spec: LossSpec) -> Array:
+  """Sum over images of 1 - soft Dice, averaged over classes.
+
+  Milletari et al. 2016 (arXiv 1606.04797), with p + m instead of squares and 1
+  added above and below, so that a class that is absent and not predicted
+  scores 1.
+
+  Args:
+    logits: float32 [B, H, W, C]; C = 1 is one sigmoid channel, its foreground
+      alone is scored.
+    mask: integers [B, H, W], 255 is ignored.
+    spec: its class weights average the classes.
+  """
+  valid = (mask != config_lib.IGNORE_LABEL)[..., None]
+  if logits.shape[-1] == 1:
+    probability = jax.nn.sigmoid(logits)
+    hot = mask[..., None] == 1
+    class_weights = jnp.ones(1)
+  else:
+    probability = jax.nn.softmax(logits)
+    classes = jnp.arange(logits.shape[-1], dtype=mask.dtype)
+    hot = mask[..., None] == classes
+    class_weights = jnp.asarray(spec.class_weights or jnp.ones(classes.shape))
+  probability = probability * valid
+  both = jnp.sum(probability * hot, axis=(1, 2))
+  sizes = jnp.sum(probability, axis=(1, 2)) + jnp.sum(
+      hot, axis=(1, 2), dtype=jnp.float32
+  )
+  dice = (2 * both + 1) / (sizes + 1)
+  per_image = 1 - jnp.average(dice, axis=-1, weights=class_weights)
+  return jnp.sum(per_image * _has_valid(mask))
+
+
+def _has_valid(mask: Array) -> Array:
+  """1.0 for each image with a pixel that is not ignored: [B]."""
+  valid = jnp.any(mask != config_lib.IGNORE_LABEL, axis=(1, 2))
+  return valid.astype(jnp.float32)
+
+
+def _dice_count(mask: Array, spec: LossSpec) -> Array:
+  del spec
+  return jnp.sum(_has_valid(mask))
+
+
+LOSSES = {
+    'cross_entropy': Loss(_cross_entropy_total, _cross_entropy_count),
+    'dice': Loss(_dice_total, _dice_count),
+}
+
+
+def make_spec(config) -> LossSpec:
+  """Returns the settings of a config; terms of weight 0 are left out."""
+  weights = sorted(config.loss.weights.items())
+  return LossSpec(
+      weights=tuple((name, w) for name, w in weights if w),
+      class_weights=tuple(config.loss.class_weights),
+      label_smoothing=config.loss.label_smoothing,
+  )
+
+
+def counts(mask: Array, spec: LossSpec) -> dict[str, Array]:
+  """Returns each term's count over a batch: {name: scalar}."""
+  return {name: LOSSES[name].count(mask, spec) for name, _ in spec.weights}
+
+
+def totals(logits: Array, mask: Array, spec: LossSpec) -> dict[str, Array]:
+  """Returns each term's total over a batch: {name: scalar}."""
+  return {
+      name: LOSSES[name].total(logits, mask, spec) for name, _ in spec.weights
+  }
+
+
+def weighted_sum(total, count, spec: LossSpec):
+  """Returns the loss of totals and counts; a term that counts nothing is 0."""
+  return sum(
+      weight * total[name] / jnp.maximum(count[name], 1e-12)
+      for name, weight in spec.weights
+  )

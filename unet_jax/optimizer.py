@@ -1,0 +1,48 @@
+"""Optimiser and learning-rate schedule of a config, from optax."""
+
+import jax
+import optax
+
+
+def make_schedule(config) -> optax.Schedule:
+  """Returns step -> learning rate: linear warm-up, then the schedule."""
+  o = config.optimizer
+  peak, end = o.learning_rate, o.learning_rate * o.end_factor
+  rest = max(config.train.num_steps - o.warmup_steps, 1)
+  after = {
+      'cosine': lambda: optax.cosine_decay_schedule(
+          peak, rest, alpha=o.end_factor
+      ),
+      'linear': lambda: optax.linear_schedule(peak, end, rest),
+      'constant': lambda: optax.constant_schedule(peak),
+  }[o.schedule]()
+  if not o.warmup_steps:
+    return after
+  # From peak / warmup_steps at step 0, so that the first step does something.
+  warmup = optax.linear_schedule(
+      peak / o.warmup_steps, peak, max(o.warmup_steps - 1, 1)
+  )
+  return optax.join_schedules([warmup, after], [o.warmup_steps])
+
+
+def _decay_mask(params):
+  """True for kernels: weight decay leaves biases and norm parameters alone."""
+  return jax.tree.map_with_path(
+      lambda path, _: path[-1].key == 'kernel', params
+  )
+
+
+def make_optimizer(config) -> optax.GradientTransformation:
+  """Returns the chain: clip, moments, decoupled decay of kernels, schedule."""
+  o = config.optimizer
+  parts = []
+  if o.clip_norm:
+    parts.append(optax.clip_by_global_norm(o.clip_norm))
+  if o.name == 'adamw':  # Loshchilov and Hutter 2019, arXiv 1711.05101.
+    parts.append(optax.scale_by_adam(b1=o.b1, b2=o.b2, eps=o.eps))
+  else:
+    parts.append(optax.trace(decay=o.momentum, nesterov=o.nesterov))
+  if o.weight_decay:
+    parts.append(optax.add_decayed_weights(o.weight_decay, mask=_decay_mask))
+  parts.append(optax.scale_by_learning_rate(make_schedule(config)))
+  return optax.chain(*parts)

@@ -1,0 +1,73 @@
+"""What surrounds a run: processes, compiled programs that are kept, signals."""
+
+import hashlib
+import os
+import pathlib
+import platform
+import signal
+
+import jax
+from jax.experimental import multihost_utils
+from unet_jax import config as config_lib
+from unet_jax import sharding
+
+
+def initialize(config) -> None:
+  """To be called before anything asks for a device."""
+  sharding.initialize_distributed()
+  if not os.environ.get('JAX_COMPILATION_CACHE_DIR'):
+    folder = os.path.join(config_lib.cache_dir(config), 'xla', _machine())
+    jax.config.update('jax_compilation_cache_dir', folder)
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+
+
+def _machine() -> str:
+  """A name for what compiled CPU code depends on: the processor's features.
+
+  A home folder is often shared by machines that differ in them.
+  """
+  info = pathlib.Path('/proc/cpuinfo')
+  features = platform.processor()
+  if info.exists():
+    lines = info.read_text().splitlines()
+    features = next(
+        (s for s in lines if s.startswith(('flags', 'Features'))), features
+    )
+  digest = hashlib.sha256(features.encode()).hexdigest()[:8]
+  return f'{platform.machine()}-{digest}'
+
+
+class Interrupt:
+  """Turns the first SIGTERM or Ctrl-C into a request to stop at a step's end.
+
+  A second Ctrl-C stops at once. In a run of many processes JAX's preemption
+  service receives SIGTERM and makes all of them stop at the same step.
+  """
+
+  def __init__(self):
+    self.signal: int | None = None
+    self._previous = {}
+
+  def __enter__(self) -> 'Interrupt':
+    if jax.process_count() == 1:
+      for number in (signal.SIGTERM, signal.SIGINT):
+        self._previous[number] = signal.signal(number, self._receive)
+    return self
+
+  def __exit__(self, *unused) -> None:
+    for number, handler in self._previous.items():
+      signal.signal(number, handler)
+
+  def _receive(self, number, frame) -> None:
+    del frame
+    if self.signal is not None:
+      raise KeyboardInterrupt
+    self.signal = number
+
+  def requested(self, step: int) -> bool:
+    """Whether to save and stop after `step`; the same in every process."""
+    if jax.process_count() == 1:
+      return self.signal is not None
+    if multihost_utils.reached_preemption_sync_point(step):
+      self.signal = signal.SIGTERM
+    return self.signal is not None

@@ -1,0 +1,170 @@
+"""Processes, the device mesh, and who holds what.
+
+The mesh has the axes `data`, `fsdp` and `spatial`. A batch is split over data
+and fsdp, the rows of an image over spatial, parameters and optimiser state over
+fsdp; GSPMD inserts the communication. Every combination gives the numbers of
+one device, up to rounding.
+"""
+
+import logging
+import os
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType
+from jax.sharding import Mesh
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from unet_jax import errors
+
+_log = logging.getLogger(__name__)
+
+PyTree = Any
+
+
+def initialize_distributed() -> None:
+  """Joins the other processes where this one is one of many.
+
+  They are found by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
+  JAX_PROCESS_ID; in a Slurm or Open MPI job of several tasks; and on a TPU
+  slice of several hosts.
+
+  Raises:
+    UserError: the variables contradict one another.
+  """
+  env = os.environ
+  if env.get('JAX_COORDINATOR_ADDRESS'):
+    try:
+      jax.distributed.initialize(
+          env['JAX_COORDINATOR_ADDRESS'],
+          int(env['JAX_NUM_PROCESSES']),
+          int(env['JAX_PROCESS_ID']),
+      )
+    except (KeyError, ValueError) as e:
+      raise errors.UserError(
+          'JAX_COORDINATOR_ADDRESS (host:port) needs JAX_NUM_PROCESSES=N and '
+          f'JAX_PROCESS_ID=0..N-1 beside it: {e}'
+      ) from e
+  elif _num_tasks() > 1:
+    jax.distributed.initialize()
+
+
+def _num_tasks() -> int:
+  """Processes that the cluster says this run has."""
+  env = os.environ
+  tpu_hosts = env.get('TPU_WORKER_HOSTNAMES') or env.get('TPU_PROCESS_ADDRESSES')
+  counts = (
+      # A Slurm step of srun; an sbatch script alone has no SLURM_PROCID step.
+      env.get('SLURM_STEP_NUM_TASKS') or 1,
+      env.get('OMPI_COMM_WORLD_SIZE') or 1,
+      len((tpu_hosts or '').split(',')),
+  )
+  return max(int(n) for n in counts)
+
+
+def make_mesh(config) -> Mesh:
+  """Returns the mesh of a config over all devices of all processes.
+
+  Raises:
+    UserError: the axes do not multiply to the devices, or the batch or the
+      image rows do not divide.
+  """
+  m, devices = config.mesh, jax.device_count()
+  others = m.fsdp * m.spatial
+  data = m.data if m.data != -1 else devices // others
+  if data * others != devices:
+    raise errors.UserError(
+        f'mesh data={m.data}, fsdp={m.fsdp}, spatial={m.spatial} does not fit '
+        f'{devices} devices; their product must be {devices} (--config.mesh.'
+        'data=-1 takes what the others leave)'
+    )
+  parts = data * m.fsdp * config.optimizer.accumulate_steps
+  if config.data.batch_size % parts:
+    raise errors.UserError(
+        f'--config.data.batch_size={config.data.batch_size} is not divisible '
+        f'by {parts} (devices along data and fsdp, times optimizer.'
+        f'accumulate_steps); the nearest that are: '
+        f'{nearest_multiples(config.data.batch_size, parts)}'
+    )
+  if config.data.image_size[0] % m.spatial:
+    raise errors.UserError(
+        f'--config.mesh.spatial={m.spatial} does not divide the '
+        f'{config.data.image_size[0]} rows of data.image_size'
+    )
+  if m.spatial > 1 and jax.local_device_count() % m.spatial:
+    raise errors.UserError(
+        f'--config.mesh.spatial={m.spatial} must divide the '
+        f'{jax.local_device_count()} devices of one process'
+    )
+  return jax.make_mesh(
+      (data, m.fsdp, m.spatial),
+      ('data', 'fsdp', 'spatial'),
+      # Explicit, the default, does not know all of linen's layers.
+      axis_types=(AxisType.Auto,) * 3,
+  )
+
+
+def nearest_multiples(n: int, k: int) -> str:
+  """'a or b', the multiples of k around n."""
+  below = n // k * k
+  return f'{below} or {below + k}' if below else f'{k}'
+
+
+def batch_sharding(mesh: Mesh) -> dict[str, NamedSharding]:
+  """Where each entry of a batch lives."""
+  rows = NamedSharding(mesh, P(('data', 'fsdp'), 'spatial'))
+  return {
+      'image': rows,
+      'mask': rows,
+      'weight': NamedSharding(mesh, P(('data', 'fsdp'))),
+  }
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  return NamedSharding(mesh, P())
+
+
+def state_sharding(mesh: Mesh, state: PyTree) -> PyTree:
+  """Where each array of a train state lives.
+
+  Each array is split over fsdp along its largest axis that divides; scalars and
+  arrays without such an axis are replicated, as everything is for fsdp = 1.
+
+  Args:
+    mesh: see `make_mesh`.
+    state: arrays, or their shapes from `jax.eval_shape`.
+
+  Returns:
+    A NamedSharding for each leaf.
+  """
+  size = mesh.shape['fsdp']
+
+  def leaf(x):
+    axes = [i for i, n in enumerate(x.shape) if n % size == 0 and n >= size]
+    if size == 1 or not axes:
+      return replicated(mesh)
+    axis = max(axes, key=lambda i: x.shape[i])
+    return NamedSharding(mesh, P(*[None] * axis, 'fsdp'))
+
+  return jax.tree.map(leaf, state)
+
+
+def to_devices(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+  """Sends this process's part of a batch to its devices."""
+  shardings = batch_sharding(mesh)
+  return {
+      name: jax.make_array_from_process_local_data(shardings[name], value)
+      for name, value in batch.items()
+  }
+
+
+def log_devices(mesh: Mesh) -> None:
+  """One line on what the run has."""
+  _log.info(
+      '%d %s device(s) in %d process(es), mesh %s',
+      jax.device_count(),
+      jax.devices()[0].platform,
+      jax.process_count(),
+      dict(mesh.shape),
+  )

@@ -1,0 +1,214 @@
+"""The steps that run on the device: pure functions, jitted by their callers.
+
+Batches are dicts with `image` uint8 [B, H, W, C] and `mask` uint8 [B, H, W];
+normalising, augmenting and cropping masks to the logits happen in here.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from unet_jax import config as config_lib
+from unet_jax import losses
+from unet_jax import metrics
+from unet_jax.data import augment
+from unet_jax.models import unet
+from unet_jax.train_state import TrainState
+
+Array = jax.Array
+Batch = dict[str, Array]
+
+
+def normalize(image: Array, mean, std) -> Array:
+  """uint8 [B, H, W, C] to float32 (value / 255 - mean) / std, per channel."""
+  mean, std = jnp.asarray(mean), jnp.asarray(std)
+  return image.astype(jnp.float32) * (1 / (255 * std)) - mean / std
+
+
+def _crop_mask(mask: Array, logits: Array) -> Array:
+  """The part of [B, H, W] that [B, H', W', C] logits of a `valid` net are of."""
+  return unet.center_crop(mask, logits.shape[1], logits.shape[2])
+
+
+def train_step(
+    state: TrainState,
+    batch: Batch,
+    key: Array,
+    *,
+    model: unet.UNet,
+    optimizer: optax.GradientTransformation,
+    augmentation: augment.Augmentation,
+    loss_spec: losses.LossSpec,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    ema_decay: float = 0.0,
+    accumulate_steps: int = 1,
+) -> tuple[TrainState, dict[str, Array]]:
+  """One update of the parameters.
+
+  Args:
+    state: is donated by the caller.
+    batch: `image` uint8 [B, H, W, C], `mask` uint8 [B, H, W].
+    key: root key of the run; what is random depends on it and on the step only.
+    model: its logits are trained.
+    optimizer: applied to the gradient of the mean loss of the batch.
+    augmentation: applied to image and mask together.
+    loss_spec: see losses.py.
+    mean: per channel, of values in 0..1; likewise std.
+    std: see mean.
+    ema_decay: 0 where the state keeps no average.
+    accumulate_steps: parts that the batch is run in, one after the other.
+
+  Returns:
+    The new state, and float32 scalars: `loss`, `grad_norm` (before clipping),
+    and `loss/TERM` where there are several terms.
+  """
+  augment_key, dropout_key = jax.random.split(
+      jax.random.fold_in(key, state.step)
+  )
+  image, mask = augmentation(augment_key, batch['image'], batch['mask'])
+  shape = unet.output_size(image.shape[1:3], model.depth, model.padding)
+  mask = unet.center_crop(mask, *shape)
+  count = losses.counts(mask, loss_spec)
+
+  def loss_fn(params, batch_stats, image, mask, key):
+    logits, updates = model.apply(
+        {'params': params, 'batch_stats': batch_stats},
+        normalize(image, mean, std),
+        train=True,
+        rngs={'dropout': key},
+        mutable=['batch_stats'],
+    )
+    total = losses.totals(logits, mask, loss_spec)
+    loss = losses.weighted_sum(total, count, loss_spec)
+    return loss, (total, updates.get('batch_stats', {}))
+
+  grads, total, batch_stats = _accumulated_gradients(
+      loss_fn, state, image, mask, dropout_key, accumulate_steps
+  )
+  updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+  params = optax.apply_updates(state.params, updates)
+  new_state = state.replace(
+      step=state.step + 1,
+      params=params,
+      batch_stats=batch_stats,
+      opt_state=opt_state,
+  )
+  if ema_decay:
+    new_state = _update_ema(new_state, state.step, ema_decay)
+  figures = {
+      'loss': losses.weighted_sum(total, count, loss_spec),
+      'grad_norm': optax.tree.norm(grads),
+  }
+  if len(loss_spec.weights) > 1:
+    for name, _ in loss_spec.weights:
+      alone = loss_spec._replace(weights=((name, 1.0),))
+      figures[f'loss/{name}'] = losses.weighted_sum(total, count, alone)
+  return new_state, figures
+
+
+def _accumulated_gradients(loss_fn, state, image, mask, key, parts):
+  """Sums gradients and loss totals over equal parts of the batch.
+
+  Since every part is divided by the whole batch's count, the sum is the
+  gradient of the whole batch's loss, ignored pixels or not. Part j takes images
+  j, j + parts, ..., so that each device keeps the images that it has.
+
+  Returns:
+    Gradients, {term: total}, and the batch statistics after the last part.
+  """
+  gradient = jax.grad(loss_fn, has_aux=True)
+  if parts == 1:
+    grads, (total, stats) = gradient(
+        state.params, state.batch_stats, image, mask, key
+    )
+    return grads, total, stats
+  split = lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
+
+  def body(carry, part):
+    grads, total, stats = carry
+    more_grads, (more_total, stats) = gradient(state.params, stats, *part)
+    add = lambda a, b: jax.tree.map(jnp.add, a, b)
+    return (add(grads, more_grads), add(total, more_total), stats), None
+
+  part = (split(image), split(mask), jax.random.split(key, parts))
+  first = jax.tree.map(lambda x: x[0], part)
+  _, (total, _) = jax.eval_shape(
+      gradient, state.params, state.batch_stats, *first
+  )
+  zeros = lambda tree: jax.tree.map(
+      lambda x: jnp.zeros(x.shape, x.dtype), tree
+  )
+  carry = (zeros(state.params), zeros(total), state.batch_stats)
+  carry, _ = jax.lax.scan(body, carry, part)
+  return carry
+
+
+def _update_ema(state: TrainState, step: Array, decay: float) -> TrainState:
+  """Moves the averages towards the state's new values.
+
+  The rate grows with the step, so that the initial values are soon forgotten.
+  """
+  step = step.astype(jnp.float32)
+  rate = jnp.minimum(decay, (1 + step) / (10 + step))
+  average = lambda old, new: jax.tree.map(
+      lambda a, b: a + (1 - rate) * (b - a), old, new
+  )
+  return state.replace(
+      ema_params=average(state.ema_params, state.params),
+      ema_batch_stats=average(state.ema_batch_stats, state.batch_stats),
+  )
+
+
+def predict_step(
+    variables: dict[str, Any],
+    image: Array,
+    *,
+    model: unet.UNet,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+) -> Array:
+  """Returns float32 logits [B, H', W', classes] of uint8 [B, H, W, C] images."""
+  return model.apply(variables, normalize(image, mean, std), train=False)
+
+
+def eval_step(
+    variables: dict[str, Any],
+    batch: Batch,
+    *,
+    model: unet.UNet,
+    loss_spec: losses.LossSpec,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+) -> dict[str, Any]:
+  """Counts what an evaluation adds up over a split.
+
+  Args:
+    variables: `params` and `batch_stats`.
+    batch: as in `train_step`, and `weight` [B], 0 for padding, which then
+      counts nowhere.
+    model: evaluated with its running statistics, without dropout.
+    loss_spec: see losses.py.
+    mean: per channel, of values in 0..1; likewise std.
+    std: see mean.
+
+  Returns:
+    `confusion` int32 [B, C, C], `loss_total` and `loss_count` {term: scalar},
+    `prediction` uint8 [B, H', W'].
+  """
+  logits = predict_step(
+      variables, batch['image'], model=model, mean=mean, std=std
+  )
+  mask = _crop_mask(batch['mask'], logits)
+  padding = (batch['weight'] == 0)[:, None, None]
+  mask = jnp.where(padding, config_lib.IGNORE_LABEL, mask)
+  prediction = metrics.predict_classes(logits)
+  return {
+      'confusion': metrics.confusion_counts(
+          mask, prediction, max(logits.shape[-1], 2)
+      ),
+      'loss_total': losses.totals(logits, mask, loss_spec),
+      'loss_count': losses.counts(mask, loss_spec),
+      'prediction': prediction,
+  }
