@@ -3,24 +3,22 @@
 Flags, logging and dispatch on --mode; everything else is in unet_jax/.
 """
 
+import errno
 import logging
 import os
 import pathlib
 import re
 import sys
 
-from absl import app
-from absl import flags
+from absl import app, flags
 from ml_collections import config_flags
+
 from unet_jax import config as config_lib
 from unet_jax import errors
 
 _ROOT = pathlib.Path(__file__).resolve().parent
-_CONFIG = config_flags.DEFINE_config_file(
-    'config', str(_ROOT / 'configs/shapes.py'), 'File with get_config().'
-)
 _WORKDIR = flags.DEFINE_string(
-    'workdir', None, 'Folder of the run; default runs/NAME, after the config.'
+  'workdir', None, 'Folder of the run; default runs/NAME, after the config.'
 )
 _MODE = flags.DEFINE_enum('mode', 'train', ['train', 'evaluate'], 'What to do.')
 
@@ -28,38 +26,30 @@ _MODE = flags.DEFINE_enum('mode', 'train', ['train', 'evaluate'], 'What to do.')
 def _parse_flags(argv: list[str]) -> list[str]:
   """Parses flags; a mistake ends in one line and exit code 2."""
   try:
-    from configs import default
-
-    fields = config_lib.flatten(default.get_config())
-    named = [re.match(r'--?(?:no)?config\.([^=]+)', a) for a in argv[1:]]
-    config_lib.check_fields([m[1] for m in named if m], fields)
+    config_lib.check_arguments(argv[1:], _ROOT / 'configs')
+    # Defined here since the definition itself parses --config.* already.
+    config_flags.DEFINE_config_file(
+      'config', str(_ROOT / 'configs/shapes.py'), 'File with get_config().'
+    )
     rest = flags.FLAGS(argv)
     if len(rest) > 1:
       raise errors.UserError(f'{rest[1]}: flags are written --name=value')
-    filename = config_flags.get_config_filename(flags.FLAGS['config'])
-    if not os.path.isfile(filename.split(':')[0]):
-      available = sorted(p.name for p in (_ROOT / 'configs').glob('[a-z]*.py'))
-      raise errors.UserError(
-          f'--config={filename}: no such file; configs/ has '
-          + ', '.join(available)
-      )
     return rest
-  except (errors.UserError, flags.Error, ValueError, TypeError) as e:
+  except (flags.Error, ValueError, TypeError) as e:
     # config_flags wraps a mistake inside get_config() in a whole trace.
-    lines = [s.strip() for s in str(e).splitlines() if s.strip()]
-    lines = [s for s in lines if re.match(r'\w*(Error|Exception): ', s)] or lines
-    print('error: ' + lines[-1 if len(lines) > 1 else 0], file=sys.stderr)
+    trace = re.findall(r'^ *\w+Error: (.+)$', str(e), re.MULTILINE)
+    line = trace[-1] if trace else str(e).splitlines()[0]
+    print('error: ' + line.removeprefix('flag '), file=sys.stderr)
     sys.exit(2)
 
 
 def _get_config(workdir: str):
   """The config asked for: of --config, or else of the workdir."""
-  saved = config_lib.read(workdir)
-  if _MODE.value == 'train' or saved is None or flags.FLAGS['config'].present:
-    return _CONFIG.value
-  saved.update_from_flattened_dict(
-      config_flags.get_override_values(flags.FLAGS['config'])
-  )
+  flag = flags.FLAGS['config']
+  saved = None if _MODE.value == 'train' else config_lib.read(workdir)
+  if saved is None or flag.present:
+    return flag.value
+  saved.update_from_flattened_dict(config_flags.get_override_values(flag))
   return saved
 
 
@@ -70,29 +60,46 @@ def _default_workdir() -> str:
   return os.path.join('runs', f'{stem}-{argument}' if argument else stem)
 
 
-def main(_) -> None:
-  workdir = os.path.abspath(_WORKDIR.value or _default_workdir())
-  # Ours at INFO; the libraries' own lines (absl's) stay at WARNING.
+def _set_up_logging() -> None:
+  """Our lines at INFO; those of the libraries (absl's) at WARNING."""
   handler = logging.StreamHandler()
   handler.setFormatter(logging.Formatter('%(asctime)s %(message)s', '%H:%M:%S'))
   log = logging.getLogger('unet_jax')
   log.addHandler(handler)
   log.setLevel(logging.INFO)
   log.propagate = False
+  logging.getLogger('absl').setLevel(logging.WARNING)
+
+
+def main(_) -> None:
+  _set_up_logging()
+  workdir = os.path.abspath(_WORKDIR.value or _default_workdir())
   try:
     config = _get_config(workdir)
     config_lib.validate(config)
+    # Imported here: jax and its company take seconds.
     if _MODE.value == 'train':
-      from unet_jax import train
-
-      train.train(config, workdir)
+      from unet_jax import train as mode
     else:
-      from unet_jax import evaluate
-
-      evaluate.evaluate(config, workdir)
+      from unet_jax import evaluate as mode
+    mode.run(config, workdir)
   except errors.UserError as e:
     print(f'error: {e}', file=sys.stderr)
     sys.exit(1)
+  except OSError as e:
+    if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+      raise
+    where = e.filename or workdir
+    print(
+      f'error: {where}: {e.strerror}; mend it and run the same command again',
+      file=sys.stderr,
+    )
+    sys.exit(1)
+  except KeyboardInterrupt:
+    print(
+      'interrupted; run the same command again to continue', file=sys.stderr
+    )
+    sys.exit(130)
 
 
 if __name__ == '__main__':

@@ -31,7 +31,8 @@ def get_config() -> config_dict.ConfigDict:
   data.mask_key = 'segmentation_mask'
   # Splits to train on and to evaluate on while training. tfds: any TFDS split,
   # `train[:90%]` too. folder: `train`, `val`, `test` where they exist. shapes:
-  # `train`, `test`. `auto`: `val`, else `test`, else a part held out of `train`.
+  # `train`, `test`. `auto`: `val`, else `test`, else a part held out of
+  # `train`.
   data.train_split = 'train'
   data.eval_split = 'auto'
   # folder without a `val` or `test`: the fraction of `train` that is held out
@@ -71,7 +72,8 @@ def get_config() -> config_dict.ConfigDict:
   data.cache = 'disk'
   # Threads that decode and read; 0: one per core.
   data.num_workers = 0
-  # An image or mask that cannot be decoded: `stop` or `skip` (left out, listed).
+  # A file that cannot be decoded: `stop`, or `skip` (the pair is left out and
+  # listed).
   data.on_error = 'stop'
 
   config.augment = augment = config_dict.ConfigDict()

@@ -15,10 +15,10 @@ from configs import default
 def get_config():
   config = default.get_config()
   config.data.update(
-      source='folder',
-      image_size=(256, 256),
-      num_classes=2,
-      batch_size=8,
+    source='folder',
+    image_size=(256, 256),
+    num_classes=2,
+    batch_size=8,
   )
   config.model.update(depth=4, base_features=32)
   config.train.num_steps = 2000

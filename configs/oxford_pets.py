@@ -18,32 +18,32 @@ def get_config(size: str = 'large'):
   """Returns the config; `size` is `large` (an accelerator) or `small` (CPU)."""
   if size not in ('large', 'small'):
     raise ValueError(
-        f'configs/oxford_pets.py:{size}: the size is one of large, small'
+      f'configs/oxford_pets.py:{size}: the size is one of large, small'
     )
   config = default.get_config()
   config.data.update(
-      source='tfds',
-      name='oxford_iiit_pet',
-      train_split='train',
-      eval_split='test',
-      image_size=(128, 128),
-      num_classes=3,
-      class_names=('pet', 'background', 'border'),
-      # The trimap's coding; 2 and 3 are often swapped in copies of tutorials.
-      mask_values=((1, 0), (2, 1), (3, 2)),
-      # Of the training images.
-      mean=(0.48, 0.45, 0.40),
-      std=(0.26, 0.26, 0.27),
-      batch_size=64,
+    source='tfds',
+    name='oxford_iiit_pet',
+    train_split='train',
+    eval_split='test',
+    image_size=(128, 128),
+    num_classes=3,
+    class_names=('pet', 'background', 'border'),
+    # The trimap's coding; 2 and 3 are often swapped in copies of tutorials.
+    mask_values=((1, 0), (2, 1), (3, 2)),
+    # Of the training images.
+    mean=(0.48, 0.45, 0.40),
+    std=(0.26, 0.26, 0.27),
+    batch_size=64,
   )
   config.model.update(depth=4, base_features=64, dtype='bfloat16')
   config.optimizer.update(
-      name='adamw',
-      learning_rate=2e-3,
-      warmup_steps=300,
-      schedule='cosine',
-      weight_decay=1e-4,
-      ema_decay=0.999,
+    name='adamw',
+    learning_rate=2e-3,
+    warmup_steps=300,
+    schedule='cosine',
+    weight_decay=1e-4,
+    ema_decay=0.999,
   )
   config.train.num_steps = 6000
   config.eval.every = 1000

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import ml_collections
 import orbax.checkpoint as ocp
+
 from unet_jax import config as config_lib
 from unet_jax import errors
 from unet_jax.train_state import TrainState
@@ -42,10 +43,10 @@ class Checkpoints:
   """
 
   def __init__(
-      self,
-      workdir: str,
-      config: ml_collections.ConfigDict,
-      read_only: bool = False,
+    self,
+    workdir: str,
+    config: ml_collections.ConfigDict,
+    read_only: bool = False,
   ):
     self._config, self._workdir = config, workdir
     self._directory = os.path.join(workdir, 'checkpoints')
@@ -54,23 +55,23 @@ class Checkpoints:
     keep = [_policies.LatestN(c.keep_latest)]
     if c.keep_best:
       keep.append(
-          _policies.BestN(
-              get_metric_fn=self._metric,
-              n=c.keep_best,
-              keep_checkpoints_without_metrics=False,
-          )
+        _policies.BestN(
+          get_metric_fn=self._metric,
+          n=c.keep_best,
+          keep_checkpoints_without_metrics=False,
+        )
       )
     self._manager = ocp.CheckpointManager(
-        self._directory,
-        options=ocp.CheckpointManagerOptions(
-            save_decision_policy=_policies.FixedIntervalPolicy(1),
-            preservation_policy=_policies.AnyPreservationPolicy(keep),
-            best_fn=self._metric,
-            create=not read_only,
-            read_only=read_only,
-            cleanup_tmp_directories=not read_only,
-            step_format_fixed_length=8,
-        ),
+      self._directory,
+      options=ocp.CheckpointManagerOptions(
+        save_decision_policy=_policies.FixedIntervalPolicy(1),
+        preservation_policy=_policies.AnyPreservationPolicy(keep),
+        best_fn=self._metric,
+        create=not read_only,
+        read_only=read_only,
+        cleanup_tmp_directories=not read_only,
+        step_format_fixed_length=8,
+      ),
     )
 
   @property
@@ -79,11 +80,11 @@ class Checkpoints:
     return sorted(self._manager.all_steps())
 
   def save(
-      self,
-      state: TrainState,
-      step: int,
-      data_position: dict[str, Any],
-      metrics: dict[str, float] | None = None,
+    self,
+    state: TrainState,
+    step: int,
+    data_position: dict[str, Any],
+    metrics: dict[str, float] | None = None,
   ) -> None:
     """Starts saving; returns when the arrays may be overwritten.
 
@@ -101,14 +102,16 @@ class Checkpoints:
     try:
       self._check_space(state)
       self._manager.save(
-          step,
-          args=ocp.args.Composite(
-              state=ocp.args.StandardSave(state),
-              data=ocp.args.JsonSave(data_position),
-              config=ocp.args.JsonSave(json.loads(config_lib.to_json(self._config))),
+        step,
+        args=ocp.args.Composite(
+          state=ocp.args.StandardSave(state),
+          data=ocp.args.JsonSave(data_position),
+          config=ocp.args.JsonSave(
+            json.loads(config_lib.to_json(self._config))
           ),
-          metrics=metrics,
-          force=True,
+        ),
+        metrics=metrics,
+        force=True,
       )
     except Exception as e:
       raise self._save_error(e) from e
@@ -132,33 +135,39 @@ class Checkpoints:
     free = shutil.disk_usage(self._directory).free
     if free < needed:
       raise OSError(
-          f'it needs {needed / 1e6:.0f} MB, {free / 1e6:.0f} MB are free'
+        f'it needs {needed / 1e6:.0f} MB, {free / 1e6:.0f} MB are free'
       )
 
   def _save_error(self, e: Exception) -> Exception:
     """One line for what a user can mend; other exceptions stay as they are."""
     text = ' '.join(str(e).split())
-    known = ('No space', 'RESOURCE_EXHAUSTED', 'are free', 'Permission denied',
-             'Read-only', 'quota')
+    known = (
+      'No space',
+      'RESOURCE_EXHAUSTED',
+      'are free',
+      'Permission denied',
+      'Read-only',
+      'quota',
+    )
     reason = next((k for k in known if k.lower() in text.lower()), None)
     if reason is None and not isinstance(e, OSError):
       return e
     whole = ', '.join(map(str, self.steps)) or 'none'
     return errors.UserError(
-        f'{self._directory}: the checkpoint could not be saved '
-        f'({text[:200]}); free space there and run the same command again. '
-        f'Whole checkpoints: {whole}'
+      f'{self._directory}: the checkpoint could not be saved '
+      f'({text[:200]}); free space there and run the same command again. '
+      f'Whole checkpoints: {whole}'
     )
 
   def saved_config(self, step: int) -> ml_collections.ConfigDict:
     """Returns the config that a checkpoint was saved with."""
     restored = self._manager.restore(
-        step, args=ocp.args.Composite(config=ocp.args.JsonRestore())
+      step, args=ocp.args.Composite(config=ocp.args.JsonRestore())
     )
     return config_lib.from_json(json.dumps(restored.config))
 
   def restore(
-      self, step: int, abstract_state: TrainState
+    self, step: int, abstract_state: TrainState
   ) -> tuple[TrainState, dict[str, Any]]:
     """Returns the state and the data position of a checkpoint.
 
@@ -167,11 +176,11 @@ class Checkpoints:
       abstract_state: shapes, types and shardings to restore into.
     """
     restored = self._manager.restore(
-        step,
-        args=ocp.args.Composite(
-            state=ocp.args.StandardRestore(abstract_state),
-            data=ocp.args.JsonRestore(),
-        ),
+      step,
+      args=ocp.args.Composite(
+        state=ocp.args.StandardRestore(abstract_state),
+        data=ocp.args.JsonRestore(),
+      ),
     )
     _log.info('restored step %d from %s', step, self._directory)
     return restored.state, restored.data
@@ -189,14 +198,14 @@ class Checkpoints:
     steps = self.steps
     if not steps:
       raise errors.UserError(
-          f'{self._workdir} has no checkpoint; train first, or name the right '
-          '--workdir'
+        f'{self._workdir} has no checkpoint; train first, or name the right '
+        '--workdir'
       )
     if step != -1:
       if step not in steps:
         raise errors.UserError(
-            f'--config.checkpoint.step={step}: {self._workdir} has checkpoints '
-            f'of the steps {", ".join(map(str, steps))}'
+          f'--config.checkpoint.step={step}: {self._workdir} has checkpoints '
+          f'of the steps {", ".join(map(str, steps))}'
         )
       return step
     if which == 'latest':
@@ -204,8 +213,8 @@ class Checkpoints:
     best = self._manager.best_step()
     if best is None or self._manager.metrics(best) is None:
       raise errors.UserError(
-          f'{self._workdir} has no checkpoint with the figure '
-          f'{self._config.checkpoint.best_metric}; use '
-          '--config.checkpoint.which=latest'
+        f'{self._workdir} has no checkpoint with the figure '
+        f'{self._config.checkpoint.best_metric}; use '
+        '--config.checkpoint.which=latest'
       )
     return best

@@ -11,6 +11,7 @@ import pathlib
 from typing import Any
 
 import ml_collections
+
 from unet_jax import errors
 
 # The value of masks that counts in no loss and no metric.
@@ -18,89 +19,89 @@ IGNORE_LABEL = 255
 
 # Fields with a fixed set of values.
 CHOICES = {
-    'data.source': ('tfds', 'folder', 'shapes'),
-    'data.num_channels': (1, 3),
-    'data.holdout': ('random', 'last'),
-    'data.intensity': ('dtype', 'image'),
-    'data.resize': ('stretch', 'pad', 'crop'),
-    'data.cache': ('disk', 'memory', 'none'),
-    'data.on_error': ('stop', 'skip'),
-    'model.depth': (0, 1, 2, 3, 4, 5, 6),
-    'model.upsample': ('transpose', 'bilinear', 'nearest', 'pixel_shuffle'),
-    'model.upsample_kernel': (1, 2, 3),
-    'model.skip': ('concat', 'add', 'none'),
-    'model.norm': ('none', 'batch', 'group', 'instance', 'layer'),
-    'model.activation': ('relu', 'leaky_relu', 'elu', 'gelu', 'silu'),
-    'model.padding': ('same', 'valid'),
-    'model.dtype': ('float32', 'bfloat16'),
-    'optimizer.name': ('adamw', 'sgd'),
-    'optimizer.schedule': ('cosine', 'linear', 'constant'),
-    'eval.params': ('ema', 'raw'),
-    'checkpoint.which': ('latest', 'best'),
+  'data.source': ('tfds', 'folder', 'shapes'),
+  'data.num_channels': (1, 3),
+  'data.holdout': ('random', 'last'),
+  'data.intensity': ('dtype', 'image'),
+  'data.resize': ('stretch', 'pad', 'crop'),
+  'data.cache': ('disk', 'memory', 'none'),
+  'data.on_error': ('stop', 'skip'),
+  'model.depth': (0, 1, 2, 3, 4, 5, 6),
+  'model.upsample': ('transpose', 'bilinear', 'nearest', 'pixel_shuffle'),
+  'model.upsample_kernel': (1, 2, 3),
+  'model.skip': ('concat', 'add', 'none'),
+  'model.norm': ('none', 'batch', 'group', 'instance', 'layer'),
+  'model.activation': ('relu', 'leaky_relu', 'elu', 'gelu', 'silu'),
+  'model.padding': ('same', 'valid'),
+  'model.dtype': ('float32', 'bfloat16'),
+  'optimizer.name': ('adamw', 'sgd'),
+  'optimizer.schedule': ('cosine', 'linear', 'constant'),
+  'eval.params': ('ema', 'raw'),
+  'checkpoint.which': ('latest', 'best'),
 }
 
 # Numbers with a lowest allowed value, and with a range [low, high).
 AT_LEAST = {
-    'seed': 0,
-    'data.num_train': 1,
-    'data.num_eval': 1,
-    'data.num_classes': 1,
-    'data.batch_size': 1,
-    'data.num_workers': 0,
-    'model.base_features': 1,
-    'model.max_features': 1,
-    'model.norm_groups': 1,
-    'loss.weights.cross_entropy': 0,
-    'loss.weights.dice': 0,
-    'optimizer.learning_rate': 0,
-    'optimizer.warmup_steps': 0,
-    'optimizer.eps': 0,
-    'optimizer.end_factor': 0,
-    'optimizer.weight_decay': 0,
-    'optimizer.clip_norm': 0,
-    'optimizer.accumulate_steps': 1,
-    'train.num_steps': 1,
-    'eval.every': 0,
-    'checkpoint.every': 1,
-    'checkpoint.keep_latest': 1,
-    'checkpoint.keep_best': 0,
-    'checkpoint.step': -1,
-    'mesh.fsdp': 1,
-    'mesh.spatial': 1,
-    'log.every': 1,
-    'log.num_figures': 0,
+  'seed': 0,
+  'data.num_train': 1,
+  'data.num_eval': 1,
+  'data.num_classes': 1,
+  'data.batch_size': 1,
+  'data.num_workers': 0,
+  'model.base_features': 1,
+  'model.max_features': 1,
+  'model.norm_groups': 1,
+  'loss.weights.cross_entropy': 0,
+  'loss.weights.dice': 0,
+  'optimizer.learning_rate': 0,
+  'optimizer.warmup_steps': 0,
+  'optimizer.eps': 0,
+  'optimizer.end_factor': 0,
+  'optimizer.weight_decay': 0,
+  'optimizer.clip_norm': 0,
+  'optimizer.accumulate_steps': 1,
+  'train.num_steps': 1,
+  'eval.every': 0,
+  'checkpoint.every': 1,
+  'checkpoint.keep_latest': 1,
+  'checkpoint.keep_best': 0,
+  'checkpoint.step': -1,
+  'mesh.fsdp': 1,
+  'mesh.spatial': 1,
+  'log.every': 1,
+  'log.num_figures': 0,
 }
 RANGES = {
-    'data.val_fraction': (0.0, 1.0),
-    'model.dropout': (0.0, 1.0),
-    'loss.label_smoothing': (0.0, 1.0),
-    'optimizer.b1': (0.0, 1.0),
-    'optimizer.b2': (0.0, 1.0),
-    'optimizer.momentum': (0.0, 1.0),
-    'optimizer.ema_decay': (0.0, 1.0),
+  'data.val_fraction': (0.0, 1.0),
+  'model.dropout': (0.0, 1.0),
+  'loss.label_smoothing': (0.0, 1.0),
+  'optimizer.b1': (0.0, 1.0),
+  'optimizer.b2': (0.0, 1.0),
+  'optimizer.momentum': (0.0, 1.0),
+  'optimizer.ema_decay': (0.0, 1.0),
 }
 
 # What a run may change when it continues; whole sections, or fields.
 # train.num_steps may grow, see `check_resumable`.
 FREE_TO_CHANGE = (
-    'log',
-    'eval',
-    'checkpoint',
-    'mesh',
-    'data.cache',
-    'data.cache_dir',
-    'data.num_workers',
-    'model.remat',
-    'train.num_steps',
+  'log',
+  'eval',
+  'checkpoint',
+  'mesh',
+  'data.cache',
+  'data.cache_dir',
+  'data.num_workers',
+  'model.remat',
+  'train.num_steps',
 )
 # What an evaluation of a checkpoint may not change: what its parameters, and
 # the meaning of their inputs and outputs, depend on.
 FIXED_IN_EVALUATION = (
-    'model',
-    'data.num_channels',
-    'data.num_classes',
-    'data.mean',
-    'data.std',
+  'model',
+  'data.num_channels',
+  'data.num_classes',
+  'data.mean',
+  'data.std',
 )
 
 
@@ -118,25 +119,60 @@ def flatten(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 def nearest(name: str, valid) -> str:
   """Returns ' (did you mean X?)' for the nearest of `valid`, or ''."""
-  matches = difflib.get_close_matches(str(name), [str(v) for v in valid], 1, 0.5)
+  names = [str(v) for v in valid]
+  matches = difflib.get_close_matches(str(name), names, 1, 0.5)
   return f' (did you mean {matches[0]}?)' if matches else ''
 
 
-def check_fields(names, fields) -> None:
-  """Raises UserError for the first of `names` that is not one of `fields`."""
-  sections = {f.rpartition('.')[0] for f in fields} - {''}
-  for name in names:
-    if name in fields:
-      continue
-    if name in sections:
-      raise errors.UserError(
-          f'--config.{name} is a section; set one of its fields: '
-          + ', '.join(sorted(f for f in fields if f.startswith(name + '.')))
-      )
+def check_arguments(arguments, configs: pathlib.Path) -> None:
+  """Checks what --config and --config.* name, before they are parsed.
+
+  Args:
+    arguments: of the command line, without the program's name.
+    configs: the folder of the configs that come with the project.
+
+  Raises:
+    UserError: an unknown field, a value of another type, or no such file.
+  """
+  from configs import default
+
+  fields = flatten(default.get_config())
+  for argument in arguments:
+    name, _, value = argument.lstrip('-').partition('=')
+    if name == 'config':
+      path = value.partition(':')[0]
+      if path and not os.path.isfile(path):
+        names = sorted(p.stem for p in configs.glob('[a-z]*.py'))
+        stem = pathlib.Path(path).stem
+        raise errors.UserError(
+          f'--config={value}: no such file{nearest(stem, names)}; configs/ '
+          f'has {", ".join(names)}'
+        )
+    elif argument.startswith('-') and name.startswith('config.'):
+      _check_field(name.removeprefix('config.'), value, fields)
+
+
+def _check_field(name: str, value: str, fields: dict[str, Any]) -> None:
+  """Checks one --config.NAME=VALUE."""
+  if any(field.startswith(name + '.') for field in fields):
     raise errors.UserError(
-        f'--config.{name}: there is no such field{nearest(name, fields)}; '
-        'configs/default.py lists them all'
+      f'--config.{name} is a section; set one of its fields: '
+      + ', '.join(sorted(f for f in fields if f.startswith(name + '.')))
     )
+  if name not in fields:
+    raise errors.UserError(
+      f'--config.{name}: there is no such field{nearest(name, fields)}; '
+      'configs/default.py lists them all'
+    )
+  kind = type(fields[name])
+  if value and kind in (int, float):
+    try:
+      kind(value)
+    except ValueError as e:
+      what = 'a whole number' if kind is int else 'a number'
+      raise errors.UserError(
+        f'--config.{name}={value}: takes {what}, such as {fields[name]}'
+      ) from e
 
 
 def _check_lengths(config: ml_collections.ConfigDict) -> None:
@@ -144,23 +180,23 @@ def _check_lengths(config: ml_collections.ConfigDict) -> None:
   data = config.data
   num_names = max(data.num_classes, 2)
   lengths = {
-      'data.image_size': (data.image_size, 2, 'height, width'),
-      'data.mean': (data.mean, data.num_channels, 'data.num_channels'),
-      'data.std': (data.std, data.num_channels, 'data.num_channels'),
-      'data.class_names': (data.class_names, num_names, 'the classes'),
-      'loss.class_weights': (config.loss.class_weights, num_names, 'the classes'),
+    'data.image_size': (data.image_size, 2, 'height, width'),
+    'data.mean': (data.mean, data.num_channels, 'data.num_channels'),
+    'data.std': (data.std, data.num_channels, 'data.num_channels'),
+    'data.class_names': (data.class_names, num_names, 'the classes'),
+    'loss.class_weights': (config.loss.class_weights, num_names, 'the classes'),
   }
   optional = ('data.class_names', 'loss.class_weights')
   for field, (value, length, what) in lengths.items():
     if len(value) != length and not (field in optional and not value):
       raise errors.UserError(
-          f'--config.{field}={value}: takes {length} values ({what}), '
-          f'not {len(value)}'
+        f'--config.{field}={value}: takes {length} values ({what}), '
+        f'not {len(value)}'
       )
   if any(not isinstance(n, int) or n < 1 for n in data.image_size):
     raise errors.UserError(
-        f'--config.data.image_size={data.image_size}: takes two numbers of '
-        'pixels, at least 1 each'
+      f'--config.data.image_size={data.image_size}: takes two numbers of '
+      'pixels, at least 1 each'
     )
   if any(s <= 0 for s in data.std):
     raise errors.UserError(f'--config.data.std={data.std}: must be above 0')
@@ -173,21 +209,21 @@ def _check_table(config: ml_collections.ConfigDict) -> None:
   for entry in data.mask_values:
     if not isinstance(entry, tuple) or len(entry) != 2:
       raise errors.UserError(
-          f'--config.data.mask_values: {entry!r} is not a pair (value, class); '
-          "write '((0,0),(255,1))'"
+        f'--config.data.mask_values: {entry!r} is not a pair (value, class); '
+        "write '((0,0),(255,1))'"
       )
     if not 0 <= entry[1] < num_names and entry[1] != IGNORE_LABEL:
       raise errors.UserError(
-          f'--config.data.mask_values: {entry!r} maps to class {entry[1]}; with '
-          f'data.num_classes={data.num_classes} the classes are 0 to '
-          f'{num_names - 1}, or {IGNORE_LABEL} to ignore'
+        f'--config.data.mask_values: {entry!r} maps to class {entry[1]}; '
+        f'with data.num_classes={data.num_classes} the classes are 0 to '
+        f'{num_names - 1}, or {IGNORE_LABEL} to ignore'
       )
   names = class_names(config)
   for name in config.eval.foreground:
     if name not in names:
       raise errors.UserError(
-          f'--config.eval.foreground: no class is named {name!r}'
-          f'{nearest(name, names)}; the classes are {", ".join(names)}'
+        f'--config.eval.foreground: no class is named {name!r}'
+        f'{nearest(name, names)}; the classes are {", ".join(names)}'
       )
 
 
@@ -196,29 +232,29 @@ def _check_combinations(config: ml_collections.ConfigDict) -> None:
   data = config.data
   if data.num_classes > IGNORE_LABEL:
     raise errors.UserError(
-        f'--config.data.num_classes={data.num_classes}: at most {IGNORE_LABEL}, '
-        'masks are 8 bit'
+      f'--config.data.num_classes={data.num_classes}: at most '
+      f'{IGNORE_LABEL}, masks are 8 bit'
     )
   if not any(config.loss.weights.values()):
     raise errors.UserError(
-        'config.loss.weights: all are 0; set one, for instance '
-        '--config.loss.weights.cross_entropy=1'
+      'config.loss.weights: all are 0; set one, for instance '
+      '--config.loss.weights.cross_entropy=1'
     )
   if data.on_error == 'skip' and data.cache == 'none':
     raise errors.UserError(
-        '--config.data.on_error=skip needs --config.data.cache=disk or memory: '
-        'with none, files are first opened in the middle of training'
+      '--config.data.on_error=skip needs --config.data.cache=disk or memory: '
+      'with none, files are first opened in the middle of training'
     )
   if data.batch_size % config.optimizer.accumulate_steps:
     raise errors.UserError(
-        f'--config.data.batch_size={data.batch_size} cannot be run in '
-        f'optimizer.accumulate_steps={config.optimizer.accumulate_steps} equal '
-        'parts; choose a multiple'
+      f'--config.data.batch_size={data.batch_size} cannot be run in '
+      f'optimizer.accumulate_steps={config.optimizer.accumulate_steps} equal '
+      'parts; choose a multiple'
     )
   if data.source == 'folder' and not data.dir:
     raise errors.UserError(
-        'the folder source needs --config.data.dir=DIR, a folder with images/ '
-        'and masks/'
+      'the folder source needs --config.data.dir=DIR, a folder with images/ '
+      'and masks/'
     )
 
 
@@ -228,29 +264,29 @@ def validate(config: ml_collections.ConfigDict) -> None:
   for field, choices in CHOICES.items():
     if flat[field] not in choices:
       raise errors.UserError(
-          f'--config.{field}={flat[field]}: not one of '
-          f'{", ".join(map(str, choices))}{nearest(flat[field], choices)}'
+        f'--config.{field}={flat[field]}: not one of '
+        f'{", ".join(map(str, choices))}{nearest(flat[field], choices)}'
       )
   for field, low in AT_LEAST.items():
     if not flat[field] >= low:
       raise errors.UserError(
-          f'--config.{field}={flat[field]}: must be at least {low}'
+        f'--config.{field}={flat[field]}: must be at least {low}'
       )
   for field, (low, high) in RANGES.items():
     if not low <= flat[field] < high:
       raise errors.UserError(
-          f'--config.{field}={flat[field]}: must be at least {low} and below '
-          f'{high}'
+        f'--config.{field}={flat[field]}: must be at least {low} and below '
+        f'{high}'
       )
   for field in ('augment.flip_horizontal', 'augment.flip_vertical'):
     if not 0 <= flat[field] <= 1:
       raise errors.UserError(
-          f'--config.{field}={flat[field]}: a probability is between 0 and 1'
+        f'--config.{field}={flat[field]}: a probability is between 0 and 1'
       )
   if config.mesh.data != -1 and config.mesh.data < 1:
     raise errors.UserError(
-        f'--config.mesh.data={config.mesh.data}: takes a number of devices, or '
-        '-1 for all'
+      f'--config.mesh.data={config.mesh.data}: takes a number of devices, or '
+      '-1 for all'
     )
   _check_lengths(config)
   _check_table(config)
@@ -300,7 +336,7 @@ def read(workdir: str) -> ml_collections.ConfigDict | None:
     return from_json(path.read_text())
   except ValueError as e:
     raise errors.UserError(
-        f'{path} is not valid JSON ({e}); restore it, or give --config'
+      f'{path} is not valid JSON ({e}); restore it, or give --config'
     ) from e
 
 
@@ -311,9 +347,9 @@ def _under(field: str, names) -> bool:
 def _difference(old, new, fields) -> str:
   old, new = flatten(old), flatten(new)
   return '; '.join(
-      f'{f} was {old.get(f)!r}, now {new.get(f)!r}'
-      for f in fields
-      if old.get(f) != new.get(f)
+    f'{f} was {old.get(f)!r}, now {new.get(f)!r}'
+    for f in fields
+    if old.get(f) != new.get(f)
   )
 
 
@@ -330,14 +366,14 @@ def check_resumable(old, new, workdir: str) -> None:
   differences = _difference(old, new, fixed)
   if differences:
     raise errors.UserError(
-        f'{workdir} holds checkpoints of another config: {differences}. Choose '
-        'another --workdir, or undo the change'
+      f'{workdir} holds checkpoints of another config: {differences}. Choose '
+      'another --workdir, or undo the change'
     )
   if new.train.num_steps < old.train.num_steps:
     raise errors.UserError(
-        f'{workdir} was started with train.num_steps={old.train.num_steps}, '
-        f'which may grow but not shrink to {new.train.num_steps}. Choose '
-        'another --workdir, or undo the change'
+      f'{workdir} was started with train.num_steps={old.train.num_steps}, '
+      f'which may grow but not shrink to {new.train.num_steps}. Choose '
+      'another --workdir, or undo the change'
     )
 
 
@@ -345,13 +381,11 @@ def check_evaluable(old, new, workdir: str) -> None:
   """Raises UserError where parameters of `old` do not fit `new`."""
   fields = sorted(set(flatten(old)) | set(flatten(new)))
   fixed = [
-      f
-      for f in fields
-      if _under(f, FIXED_IN_EVALUATION) and f != 'model.remat'
+    f for f in fields if _under(f, FIXED_IN_EVALUATION) and f != 'model.remat'
   ]
   differences = _difference(old, new, fixed)
   if differences:
     raise errors.UserError(
-        f'{workdir} holds checkpoints of another network: {differences}. Leave '
-        '--config out to evaluate with the config of the workdir'
+      f'{workdir} holds checkpoints of another network: {differences}. Leave '
+      '--config out to evaluate with the config of the workdir'
     )

@@ -7,23 +7,25 @@ import time
 from typing import Any
 
 import jax
-from jax.experimental import multihost_utils
-from jax.sharding import Mesh
 import ml_collections
 import numpy as np
-from unet_jax import checkpoint
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from unet_jax import (
+  checkpoint,
+  errors,
+  losses,
+  metric_writer,
+  metrics,
+  runtime,
+  sharding,
+  steps,
+  train_state,
+)
 from unet_jax import config as config_lib
-from unet_jax import errors
-from unet_jax import losses
-from unet_jax import metric_writer
-from unet_jax import metrics
 from unet_jax import optimizer as optimizer_lib
-from unet_jax import runtime
-from unet_jax import sharding
-from unet_jax import steps
-from unet_jax import train_state
-from unet_jax.data import pipeline
-from unet_jax.data import prepare
+from unet_jax.data import pipeline, prepare
 from unet_jax.models import unet
 
 _log = logging.getLogger(__name__)
@@ -40,34 +42,35 @@ class Evaluator:
   """
 
   def __init__(
-      self,
-      config: ml_collections.ConfigDict,
-      model: unet.UNet,
-      dataset: Any,
-      mesh: Mesh,
+    self,
+    config: ml_collections.ConfigDict,
+    model: unet.UNet,
+    dataset: Any,
+    mesh: Mesh,
   ):
     self._config, self._dataset, self._mesh = config, dataset, mesh
     self._loss_spec = losses.make_spec(config)
     everywhere = sharding.replicated(mesh)
     self._step = jax.jit(
-        functools.partial(
-            steps.eval_step,
-            model=model,
-            loss_spec=self._loss_spec,
-            mean=config.data.mean,
-            std=config.data.std,
-        ),
-        out_shardings={
-            'confusion': everywhere,
-            'loss_total': everywhere,
-            'loss_count': everywhere,
-            # Stays where it is; only the first batch's is ever fetched.
-            'prediction': None,
-        },
+      functools.partial(
+        steps.eval_step,
+        model=model,
+        loss_spec=self._loss_spec,
+        mean=config.data.mean,
+        std=config.data.std,
+      ),
+      out_shardings={
+        'confusion': everywhere,
+        'loss_total': everywhere,
+        'loss_count': everywhere,
+        # Stays where it is; only the first batch's is ever fetched.
+        'prediction': None,
+      },
+      compiler_options=runtime.compiler_options(),
     )
 
   def run(
-      self, variables: dict[str, Any]
+    self, variables: dict[str, Any]
   ) -> tuple[dict[str, float], list[dict[str, np.ndarray]]]:
     """Counts every example once.
 
@@ -100,9 +103,9 @@ class Evaluator:
     # The padding is at the end.
     per_image = np.concatenate(confusion)[: len(self._dataset)]
     figures = metrics.scores(
-        per_image,
-        config_lib.class_names(self._config),
-        self._config.eval.foreground,
+      per_image,
+      config_lib.class_names(self._config),
+      self._config.eval.foreground,
     )
     figures['loss'] = _mean_loss(totals, counts, self._loss_spec)
     figures['seconds'] = time.perf_counter() - start
@@ -115,14 +118,14 @@ class Evaluator:
   def _examples(self, prediction: jax.Array) -> list[dict[str, np.ndarray]]:
     """The first examples with their predictions, for a figure."""
     count = min(
-        self._config.log.num_figures, len(self._dataset), len(prediction)
+      self._config.log.num_figures, len(self._dataset), len(prediction)
     )
     if not count:
       return []
     whole = multihost_utils.process_allgather(prediction, tiled=True)
     return [
-        {**self._dataset[i], 'prediction': np.asarray(whole[i])}
-        for i in range(count)
+      {**self._dataset[i], 'prediction': np.asarray(whole[i])}
+      for i in range(count)
     ]
 
 
@@ -133,11 +136,14 @@ def _mean_loss(totals, counts, spec: losses.LossSpec) -> float:
 def format_table(figures: dict[str, float], names: tuple[str, ...]) -> str:
   """Returns the scores of each class, and their means, as aligned text."""
   reductions = ('dataset_iou', 'image_iou', 'dataset_dice', 'image_dice')
-  names = [*names, *(
+  names = [
+    *names,
+    *(
       k.rpartition('/')[2]
       for k in figures
       if k.startswith('eval/dataset_iou/') and k.rpartition('/')[2] not in names
-  )]
+    ),
+  ]
   width = max(len(n) for n in (*names, 'mean'))
   lines = [' ' * width + ''.join(f'{r:>14}' for r in reductions)]
 
@@ -151,36 +157,36 @@ def format_table(figures: dict[str, float], names: tuple[str, ...]) -> str:
   means = [r.replace('_', '_m') for r in reductions]
   row('mean', [f'eval/{m}' for m in means])
   lines.append(
-      f'pixel accuracy {figures["eval/pixel_accuracy"]:.4f}, '
-      f'loss {figures["eval/loss"]:.4f}'
+    f'pixel accuracy {figures["eval/pixel_accuracy"]:.4f}, '
+    f'loss {figures["eval/loss"]:.4f}'
   )
   return '\n'.join(lines)
 
 
 def write_results(
-    workdir: str,
-    config: ml_collections.ConfigDict,
-    figures: dict[str, float],
-    examples: list[dict[str, np.ndarray]],
-    **about: Any,
+  workdir: str,
+  config: ml_collections.ConfigDict,
+  figures: dict[str, float],
+  examples: list[dict[str, np.ndarray]],
+  **about: Any,
 ) -> None:
   """Writes eval.json and the figure of predictions."""
   if jax.process_index():
     return
   metric_writer.write_json(
-      os.path.join(workdir, 'eval.json'), {**about, **figures}
+    os.path.join(workdir, 'eval.json'), {**about, **figures}
   )
   if examples:
     from unet_jax import figures as figures_lib  # matplotlib is slow to import.
 
     figures_lib.draw_predictions(
-        os.path.join(workdir, 'figures', 'predictions.png'),
-        examples,
-        config_lib.class_names(config),
+      os.path.join(workdir, 'figures', 'predictions.png'),
+      examples,
+      config_lib.class_names(config),
     )
 
 
-def evaluate(config: ml_collections.ConfigDict, workdir: str) -> None:
+def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   """Evaluates a checkpoint of a workdir; writes eval.json, prints a table.
 
   Args:
@@ -193,8 +199,7 @@ def evaluate(config: ml_collections.ConfigDict, workdir: str) -> None:
   runtime.initialize(config)
   if not os.path.isdir(os.path.join(workdir, 'checkpoints')):
     raise errors.UserError(
-        f'{workdir} has no checkpoints/; train first, or name the right '
-        '--workdir'
+      f'{workdir} has no checkpoints/; train first, or name the right --workdir'
     )
   mesh = sharding.make_mesh(config)
   checkpoints = checkpoint.Checkpoints(workdir, config, read_only=True)
@@ -206,19 +211,19 @@ def evaluate(config: ml_collections.ConfigDict, workdir: str) -> None:
   model = unet.create_model(config)
   # The optimiser's state has the shape that the checkpoint was saved with.
   abstract = train_state.abstract_train_state(
-      saved, model, optimizer_lib.make_optimizer(saved), mesh
+    saved, model, optimizer_lib.make_optimizer(saved), mesh
   )
   state, _ = checkpoints.restore(step, abstract)
   checkpoints.close()
   which = config.eval.params if state.ema_params is not None else 'raw'
   figures, examples = Evaluator(config, model, dataset, mesh).run(
-      state.variables(which)
+    state.variables(which)
   )
   about = {
-      'step': step,
-      'split': split,
-      'params': which,
-      'num_examples': len(dataset),
+    'step': step,
+    'split': split,
+    'params': which,
+    'num_examples': len(dataset),
   }
   write_results(workdir, config, figures, examples, **about)
   if jax.process_index() == 0:

@@ -5,11 +5,13 @@ on the masks alone, so that totals of parts of a batch, or of a whole split, add
 up to exactly the loss of the whole.
 """
 
-from typing import Callable, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+
 from unet_jax import config as config_lib
 
 Array = jax.Array
@@ -99,7 +101,7 @@ def _dice_total(logits: Array, mask: Array, spec: LossSpec) -> Array:
   probability = probability * valid
   both = jnp.sum(probability * hot, axis=(1, 2))
   sizes = jnp.sum(probability, axis=(1, 2)) + jnp.sum(
-      hot, axis=(1, 2), dtype=jnp.float32
+    hot, axis=(1, 2), dtype=jnp.float32
   )
   dice = (2 * both + 1) / (sizes + 1)
   per_image = 1 - jnp.average(dice, axis=-1, weights=class_weights)
@@ -118,8 +120,8 @@ def _dice_count(mask: Array, spec: LossSpec) -> Array:
 
 
 LOSSES = {
-    'cross_entropy': Loss(_cross_entropy_total, _cross_entropy_count),
-    'dice': Loss(_dice_total, _dice_count),
+  'cross_entropy': Loss(_cross_entropy_total, _cross_entropy_count),
+  'dice': Loss(_dice_total, _dice_count),
 }
 
 
@@ -127,9 +129,9 @@ def make_spec(config) -> LossSpec:
   """Returns the settings of a config; terms of weight 0 are left out."""
   weights = sorted(config.loss.weights.items())
   return LossSpec(
-      weights=tuple((name, w) for name, w in weights if w),
-      class_weights=tuple(config.loss.class_weights),
-      label_smoothing=config.loss.label_smoothing,
+    weights=tuple((name, w) for name, w in weights if w),
+    class_weights=tuple(config.loss.class_weights),
+    label_smoothing=config.loss.label_smoothing,
   )
 
 
@@ -141,13 +143,13 @@ def counts(mask: Array, spec: LossSpec) -> dict[str, Array]:
 def totals(logits: Array, mask: Array, spec: LossSpec) -> dict[str, Array]:
   """Returns each term's total over a batch: {name: scalar}."""
   return {
-      name: LOSSES[name].total(logits, mask, spec) for name, _ in spec.weights
+    name: LOSSES[name].total(logits, mask, spec) for name, _ in spec.weights
   }
 
 
 def weighted_sum(total, count, spec: LossSpec):
   """Returns the loss of totals and counts; a term that counts nothing is 0."""
   return sum(
-      weight * total[name] / jnp.maximum(count[name], 1e-12)
-      for name, weight in spec.weights
+    weight * total[name] / jnp.maximum(count[name], 1e-12)
+    for name, weight in spec.weights
   )

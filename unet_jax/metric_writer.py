@@ -21,8 +21,8 @@ def write_json(path: str, value: Any) -> None:
   if jax.process_index():
     return
   clean = {
-      k: _finite_or_none(v) if isinstance(v, float) else v
-      for k, v in value.items()
+    k: _finite_or_none(v) if isinstance(v, float) else v
+    for k, v in value.items()
   }
   with open(path + '.tmp', 'w') as f:
     json.dump(clean, f, indent=2)
@@ -31,7 +31,7 @@ def write_json(path: str, value: Any) -> None:
 
 
 def read_metrics(workdir: str) -> list[dict[str, Any]]:
-  """Returns the lines of metrics.jsonl; a line cut off by a kill is left out."""
+  """Returns the lines of metrics.jsonl, without one that a kill cut off."""
   path = os.path.join(workdir, 'metrics.jsonl')
   if not os.path.exists(path):
     return []
@@ -82,7 +82,7 @@ class MetricWriter:
       import tensorboardX
 
       self._events = tensorboardX.SummaryWriter(
-          self._tensorboard, purge_step=self._purge_step
+        self._tensorboard, purge_step=self._purge_step
       )
     for name, value in clean.items():
       if value is not None:

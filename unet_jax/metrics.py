@@ -34,7 +34,7 @@ def predict_classes(logits: jax.Array) -> jax.Array:
 
 
 def confusion_counts(
-    mask: jax.Array, prediction: jax.Array, num_classes: int
+  mask: jax.Array, prediction: jax.Array, num_classes: int
 ) -> jax.Array:
   """Counts pixels by class in the mask and in the prediction, per image.
 
@@ -56,13 +56,13 @@ def confusion_counts(
   in_mask = (mask.reshape(shape) == classes).astype(jnp.float32)
   predicted = (prediction.reshape(shape) == classes).astype(jnp.float32)
   counts = [
-      jnp.einsum(
-          'bpi,bpj->bij',
-          in_mask[:, i : i + _EXACT],
-          predicted[:, i : i + _EXACT],
-          precision=jax.lax.Precision.HIGHEST,
-      ).astype(jnp.int32)
-      for i in range(0, pixels, _EXACT)
+    jnp.einsum(
+      'bpi,bpj->bij',
+      in_mask[:, i : i + _EXACT],
+      predicted[:, i : i + _EXACT],
+      precision=jax.lax.Precision.HIGHEST,
+    ).astype(jnp.int32)
+    for i in range(0, pixels, _EXACT)
   ]
   return sum(counts)
 
@@ -104,7 +104,7 @@ def _nanmean(values: np.ndarray, axis=None) -> np.ndarray:
 
 
 def scores(
-    confusion: np.ndarray, names: tuple[str, ...], foreground=()
+  confusion: np.ndarray, names: tuple[str, ...], foreground=()
 ) -> dict[str, float]:
   """Returns the scores of a split.
 
@@ -124,8 +124,8 @@ def scores(
   total = confusion.sum(0)
   result = {}
   for reduction, (iou, dice) in {
-      'dataset': iou_and_dice(total[None]),
-      'image': iou_and_dice(confusion),
+    'dataset': iou_and_dice(total[None]),
+    'image': iou_and_dice(confusion),
   }.items():
     for score, values in (('iou', iou), ('dice', dice)):
       result[f'{reduction}_m{score}'] = _nanmean(_nanmean(values, 1))
@@ -136,8 +136,8 @@ def scores(
     name = '+'.join(foreground)
     binary = merge_foreground(confusion, [names.index(n) for n in foreground])
     for reduction, (iou, dice) in {
-        'dataset': iou_and_dice(binary.sum(0)[None]),
-        'image': iou_and_dice(binary),
+      'dataset': iou_and_dice(binary.sum(0)[None]),
+      'image': iou_and_dice(binary),
     }.items():
       result[f'{reduction}_iou/{name}'] = _nanmean(iou[:, 1])
       result[f'{reduction}_dice/{name}'] = _nanmean(dice[:, 1])

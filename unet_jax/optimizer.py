@@ -10,17 +10,17 @@ def make_schedule(config) -> optax.Schedule:
   peak, end = o.learning_rate, o.learning_rate * o.end_factor
   rest = max(config.train.num_steps - o.warmup_steps, 1)
   after = {
-      'cosine': lambda: optax.cosine_decay_schedule(
-          peak, rest, alpha=o.end_factor
-      ),
-      'linear': lambda: optax.linear_schedule(peak, end, rest),
-      'constant': lambda: optax.constant_schedule(peak),
+    'cosine': lambda: optax.cosine_decay_schedule(
+      peak, rest, alpha=o.end_factor
+    ),
+    'linear': lambda: optax.linear_schedule(peak, end, rest),
+    'constant': lambda: optax.constant_schedule(peak),
   }[o.schedule]()
   if not o.warmup_steps:
     return after
   # From peak / warmup_steps at step 0, so that the first step does something.
   warmup = optax.linear_schedule(
-      peak / o.warmup_steps, peak, max(o.warmup_steps - 1, 1)
+    peak / o.warmup_steps, peak, max(o.warmup_steps - 1, 1)
   )
   return optax.join_schedules([warmup, after], [o.warmup_steps])
 
@@ -28,7 +28,7 @@ def make_schedule(config) -> optax.Schedule:
 def _decay_mask(params):
   """True for kernels: weight decay leaves biases and norm parameters alone."""
   return jax.tree.map_with_path(
-      lambda path, _: path[-1].key == 'kernel', params
+    lambda path, _: path[-1].key == 'kernel', params
   )
 
 

@@ -28,7 +28,7 @@ class Progress:
     self._bar = None
     if sys.stderr.isatty() and jax.process_index() == 0:
       self._bar = tqdm.tqdm(
-          total=total, initial=first, unit='step', dynamic_ncols=True
+        total=total, initial=first, unit='step', dynamic_ncols=True
       )
 
   def start(self) -> None:
@@ -42,7 +42,7 @@ class Progress:
       self._since = None
 
   def update(self, step: int) -> None:
-    """Counts a step that was dispatched; the first one starts the clock late."""
+    """Counts a step that was dispatched; the first one starts the clock."""
     if self._bar is not None:
       self._bar.update(step - self._step)
     self._step = step

@@ -8,6 +8,7 @@ import signal
 
 import jax
 from jax.experimental import multihost_utils
+
 from unet_jax import config as config_lib
 from unet_jax import sharding
 
@@ -21,6 +22,31 @@ def initialize(config) -> None:
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 
 
+# XLA's CPU compiler hands convolutions to YNNPACK, which is the slower one at
+# the widths of a U-Net; sums stay with it. Measured: 9 % of a training step.
+_CPU_STEP = {
+  'xla_cpu_experimental_ynn_fusion_type': 'LIBRARY_FUSION_TYPE_REDUCE'
+}
+# Initialisation runs once: a fifth of the time to compile, the same numbers.
+_CPU_INIT = {'xla_backend_optimization_level': 1}
+
+
+def compiler_options(for_init: bool = False) -> dict[str, str | int] | None:
+  """Returns what to compile steps (or the initialisation) with, for `jax.jit`.
+
+  Other backends take the defaults, and so does a jaxlib that does not know
+  these options, which are not part of its stable interface.
+  """
+  if jax.default_backend() != 'cpu':
+    return None
+  options = _CPU_INIT if for_init else _CPU_STEP
+  try:
+    jax.jit(lambda: 0, compiler_options=options).lower().compile()
+  except (jax.errors.JaxRuntimeError, ValueError):
+    return None
+  return options
+
+
 def _machine() -> str:
   """A name for what compiled CPU code depends on: the processor's features.
 
@@ -31,7 +57,7 @@ def _machine() -> str:
   if info.exists():
     lines = info.read_text().splitlines()
     features = next(
-        (s for s in lines if s.startswith(('flags', 'Features'))), features
+      (s for s in lines if s.startswith(('flags', 'Features'))), features
     )
   digest = hashlib.sha256(features.encode()).hexdigest()[:8]
   return f'{platform.machine()}-{digest}'

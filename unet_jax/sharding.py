@@ -8,14 +8,14 @@ one device, up to rounding.
 
 import logging
 import os
+import urllib.request
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType
-from jax.sharding import Mesh
-from jax.sharding import NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+
 from unet_jax import errors
 
 _log = logging.getLogger(__name__)
@@ -27,40 +27,59 @@ def initialize_distributed() -> None:
   """Joins the other processes where this one is one of many.
 
   They are found by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
-  JAX_PROCESS_ID; in a Slurm or Open MPI job of several tasks; and on a TPU
+  JAX_PROCESS_ID; in a Slurm step or Open MPI job of several tasks; and on a TPU
   slice of several hosts.
 
   Raises:
-    UserError: the variables contradict one another.
+    UserError: the variables contradict one another, or no process answers.
   """
   env = os.environ
-  if env.get('JAX_COORDINATOR_ADDRESS'):
-    try:
+  by_hand = bool(env.get('JAX_COORDINATOR_ADDRESS'))
+  try:
+    if by_hand:
       jax.distributed.initialize(
-          env['JAX_COORDINATOR_ADDRESS'],
-          int(env['JAX_NUM_PROCESSES']),
-          int(env['JAX_PROCESS_ID']),
+        env['JAX_COORDINATOR_ADDRESS'],
+        int(env['JAX_NUM_PROCESSES']),
+        int(env['JAX_PROCESS_ID']),
+        # Otherwise a Slurm step around it would pick the devices.
+        cluster_detection_method='deactivate',
       )
-    except (KeyError, ValueError) as e:
-      raise errors.UserError(
-          'JAX_COORDINATOR_ADDRESS (host:port) needs JAX_NUM_PROCESSES=N and '
-          f'JAX_PROCESS_ID=0..N-1 beside it: {e}'
-      ) from e
-  elif _num_tasks() > 1:
-    jax.distributed.initialize()
+    elif _num_tasks() > 1:
+      jax.distributed.initialize()
+  except (KeyError, ValueError) as e:
+    raise errors.UserError(
+      f'cannot join the other processes ({e}); set JAX_COORDINATOR_ADDRESS='
+      'HOST:PORT, JAX_NUM_PROCESSES=N and JAX_PROCESS_ID=0..N-1 in each'
+    ) from e
 
 
 def _num_tasks() -> int:
   """Processes that the cluster says this run has."""
   env = os.environ
-  tpu_hosts = env.get('TPU_WORKER_HOSTNAMES') or env.get('TPU_PROCESS_ADDRESSES')
-  counts = (
-      # A Slurm step of srun; an sbatch script alone has no SLURM_PROCID step.
-      env.get('SLURM_STEP_NUM_TASKS') or 1,
-      env.get('OMPI_COMM_WORLD_SIZE') or 1,
-      len((tpu_hosts or '').split(',')),
-  )
-  return max(int(n) for n in counts)
+  # What Slurm sets for a step of srun, and not for the batch script around it.
+  counts = [env.get('SLURM_STEP_NUM_TASKS'), env.get('OMPI_COMM_WORLD_SIZE')]
+  return max(*(int(n or 1) for n in counts), _num_tpu_hosts())
+
+
+def _num_tpu_hosts() -> int:
+  """Hosts of the TPU slice that this host is part of; 1 without a TPU."""
+  env = os.environ
+  # Importing jax sets the first on a TPU machine, the second on others.
+  if env.get('TPU_ML_PLATFORM') != 'JAX' or env.get('TPU_SKIP_MDS_QUERY'):
+    return 1
+  hosts = env.get('TPU_PROCESS_ADDRESSES') or env.get('TPU_WORKER_HOSTNAMES')
+  if hosts is None:
+    request = urllib.request.Request(
+      'http://metadata.google.internal/computeMetadata/v1/instance/'
+      'attributes/worker-network-endpoints',
+      headers={'Metadata-Flavor': 'Google'},
+    )
+    try:
+      with urllib.request.urlopen(request, timeout=5) as answer:
+        hosts = answer.read().decode()
+    except OSError:
+      return 1
+  return len(hosts.split(',')) * int(env.get('MEGASCALE_NUM_SLICES') or 1)
 
 
 def make_mesh(config) -> Mesh:
@@ -75,33 +94,33 @@ def make_mesh(config) -> Mesh:
   data = m.data if m.data != -1 else devices // others
   if data * others != devices:
     raise errors.UserError(
-        f'mesh data={m.data}, fsdp={m.fsdp}, spatial={m.spatial} does not fit '
-        f'{devices} devices; their product must be {devices} (--config.mesh.'
-        'data=-1 takes what the others leave)'
+      f'mesh data={m.data}, fsdp={m.fsdp}, spatial={m.spatial} does not fit '
+      f'{devices} devices; their product must be {devices} (--config.mesh.'
+      'data=-1 takes what the others leave)'
     )
   parts = data * m.fsdp * config.optimizer.accumulate_steps
   if config.data.batch_size % parts:
     raise errors.UserError(
-        f'--config.data.batch_size={config.data.batch_size} is not divisible '
-        f'by {parts} (devices along data and fsdp, times optimizer.'
-        f'accumulate_steps); the nearest that are: '
-        f'{nearest_multiples(config.data.batch_size, parts)}'
+      f'--config.data.batch_size={config.data.batch_size} is not divisible '
+      f'by {parts} (devices along data and fsdp, times optimizer.'
+      f'accumulate_steps); the nearest that are: '
+      f'{nearest_multiples(config.data.batch_size, parts)}'
     )
   if config.data.image_size[0] % m.spatial:
     raise errors.UserError(
-        f'--config.mesh.spatial={m.spatial} does not divide the '
-        f'{config.data.image_size[0]} rows of data.image_size'
+      f'--config.mesh.spatial={m.spatial} does not divide the '
+      f'{config.data.image_size[0]} rows of data.image_size'
     )
   if m.spatial > 1 and jax.local_device_count() % m.spatial:
     raise errors.UserError(
-        f'--config.mesh.spatial={m.spatial} must divide the '
-        f'{jax.local_device_count()} devices of one process'
+      f'--config.mesh.spatial={m.spatial} must divide the '
+      f'{jax.local_device_count()} devices of one process'
     )
   return jax.make_mesh(
-      (data, m.fsdp, m.spatial),
-      ('data', 'fsdp', 'spatial'),
-      # Explicit, the default, does not know all of linen's layers.
-      axis_types=(AxisType.Auto,) * 3,
+    (data, m.fsdp, m.spatial),
+    ('data', 'fsdp', 'spatial'),
+    # Explicit, the default, does not know all of linen's layers.
+    axis_types=(AxisType.Auto,) * 3,
   )
 
 
@@ -115,9 +134,9 @@ def batch_sharding(mesh: Mesh) -> dict[str, NamedSharding]:
   """Where each entry of a batch lives."""
   rows = NamedSharding(mesh, P(('data', 'fsdp'), 'spatial'))
   return {
-      'image': rows,
-      'mask': rows,
-      'weight': NamedSharding(mesh, P(('data', 'fsdp'))),
+    'image': rows,
+    'mask': rows,
+    'weight': NamedSharding(mesh, P(('data', 'fsdp'))),
   }
 
 
@@ -150,21 +169,23 @@ def state_sharding(mesh: Mesh, state: PyTree) -> PyTree:
   return jax.tree.map(leaf, state)
 
 
-def to_devices(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+def to_devices(
+  batch: dict[str, np.ndarray], mesh: Mesh
+) -> dict[str, jax.Array]:
   """Sends this process's part of a batch to its devices."""
   shardings = batch_sharding(mesh)
   return {
-      name: jax.make_array_from_process_local_data(shardings[name], value)
-      for name, value in batch.items()
+    name: jax.make_array_from_process_local_data(shardings[name], value)
+    for name, value in batch.items()
   }
 
 
 def log_devices(mesh: Mesh) -> None:
   """One line on what the run has."""
   _log.info(
-      '%d %s device(s) in %d process(es), mesh %s',
-      jax.device_count(),
-      jax.devices()[0].platform,
-      jax.process_count(),
-      dict(mesh.shape),
+    '%d %s device(s) in %d process(es), mesh %s',
+    jax.device_count(),
+    jax.devices()[0].platform,
+    jax.process_count(),
+    dict(mesh.shape),
   )

@@ -9,9 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+
 from unet_jax import config as config_lib
-from unet_jax import losses
-from unet_jax import metrics
+from unet_jax import losses, metrics
 from unet_jax.data import augment
 from unet_jax.models import unet
 from unet_jax.train_state import TrainState
@@ -27,23 +27,23 @@ def normalize(image: Array, mean, std) -> Array:
 
 
 def _crop_mask(mask: Array, logits: Array) -> Array:
-  """The part of [B, H, W] that [B, H', W', C] logits of a `valid` net are of."""
+  """The part of a mask [B, H, W] that logits [B, H', W', C] are of."""
   return unet.center_crop(mask, logits.shape[1], logits.shape[2])
 
 
 def train_step(
-    state: TrainState,
-    batch: Batch,
-    key: Array,
-    *,
-    model: unet.UNet,
-    optimizer: optax.GradientTransformation,
-    augmentation: augment.Augmentation,
-    loss_spec: losses.LossSpec,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-    ema_decay: float = 0.0,
-    accumulate_steps: int = 1,
+  state: TrainState,
+  batch: Batch,
+  key: Array,
+  *,
+  model: unet.UNet,
+  optimizer: optax.GradientTransformation,
+  augmentation: augment.Augmentation,
+  loss_spec: losses.LossSpec,
+  mean: tuple[float, ...],
+  std: tuple[float, ...],
+  ema_decay: float = 0.0,
+  accumulate_steps: int = 1,
 ) -> tuple[TrainState, dict[str, Array]]:
   """One update of the parameters.
 
@@ -65,7 +65,7 @@ def train_step(
     and `loss/TERM` where there are several terms.
   """
   augment_key, dropout_key = jax.random.split(
-      jax.random.fold_in(key, state.step)
+    jax.random.fold_in(key, state.step)
   )
   image, mask = augmentation(augment_key, batch['image'], batch['mask'])
   shape = unet.output_size(image.shape[1:3], model.depth, model.padding)
@@ -74,32 +74,32 @@ def train_step(
 
   def loss_fn(params, batch_stats, image, mask, key):
     logits, updates = model.apply(
-        {'params': params, 'batch_stats': batch_stats},
-        normalize(image, mean, std),
-        train=True,
-        rngs={'dropout': key},
-        mutable=['batch_stats'],
+      {'params': params, 'batch_stats': batch_stats},
+      normalize(image, mean, std),
+      train=True,
+      rngs={'dropout': key},
+      mutable=['batch_stats'],
     )
     total = losses.totals(logits, mask, loss_spec)
     loss = losses.weighted_sum(total, count, loss_spec)
     return loss, (total, updates.get('batch_stats', {}))
 
   grads, total, batch_stats = _accumulated_gradients(
-      loss_fn, state, image, mask, dropout_key, accumulate_steps
+    loss_fn, state, image, mask, dropout_key, accumulate_steps
   )
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
   new_state = state.replace(
-      step=state.step + 1,
-      params=params,
-      batch_stats=batch_stats,
-      opt_state=opt_state,
+    step=state.step + 1,
+    params=params,
+    batch_stats=batch_stats,
+    opt_state=opt_state,
   )
   if ema_decay:
     new_state = _update_ema(new_state, state.step, ema_decay)
   figures = {
-      'loss': losses.weighted_sum(total, count, loss_spec),
-      'grad_norm': optax.tree.norm(grads),
+    'loss': losses.weighted_sum(total, count, loss_spec),
+    'grad_norm': optax.tree.norm(grads),
   }
   if len(loss_spec.weights) > 1:
     for name, _ in loss_spec.weights:
@@ -121,7 +121,7 @@ def _accumulated_gradients(loss_fn, state, image, mask, key, parts):
   gradient = jax.grad(loss_fn, has_aux=True)
   if parts == 1:
     grads, (total, stats) = gradient(
-        state.params, state.batch_stats, image, mask, key
+      state.params, state.batch_stats, image, mask, key
     )
     return grads, total, stats
   split = lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
@@ -135,11 +135,9 @@ def _accumulated_gradients(loss_fn, state, image, mask, key, parts):
   part = (split(image), split(mask), jax.random.split(key, parts))
   first = jax.tree.map(lambda x: x[0], part)
   _, (total, _) = jax.eval_shape(
-      gradient, state.params, state.batch_stats, *first
+    gradient, state.params, state.batch_stats, *first
   )
-  zeros = lambda tree: jax.tree.map(
-      lambda x: jnp.zeros(x.shape, x.dtype), tree
-  )
+  zeros = lambda tree: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), tree)
   carry = (zeros(state.params), zeros(total), state.batch_stats)
   carry, _ = jax.lax.scan(body, carry, part)
   return carry
@@ -153,34 +151,34 @@ def _update_ema(state: TrainState, step: Array, decay: float) -> TrainState:
   step = step.astype(jnp.float32)
   rate = jnp.minimum(decay, (1 + step) / (10 + step))
   average = lambda old, new: jax.tree.map(
-      lambda a, b: a + (1 - rate) * (b - a), old, new
+    lambda a, b: a + (1 - rate) * (b - a), old, new
   )
   return state.replace(
-      ema_params=average(state.ema_params, state.params),
-      ema_batch_stats=average(state.ema_batch_stats, state.batch_stats),
+    ema_params=average(state.ema_params, state.params),
+    ema_batch_stats=average(state.ema_batch_stats, state.batch_stats),
   )
 
 
 def predict_step(
-    variables: dict[str, Any],
-    image: Array,
-    *,
-    model: unet.UNet,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
+  variables: dict[str, Any],
+  image: Array,
+  *,
+  model: unet.UNet,
+  mean: tuple[float, ...],
+  std: tuple[float, ...],
 ) -> Array:
-  """Returns float32 logits [B, H', W', classes] of uint8 [B, H, W, C] images."""
+  """Returns float32 logits [B, H', W', classes] of uint8 images."""
   return model.apply(variables, normalize(image, mean, std), train=False)
 
 
 def eval_step(
-    variables: dict[str, Any],
-    batch: Batch,
-    *,
-    model: unet.UNet,
-    loss_spec: losses.LossSpec,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
+  variables: dict[str, Any],
+  batch: Batch,
+  *,
+  model: unet.UNet,
+  loss_spec: losses.LossSpec,
+  mean: tuple[float, ...],
+  std: tuple[float, ...],
 ) -> dict[str, Any]:
   """Counts what an evaluation adds up over a split.
 
@@ -198,17 +196,17 @@ def eval_step(
     `prediction` uint8 [B, H', W'].
   """
   logits = predict_step(
-      variables, batch['image'], model=model, mean=mean, std=std
+    variables, batch['image'], model=model, mean=mean, std=std
   )
   mask = _crop_mask(batch['mask'], logits)
   padding = (batch['weight'] == 0)[:, None, None]
   mask = jnp.where(padding, config_lib.IGNORE_LABEL, mask)
   prediction = metrics.predict_classes(logits)
   return {
-      'confusion': metrics.confusion_counts(
-          mask, prediction, max(logits.shape[-1], 2)
-      ),
-      'loss_total': losses.totals(logits, mask, loss_spec),
-      'loss_count': losses.counts(mask, loss_spec),
-      'prediction': prediction,
+    'confusion': metrics.confusion_counts(
+      mask, prediction, max(logits.shape[-1], 2)
+    ),
+    'loss_total': losses.totals(logits, mask, loss_spec),
+    'loss_count': losses.counts(mask, loss_spec),
+    'prediction': prediction,
   }

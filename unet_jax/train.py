@@ -8,27 +8,28 @@ import sys
 
 import jax
 import ml_collections
-from unet_jax import checkpoint
+
+from unet_jax import (
+  checkpoint,
+  errors,
+  evaluate,
+  losses,
+  metric_writer,
+  runtime,
+  sharding,
+  steps,
+  train_state,
+)
 from unet_jax import config as config_lib
-from unet_jax import errors
-from unet_jax import evaluate
-from unet_jax import losses
-from unet_jax import metric_writer
 from unet_jax import optimizer as optimizer_lib
 from unet_jax import progress as progress_lib
-from unet_jax import runtime
-from unet_jax import sharding
-from unet_jax import steps
-from unet_jax import train_state
-from unet_jax.data import augment
-from unet_jax.data import pipeline
-from unet_jax.data import prepare
+from unet_jax.data import augment, pipeline, prepare
 from unet_jax.models import unet
 
 _log = logging.getLogger(__name__)
 
 
-def train(config: ml_collections.ConfigDict, workdir: str) -> None:
+def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   """Trains, or continues to train, and evaluates at the end.
 
   Args:
@@ -49,10 +50,10 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> None:
   checkpoints = checkpoint.Checkpoints(workdir, config)
   if checkpoints.steps:
     config_lib.check_resumable(
-        checkpoints.saved_config(checkpoints.steps[-1]), config, workdir
+      checkpoints.saved_config(checkpoints.steps[-1]), config, workdir
     )
   metric_writer.write_json(
-      os.path.join(workdir, 'config.json'), config.to_dict()
+    os.path.join(workdir, 'config.json'), config.to_dict()
   )
   train_set = prepare.prepare(config, config.data.train_split)
   eval_set = prepare.prepare(config, config.data.eval_split)
@@ -68,26 +69,26 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> None:
     batches.set_state(position)
   else:
     state = train_state.create_train_state(
-        jax.random.fold_in(root, 0), config, model, optimizer, mesh
+      jax.random.fold_in(root, 0), config, model, optimizer, mesh
     )
   first = int(state.step)
   loop = _Loop(
-      config=config,
-      workdir=workdir,
-      checkpoints=checkpoints,
-      evaluator=evaluate.Evaluator(config, model, eval_set, mesh),
-      writer=metric_writer.MetricWriter(workdir, first, config.log.tensorboard),
-      progress=progress_lib.Progress(
-          first, config.train.num_steps, config.data.batch_size
-      ),
-      schedule=optimizer_lib.make_schedule(config),
+    config=config,
+    workdir=workdir,
+    checkpoints=checkpoints,
+    evaluator=evaluate.Evaluator(config, model, eval_set, mesh),
+    writer=metric_writer.MetricWriter(workdir, first, config.log.tensorboard),
+    progress=progress_lib.Progress(
+      first, config.train.num_steps, config.data.batch_size
+    ),
+    schedule=optimizer_lib.make_schedule(config),
   )
   _log.info(
-      '%d images to train on, %d to evaluate, %.2f M parameters, from step %d',
-      len(train_set),
-      len(eval_set),
-      sum(x.size for x in jax.tree.leaves(state.params)) / 1e6,
-      first,
+    '%d images to train on, %d to evaluate, %.2f M parameters, from step %d',
+    len(train_set),
+    len(eval_set),
+    sum(x.size for x in jax.tree.leaves(state.params)) / 1e6,
+    first,
   )
   train_step = make_train_step(config, model, optimizer, mesh, state)
   # The key of the steps, apart from the key of the parameters.
@@ -114,8 +115,7 @@ def _make_workdir(workdir: str) -> None:
       raise PermissionError(None, 'Permission denied')
   except OSError as e:
     raise errors.UserError(
-        f'--workdir={workdir}: cannot be written ({e.strerror}); choose '
-        'another'
+      f'--workdir={workdir}: cannot be written ({e.strerror}); choose another'
     ) from e
 
 
@@ -123,19 +123,20 @@ def make_train_step(config, model, optimizer, mesh, state):
   """Returns `steps.train_step` of a config, jitted; it donates the state."""
   shardings = sharding.state_sharding(mesh, state)
   return jax.jit(
-      functools.partial(
-          steps.train_step,
-          model=model,
-          optimizer=optimizer,
-          augmentation=augment.make_augmentation(config),
-          loss_spec=losses.make_spec(config),
-          mean=config.data.mean,
-          std=config.data.std,
-          ema_decay=config.optimizer.ema_decay,
-          accumulate_steps=config.optimizer.accumulate_steps,
-      ),
-      out_shardings=(shardings, sharding.replicated(mesh)),
-      donate_argnums=0,
+    functools.partial(
+      steps.train_step,
+      model=model,
+      optimizer=optimizer,
+      augmentation=augment.make_augmentation(config),
+      loss_spec=losses.make_spec(config),
+      mean=config.data.mean,
+      std=config.data.std,
+      ema_decay=config.optimizer.ema_decay,
+      accumulate_steps=config.optimizer.accumulate_steps,
+    ),
+    out_shardings=(shardings, sharding.replicated(mesh)),
+    donate_argnums=0,
+    compiler_options=runtime.compiler_options(),
   )
 
 
@@ -143,9 +144,9 @@ def _stop(signal_number: int, step: int, workdir: str) -> None:
   """Leaves the program after a signal, once all is saved."""
   if jax.process_index() == 0:
     print(
-        f'stopped at step {step} by signal {signal_number}; saved in {workdir}. '
-        'Run the same command again to continue',
-        file=sys.stderr,
+      f'stopped at step {step} by signal {signal_number}; saved in '
+      f'{workdir}. Run the same command again to continue',
+      file=sys.stderr,
     )
   sys.exit(128 + signal_number)
 
@@ -154,7 +155,7 @@ class _Loop:
   """What happens between the steps; it never waits for the step in flight."""
 
   def __init__(
-      self, config, workdir, checkpoints, evaluator, writer, progress, schedule
+    self, config, workdir, checkpoints, evaluator, writer, progress, schedule
   ):
     self._config, self._workdir = config, workdir
     self._checkpoints, self._evaluator = checkpoints, evaluator
@@ -166,8 +167,7 @@ class _Loop:
     self._evaluated: tuple[int, dict[str, float]] | None = None
 
   def after_step(self, step: int, figures: dict[str, jax.Array]) -> None:
-    """Takes the figures of a dispatched step and reads those of the one before.
-    """
+    """Takes a dispatched step's figures and reads those of the one before."""
     pending, self._pending = self._pending, (step, figures)
     if pending is not None:
       self._read(*pending)
@@ -185,10 +185,10 @@ class _Loop:
     if not all(math.isfinite(v) for v in values.values()):
       kept = self._saved_step
       raise errors.UserError(
-          f'step {step}: loss {values["train/loss"]}, gradient norm '
-          f'{values["train/grad_norm"]}: not finite. The last checkpoint, '
-          f'{"none" if kept is None else f"step {kept}"}, is kept. Lower '
-          'optimizer.learning_rate or clip_norm, or lengthen warmup_steps'
+        f'step {step}: loss {values["train/loss"]}, gradient norm '
+        f'{values["train/grad_norm"]}: not finite. The last checkpoint, '
+        f'{"none" if kept is None else f"step {kept}"}, is kept. Lower '
+        'optimizer.learning_rate or clip_norm, or lengthen warmup_steps'
       )
     if step % self._config.log.every and step != self._config.train.num_steps:
       return
@@ -225,18 +225,18 @@ class _Loop:
     figures, examples = self._evaluator.run(state.variables(which))
     self._writer.write(step, figures)
     evaluate.write_results(
-        self._workdir,
-        self._config,
-        figures,
-        examples,
-        step=step,
-        split=self._config.data.eval_split,
-        params=which,
-        num_examples=self._evaluator.num_examples,
+      self._workdir,
+      self._config,
+      figures,
+      examples,
+      step=step,
+      split=self._config.data.eval_split,
+      params=which,
+      num_examples=self._evaluator.num_examples,
     )
     self._progress.write(
-        f'step {step}: eval loss {figures["eval/loss"]:.4f}, dataset mIoU '
-        f'{figures["eval/dataset_miou"]:.4f} in {figures["eval/seconds"]:.1f} s'
+      f'step {step}: eval loss {figures["eval/loss"]:.4f}, dataset mIoU '
+      f'{figures["eval/dataset_miou"]:.4f} in {figures["eval/seconds"]:.1f} s'
     )
     self._evaluated = (step, figures)
     return figures
@@ -252,14 +252,14 @@ class _Loop:
       from unet_jax import figures as figures_lib  # Slow to import.
 
       figures_lib.draw_curves(
-          os.path.join(self._workdir, 'figures', 'curves.png'),
-          metric_writer.read_metrics(self._workdir),
-          self._config.checkpoint.best_metric,
+        os.path.join(self._workdir, 'figures', 'curves.png'),
+        metric_writer.read_metrics(self._workdir),
+        self._config.checkpoint.best_metric,
       )
     print(
-        evaluate.format_table(
-            self._evaluated[1], config_lib.class_names(self._config)
-        )
+      evaluate.format_table(
+        self._evaluated[1], config_lib.class_names(self._config)
+      )
     )
     _log.info('wrote %s', self._workdir)
 

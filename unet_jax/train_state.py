@@ -6,9 +6,10 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 import optax
-from unet_jax import sharding
+from jax.sharding import Mesh
+
+from unet_jax import runtime, sharding
 
 PyTree = Any
 
@@ -42,11 +43,11 @@ class TrainState:
 
 
 def _create(
-    key: jax.Array,
-    model,
-    optimizer: optax.GradientTransformation,
-    image_shape: tuple[int, int, int],
-    ema: bool,
+  key: jax.Array,
+  model,
+  optimizer: optax.GradientTransformation,
+  image_shape: tuple[int, int, int],
+  ema: bool,
 ) -> TrainState:
   """Returns the state at step 0; `image_shape` is (H, W, C)."""
   variables = model.init(key, jnp.zeros((1, *image_shape)), train=False)
@@ -55,23 +56,23 @@ def _create(
   # Copies, not aliases: the state's buffers are donated one by one.
   copy = lambda tree: jax.tree.map(jnp.copy, tree) if ema else None
   return TrainState(
-      step=jnp.zeros((), jnp.int32),
-      params=params,
-      batch_stats=batch_stats,
-      opt_state=optimizer.init(params),
-      ema_params=copy(params),
-      ema_batch_stats=copy(batch_stats),
+    step=jnp.zeros((), jnp.int32),
+    params=params,
+    batch_stats=batch_stats,
+    opt_state=optimizer.init(params),
+    ema_params=copy(params),
+    ema_batch_stats=copy(batch_stats),
   )
 
 
 def _creator(config, model, optimizer):
   image_shape = (*config.data.image_size, config.data.num_channels)
   return functools.partial(
-      _create,
-      model=model,
-      optimizer=optimizer,
-      image_shape=image_shape,
-      ema=bool(config.optimizer.ema_decay),
+    _create,
+    model=model,
+    optimizer=optimizer,
+    image_shape=image_shape,
+    ema=bool(config.optimizer.ema_decay),
   )
 
 
@@ -80,17 +81,21 @@ def abstract_train_state(config, model, optimizer, mesh: Mesh) -> TrainState:
   create = _creator(config, model, optimizer)
   shapes = jax.eval_shape(create, jax.random.key(0))
   return jax.tree.map(
-      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-      shapes,
-      sharding.state_sharding(mesh, shapes),
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+    shapes,
+    sharding.state_sharding(mesh, shapes),
   )
 
 
 def create_train_state(
-    key: jax.Array, config, model, optimizer, mesh: Mesh
+  key: jax.Array, config, model, optimizer, mesh: Mesh
 ) -> TrainState:
   """Returns the state at step 0, made where it lives."""
   abstract = abstract_train_state(config, model, optimizer, mesh)
   shardings = jax.tree.map(lambda x: x.sharding, abstract)
   create = _creator(config, model, optimizer)
-  return jax.jit(create, out_shardings=shardings)(key)
+  return jax.jit(
+    create,
+    out_shardings=shardings,
+    compiler_options=runtime.compiler_options(for_init=True),
+  )(key)

@@ -29,7 +29,7 @@ class Flip:
   def __call__(self, key: Array, image: Array, mask: Array):
     chosen = jax.random.bernoulli(key, self.probability, image.shape[:1])
     flip = lambda x: jnp.where(
-        chosen.reshape(-1, *[1] * (x.ndim - 1)), jnp.flip(x, self.axis), x
+      chosen.reshape(-1, *[1] * (x.ndim - 1)), jnp.flip(x, self.axis), x
     )
     return flip(image), flip(mask)
 
@@ -49,7 +49,7 @@ class Augmentation:
 def make_augmentation(config) -> Augmentation:
   """Returns the transforms of a config; those of probability 0 are left out."""
   transforms = (
-      Flip(2, config.augment.flip_horizontal),
-      Flip(1, config.augment.flip_vertical),
+    Flip(2, config.augment.flip_horizontal),
+    Flip(1, config.augment.flip_vertical),
   )
   return Augmentation(tuple(t for t in transforms if t.probability))

@@ -9,6 +9,7 @@ import io
 
 import numpy as np
 from PIL import Image
+
 from unet_jax import errors
 
 EXTENSIONS = ('.png', '.jpg', '.jpeg', '.tif', '.tiff', '.bmp', '.gif', '.webp')
@@ -25,14 +26,12 @@ def _open(data: bytes, name: str) -> Image.Image | np.ndarray:
   if data[:4] in (b'II*\0', b'MM\0*'):
     import cv2  # Slow to import and rarely needed.
 
-    array = cv2.imdecode(
-        np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED
-    )
+    array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if array is not None:
       return array[..., [2, 1, 0]] if array.ndim == 3 else array
   raise errors.DecodeError(
-      f'{name} cannot be decoded ({reason}); replace it, or leave such pairs '
-      'out with --config.data.on_error=skip'
+    f'{name} cannot be decoded ({reason}); replace it, or leave such pairs '
+    'out with --config.data.on_error=skip'
   )
 
 
@@ -44,9 +43,9 @@ def _scale_to_uint8(array: np.ndarray, intensity: str, name: str) -> np.ndarray:
     low, high = 0.0, 1.0
     if array.min() < low or array.max() > high:
       raise errors.UserError(
-          f'{name} holds floats from {array.min():g} to {array.max():g}, '
-          'expected 0..1; scale each image by its own range with '
-          '--config.data.intensity=image'
+        f'{name} holds floats from {array.min():g} to {array.max():g}, '
+        'expected 0..1; scale each image by its own range with '
+        '--config.data.intensity=image'
       )
   else:
     # Pillow widens 16 bit to 32 when it opens some formats.
@@ -56,7 +55,7 @@ def _scale_to_uint8(array: np.ndarray, intensity: str, name: str) -> np.ndarray:
 
 
 def decode_image(
-    data: bytes, name: str, num_channels: int, intensity: str
+  data: bytes, name: str, num_channels: int, intensity: str
 ) -> np.ndarray:
   """Returns an image file as uint8 [H, W, num_channels].
 
@@ -110,8 +109,8 @@ def decode_mask(data: bytes, name: str) -> np.ndarray:
   if array.dtype.kind == 'f':
     if np.any(array != np.rint(array)):
       raise errors.UserError(
-          f'{name}: the mask holds floats that are no integers; store classes '
-          'as integers'
+        f'{name}: the mask holds floats that are no integers; store classes '
+        'as integers'
       )
     return array.astype(np.int64)
   if array.ndim == 3:

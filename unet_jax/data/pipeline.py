@@ -5,12 +5,14 @@ i-th n-th of every global batch, so that any number of processes trains on the
 same batches.
 """
 
-from typing import Any, Iterator
+from collections.abc import Iterator
+from typing import Any
 
 import grain
 import jax
-from jax.sharding import Mesh
 import numpy as np
+from jax.sharding import Mesh
+
 from unet_jax import sharding
 from unet_jax.data import prepare
 
@@ -40,18 +42,16 @@ def _local_batches(dataset: grain.MapDataset, config) -> grain.MapDataset:
 
 
 def _to_devices(
-    dataset: grain.MapDataset, config, mesh: Mesh
+  dataset: grain.MapDataset, config, mesh: Mesh
 ) -> grain.IterDataset:
   """Reads ahead in threads and keeps two batches on the devices."""
   # A thread makes a whole batch; more of them than this only take memory.
   threads = min(prepare.num_workers(config), 16)
-  options = grain.ReadOptions(
-      num_threads=threads, prefetch_buffer_size=threads
-  )
+  options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
   batches = dataset.to_iter_dataset(options)
   batches = batches.map(lambda batch: sharding.to_devices(batch, mesh))
   return grain.experimental.ThreadPrefetchIterDataset(
-      batches, prefetch_buffer_size=2
+    batches, prefetch_buffer_size=2
   )
 
 
@@ -69,7 +69,7 @@ def train_batches(dataset, config, mesh: Mesh) -> grain.DatasetIterator:
     taken (not of what was read ahead), `set_state()` goes on from there.
   """
   batches = _local_batches(
-      grain.MapDataset.source(dataset).shuffle(config.seed).repeat(), config
+    grain.MapDataset.source(dataset).shuffle(config.seed).repeat(), config
   )
   return iter(_to_devices(batches, config, mesh))
 

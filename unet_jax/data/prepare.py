@@ -22,6 +22,7 @@ import cv2
 import numpy as np
 import PIL
 import tqdm
+
 from unet_jax import config as config_lib
 from unet_jax import errors
 from unet_jax.data import sources
@@ -32,13 +33,13 @@ _log = logging.getLogger(__name__)
 _VERSION = 1
 # Fields that prepared arrays depend on, besides the source's fingerprint.
 _FIELDS = (
-    'image_size',
-    'num_channels',
-    'num_classes',
-    'mask_values',
-    'intensity',
-    'resize',
-    'on_error',
+  'image_size',
+  'num_channels',
+  'num_classes',
+  'mask_values',
+  'intensity',
+  'resize',
+  'on_error',
 )
 
 # Threads are ours, a level above; OpenCV's own would fight them.
@@ -46,7 +47,7 @@ cv2.setNumThreads(1)
 
 
 def map_mask(
-    values: np.ndarray, table, num_classes: int, name: str
+  values: np.ndarray, table, num_classes: int, name: str
 ) -> np.ndarray:
   """Returns the classes of a mask's values.
 
@@ -108,40 +109,37 @@ def _unknown_value_error(values, table, num_names, colors, name):
   count = int(counts[found == value][0])
   if set(found.tolist()) <= {0, 255} and num_names == 2:
     hint = (
-        'a mask of 0 and 255 needs '
-        "--config.data.mask_values='((0,0),(255,1))'"
+      "a mask of 0 and 255 needs --config.data.mask_values='((0,0),(255,1))'"
     )
   else:
     shown = value
     if colors:
       shown = (value >> 16, value >> 8 & 255, value & 255)
     hint = (
-        f'add ({shown}, CLASS) to data.mask_values, CLASS in 0..{num_names - 1} '
-        f'or {config_lib.IGNORE_LABEL} to ignore'
-    ).replace(' ', ' ')
+      f'add ({shown}, CLASS) to data.mask_values, CLASS in '
+      f'0..{num_names - 1} or {config_lib.IGNORE_LABEL} to ignore'
+    )
     value = shown
   return errors.UserError(
-      f'{name}: value {value} in {count} of {values.size} pixels is not in '
-      f'data.mask_values; {hint}'
+    f'{name}: value {value} in {count} of {values.size} pixels is not in '
+    f'data.mask_values; {hint}'
   )
 
 
 def _color_mask_error(values, table, name):
   """The error for an RGB mask without a table of colours."""
-  found, counts = np.unique(
-      values.reshape(-1, 3), axis=0, return_counts=True
-  )
+  found, counts = np.unique(values.reshape(-1, 3), axis=0, return_counts=True)
   order = np.argsort(-counts, kind='stable')[:6]
   lines = ','.join(
-      f'(({",".join(map(str, found[k].tolist()))}),{i})'
-      for i, k in enumerate(order)
+    f'(({",".join(map(str, found[k].tolist()))}),{i})'
+    for i, k in enumerate(order)
   )
   more = ', ...' if len(found) > len(order) else ''
   del table
   return errors.UserError(
-      f'{name}: the mask is an RGB image of {len(found)} colours, not a map of '
-      'classes; give each colour its class, such as '
-      f"--config.data.mask_values='({lines})'{more}"
+    f'{name}: the mask is an RGB image of {len(found)} colours, not a map of '
+    'classes; give each colour its class, such as '
+    f"--config.data.mask_values='({lines})'{more}"
   )
 
 
@@ -152,9 +150,7 @@ def _scaled_size(size, target, resize: str) -> tuple[int, int]:
   ratios = [t / s for s, t in zip(size, target)]
   ratio = min(ratios) if resize == 'pad' else max(ratios)
   pick = min if resize == 'pad' else max
-  return tuple(
-      pick(max(round(s * ratio), 1), t) for s, t in zip(size, target)
-  )
+  return tuple(pick(max(round(s * ratio), 1), t) for s, t in zip(size, target))
 
 
 def _fit(array: np.ndarray, target, fill: int) -> np.ndarray:
@@ -172,7 +168,7 @@ def _fit(array: np.ndarray, target, fill: int) -> np.ndarray:
 
 
 def resize_pair(
-    image: np.ndarray, mask: np.ndarray, target: tuple[int, int], resize: str
+  image: np.ndarray, mask: np.ndarray, target: tuple[int, int], resize: str
 ) -> tuple[np.ndarray, np.ndarray]:
   """Brings an image and its mask to one size, pixel on pixel.
 
@@ -193,9 +189,9 @@ def resize_pair(
   if size != image.shape[:2]:
     shrinks = size[0] < image.shape[0] or size[1] < image.shape[1]
     image = cv2.resize(
-        image,
-        size[::-1],
-        interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR,
+      image,
+      size[::-1],
+      interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR,
     ).reshape(*size, image.shape[2])
     # INTER_NEAREST takes the corner of a pixel, half a pixel off.
     mask = cv2.resize(mask, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
@@ -224,12 +220,12 @@ def prepare_example(example: sources.Example, data) -> dict[str, np.ndarray]:
     if image.shape[:2] == mask.shape[1::-1]:
       hint = '; the one is the other turned: an EXIF rotation, applied to one?'
     raise errors.UserError(
-        f'{example["name"]} is {image.shape[1]} x {image.shape[0]} pixels, '
-        f'{example["mask_name"]} {mask.shape[1]} x {mask.shape[0]} (width x '
-        f'height); make the mask of the image as it is stored{hint}'
+      f'{example["name"]} is {image.shape[1]} x {image.shape[0]} pixels, '
+      f'{example["mask_name"]} {mask.shape[1]} x {mask.shape[0]} (width x '
+      f'height); make the mask of the image as it is stored{hint}'
     )
   mask = map_mask(
-      mask, data.mask_values, data.num_classes, example['mask_name']
+    mask, data.mask_values, data.num_classes, example['mask_name']
   )
   image, mask = resize_pair(image, mask, data.image_size, data.resize)
   return {'image': image, 'mask': mask}
@@ -293,9 +289,9 @@ def prepare(config, split: str):
         _build(source, config, path, description)
   except OSError as e:
     raise errors.UserError(
-        f'{path}: cannot keep the prepared arrays there '
-        f'({e.strerror or e}); free space, set --config.data.cache_dir=DIR, or '
-        'use --config.data.cache=memory'
+      f'{path}: cannot keep the prepared arrays there '
+      f'({e.strerror or e}); free space, set --config.data.cache_dir=DIR, or '
+      'use --config.data.cache=memory'
     ) from e
   return _load(path)
 
@@ -312,10 +308,10 @@ def _kept(n: int, skipped) -> np.ndarray:
 def cache_key(source: sources.Source, config) -> str:
   """A name that changes with whatever the arrays depend on."""
   depends_on = {
-      'version': _VERSION,
-      'libraries': [PIL.__version__, cv2.__version__],
-      'source': source.fingerprint,
-      **{field: config.data[field] for field in _FIELDS},
+    'version': _VERSION,
+    'libraries': [PIL.__version__, cv2.__version__],
+    'source': source.fingerprint,
+    **{field: config.data[field] for field in _FIELDS},
   }
   text = json.dumps(depends_on, sort_keys=True, default=str)
   return hashlib.sha256(text.encode()).hexdigest()[:20]
@@ -338,17 +334,15 @@ def _build(source, config, path: pathlib.Path, description: str) -> None:
   for leftover in path.parent.glob(path.name + '.tmp-*'):
     shutil.rmtree(leftover)  # Of a run that was killed.
   temporary = pathlib.Path(
-      tempfile.mkdtemp(prefix=path.name + '.tmp-', dir=path.parent)
+    tempfile.mkdtemp(prefix=path.name + '.tmp-', dir=path.parent)
   )
   try:
     arrays = []
     for name, shape in zip(
-        ('images', 'masks'), _array_shapes(len(source), config)
+      ('images', 'masks'), _array_shapes(len(source), config)
     ):
       file = temporary / f'{name}.npy'
-      arrays.append(
-          np.lib.format.open_memmap(file, 'w+', np.uint8, shape)
-      )
+      arrays.append(np.lib.format.open_memmap(file, 'w+', np.uint8, shape))
       # Otherwise a full disk is a bus error in the middle of writing.
       with open(file, 'r+b') as f:
         os.posix_fallocate(f.fileno(), 0, file.stat().st_size)
@@ -366,8 +360,7 @@ def _build(source, config, path: pathlib.Path, description: str) -> None:
 def _load(path: pathlib.Path) -> Prepared:
   meta = json.loads((path / 'meta.json').read_text())
   arrays = [
-      np.load(path / f'{name}.npy', mmap_mode='r')
-      for name in ('images', 'masks')
+    np.load(path / f'{name}.npy', mmap_mode='r') for name in ('images', 'masks')
   ]
   kept = _kept(meta['length'], meta['skipped'])
   return _checked(Prepared(*arrays, kept), meta['skipped'])
@@ -379,8 +372,8 @@ def _checked(prepared: Prepared, skipped) -> Prepared:
     _log.warning('left out: %s', entry['reason'])
   if not len(prepared):
     raise errors.UserError(
-        f'none of the {len(skipped)} pairs could be decoded; the first: '
-        f'{skipped[0]["reason"]}'
+      f'none of the {len(skipped)} pairs could be decoded; the first: '
+      f'{skipped[0]["reason"]}'
     )
   return prepared
 
@@ -408,10 +401,10 @@ def _fill(source, config, images, masks, description: str) -> list[dict]:
 
   _log.info('%s: %d examples', description, len(source))
   bar = tqdm.tqdm(
-      total=len(source),
-      desc=description,
-      unit='image',
-      disable=not sys.stderr.isatty(),
+    total=len(source),
+    desc=description,
+    unit='image',
+    disable=not sys.stderr.isatty(),
   )
   with bar, concurrent.futures.ThreadPoolExecutor(num_workers(config)) as pool:
     try:

@@ -1,49 +1,56 @@
 """Drawn images for the embedded default: a pure function of a seed.
 
-Disks, squares and triangles of random size, angle, colour and texture overlap
-on a textured background under uneven light, with noise. Nothing but the outline
+Disks, rings and bars of random size, angle, colour and texture overlap on a
+textured background under uneven light, with noise. Nothing but the outline
 tells the class.
 """
 
 import numpy as np
 
-# Raise it when the drawings change, so that prepared arrays are built anew.
-VERSION = 1
-CLASSES = ('background', 'disk', 'square', 'triangle')
+CLASSES = ('background', 'disk', 'ring', 'bar')
 NUM_CLASSES = len(CLASSES)
 # Half the width of the rim that the mask ignores around an outline, in pixels;
 # a pixel there belongs to two classes.
 _RIM = 0.75
 _IGNORE_LABEL = 255
+# Least distance between two colours of a picture, of 441 from black to white.
+_CONTRAST = 50
 
 
-def _texture(rng: np.random.Generator, y, x) -> np.ndarray:
-  """A random colour with a random plane wave on it: float [H, W, 3], 0..255."""
-  color = rng.uniform(50, 205, 3)
+def _color(rng: np.random.Generator, taken: list[np.ndarray]) -> np.ndarray:
+  """A random colour, 0..255, that can be told from those in the picture."""
+  while True:
+    color = rng.uniform(40, 215, 3)
+    if all(np.linalg.norm(color - other) > _CONTRAST for other in taken):
+      taken.append(color)
+      return color
+
+
+def _texture(rng: np.random.Generator, color: np.ndarray, y, x) -> np.ndarray:
+  """A colour with a random plane wave on it: float [H, W, 3]."""
   angle, period = rng.uniform(0, np.pi), rng.uniform(3, 12)
   phase = x * np.cos(angle) + y * np.sin(angle) + rng.uniform(0, period)
   wave = np.sin(2 * np.pi / period * phase)
-  return color + wave[..., None] * rng.uniform(-30, 30, 3)
+  return color + wave[..., None] * rng.uniform(-25, 25, 3)
 
 
 def _signed_distance(kind: int, y, x, radius: float, angle: float):
-  """Distance of each pixel to a shape's outline, negative inside.
+  """Distance of each pixel to a shape's outline in pixels, negative inside.
 
   Args:
-    kind: 1 disk, 2 square, 3 triangle (corners: distances are those to the
-      sides' lines).
-    y: pixels below the centre, [H, W]; likewise x, to the right.
-    x: see y.
-    radius: of the disk; the others have the disk's area.
-    angle: in radians.
+    kind: an index into CLASSES, 1 or more.
+    y: pixels below the centre, [H, W].
+    x: pixels right of the centre, [H, W].
+    radius: of the disk and the ring's outer edge; the bar is 2.8 radius long.
+    angle: of the bar, in radians.
   """
   if kind == 1:
     return np.hypot(y, x) - radius
-  sides = {2: 4, 3: 3}[kind]
-  # A regular polygon of n sides and inner radius r has the area n r^2 tan(pi/n).
-  inner = radius * np.sqrt(np.pi / (sides * np.tan(np.pi / sides)))
-  angles = angle + np.arange(sides) * 2 * np.pi / sides
-  return np.max([x * np.cos(a) + y * np.sin(a) for a in angles], 0) - inner
+  if kind == 2:
+    return np.abs(np.hypot(y, x) - 0.8 * radius) - 0.2 * radius
+  along = np.abs(x * np.cos(angle) + y * np.sin(angle)) - 1.4 * radius
+  across = np.abs(y * np.cos(angle) - x * np.sin(angle)) - 0.3 * radius
+  return np.maximum(along, across)
 
 
 def draw(seed: tuple[int, ...], size: tuple[int, int]):
@@ -59,18 +66,20 @@ def draw(seed: tuple[int, ...], size: tuple[int, int]):
   """
   rng = np.random.default_rng(seed)
   y, x = np.mgrid[: size[0], : size[1]].astype(np.float32)
-  image = _texture(rng, y, x)
+  colors = []
+  image = _texture(rng, _color(rng, colors), y, x)
   mask = np.zeros(size, np.uint8)
   scale = min(size)
   for _ in range(rng.integers(2, 6)):
     kind = int(rng.integers(1, NUM_CLASSES))
     center = rng.uniform(0.1, 0.9, 2) * size
-    radius = rng.uniform(0.12, 0.24) * scale
+    radius = rng.uniform(0.14, 0.24) * scale
     distance = _signed_distance(
-        kind, y - center[0], x - center[1], radius, rng.uniform(0, 2 * np.pi)
+      kind, y - center[0], x - center[1], radius, rng.uniform(0, 2 * np.pi)
     )
     alpha = np.clip(0.5 - distance, 0, 1)[..., None]
-    image += alpha * (_texture(rng, y, x) - image)
+    texture = _texture(rng, _color(rng, colors), y, x)
+    image += alpha * (texture - image)
     mask[distance < 0] = kind
     mask[np.abs(distance) < _RIM] = _IGNORE_LABEL
   # Light that falls off to one side.

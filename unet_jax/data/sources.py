@@ -11,6 +11,7 @@ A source is random access over one split: `len(source)` and `source[i]`, a dict
 Sources are read from many threads at once.
 """
 
+import hashlib
 import logging
 import os
 import pathlib
@@ -18,6 +19,7 @@ import re
 from typing import Any, Protocol
 
 import numpy as np
+
 from unet_jax import config as config_lib
 from unet_jax import errors
 from unet_jax.data import decode
@@ -32,11 +34,9 @@ class Source(Protocol):
 
   fingerprint: Any
 
-  def __len__(self) -> int:
-    ...
+  def __len__(self) -> int: ...
 
-  def __getitem__(self, index: int) -> Example:
-    ...
+  def __getitem__(self, index: int) -> Example: ...
 
 
 class TfdsSource:
@@ -50,9 +50,7 @@ class TfdsSource:
     if data.name == 'oxford_iiit_pet':
       from unet_jax.data import oxford_iiit_pet
 
-      builder = oxford_iiit_pet.prepare(
-          data.dir, config_lib.cache_dir(config)
-      )
+      builder = oxford_iiit_pet.prepare(data.dir, config_lib.cache_dir(config))
     else:
       builder = _prepare_tfds(config)
     if split == 'auto':
@@ -61,22 +59,27 @@ class TfdsSource:
     for key in (data.image_key, data.mask_key):
       if key not in features:
         raise errors.UserError(
-            f'TFDS set {data.name} has no feature {key!r}'
-            f'{config_lib.nearest(key, features)}; set --config.data.image_key '
-            f'and data.mask_key to two of {", ".join(sorted(features))}'
+          f'TFDS set {data.name} has no feature {key!r}'
+          f'{config_lib.nearest(key, features)}; set --config.data.image_key '
+          f'and data.mask_key to two of {", ".join(sorted(features))}'
         )
     skip = tfds.decode.SkipDecoding()
     try:
       self._records = builder.as_data_source(
-          split,
-          decoders={data.image_key: skip, data.mask_key: skip},
+        split,
+        decoders={data.image_key: skip, data.mask_key: skip},
       )
     except (KeyError, ValueError) as e:
       raise errors.UserError(
-          f'TFDS set {data.name} has no split {split!r}; it has '
-          f'{", ".join(builder.info.splits)}'
+        f'TFDS set {data.name} has no split {split!r}; it has '
+        f'{", ".join(builder.info.splits)}'
       ) from e
-    self.fingerprint = ['tfds', builder.info.full_name, split, str(builder.data_path)]
+    self.fingerprint = [
+      'tfds',
+      builder.info.full_name,
+      split,
+      str(builder.data_path),
+    ]
 
   def __len__(self) -> int:
     return len(self._records)
@@ -86,12 +89,12 @@ class TfdsSource:
     name = record.get('file_name', f'{data.name}[{index}]')
     name = name.decode() if isinstance(name, bytes) else str(name)
     return {
-        'image': decode.decode_image(
-            record[data.image_key], name, data.num_channels, data.intensity
-        ),
-        'mask': decode.decode_mask(record[data.mask_key], f'the mask of {name}'),
-        'name': name,
-        'mask_name': f'the mask of {name}',
+      'image': decode.decode_image(
+        record[data.image_key], name, data.num_channels, data.intensity
+      ),
+      'mask': decode.decode_mask(record[data.mask_key], f'the mask of {name}'),
+      'name': name,
+      'mask_name': f'the mask of {name}',
     }
 
 
@@ -102,21 +105,21 @@ def _prepare_tfds(config):
   data = config.data
   if data.dir:
     raise errors.UserError(
-        f'--config.data.dir with the TFDS set {data.name}: only '
-        'oxford_iiit_pet is read from a local copy; leave data.dir out to '
-        'download, or use --config=configs/folder.py'
+      f'--config.data.dir with the TFDS set {data.name}: only '
+      'oxford_iiit_pet is read from a local copy; leave data.dir out to '
+      'download, or use --config=configs/folder.py'
     )
   try:
     builder = tfds.builder(
-        data.name,
-        data_dir=os.path.join(config_lib.cache_dir(config), 'tfds'),
-        file_format='array_record',
+      data.name,
+      data_dir=os.path.join(config_lib.cache_dir(config), 'tfds'),
+      file_format='array_record',
     )
     builder.download_and_prepare()
   except tfds.core.registered.DatasetNotFoundError as e:
     raise errors.UserError(
-        f'--config.data.name={data.name}: TFDS has no such set'
-        f'{config_lib.nearest(data.name, tfds.list_builders())}'
+      f'--config.data.name={data.name}: TFDS has no such set'
+      f'{config_lib.nearest(data.name, tfds.list_builders())}'
     ) from e
   return builder
 
@@ -126,8 +129,8 @@ def _first_of(names, available) -> str:
     if name in available:
       return name
   raise errors.UserError(
-      f'data.eval_split=auto finds none of {", ".join(names)} among the splits '
-      f'{", ".join(available)}; name one with --config.data.eval_split'
+    f'data.eval_split=auto finds none of {", ".join(names)} among the splits '
+    f'{", ".join(available)}; name one with --config.data.eval_split'
   )
 
 
@@ -137,19 +140,19 @@ def _natural_key(name: str) -> list:
 
 
 class FolderSource:
-  """Images and masks in folders, paired by file stem (see configs/folder.py)."""
+  """Images and masks in folders, paired by stem (see configs/folder.py)."""
 
   def __init__(self, config, split: str):
     self._data = config.data
     root = pathlib.Path(config.data.dir).expanduser()
     if not root.is_dir():
       raise errors.UserError(
-          f'--config.data.dir={config.data.dir}: no such folder'
+        f'--config.data.dir={config.data.dir}: no such folder'
       )
     self._pairs = _find_pairs(root, split, config)
     self.fingerprint = [
-        'folder',
-        [_file_stamp(p) for pair in self._pairs for p in pair],
+      'folder',
+      [_file_stamp(p) for pair in self._pairs for p in pair],
     ]
 
   def __len__(self) -> int:
@@ -159,17 +162,17 @@ class FolderSource:
     image_path, mask_path = self._pairs[index]
     data = self._data
     image = decode.decode_image(
-        _read_bytes(image_path),
-        str(image_path),
-        data.num_channels,
-        data.intensity,
+      _read_bytes(image_path),
+      str(image_path),
+      data.num_channels,
+      data.intensity,
     )
     mask = decode.decode_mask(_read_bytes(mask_path), str(mask_path))
     return {
-        'image': image,
-        'mask': mask,
-        'name': str(image_path),
-        'mask_name': str(mask_path),
+      'image': image,
+      'mask': mask,
+      'name': str(image_path),
+      'mask_name': str(mask_path),
     }
 
 
@@ -178,8 +181,8 @@ def _read_bytes(path: pathlib.Path) -> bytes:
     return path.read_bytes()
   except OSError as e:
     raise errors.DecodeError(
-        f'{path} cannot be read ({e.strerror}); mend it, or leave such pairs '
-        'out with --config.data.on_error=skip'
+      f'{path} cannot be read ({e.strerror}); mend it, or leave such pairs '
+      'out with --config.data.on_error=skip'
     ) from e
 
 
@@ -195,9 +198,8 @@ def _find_pairs(root: pathlib.Path, split: str, config):
   lists = [s for s in ('train', 'val', 'test') if (root / f'{s}.txt').is_file()]
   if not usable and not (root / 'images').is_dir():
     raise errors.UserError(
-        f'--config.data.dir={root}: has neither images/ and masks/, nor '
-        'train/ with images/ and masks/ in it'
-        + _what_is_in(root)
+      f'--config.data.dir={root}: has neither images/ and masks/, nor '
+      'train/ with images/ and masks/ in it' + _what_is_in(root)
     )
   for name in sorted(set(folders) - set(usable)):
     _log.info('%s has no masks/: not used', root / name)
@@ -209,8 +211,8 @@ def _find_pairs(root: pathlib.Path, split: str, config):
     splits = ['train', 'val']
   if split not in splits:
     raise errors.UserError(
-        f'{root} has no split {split!r}{config_lib.nearest(split, splits)}; '
-        f'it has {", ".join(splits)}'
+      f'{root} has no split {split!r}{config_lib.nearest(split, splits)}; '
+      f'it has {", ".join(splits)}'
     )
   part = 'train' if held_out else split
   folder = root / part if usable else root
@@ -235,17 +237,18 @@ def _files_by_stem(folder: pathlib.Path) -> dict[str, pathlib.Path]:
   files = {}
   for entry in os.scandir(folder):
     path = pathlib.Path(entry.path)
-    if path.name.startswith('.') or path.suffix.lower() not in decode.EXTENSIONS:
+    known = path.suffix.lower() in decode.EXTENSIONS
+    if path.name.startswith('.') or not known:
       continue
     if path.stem in files:
       raise errors.UserError(
-          f'{path} and {files[path.stem]} have the same stem; pairs are made by '
-          'stem, rename or remove one'
+        f'{path} and {files[path.stem]} have the same stem; pairs are made '
+        'by stem, rename or remove one'
       )
     files[path.stem] = path
   if not files:
     raise errors.UserError(
-        f'{folder}: has no image files ({", ".join(decode.EXTENSIONS)})'
+      f'{folder}: has no image files ({", ".join(decode.EXTENSIONS)})'
     )
   return dict(sorted(files.items(), key=lambda item: _natural_key(item[0])))
 
@@ -254,16 +257,17 @@ def _pair_files(folder: pathlib.Path):
   images = _files_by_stem(folder / 'images')
   masks = _files_by_stem(folder / 'masks')
   for have, want, what in (
-      (images, masks, 'mask'),
-      (masks, images, 'image'),
+    (images, masks, 'mask'),
+    (masks, images, 'image'),
   ):
     missing = [stem for stem in have if stem not in want]
     if missing:
       other = folder / f'{what}s'
       raise errors.UserError(
-          f'{have[missing[0]]} has no {what}: {other} has no file with the stem '
-          f'{missing[0]!r}{config_lib.nearest(missing[0], want)}; '
-          f'{len(missing)} file(s) like this. Add the {what} or remove the file'
+        f'{have[missing[0]]} has no {what}: {other} has no file with the '
+        f'stem {missing[0]!r}{config_lib.nearest(missing[0], want)}; '
+        f'{len(missing)} file(s) like this. Add the {what} or remove the '
+        'file'
       )
   return [(path, masks[stem]) for stem, path in images.items()]
 
@@ -273,15 +277,16 @@ def _listed(pairs, path: pathlib.Path):
   if not path.is_file():
     raise errors.UserError(f'{path}: no such list of stems')
   by_stem = {image.stem: (image, mask) for image, mask in pairs}
-  lines = [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
+  words = [line.split() for line in path.read_text().splitlines()]
+  lines = [w[0] for w in words if w]
   chosen = []
   for line in lines:
     # Lists name stems or files.
     stem = line if line in by_stem else pathlib.Path(line).stem
     if stem not in by_stem:
       raise errors.UserError(
-          f'{path} names {line}, which images/ does not have'
-          f'{config_lib.nearest(line, by_stem)}'
+        f'{path} names {line}, which images/ does not have'
+        f'{config_lib.nearest(line, by_stem)}'
       )
     chosen.append(by_stem[stem])
   if not chosen:
@@ -294,8 +299,8 @@ def _hold_out(pairs, split: str, config, folder: pathlib.Path):
   count = max(round(len(pairs) * config.data.val_fraction), 1)
   if count >= len(pairs):
     raise errors.UserError(
-        f'{folder}: {len(pairs)} pair(s) leave nothing to train on once '
-        f'data.val_fraction={config.data.val_fraction} is held out'
+      f'{folder}: {len(pairs)} pair(s) leave nothing to train on once '
+      f'data.val_fraction={config.data.val_fraction} is held out'
     )
   order = np.arange(len(pairs))
   if config.data.holdout == 'random':
@@ -315,22 +320,22 @@ class ShapesSource:
       split = 'test'
     if split not in ('train', 'test'):
       raise errors.UserError(
-          f'the shapes source has no split {split!r}; it has train, test'
+        f'the shapes source has no split {split!r}; it has train, test'
       )
     data = config.data
     if data.num_classes != shapes.NUM_CLASSES or data.num_channels != 3:
       raise errors.UserError(
-          f'the shapes source draws {shapes.NUM_CLASSES} classes in RGB: '
-          f'data.num_classes must be {shapes.NUM_CLASSES} and '
-          'data.num_channels 3'
+        f'the shapes source draws {shapes.NUM_CLASSES} classes in RGB: '
+        f'data.num_classes must be {shapes.NUM_CLASSES} and '
+        'data.num_channels 3'
       )
     self._length = data.num_train if split == 'train' else data.num_eval
     # The two splits count up from different ends of the seeds.
     self._seed = (config.seed, ('train', 'test').index(split))
     self._size = tuple(data.image_size)
-    self.fingerprint = [
-        'shapes', shapes.VERSION, self._seed, self._length, self._size
-    ]
+    # The first drawing stands for the code that draws.
+    first = hashlib.sha256(self[0]['image'].tobytes()).hexdigest()
+    self.fingerprint = ['shapes', self._seed, self._length, self._size, first]
 
   def __len__(self) -> int:
     return self._length
@@ -342,9 +347,9 @@ class ShapesSource:
 
 
 SOURCES = {
-    'tfds': TfdsSource,
-    'folder': FolderSource,
-    'shapes': ShapesSource,
+  'tfds': TfdsSource,
+  'folder': FolderSource,
+  'shapes': ShapesSource,
 }
 
 
@@ -353,6 +358,6 @@ def make_source(config, split: str) -> Source:
   source = SOURCES[config.data.source](config, split)
   if not len(source):
     raise errors.UserError(
-        f'split {split!r} of the {config.data.source} source has no example'
+      f'split {split!r} of the {config.data.source} source has no example'
     )
   return source

@@ -8,22 +8,24 @@ parameters, as the stock layer that its docstring names.
 
 import functools
 import math
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
 from unet_jax import errors
 
 Array = jax.Array
 ModuleDef = Callable[..., Any]
 
 ACTIVATIONS = {
-    'relu': nn.relu,
-    'leaky_relu': nn.leaky_relu,
-    'elu': nn.elu,
-    'gelu': nn.gelu,
-    'silu': nn.silu,
+  'relu': nn.relu,
+  'leaky_relu': nn.leaky_relu,
+  'elu': nn.elu,
+  'gelu': nn.gelu,
+  'silu': nn.silu,
 }
 # He et al. 2015 (arXiv 1502.01852), eq. 10, as the 2015 paper asks for.
 _KERNEL_INIT = nn.initializers.he_normal()
@@ -32,9 +34,9 @@ _KERNEL_INIT = nn.initializers.he_normal()
 def max_pool_2x(x: Array) -> Array:
   """Returns the maxima of 2x2 windows; an odd last row or column is dropped.
 
-  Equals `nn.max_pool(x, (2, 2), (2, 2))`. The reshaped form's gradient is a
-  comparison instead of XLA's slow select-and-scatter; where k values of a
-  window are equal and largest, each gets 1/k of the gradient.
+  Equals `nn.max_pool(x, (2, 2), (2, 2))`, whose gradient, a select-and-scatter,
+  is slow on CPUs; that of a maximum of two is a comparison. Where two values
+  are equal, each gets half of the gradient.
 
   Args:
     x: [B, H, W, C].
@@ -43,19 +45,20 @@ def max_pool_2x(x: Array) -> Array:
     [B, H // 2, W // 2, C].
   """
   b, h, w, c = x.shape
-  x = x[:, : h // 2 * 2, : w // 2 * 2]
-  return x.reshape(b, h // 2, 2, w // 2, 2, c).max(axis=(2, 4))
+  x = x[:, : h // 2 * 2, : w // 2 * 2].reshape(b, h // 2, 2, w // 2, 2 * c)
+  x = jnp.maximum(x[:, :, 0], x[:, :, 1])
+  return jnp.maximum(x[..., :c], x[..., c:])
 
 
 def depth_to_space_2x(x: Array) -> Array:
-  """[B, H, W, 4 C] to [B, 2 H, 2 W, C]; channels are ordered (row, column, C)."""
+  """[B, H, W, 4C] to [B, 2H, 2W, C]; channels are ordered (row, column, C)."""
   b, h, w, c = x.shape
   x = x.reshape(b, h, w, 2, 2, c // 4)
   return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, 2 * h, 2 * w, c // 4)
 
 
 def nearest_2x(x: Array) -> Array:
-  """Repeats each pixel twice along each side: [B, H, W, C] to [B, 2H, 2W, C]."""
+  """Repeats each pixel along both sides: [B, H, W, C] to [B, 2H, 2W, C]."""
   b, h, w, c = x.shape
   x = jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c))
   return x.reshape(b, 2 * h, 2 * w, c)
@@ -72,10 +75,10 @@ def bilinear_2x(x: Array) -> Array:
     first = jax.lax.slice_in_dim(x, 0, 1, axis=axis)
     last = jax.lax.slice_in_dim(x, n - 1, n, axis=axis)
     before = jnp.concatenate(
-        [first, jax.lax.slice_in_dim(x, 0, n - 1, axis=axis)], axis
+      [first, jax.lax.slice_in_dim(x, 0, n - 1, axis=axis)], axis
     )
     after = jnp.concatenate(
-        [jax.lax.slice_in_dim(x, 1, n, axis=axis), last], axis
+      [jax.lax.slice_in_dim(x, 1, n, axis=axis), last], axis
     )
     pair = [0.75 * x + 0.25 * before, 0.75 * x + 0.25 * after]
     shape = x.shape[:axis] + (2 * n,) + x.shape[axis + 1 :]
@@ -90,7 +93,7 @@ def center_crop(x: Array, height: int, width: int) -> Array:
 
 
 def _pad_to(x: Array, height: int, width: int) -> Array:
-  """Appends rows and columns of zeros: [B, H, W, C] to [B, height, width, C]."""
+  """Appends zeros: [B, H, W, C] to [B, height, width, C]."""
   rows, columns = height - x.shape[1], width - x.shape[2]
   return jnp.pad(x, ((0, 0), (0, rows), (0, columns), (0, 0)))
 
@@ -112,9 +115,7 @@ class ConvTranspose2x(nn.Module):
     shape = (2, 2, x.shape[-1], self.features)
     kernel = self.param('kernel', _KERNEL_INIT, shape, jnp.float32)
     bias = self.param('bias', nn.initializers.zeros, (self.features,))
-    x, kernel, bias = nn.dtypes.promote_dtype(
-        x, kernel, bias, dtype=self.dtype
-    )
+    x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
     # [2, 2, C, F] to [C, 2, 2, F]; lax's kernel runs against the output's axes.
     kernel = kernel[::-1, ::-1].transpose(2, 0, 1, 3)
     x = x @ kernel.reshape(x.shape[-1], -1)
@@ -161,11 +162,11 @@ class Upsample(nn.Module):
     if self.kind == 'transpose':
       return ConvTranspose2x(self.features, dtype=self.dtype, name='conv')(x)
     conv = self.conv(
-        self.features,
-        (self.kernel_size, self.kernel_size),
-        padding='SAME',
-        use_bias=True,
-        name='conv',
+      self.features,
+      (self.kernel_size, self.kernel_size),
+      padding='SAME',
+      use_bias=True,
+      name='conv',
     )
     if self.kind == 'pixel_shuffle':
       return conv(depth_to_space_2x(x))
@@ -221,22 +222,22 @@ class UNet(nn.Module):
     output_size(x.shape[1:3], self.depth, self.padding)
     norm = make_norm(self.norm, self.norm_groups, train, self.dtype)
     conv = functools.partial(
-        nn.Conv,
-        padding=self.padding.upper(),
-        # A norm subtracts the mean, so that a bias before it would do nothing.
-        use_bias=norm is None,
-        kernel_init=_KERNEL_INIT,
-        dtype=self.dtype,
+      nn.Conv,
+      padding=self.padding.upper(),
+      # A norm subtracts the mean, so that a bias before it would do nothing.
+      use_bias=norm is None,
+      kernel_init=_KERNEL_INIT,
+      dtype=self.dtype,
     )
     block = functools.partial(
-        nn.remat(ConvBlock) if self.remat else ConvBlock,
-        conv=conv,
-        norm=norm,
-        activation=ACTIVATIONS[self.activation],
+      nn.remat(ConvBlock) if self.remat else ConvBlock,
+      conv=conv,
+      norm=norm,
+      activation=ACTIVATIONS[self.activation],
     )
     features = [
-        min(self.base_features * 2**i, self.max_features)
-        for i in range(self.depth + 1)
+      min(self.base_features * 2**i, self.max_features)
+      for i in range(self.depth + 1)
     ]
 
     x = x.astype(self.dtype)
@@ -249,19 +250,17 @@ class UNet(nn.Module):
     x = nn.Dropout(self.dropout, deterministic=not train)(x)
     for i in reversed(range(self.depth)):
       x = Upsample(
-          features[i],
-          self.upsample,
-          self.upsample_kernel,
-          conv,
-          self.dtype,
-          name=f'upsample_{i}',
+        features[i],
+        self.upsample,
+        self.upsample_kernel,
+        conv,
+        self.dtype,
+        name=f'upsample_{i}',
       )(x)
       x = self._join(x, skips.pop())
       x = block(features[i], name=f'up_{i}')(x)
     # Logits in float32: the loss exponentiates them. One cast, here.
-    return nn.Conv(self.num_classes, (1, 1), name='head')(
-        x.astype(jnp.float32)
-    )
+    return nn.Conv(self.num_classes, (1, 1), name='head')(x.astype(jnp.float32))
 
   def _join(self, x: Array, skip: Array) -> Array:
     """Brings `x` and the skip to one size and joins them."""
@@ -276,16 +275,16 @@ class UNet(nn.Module):
 
 
 def make_norm(
-    kind: str, groups: int, train: bool, dtype: Any
+  kind: str, groups: int, train: bool, dtype: Any
 ) -> ModuleDef | None:
   """Returns a factory of norm layers; their statistics are float32."""
   if kind == 'batch':  # Ioffe and Szegedy 2015, arXiv 1502.03167.
     return functools.partial(
-        nn.BatchNorm,
-        use_running_average=not train,
-        momentum=0.9,
-        epsilon=1e-5,
-        dtype=dtype,
+      nn.BatchNorm,
+      use_running_average=not train,
+      momentum=0.9,
+      epsilon=1e-5,
+      dtype=dtype,
     )
   if kind == 'group':  # Wu and He 2018, arXiv 1803.08494.
     return functools.partial(_GroupNorm, groups=groups, dtype=dtype)
@@ -307,7 +306,7 @@ class _GroupNorm(nn.Module):
     c = x.shape[-1]
     groups = c if self.groups is None else math.gcd(self.groups, c)
     return nn.GroupNorm(
-        groups, epsilon=1e-5, dtype=self.dtype, name='group_norm'
+      groups, epsilon=1e-5, dtype=self.dtype, name='group_norm'
     )(x)
 
 
@@ -332,7 +331,7 @@ def _valid_output(size: int, depth: int) -> int | None:
 
 
 def output_size(
-    size: tuple[int, int], depth: int, padding: str
+  size: tuple[int, int], depth: int, padding: str
 ) -> tuple[int, int]:
   """Returns the logits' height and width for an image's, in pixels.
 
@@ -351,9 +350,9 @@ def output_size(
   if padding == 'same':
     if min(size) < 2**depth:
       raise errors.UserError(
-          f'an image of {size[0]} x {size[1]} pixels cannot be halved {depth} '
-          f'times (model.depth={depth}); use at least {2**depth} pixels or a '
-          'smaller depth'
+        f'an image of {size[0]} x {size[1]} pixels cannot be halved {depth} '
+        f'times (model.depth={depth}); use at least {2**depth} pixels or a '
+        'smaller depth'
       )
     return tuple(size)
   for n in size:
@@ -366,8 +365,8 @@ def output_size(
         below -= 1
       nearest = f'{below} or {above}' if below > 0 else f'{above}'
       raise errors.UserError(
-          f'an image size of {n} pixels does not fit model.padding=valid at '
-          f'model.depth={depth}; the nearest that do are {nearest} '
-          '(--config.data.image_size=H,W)'
+        f'an image size of {n} pixels does not fit model.padding=valid at '
+        f'model.depth={depth}; the nearest that do are {nearest} '
+        '(--config.data.image_size=H,W)'
       )
   return tuple(_valid_output(n, depth) for n in size)

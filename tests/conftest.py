@@ -1,0 +1,23 @@
+"""Eight virtual CPU devices, before anything asks for a device."""
+
+import pathlib
+
+import jax
+import pytest
+
+jax.config.update('jax_num_cpu_devices', 8)
+
+_SHARED_DATA = pathlib.Path(__file__).resolve().parents[2] / 'shared' / 'data'
+
+
+@pytest.fixture
+def shared_data():
+  """A function that returns the path of a real data set, or skips the test."""
+
+  def find(name: str) -> pathlib.Path:
+    path = _SHARED_DATA / name
+    if not path.is_dir():
+      pytest.skip(f'the real data set {path} is not on this machine')
+    return path
+
+  return find

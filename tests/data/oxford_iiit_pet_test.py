@@ -1,0 +1,605 @@
+"""Tests of unet_jax/data/oxford_iiit_pet.py; nothing here needs a network."""
+
+import base64
+import fcntl
+import functools
+import hashlib
+import http.server
+import io
+import logging
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import threading
+import time
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+from tensorflow_datasets.core.download import checksums
+
+from unet_jax import errors
+from unet_jax.data import oxford_iiit_pet
+
+_ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+_LAYOUT = (
+  'images/NAME.jpg, annotations/trimaps/NAME.png, annotations/trainval.txt, '
+  'annotations/test.txt'
+)
+_SIZE = (8, 8)
+# Upstream re-encodes Abyssinian_5, Egyptian_Mau_139 and beagle_116.
+_LISTS = {
+  'trainval': [
+    'Abyssinian_1 1 1 1',
+    'Abyssinian_5 1 1 1',
+    'beagle_116 5 2 4',
+    'yorkshire_terrier_7 37 2 25',
+  ],
+  'test': ['Egyptian_Mau_139 12 1 6', 'pug_2 26 2 17'],
+}
+# The order in which TFDS's own builder writes these names.
+_ORDER = {
+  'train': [
+    'Abyssinian_1.jpg',
+    'yorkshire_terrier_7.jpg',
+    'beagle_116.jpg',
+    'Abyssinian_5.jpg',
+  ],
+  'test': ['Egyptian_Mau_139.jpg', 'pug_2.jpg'],
+}
+# What Pillow decodes from the records that TFDS's own builder, with TensorFlow
+# 2.21, makes of these two files.
+_BY_TENSORFLOW = {
+  'Abyssinian_5.jpg': (
+    '/8qs1a2TlYp0nJinbFKt1ar/sHbd15X2moh0cmZYYmRjKylOala3Y0K1imG9bUKRkcfHDjpH'
+    'IzxlFR1mOTGhRDimlpHTrrDZSZGDHltce6HFfZHMKi18MzR0ITJEOVJOP2IibJJhcZyJXH95'
+    'Mj46ho963/XEtNKSUGopjKp2bJB2m7ynvtSugpJlkqJzlKRzGEUwJkxBX3CAna26UG9fwdnL'
+    'eHWKfGqShr69VHyGNT1iERg1QGNdAR8h+uv/eVaq'
+  ),
+  'beagle_116.jpg': (
+    'gFmyOi5uYISSi8q5X6KBEzEPxJWB9Z+Q3tj/NThtIzZFqcrBc5+IZX5gvaSGbzwdjcjyQ2WI'
+    '1sXYmHuAmZiTlaOMoLKCXXE0AFROmMvOdl9xQxIlkXd6qaSRgpJlYntBab57ufLJJyczdlhy'
+    'tZWYj25fZkMv4sCnTZc2uOiqoJuiXjdWcjhGoV5n9bHAqGV2oNt9HjgAZD0+rFt8njVd3nSk'
+    'ynaxq2OjotV4rLx9jllV0GuNgwQ30leY44jYcih/'
+  ),
+}
+
+
+def _pixels(seed: int) -> np.ndarray:
+  return np.random.default_rng(seed).integers(0, 256, (*_SIZE, 4), np.uint8)
+
+
+def _encode(array: np.ndarray, file_format: str, **options) -> bytes:
+  data = io.BytesIO()
+  Image.fromarray(array).save(data, file_format, **options)
+  return data.getvalue()
+
+
+def _decode(data: bytes) -> np.ndarray:
+  return np.asarray(Image.open(io.BytesIO(data)))
+
+
+def _make_archive(folder: pathlib.Path) -> pathlib.Path:
+  """Writes a tiny set in the layout of the archives."""
+  for sub in ('images', 'annotations/trimaps', 'annotations/xmls'):
+    (folder / sub).mkdir(parents=True)
+  for name, lines in _LISTS.items():
+    text = ''.join(line + '\n' for line in lines)
+    (folder / f'annotations/{name}.txt').write_text(text)
+  names = [line.split()[0] for lines in _LISTS.values() for line in lines]
+  for seed, name in enumerate(names):
+    image = _pixels(seed)
+    if name == 'Abyssinian_5':
+      data = _encode(image, 'PNG')
+    elif name == 'Egyptian_Mau_139':
+      data = _encode(np.full((*_SIZE, 3), (200, 40, 90), np.uint8), 'GIF')
+    else:
+      data = _encode(image[..., :3], 'JPEG', subsampling=0, comment=b'pet')
+    (folder / f'images/{name}.jpg').write_bytes(data)
+    mask = _encode(image[..., 3] % 3 + 1, 'PNG')
+    (folder / f'annotations/trimaps/{name}.png').write_bytes(mask)
+  (folder / 'annotations/xmls/Abyssinian_1.xml').write_text(
+    '<annotation><size><width>8</width><height>16</height></size><object>'
+    '<bndbox><xmin>2</xmin><ymin>4</ymin><xmax>6</xmax><ymax>12</ymax>'
+    '</bndbox></object></annotation>'
+  )
+  return folder
+
+
+@pytest.fixture(autouse=True)
+def _temporary_files(tmp_path, monkeypatch):
+  # TFDS leaves an empty folder for each builder that finds no records.
+  monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path))
+  monkeypatch.setenv('TMPDIR', str(tmp_path))
+
+
+@pytest.fixture
+def archive(tmp_path):
+  return _make_archive(tmp_path / 'pets')
+
+
+def _read(builder, split: str) -> list[dict]:
+  """The records of a split, with its image files as they are."""
+  skip = tfds.decode.SkipDecoding()
+  return list(
+    builder.as_data_source(
+      split, decoders={'image': skip, 'segmentation_mask': skip}
+    )
+  )
+
+
+def _names(records) -> list[str]:
+  return [record['file_name'].decode() for record in records]
+
+
+def _check_records(records, folder: pathlib.Path, list_name: str) -> None:
+  """Compares records with the files, all but the images made anew."""
+  by_name = dict(zip(_names(records), records, strict=True))
+  lines = (folder / f'annotations/{list_name}.txt').read_text().splitlines()
+  assert sorted(by_name) == sorted(line.split()[0] + '.jpg' for line in lines)
+  for line in lines:
+    name, label, species, _ = line.split()
+    record = by_name[f'{name}.jpg']
+    mask = folder / f'annotations/trimaps/{name}.png'
+    assert record['segmentation_mask'] == mask.read_bytes()
+    assert record['label'] == int(label) - 1
+    assert record['species'] == int(species) - 1
+    box = _head_box(folder / f'annotations/xmls/{name}.xml')
+    np.testing.assert_array_equal(record['head_bbox'], np.float32(box))
+    if name not in ('Abyssinian_5', 'Egyptian_Mau_139', 'beagle_116'):
+      image = folder / f'images/{name}.jpg'
+      assert record['image'] == image.read_bytes()
+
+
+def _head_box(path: pathlib.Path) -> list[float]:
+  if not path.exists():
+    return [0, 0, 0, 0]
+  root = ElementTree.parse(path).getroot()
+  return [
+    float(root.find(f'object/bndbox/{corner}').text)
+    / float(root.find(f'size/{side}').text)
+    for corner, side in (
+      ('ymin', 'height'),
+      ('xmin', 'width'),
+      ('ymax', 'height'),
+      ('xmax', 'width'),
+    )
+  ]
+
+
+def test_local_records_equal_the_files(archive, tmp_path):
+  builder = oxford_iiit_pet.prepare(str(archive), str(tmp_path / 'cache'))
+  assert builder.info.full_name == 'oxford_iiit_pet/4.0.0'
+  assert 'Oxford-IIIT pet dataset' in builder.info.description
+  for split, list_name in (('train', 'trainval'), ('test', 'test')):
+    records = _read(builder, split)
+    assert _names(records) == _ORDER[split]
+    _check_records(records, archive, list_name)
+  box = _read(builder, 'train')[0]['head_bbox']
+  np.testing.assert_array_equal(box, [0.25, 0.25, 0.75, 0.75])
+
+
+def test_corrupt_samples_equal_those_of_tensorflow(archive, tmp_path):
+  builder = oxford_iiit_pet.prepare(str(archive), str(tmp_path / 'cache'))
+  records = [r for split in _ORDER for r in _read(builder, split)]
+  images = {r['file_name'].decode(): r['image'] for r in records}
+  for name, expected in _BY_TENSORFLOW.items():
+    array = _decode(images[name])
+    assert array.shape == (*_SIZE, 3)
+    assert array.tobytes() == base64.b64decode(expected)
+    image = Image.open(io.BytesIO(images[name]))
+    assert image.format == 'JPEG'
+    assert image.info['dpi'] == (300, 300)
+    assert 'comment' not in image.info
+    assert [layer[1:3] for layer in image.layer] == [(2, 2), (1, 1), (1, 1)]
+  # TensorFlow refuses a GIF here; upstream's lists name none.
+  gif = _decode(images['Egyptian_Mau_139.jpg'])
+  np.testing.assert_allclose(gif, np.full((*_SIZE, 3), (200, 40, 90)), atol=3)
+
+
+def test_a_palette_loses_its_alpha(archive, tmp_path):
+  image = Image.new('P', _SIZE, 1)
+  image.putpalette([0, 0, 0, 200, 40, 90])
+  image.save(
+    archive / 'images/Abyssinian_5.jpg', 'PNG', transparency=bytes([9, 99])
+  )
+  builder = oxford_iiit_pet.prepare(str(archive), str(tmp_path / 'cache'))
+  array = _decode(_read(builder, 'train')[3]['image'])
+  np.testing.assert_allclose(array, np.full((*_SIZE, 3), (200, 40, 90)), atol=3)
+
+
+def test_a_corrupt_sample_that_is_no_image_is_left_to_the_reader(
+  archive, tmp_path
+):
+  (archive / 'images/Abyssinian_5.jpg').write_bytes(b'no image')
+  builder = oxford_iiit_pet.prepare(str(archive), str(tmp_path / 'cache'))
+  assert _read(builder, 'train')[3]['image'] == b'no image'
+
+
+def test_upstream_keeps_its_list(archive, tmp_path):
+  before = oxford_iiit_pet.upstream._CORRUPT_SAMPLES
+  oxford_iiit_pet.prepare(str(archive), str(tmp_path / 'cache'))
+  assert oxford_iiit_pet.upstream._CORRUPT_SAMPLES is before
+  assert len(before) == 12
+
+
+def test_checksums_are_those_of_upstream():
+  urls = oxford_iiit_pet.Builder.url_infos
+  base = 'https://thor.robots.ox.ac.uk/~vgg/data/pets'
+  assert {url: info.size for url, info in urls.items()} == {
+    f'{base}/images.tar.gz': 791918971,
+    f'{base}/annotations.tar.gz': 19173078,
+  }
+
+
+def test_prepared_once(archive, tmp_path, monkeypatch, capfd):
+  cache = str(tmp_path / 'cache')
+  first = oxford_iiit_pet.prepare(str(archive), cache)
+  assert capfd.readouterr().out == ''  # TFDS prints; ours logs.
+  monkeypatch.setattr(oxford_iiit_pet.Builder, 'download_and_prepare', None)
+  second = oxford_iiit_pet.prepare(f'{archive}/images/..', cache)
+  assert second.data_dir == first.data_dir
+  assert _names(_read(second, 'test')) == _ORDER['test']
+
+
+def _touch(archive):
+  os.utime(archive / 'annotations/trimaps/pug_2.png', ns=(0, 0))
+
+
+def _grow(archive):
+  path = archive / 'images/pug_2.jpg'
+  times = path.stat()
+  path.write_bytes(path.read_bytes() + b'\0')
+  os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def _swap(archive):
+  # Sizes and times stay, files change their names.
+  one, other = archive / 'images/pug_2.jpg', archive / 'images/pug_3.jpg'
+  one.rename(other)
+  (archive / 'annotations/trimaps/pug_2.png').rename(
+    archive / 'annotations/trimaps/pug_3.png'
+  )
+  path = archive / 'annotations/test.txt'
+  times = path.stat()
+  path.write_text(path.read_text().replace('pug_2', 'pug_3'))
+  os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def _shorten(archive):
+  path = archive / 'annotations/test.txt'
+  path.write_text(path.read_text().splitlines()[0])
+
+
+def _unbox(archive):
+  (archive / 'annotations/xmls/Abyssinian_1.xml').unlink()
+
+
+@pytest.mark.parametrize('change', [_touch, _grow, _swap, _shorten, _unbox])
+def test_a_changed_folder_is_prepared_anew(archive, tmp_path, change):
+  cache = tmp_path / 'cache'
+  first = oxford_iiit_pet.prepare(str(archive), str(cache))
+  change(archive)
+  second = oxford_iiit_pet.prepare(str(archive), str(cache))
+  assert second.data_dir != first.data_dir
+  for builder in (first, second):
+    path = pathlib.Path(builder.data_dir)
+    assert path.parents[2] == cache / 'tfds_local'
+
+
+def test_another_folder_with_the_same_files_is_another_set(tmp_path):
+  fingerprints = set()
+  for name in ('one', 'other'):
+    folder = _make_archive(tmp_path / name)
+    for path in folder.rglob('*.*'):
+      os.utime(path, ns=(0, 0))
+    fingerprints.add(oxford_iiit_pet._fingerprint(folder))
+  assert len(fingerprints) == 2
+
+
+def test_leftovers_of_a_killed_run_are_removed(archive, tmp_path):
+  cache = str(tmp_path / 'cache')
+  target = pathlib.Path(oxford_iiit_pet.prepare(str(archive), cache).data_dir)
+  whole = sorted(path.name for path in target.iterdir())
+  # A kill leaves such a folder; the target misses what marks it as whole.
+  leftover = target.parent / 'incomplete.ABC123_4.0.0'
+  leftover.mkdir()
+  (leftover / 'bucket').write_bytes(b'half')
+  (target / 'dataset_info.json').unlink()
+  builder = oxford_iiit_pet.prepare(str(archive), cache)
+  assert [path.name for path in target.parent.iterdir()] == ['4.0.0']
+  assert sorted(path.name for path in target.iterdir()) == whole
+  assert _names(_read(builder, 'train')) == _ORDER['train']
+
+
+def test_a_second_run_waits_and_takes_what_the_first_made(
+  archive, tmp_path, caplog, monkeypatch
+):
+  caplog.set_level(logging.INFO, 'unet_jax')
+  first = oxford_iiit_pet.prepare(str(archive), str(tmp_path / 'first'))
+  monkeypatch.setattr(oxford_iiit_pet.Builder, 'download_and_prepare', None)
+  root = tmp_path / 'cache/tfds_local' / first.data_dir_root.name
+  root.mkdir(parents=True)
+  message = f'waiting for another run that prepares {root}'
+  builders = []
+  second = threading.Thread(
+    target=lambda: builders.append(
+      oxford_iiit_pet.prepare(str(archive), str(tmp_path / 'cache'))
+    )
+  )
+  with open(root / 'oxford_iiit_pet.lock', 'w') as f:
+    fcntl.flock(f, fcntl.LOCK_EX)
+    second.start()
+    end = time.monotonic() + 30
+    while message not in caplog.messages and time.monotonic() < end:
+      time.sleep(0.01)
+    assert message in caplog.messages
+    shutil.copytree(
+      first.data_dir_root / 'oxford_iiit_pet', root / 'oxford_iiit_pet'
+    )
+  second.join()
+  assert _names(_read(builders[0], 'train')) == _ORDER['train']
+
+
+def _remove(archive, *names):
+  for name in names:
+    path = archive / name
+    if path.is_dir():
+      path.rename(archive / 'aside')
+    else:
+      path.unlink()
+
+
+def _append(archive, name, text):
+  with open(archive / name, 'a') as f:
+    f.write(text)
+
+
+def _replace(archive, name, old, new):
+  path = archive / name
+  path.write_text(path.read_text().replace(old, new))
+
+
+@pytest.mark.parametrize(
+  ('spoil', 'message'),
+  [
+    (
+      lambda a: a.rename(a.parent / 'moved'),
+      '--config.data.dir={a}: no such folder; give one in the layout of '
+      f'the Oxford-IIIT Pet archives ({_LAYOUT})',
+    ),
+    (
+      lambda a: _remove(a, 'annotations/trimaps', 'annotations/trainval.txt'),
+      '--config.data.dir={a}: has no annotations/trimaps/, '
+      'annotations/trainval.txt; extract images.tar.gz and '
+      'annotations.tar.gz of https://thor.robots.ox.ac.uk/~vgg/data/pets '
+      f'there, or arrange it alike ({_LAYOUT})',
+    ),
+    (
+      lambda a: (a / 'annotations/test.txt').write_text(''),
+      '{a}/annotations/test.txt: is empty; list the images of this '
+      'split, one line "NAME CLASS SPECIES BREED" each',
+    ),
+    (
+      lambda a: _remove(a, 'images/beagle_116.jpg', 'images/Abyssinian_5.jpg'),
+      '{a}/annotations/trainval.txt names Abyssinian_5.jpg, which is not '
+      'in {a}/images; 2 of its 4 are missing like this, add them or take '
+      'them off the list',
+    ),
+    (
+      lambda a: _remove(a, 'annotations/trimaps/pug_2.png'),
+      '{a}/annotations/test.txt names pug_2.png, which is not in '
+      '{a}/annotations/trimaps; 1 of its 2 are missing like this, add '
+      'them or take them off the list',
+    ),
+    (
+      lambda a: _append(a, 'annotations/test.txt', 'pug_2 38 2 1\n'),
+      "{a}/annotations/test.txt:3: 'pug_2 38 2 1' is not \"NAME CLASS "
+      'SPECIES BREED" with CLASS in 1..37 and SPECIES 1 or 2; mend or '
+      'remove the line',
+    ),
+    (
+      lambda a: _append(a, 'annotations/test.txt', '\n'),
+      "{a}/annotations/test.txt:3: '' is not \"NAME CLASS SPECIES "
+      'BREED" with CLASS in 1..37 and SPECIES 1 or 2; mend or remove the '
+      'line',
+    ),
+    (
+      lambda a: _append(a, 'annotations/test.txt', 'pug_2 26 2 17\n'),
+      '{a}/annotations/test.txt: names pug_2 twice; remove one line',
+    ),
+    (
+      lambda a: _replace(
+        a, 'annotations/xmls/Abyssinian_1.xml', '<xmax>6', '<xmax>9'
+      ),
+      '{a}/annotations/xmls/Abyssinian_1.xml: holds no head box that can '
+      'be read (BBox coordinates should be between 0 and 1. Got BBox('
+      'ymin=0.25, xmin=0.25, ymax=0.75, xmax=1.125).); mend or remove it',
+    ),
+  ],
+  ids=[
+    'folder missing',
+    'parts missing',
+    'list empty',
+    'images missing',
+    'mask missing',
+    'class out of range',
+    'empty line',
+    'name twice',
+    'head box outside',
+  ],
+)
+def test_a_bad_folder_ends_in_one_line(archive, tmp_path, spoil, message):
+  spoil(archive)
+  with pytest.raises(errors.UserError) as error:
+    oxford_iiit_pet.prepare(str(archive), str(tmp_path / 'cache'))
+  assert str(error.value) == message.format(a=archive)
+  assert not (tmp_path / 'cache').exists()
+
+
+def test_a_cache_that_cannot_be_written(archive, tmp_path):
+  (tmp_path / 'cache').write_text('a file')
+  with pytest.raises(errors.UserError) as error:
+    oxford_iiit_pet.prepare(str(archive), str(tmp_path / 'cache'))
+  root = f'{tmp_path}/cache/tfds_local/{oxford_iiit_pet._fingerprint(archive)}'
+  assert str(error.value) == (
+    f"cannot prepare Oxford-IIIT Pet ([Errno 20] Not a directory: '{root}'); "
+    'mend that, or keep what is prepared elsewhere than in '
+    f'{tmp_path}/cache with --config.data.cache_dir=DIR'
+  )
+
+
+@pytest.fixture
+def server(archive, tmp_path, monkeypatch):
+  """Serves the archive's two parts as upstream's server does; its URL."""
+  folder = tmp_path / 'server'
+  folder.mkdir()
+  for name, mode in (('images', 'w:gz'), ('annotations', 'w')):
+    with tarfile.open(folder / f'{name}.tar.gz', mode) as tar:
+      tar.add(archive / name, name)
+
+  class Handler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+      del args
+
+  server = http.server.ThreadingHTTPServer(
+    ('127.0.0.1', 0), functools.partial(Handler, directory=folder)
+  )
+  thread = threading.Thread(target=server.serve_forever)
+  thread.start()
+  url = f'http://127.0.0.1:{server.server_port}'
+  monkeypatch.setenv('NO_PROXY', '127.0.0.1')
+  monkeypatch.setattr(oxford_iiit_pet.upstream, '_BASE_URL', url)
+  infos = {
+    f'{url}/{path.name}': checksums.compute_url_info(path)
+    for path in folder.iterdir()
+  }
+  monkeypatch.setattr(oxford_iiit_pet.Builder, 'url_infos', infos)
+  yield server
+  server.shutdown()
+  server.server_close()
+  thread.join()
+
+
+def test_download(archive, server, tmp_path):
+  cache = tmp_path / 'cache'
+  builder = oxford_iiit_pet.prepare('', str(cache))
+  target = cache / 'tfds/oxford_iiit_pet/4.0.0'
+  assert builder.data_dir == str(target)
+  for split, list_name in (('train', 'trainval'), ('test', 'test')):
+    assert _names(_read(builder, split)) == _ORDER[split]
+    _check_records(_read(builder, split), archive, list_name)
+  # The archives are kept, but not a second time as files.
+  downloads = cache / 'tfds/downloads/oxford_iiit_pet'
+  suffixes = sorted(''.join(path.suffixes[-2:]) for path in downloads.iterdir())
+  assert len(suffixes) == 4 and not (downloads / 'extracted').exists()
+  # They are not downloaded again, even if a killed run left its leftovers.
+  server.shutdown()
+  server.server_close()
+  (target / 'dataset_info.json').unlink()
+  (downloads / 'extracted').mkdir()
+  (downloads / 'x.tar.gz.tmp.0123').mkdir()
+  builder = oxford_iiit_pet.prepare('', str(cache))
+  assert _names(_read(builder, 'train')) == _ORDER['train']
+  assert len(list(downloads.iterdir())) == 4
+  # The local set does not take its place, nor the reverse.
+  local = oxford_iiit_pet.prepare(str(archive), str(cache))
+  assert pathlib.Path(local.data_dir).parents[2] == cache / 'tfds_local'
+  assert 'tensorflow' not in sys.modules
+
+
+def _no_download(url: str, reason: str) -> str:
+  return (
+    f'cannot download {url}/images.tar.gz and {url}/annotations.tar.gz '
+    f'({reason}); try again, or name a local copy in the layout of the '
+    f'archives ({_LAYOUT}) with --config.data.dir=DIR'
+  )
+
+
+def test_download_without_a_network(server, tmp_path):
+  server.shutdown()
+  server.server_close()
+  with pytest.raises(errors.UserError) as error:
+    oxford_iiit_pet.prepare('', str(tmp_path / 'cache'))
+  url = oxford_iiit_pet.upstream._BASE_URL
+  assert str(error.value) == _no_download(url, 'ConnectionError')
+
+
+def test_download_of_what_is_not_there(server, tmp_path):
+  (tmp_path / 'server/images.tar.gz').unlink()
+  with pytest.raises(errors.UserError) as error:
+    oxford_iiit_pet.prepare('', str(tmp_path / 'cache'))
+  url = oxford_iiit_pet.upstream._BASE_URL
+  assert str(error.value) == _no_download(url, 'HTTPError 404')
+
+
+def test_download_with_a_wrong_checksum(server, tmp_path):
+  with open(tmp_path / 'server/images.tar.gz', 'ab') as f:
+    f.write(b'more')
+  with pytest.raises(errors.UserError) as error:
+    oxford_iiit_pet.prepare('', str(tmp_path / 'cache'))
+  url = oxford_iiit_pet.upstream._BASE_URL
+  assert str(error.value) == _no_download(url, 'NonMatchingChecksumError')
+  assert not list((tmp_path / 'cache/tfds/oxford_iiit_pet').iterdir())
+
+
+def test_no_download_without_checksums(server, tmp_path, monkeypatch):
+  del server
+  monkeypatch.setattr(oxford_iiit_pet.Builder, 'url_infos', None)
+  with pytest.raises(ValueError, match='Missing checksums url: http://127'):
+    oxford_iiit_pet.prepare('', str(tmp_path / 'cache'))
+
+
+def test_tensorflow_is_not_imported(archive, tmp_path):
+  # A stand-in: libraries that ask whether TensorFlow is there are told yes.
+  (tmp_path / 'tensorflow.py').write_text('')
+  code = f"""if True:
+    import sys
+    import importlib.util
+    assert importlib.util.find_spec('tensorflow')
+    from unet_jax.data import oxford_iiit_pet
+    builder = oxford_iiit_pet.prepare({str(archive)!r}, {str(tmp_path)!r})
+    records = list(builder.as_data_source('train'))
+    print(len(records), records[0]['image'].shape, 'tensorflow' in sys.modules)
+  """
+  result = subprocess.run(
+    [sys.executable, '-W', 'error', '-c', code],
+    env={**os.environ, 'PYTHONPATH': f'{tmp_path}:{_ROOT}'},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert (result.returncode, result.stdout) == (0, '4 (8, 8, 3) False\n'), (
+    result.stderr
+  )
+
+
+def test_real_files(shared_data, tmp_path):
+  folder = shared_data('oxford_pets_600')
+  builder = oxford_iiit_pet.prepare(str(folder), str(tmp_path))
+  # The first names, as TFDS's own builder writes them.
+  first = {
+    'train': ['Bengal_149', 'Bengal_182', 'american_bulldog_182'],
+    'test': ['american_bulldog_5', 'Bengal_49', 'Abyssinian_33'],
+  }
+  for split, list_name, count in (
+    ('train', 'trainval', 300),
+    ('test', 'test', 298),
+  ):
+    records = _read(builder, split)
+    assert len(records) == count
+    assert _names(records)[:3] == [f'{name}.jpg' for name in first[split]]
+    _check_records(records, folder, list_name)
+  # The one corrupt sample in these lists, a PNG: the pixels that TFDS's own
+  # builder makes with TensorFlow 2.21.
+  image = records[_names(records).index('Abyssinian_5.jpg')]['image']
+  assert hashlib.sha256(_decode(image).tobytes()).hexdigest() == (
+    '48a0dd47b2c80a5ecc41aa60abb90d82c3177b397c7bec60667731751bd428e5'
+  )
