@@ -16,5 +16,12 @@ def get_config():
     source='shapes',
     eval_split='test',
     class_names=('background', 'disk', 'ring', 'bar'),
+    batch_size=8,
   )
+  # The drawings look alike upside down.
+  config.augment.flip_vertical = 0.5
+  config.optimizer.update(learning_rate=4e-3, ema_decay=0.98)
+  config.train.num_steps = 900
+  config.eval.every = 300
+  config.checkpoint.every = 300
   return config

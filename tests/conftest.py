@@ -6,6 +6,8 @@ import jax
 import pytest
 
 jax.config.update('jax_num_cpu_devices', 8)
+# Tests compile much and run little. Runs of main.py are not affected.
+jax.config.update('jax_disable_most_optimizations', True)
 
 _SHARED_DATA = pathlib.Path(__file__).resolve().parents[2] / 'shared' / 'data'
 

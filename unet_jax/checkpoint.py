@@ -4,6 +4,7 @@ Orbax writes them asynchronously into a temporary folder and renames it when all
 is on disk, so that a run that dies in the middle leaves the earlier ones whole.
 """
 
+import dataclasses
 import json
 import logging
 import os
@@ -15,7 +16,7 @@ import ml_collections
 import orbax.checkpoint as ocp
 
 from unet_jax import config as config_lib
-from unet_jax import errors
+from unet_jax import errors, metric_writer
 from unet_jax.train_state import TrainState
 
 _log = logging.getLogger(__name__)
@@ -23,14 +24,36 @@ _log = logging.getLogger(__name__)
 _policies = ocp.checkpoint_managers
 
 
-def metric_value(metrics: dict[str, float], name: str) -> float:
-  """Returns a named metric, larger is better; '-name' turns it round.
+def best_scores(workdir: str, best_metric: str) -> dict[int, float]:
+  """Returns {step: score} of a run's evaluations; larger is better.
 
-  A metric that is missing or NaN is worse than any other.
+  Args:
+    workdir: of the run.
+    best_metric: name of a figure; '-name' turns it round.
   """
-  sign = -1 if name.startswith('-') else 1
-  value = metrics.get(name.lstrip('-'))
-  return sign * value if value is not None and value == value else -float('inf')
+  sign = -1 if best_metric.startswith('-') else 1
+  name = best_metric.removeprefix('-')
+  return {
+    m['step']: sign * m[name]
+    for m in metric_writer.read_metrics(workdir)
+    if m.get(name) is not None
+  }
+
+
+@dataclasses.dataclass
+class _Best(_policies.PreservationPolicy):
+  """Keeps the n best of the checkpoints whose evaluation is known by now."""
+
+  n: int
+  workdir: str
+  best_metric: str
+
+  def should_preserve(self, checkpoints, *, context) -> list[bool]:
+    del context
+    scores = best_scores(self.workdir, self.best_metric)
+    known = [c.step for c in checkpoints if c.step in scores]
+    best = sorted(known, key=scores.get)[-self.n :] if self.n else []
+    return [c.step in best for c in checkpoints]
 
 
 class Checkpoints:
@@ -51,22 +74,15 @@ class Checkpoints:
     self._config, self._workdir = config, workdir
     self._directory = os.path.join(workdir, 'checkpoints')
     c = config.checkpoint
-    self._metric = lambda metrics: metric_value(metrics, c.best_metric)
-    keep = [_policies.LatestN(c.keep_latest)]
-    if c.keep_best:
-      keep.append(
-        _policies.BestN(
-          get_metric_fn=self._metric,
-          n=c.keep_best,
-          keep_checkpoints_without_metrics=False,
-        )
-      )
+    keep = [
+      _policies.LatestN(c.keep_latest),
+      _Best(c.keep_best, workdir, c.best_metric),
+    ]
     self._manager = ocp.CheckpointManager(
       self._directory,
       options=ocp.CheckpointManagerOptions(
         save_decision_policy=_policies.FixedIntervalPolicy(1),
         preservation_policy=_policies.AnyPreservationPolicy(keep),
-        best_fn=self._metric,
         create=not read_only,
         read_only=read_only,
         cleanup_tmp_directories=not read_only,
@@ -84,7 +100,6 @@ class Checkpoints:
     state: TrainState,
     step: int,
     data_position: dict[str, Any],
-    metrics: dict[str, float] | None = None,
   ) -> None:
     """Starts saving; returns when the arrays may be overwritten.
 
@@ -92,7 +107,6 @@ class Checkpoints:
       state: after update number `step`.
       step: number of updates done.
       data_position: `get_state()` of the training data's iterator.
-      metrics: of an evaluation of this state, for the best.
 
     Raises:
       UserError: the disk is full or not writable.
@@ -110,7 +124,6 @@ class Checkpoints:
             json.loads(config_lib.to_json(self._config))
           ),
         ),
-        metrics=metrics,
         force=True,
       )
     except Exception as e:
@@ -210,11 +223,12 @@ class Checkpoints:
       return step
     if which == 'latest':
       return steps[-1]
-    best = self._manager.best_step()
-    if best is None or self._manager.metrics(best) is None:
+    scores = best_scores(self._workdir, self._config.checkpoint.best_metric)
+    known = [s for s in steps if s in scores]
+    if not known:
       raise errors.UserError(
         f'{self._workdir} has no checkpoint with the figure '
-        f'{self._config.checkpoint.best_metric}; use '
+        f'{self._config.checkpoint.best_metric} in metrics.jsonl; use '
         '--config.checkpoint.which=latest'
       )
-    return best
+    return max(known, key=scores.get)

@@ -4,6 +4,7 @@ import functools
 import logging
 import os
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -70,16 +71,19 @@ class Evaluator:
     )
 
   def run(
-    self, variables: dict[str, Any]
-  ) -> tuple[dict[str, float], list[dict[str, np.ndarray]]]:
+    self,
+    variables: dict[str, Any],
+    stop: Callable[[], bool] = lambda: False,
+  ) -> tuple[dict[str, float], list[dict[str, np.ndarray]]] | None:
     """Counts every example once.
 
     Args:
       variables: `params` and `batch_stats`.
+      stop: asked between batches; the evaluation is given up once it is true.
 
     Returns:
       The figures `eval/...`, and the first `log.num_figures` examples with
-      `image`, `mask` and `prediction`.
+      `image`, `mask` and `prediction`; None if it was given up.
     """
     start = time.perf_counter()
     confusion, totals, counts, shown = [], {}, {}, []
@@ -93,6 +97,8 @@ class Evaluator:
           sums[term] = sums.get(term, 0.0) + float(value)
 
     for batch in batches:
+      if stop():
+        return None
       result = self._step(variables, batch)
       if pending is None:
         shown = self._examples(result['prediction'])

@@ -6,6 +6,7 @@ Process 0 writes; in the others every call does nothing.
 import json
 import math
 import os
+import re
 from typing import Any
 
 import jax
@@ -86,7 +87,9 @@ class MetricWriter:
       )
     for name, value in clean.items():
       if value is not None:
-        self._events.add_scalar(name, value, step)
+        # TensorBoard allows fewer characters than class names may have.
+        tag = re.sub(r'[^\w/.-]', '_', name)
+        self._events.add_scalar(tag, value, step)
 
   def close(self) -> None:
     if self._file is not None:

@@ -5,10 +5,12 @@ import logging
 import math
 import os
 import sys
+import time
 
 import jax
 import ml_collections
 
+import unet_jax
 from unet_jax import (
   checkpoint,
   errors,
@@ -72,9 +74,11 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
       jax.random.fold_in(root, 0), config, model, optimizer, mesh
     )
   first = int(state.step)
+  interrupt = runtime.Interrupt()
   loop = _Loop(
     config=config,
     workdir=workdir,
+    interrupt=interrupt,
     checkpoints=checkpoints,
     evaluator=evaluate.Evaluator(config, model, eval_set, mesh),
     writer=metric_writer.MetricWriter(workdir, first, config.log.tensorboard),
@@ -94,15 +98,17 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   # The key of the steps, apart from the key of the parameters.
   key = jax.random.fold_in(root, 1)
   try:
-    with runtime.Interrupt() as interrupt:
-      for step in range(first + 1, config.train.num_steps + 1):
+    with interrupt:
+      step, stopped = first, loop.catch_up(first, state)
+      while step < config.train.num_steps and not stopped:
+        step += 1
         state, figures = train_step(state, next(batches), key)
         loop.after_step(step, figures)
         stop = interrupt.requested(step)
-        loop.evaluate_and_save(step, state, batches, stop)
-        if stop:
-          _stop(interrupt.signal, step, workdir)
-    loop.finish(config.train.num_steps, state)
+        stopped = loop.save_and_evaluate(step, state, batches, stop)
+      if stopped:
+        _stop(interrupt.signal, step, workdir)
+    loop.finish()
   finally:
     batches.close()
     loop.close()
@@ -155,16 +161,26 @@ class _Loop:
   """What happens between the steps; it never waits for the step in flight."""
 
   def __init__(
-    self, config, workdir, checkpoints, evaluator, writer, progress, schedule
+    self,
+    *,
+    config,
+    workdir,
+    interrupt,
+    checkpoints,
+    evaluator,
+    writer,
+    progress,
+    schedule,
   ):
     self._config, self._workdir = config, workdir
+    self._interrupt = interrupt
     self._checkpoints, self._evaluator = checkpoints, evaluator
     self._writer, self._progress = writer, progress
     self._schedule = schedule
     # The figures of the last step that was dispatched, not yet read.
     self._pending: tuple[int, dict[str, jax.Array]] | None = None
     self._saved_step = max(checkpoints.steps, default=None)
-    self._evaluated: tuple[int, dict[str, float]] | None = None
+    self._read_any = False
 
   def after_step(self, step: int, figures: dict[str, jax.Array]) -> None:
     """Takes a dispatched step's figures and reads those of the one before."""
@@ -190,6 +206,10 @@ class _Loop:
         f'{"none" if kept is None else f"step {kept}"}, is kept. Lower '
         'optimizer.learning_rate or clip_norm, or lengthen warmup_steps'
       )
+    if not self._read_any:
+      self._read_any = True
+      seconds = time.perf_counter() - unet_jax.STARTED
+      self._progress.write(f'first step done {seconds:.1f} s after the start')
     if step % self._config.log.every and step != self._config.train.num_steps:
       return
     # The rate that this step used; the schedule counts from 0.
@@ -200,30 +220,65 @@ class _Loop:
     self._writer.write(step, values)
     self._progress.report(step, values)
 
-  def evaluate_and_save(self, step: int, state, batches, stop: bool) -> None:
-    """Evaluates and saves where it is time to.
+  def save_and_evaluate(self, step: int, state, batches, stop: bool) -> bool:
+    """Saves and evaluates where it is time to.
 
     The state, its data position and the config are saved together, before the
-    next batch is drawn.
+    next batch is drawn; and before an evaluation, which may take long.
+
+    Args:
+      step: number of updates done.
+      state: after them.
+      batches: the training data's iterator.
+      stop: save in any case, and leave an evaluation to the continued run.
+
+    Returns:
+      Whether the run is to end here: `stop`, or a signal during the evaluation.
     """
-    c, last = self._config, step == self._config.train.num_steps
-    evaluates = last or (c.eval.every and step % c.eval.every == 0)
-    if stop and not last:
-      evaluates = False
-    if not (evaluates or stop or step % c.checkpoint.every == 0):
-      return
+    evaluates = self._evaluates(step) and not stop
+    if not (evaluates or stop or step % self._config.checkpoint.every == 0):
+      return False
     self._flush()
     self._progress.pause()
-    figures = self._evaluate(step, state) if evaluates else None
-    self._checkpoints.save(state, step, batches.get_state(), figures)
+    self._checkpoints.save(state, step, batches.get_state())
     self._saved_step = step
-    if stop or last:
+    if evaluates:
+      stop = not self._evaluate(step, state)
+    if stop or step == self._config.train.num_steps:
       self._checkpoints.wait()
+    return stop
 
-  def _evaluate(self, step: int, state) -> dict[str, float]:
+  def _evaluates(self, step: int) -> bool:
+    every = self._config.eval.every
+    last = step == self._config.train.num_steps
+    return last or bool(every and step % every == 0)
+
+  def catch_up(self, step: int, state) -> bool:
+    """Makes the evaluation that a stop right after saving `step` left out.
+
+    Returns:
+      Whether a signal ended it.
+    """
+    if step and self._evaluates(step) and self._evaluation(step) is None:
+      return not self._evaluate(step, state)
+    return False
+
+  def _evaluation(self, step: int) -> dict[str, float] | None:
+    """The figures of the evaluation of a step, if it was made."""
+    for line in metric_writer.read_metrics(self._workdir):
+      if line['step'] == step and 'eval/loss' in line:
+        return line
+    return None
+
+  def _evaluate(self, step: int, state) -> bool:
+    """Evaluates and writes the results; returns False if a signal came."""
     which = self._config.eval.params if state.ema_params is not None else 'raw'
-    figures, examples = self._evaluator.run(state.variables(which))
-    self._writer.write(step, figures)
+    result = self._evaluator.run(
+      state.variables(which), lambda: self._interrupt.signal is not None
+    )
+    if result is None:
+      return False
+    figures, examples = result
     evaluate.write_results(
       self._workdir,
       self._config,
@@ -234,18 +289,17 @@ class _Loop:
       params=which,
       num_examples=self._evaluator.num_examples,
     )
+    # The line comes last: what has one was evaluated whole.
+    self._writer.write(step, figures)
     self._progress.write(
       f'step {step}: eval loss {figures["eval/loss"]:.4f}, dataset mIoU '
       f'{figures["eval/dataset_miou"]:.4f} in {figures["eval/seconds"]:.1f} s'
     )
-    self._evaluated = (step, figures)
-    return figures
+    return True
 
-  def finish(self, step: int, state) -> None:
+  def finish(self) -> None:
     """Prints the table of the last evaluation and draws the curves."""
     self._progress.close()
-    if self._evaluated is None:  # The run was finished before it started.
-      self._evaluate(step, state)
     if jax.process_index():
       return
     if self._config.log.num_figures:
@@ -258,7 +312,8 @@ class _Loop:
       )
     print(
       evaluate.format_table(
-        self._evaluated[1], config_lib.class_names(self._config)
+        self._evaluation(self._config.train.num_steps),
+        config_lib.class_names(self._config),
       )
     )
     _log.info('wrote %s', self._workdir)

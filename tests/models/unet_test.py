@@ -26,13 +26,28 @@ def _small(**fields):
 
 
 def _init(model, x):
-  return jax.jit(lambda x: model.init(jax.random.key(0), x, train=False))(x)
+  """Variables drawn by NumPy: compiling `model.init` takes seconds."""
+  rng = np.random.default_rng(0)
+
+  def draw(path, leaf):
+    name = path[-1].key
+    if name == 'kernel':
+      scale = np.sqrt(2 / np.prod(leaf.shape[:-1]))
+      return jnp.asarray(rng.normal(size=leaf.shape) * scale, leaf.dtype)
+    center = 1 if name in ('scale', 'var') else 0
+    noise = rng.uniform(-0.1, 0.1, leaf.shape)
+    return jnp.asarray(center + noise, leaf.dtype)
+
+  shapes = jax.eval_shape(
+    lambda x: model.init(jax.random.key(0), x, train=False), x
+  )
+  return jax.tree.map_with_path(draw, shapes)
 
 
-def _apply(model, variables, x, **kwargs):
+@functools.partial(jax.jit, static_argnums=0)
+def _apply(model, variables, x):
   """Logits in evaluation mode, compiled: op by op is slower by far."""
-  apply = jax.jit(functools.partial(model.apply, train=False, **kwargs))
-  return apply(variables, x)
+  return model.apply(variables, x, train=False)
 
 
 def _assert_same_value_and_gradient(ours, stock, *args):
@@ -236,7 +251,8 @@ def test_each_skip_and_stage_is_wired(skip):
       return next_fun(*args, **kwargs)
 
     with nn.intercept_methods(interceptor):
-      return _apply(model, variables, x)
+      apply = jax.jit(functools.partial(model.apply, train=False))
+      return apply(variables, x)
 
   for level in range(3):
     changed = np.any(run_without(level) != plain)

@@ -1,55 +1,104 @@
 """Image and mask files to arrays.
 
-Pillow decodes, since it refuses truncated files; OpenCV takes what Pillow does
-not know (16-bit and float TIFF of several channels). EXIF rotation is applied
-to neither images nor masks, so that a pair stays as it was stored.
+Pillow decodes, since it refuses damaged files; OpenCV takes what Pillow does
+not know (float TIFF of several channels) or cuts down to 8 bit (16-bit RGB).
+EXIF rotation is applied to neither images nor masks, so that a pair stays as it
+was stored.
 """
 
 import io
+import struct
 
 import numpy as np
-from PIL import Image
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from unet_jax import errors
 
 EXTENSIONS = ('.png', '.jpg', '.jpeg', '.tif', '.tiff', '.bmp', '.gif', '.webp')
 
+# How TIFF files start, and those of more than 4 GiB.
+_TIFF = (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')
+
 
 def _open(data: bytes, name: str) -> Image.Image | np.ndarray:
-  """A loaded Pillow image, or OpenCV's RGB array where Pillow knows it not."""
+  """A loaded Pillow image, or OpenCV's RGB array where Pillow has no mode."""
+  array = None
   try:
     image = Image.open(io.BytesIO(data))
+    deep = _has_deep_colors(image)
+    # Of deep colours too: OpenCV does not refuse damaged files.
     image.load()
-    return image
+    if not deep:
+      return image
+    array, reason = _open_with_opencv(data), 'unknown kind of 16-bit image'
+  except UnidentifiedImageError:
+    reason = 'cannot identify image file'
+    if data[:4] in _TIFF:
+      array = _open_with_opencv(data)
   except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
-    reason = str(e).split('<_io')[0].strip() or type(e).__name__
-  if data[:4] in (b'II*\0', b'MM\0*'):
-    import cv2  # Slow to import and rarely needed.
+    reason = str(e) or type(e).__name__
+  if array is None:
+    raise errors.DecodeError(
+      f'{name} cannot be decoded ({reason}); replace it, or leave such pairs '
+      'out with --config.data.on_error=skip'
+    )
+  return array
 
+
+def _has_deep_colors(image: Image.Image) -> bool:
+  """Whether Pillow would cut the channels of an opened image down to 8 bit."""
+  if image.mode[0] in 'IF':
+    return False
+  if image.format == 'TIFF':
+    return max(image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (1,))) > 8
+  return image.format == 'PNG' and ';16' in str(image.tile)
+
+
+def _open_with_opencv(data: bytes) -> np.ndarray | None:
+  """Returns [H, W] or RGB [H, W, 3] of the stored type, None if it cannot."""
+  import cv2  # Slow to import and rarely needed.
+
+  cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+  try:
+    if data[:4] in _TIFF and _is_planar(data):
+      return None  # OpenCV would mix up the channels.
     array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    if array is not None:
-      return array[..., [2, 1, 0]] if array.ndim == 3 else array
-  raise errors.DecodeError(
-    f'{name} cannot be decoded ({reason}); replace it, or leave such pairs '
-    'out with --config.data.on_error=skip'
-  )
+  except (cv2.error, struct.error):
+    return None
+  if array is None or array.ndim == 2:
+    return array
+  return array[..., [2, 1, 0]]
+
+
+def _is_planar(data: bytes) -> bool:
+  """Whether a TIFF file holds one channel after the other."""
+  header = data[:16] if data[:4] in _TIFF[2:] else data[:8]
+  tags = TiffImagePlugin.ImageFileDirectory_v2(header)
+  file = io.BytesIO(data)
+  file.seek(tags.next)
+  tags.load(file)
+  return tags.get(TiffImagePlugin.PLANAR_CONFIGURATION) == 2
 
 
 def _scale_to_uint8(array: np.ndarray, intensity: str, name: str) -> np.ndarray:
   """Scales integers or floats to 0..255, see data.intensity."""
+  lowest, highest = float(array.min()), float(array.max())
+  if not np.isfinite([lowest, highest]).all():
+    raise errors.UserError(
+      f'{name} holds values that are not finite (NaN or infinity); replace them'
+    )
+  low, high = 0.0, 1.0
   if intensity == 'image':
-    low, high = float(array.min()), float(array.max())
-  elif array.dtype.kind == 'f':
-    low, high = 0.0, 1.0
-    if array.min() < low or array.max() > high:
-      raise errors.UserError(
-        f'{name} holds floats from {array.min():g} to {array.max():g}, '
-        'expected 0..1; scale each image by its own range with '
-        '--config.data.intensity=image'
-      )
-  else:
+    low, high = lowest, highest
+  elif array.dtype.kind != 'f':
     # Pillow widens 16 bit to 32 when it opens some formats.
-    low, high = 0.0, 65535.0 if array.max() < 2**16 else 2.0**32 - 1
+    high = 65535.0 if highest < 2**16 else 2.0**32 - 1
+  if lowest < low or highest > high:
+    raise errors.UserError(
+      f'{name} holds values from {lowest:g} to {highest:g}, expected '
+      f'{low:g}..{high:g}; scale each image by its own range with '
+      '--config.data.intensity=image'
+    )
   scaled = (array.astype(np.float64) - low) * (255 / max(high - low, 1e-12))
   return np.rint(scaled).astype(np.uint8)
 
@@ -70,7 +119,7 @@ def decode_image(
 
   Raises:
     DecodeError: no decoder can read it.
-    UserError: float values out of range.
+    UserError: values out of the range that is scaled to 0..255.
   """
   image = _open(data, name)
   if not isinstance(image, np.ndarray) and image.mode[0] in 'IF':
@@ -79,12 +128,14 @@ def decode_image(
     if image.dtype != np.uint8:
       image = _scale_to_uint8(image, intensity, name)
     image = Image.fromarray(image)
+  # Of a palette it would bring a warning; alpha is dropped anyway.
+  image.info.pop('transparency', None)
   image = np.asarray(image.convert('L' if num_channels == 1 else 'RGB'))
   return image.reshape(*image.shape[:2], num_channels)
 
 
 def decode_mask(data: bytes, name: str) -> np.ndarray:
-  """Returns a mask file's values: integers [H, W], or uint8 RGB [H, W, 3].
+  """Returns a mask file's values: integers [H, W], or of RGB [H, W, 3].
 
   Palette files give their indices, since these are the classes; an RGB file
   whose channels are equal gives one of them.
@@ -107,14 +158,16 @@ def decode_mask(data: bytes, name: str) -> np.ndarray:
   if array.dtype == bool:
     return array.astype(np.uint8)
   if array.dtype.kind == 'f':
-    if np.any(array != np.rint(array)):
+    if not np.all(np.isfinite(array) & (array == np.rint(array))):
       raise errors.UserError(
         f'{name}: the mask holds floats that are no integers; store classes '
         'as integers'
       )
-    return array.astype(np.int64)
-  if array.ndim == 3:
-    array = array[..., :3]
-    if np.all(array == array[..., :1]):
-      return array[..., 0]
+    array = array.astype(np.int64)
+  if array.ndim == 2:
+    return array
+  if np.all(array == array[..., :1]):
+    return array[..., 0]
+  if array.dtype == np.uint16:
+    array = (array >> 8).astype(np.uint8)  # Tables of colours are 8 bit.
   return array

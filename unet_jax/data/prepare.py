@@ -45,6 +45,9 @@ _FIELDS = (
 # Threads are ours, a level above; OpenCV's own would fight them.
 cv2.setNumThreads(1)
 
+# Makes one number of a colour.
+_COLOR_WEIGHTS = np.array([1 << 16, 1 << 8, 1])
+
 
 def map_mask(
   values: np.ndarray, table, num_classes: int, name: str
@@ -52,8 +55,9 @@ def map_mask(
   """Returns the classes of a mask's values.
 
   Args:
-    values: integers [H, W], or uint8 RGB [H, W, 3].
+    values: integers [H, W], or of RGB [H, W, 3].
     table: ((value or (r, g, b), class), ...), or () where values are classes.
+      A value v in a table of colours is the colour (v, v, v).
     num_classes: 1 (then classes are 0 and 1) or more.
     name: of the file, for messages.
 
@@ -65,77 +69,77 @@ def map_mask(
       the line that would fix it.
   """
   num_names = max(num_classes, 2)
-  table = dict(table)
-  colors = any(isinstance(value, tuple) for value in table)
-  if values.ndim == 3:
-    if not colors:
-      raise _color_mask_error(values, table, name)
-    weights = np.array([1 << 16, 1 << 8, 1])
-    values = values.astype(np.int64) @ weights
-    table = {int(np.dot(color, weights)): c for color, c in table.items()}
-  elif colors:
+  is_color = values.ndim == 3
+  if is_color:
+    if not any(isinstance(key, tuple) for key, _ in table):
+      raise _color_mask_error(values, name)
+    values = values.astype(np.int64) @ _COLOR_WEIGHTS
+    table = {int(_as_color(key) @ _COLOR_WEIGHTS): c for key, c in table}
+  elif table:
     # A file whose channels are equal comes as one of them.
-    grey = {k: k[0] for k in table if isinstance(k, tuple) and len(set(k)) == 1}
-    table = {grey.get(k, k): c for k, c in table.items()}
-    table = {k: c for k, c in table.items() if not isinstance(k, tuple)}
-  elif not table:
+    table = {
+      int(_as_color(key)[0]): c
+      for key, c in table
+      if len(set(_as_color(key))) == 1
+    }
+  else:
     table = {i: i for i in (*range(num_names), config_lib.IGNORE_LABEL)}
+    # Most likely 255 is the foreground: it must be said, not guessed.
+    if num_names == 2 and values.max() == 255 and np.all(values % 255 == 0):
+      del table[config_lib.IGNORE_LABEL]
   if values.dtype == np.uint8:
-    return _map_bytes(values, table, num_names, name)
-  known = np.array(sorted(table))
-  place = np.clip(np.searchsorted(known, values), 0, len(known) - 1)
-  if np.any(known[place] != values):
-    raise _unknown_value_error(values, table, num_names, colors, name)
-  return np.array([table[k] for k in known], np.uint8)[place]
-
-
-def _map_bytes(values, table, num_names, name):
-  """`map_mask` by a look-up table of 256 entries."""
-  lookup = np.full(256, -1, np.int16)
-  for value, c in table.items():
-    if 0 <= value < 256:
-      lookup[value] = c
-  mapped = lookup[values]
+    # The quick way for what most masks are.
+    lookup = np.full(256, -1, np.int16)
+    for value, c in table.items():
+      if 0 <= value < 256:
+        lookup[value] = c
+    mapped = lookup[values]
+  else:
+    mapped = np.full(values.shape, -1, np.int16)
+    for value, c in table.items():
+      mapped[values == value] = c
   if mapped.min() < 0:
-    raise _unknown_value_error(values, table, num_names, False, name)
+    raise _unknown_value_error(values, table, num_names, is_color, name)
   return mapped.astype(np.uint8)
 
 
-def _unknown_value_error(values, table, num_names, colors, name):
+def _as_color(key) -> np.ndarray:
+  """The colour that a key of the table stands for: int [3]."""
+  return np.broadcast_to(np.array(key, np.int64), 3)
+
+
+def _unknown_value_error(values, table, num_names, is_color, name):
   """The error for the most frequent value that is not in the table."""
   found, counts = np.unique(values, return_counts=True)
   unknown = ~np.isin(found, list(table))
   value = int(found[unknown][np.argmax(counts[unknown])])
   count = int(counts[found == value][0])
-  if set(found.tolist()) <= {0, 255} and num_names == 2:
+  if is_color:
+    value = (value >> 16, value >> 8 & 255, value & 255)
+  hint = (
+    f'add ({value}, CLASS) to data.mask_values, CLASS in '
+    f'0..{num_names - 1} or {config_lib.IGNORE_LABEL} to ignore'
+  )
+  if not is_color and set(found.tolist()) <= {0, 255} and num_names == 2:
     hint = (
-      "a mask of 0 and 255 needs --config.data.mask_values='((0,0),(255,1))'"
+      "a mask of 0 and 255 needs --config.data.mask_values='((0,0),(255,1))', "
+      "or '((0,0),(1,1),(255,255))' where 255 is to be ignored"
     )
-  else:
-    shown = value
-    if colors:
-      shown = (value >> 16, value >> 8 & 255, value & 255)
-    hint = (
-      f'add ({shown}, CLASS) to data.mask_values, CLASS in '
-      f'0..{num_names - 1} or {config_lib.IGNORE_LABEL} to ignore'
-    )
-    value = shown
   return errors.UserError(
     f'{name}: value {value} in {count} of {values.size} pixels is not in '
     f'data.mask_values; {hint}'
   )
 
 
-def _color_mask_error(values, table, name):
+def _color_mask_error(values, name):
   """The error for an RGB mask without a table of colours."""
   found, counts = np.unique(values.reshape(-1, 3), axis=0, return_counts=True)
   order = np.argsort(-counts, kind='stable')[:6]
-  lines = ','.join(
-    f'(({",".join(map(str, found[k].tolist()))}),{i})'
+  lines = ''.join(
+    f'(({",".join(map(str, found[k].tolist()))}),{i}),'
     for i, k in enumerate(order)
   )
-  more = ', ...' if len(found) > len(order) else ''
-  del table
+  more = ' and so on' if len(found) > len(order) else ''
   return errors.UserError(
     f'{name}: the mask is an RGB image of {len(found)} colours, not a map of '
     'classes; give each colour its class, such as '
@@ -185,16 +189,18 @@ def resize_pair(
   Returns:
     uint8 [*target, C] and uint8 [*target].
   """
-  size = _scaled_size(image.shape[:2], target, resize)
-  if size != image.shape[:2]:
-    shrinks = size[0] < image.shape[0] or size[1] < image.shape[1]
-    image = cv2.resize(
-      image,
-      size[::-1],
-      interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR,
-    ).reshape(*size, image.shape[2])
-    # INTER_NEAREST takes the corner of a pixel, half a pixel off.
-    mask = cv2.resize(mask, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+  old, size = image.shape[:2], _scaled_size(image.shape[:2], target, resize)
+  if size != old:
+    # One after the other, since INTER_AREA averages only where no side grows.
+    small = tuple(min(n, t) for n, t in zip(old, size))
+    image = cv2.resize(image, small[::-1], interpolation=cv2.INTER_AREA)
+    image = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
+    image = image.reshape(*size, -1)  # OpenCV drops a single channel.
+    # Exact, where OpenCV's fixed-point numbers miss half of the ties.
+    rows, columns = (
+      (2 * np.arange(t) + 1) * n // (2 * t) for n, t in zip(old, size)
+    )
+    mask = mask[rows[:, None], columns]
   if size != tuple(target):
     image = _fit(image, target, 0)
     mask = _fit(mask, target, config_lib.IGNORE_LABEL)

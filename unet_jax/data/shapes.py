@@ -11,7 +11,7 @@ CLASSES = ('background', 'disk', 'ring', 'bar')
 NUM_CLASSES = len(CLASSES)
 # Half the width of the rim that the mask ignores around an outline, in pixels;
 # a pixel there belongs to two classes.
-_RIM = 0.75
+_RIM = 1.0
 _IGNORE_LABEL = 255
 # Least distance between two colours of a picture, of 441 from black to white.
 _CONTRAST = 50
@@ -47,9 +47,9 @@ def _signed_distance(kind: int, y, x, radius: float, angle: float):
   if kind == 1:
     return np.hypot(y, x) - radius
   if kind == 2:
-    return np.abs(np.hypot(y, x) - 0.8 * radius) - 0.2 * radius
+    return np.abs(np.hypot(y, x) - 0.75 * radius) - 0.25 * radius
   along = np.abs(x * np.cos(angle) + y * np.sin(angle)) - 1.4 * radius
-  across = np.abs(y * np.cos(angle) - x * np.sin(angle)) - 0.3 * radius
+  across = np.abs(y * np.cos(angle) - x * np.sin(angle)) - 0.35 * radius
   return np.maximum(along, across)
 
 
@@ -70,10 +70,10 @@ def draw(seed: tuple[int, ...], size: tuple[int, int]):
   image = _texture(rng, _color(rng, colors), y, x)
   mask = np.zeros(size, np.uint8)
   scale = min(size)
-  for _ in range(rng.integers(2, 6)):
+  for _ in range(rng.integers(2, 4)):
     kind = int(rng.integers(1, NUM_CLASSES))
-    center = rng.uniform(0.1, 0.9, 2) * size
-    radius = rng.uniform(0.14, 0.24) * scale
+    center = rng.uniform(0.15, 0.85, 2) * size
+    radius = rng.uniform(0.15, 0.25) * scale
     distance = _signed_distance(
       kind, y - center[0], x - center[1], radius, rng.uniform(0, 2 * np.pi)
     )

@@ -136,7 +136,9 @@ def _first_of(names, available) -> str:
 
 def _natural_key(name: str) -> list:
   """Sorts slice_2 before slice_10."""
-  return [int(s) if s.isdigit() else s for s in re.split(r'(\d+)', name)]
+  parts = re.split(r'(\d+)', name)
+  # The name itself orders slice_1 and slice_01.
+  return [[int(s) if s.isdecimal() else s for s in parts], name]
 
 
 class FolderSource:
@@ -187,7 +189,10 @@ def _read_bytes(path: pathlib.Path) -> bytes:
 
 
 def _file_stamp(path: pathlib.Path) -> list:
-  stat = path.stat()
+  try:
+    stat = path.stat()
+  except OSError:  # Such as a link to nowhere; reading it says so.
+    return [str(path), None, None]
   return [str(path.resolve()), stat.st_size, stat.st_mtime_ns]
 
 
@@ -235,14 +240,13 @@ def _files_by_stem(folder: pathlib.Path) -> dict[str, pathlib.Path]:
   if not folder.is_dir():
     raise errors.UserError(f'{folder}: no such folder; put the files there')
   files = {}
-  for entry in os.scandir(folder):
-    path = pathlib.Path(entry.path)
+  for path in sorted(folder.iterdir()):
     known = path.suffix.lower() in decode.EXTENSIONS
     if path.name.startswith('.') or not known:
       continue
     if path.stem in files:
       raise errors.UserError(
-        f'{path} and {files[path.stem]} have the same stem; pairs are made '
+        f'{files[path.stem]} and {path} have the same stem; pairs are made '
         'by stem, rename or remove one'
       )
     files[path.stem] = path
@@ -277,13 +281,14 @@ def _listed(pairs, path: pathlib.Path):
   if not path.is_file():
     raise errors.UserError(f'{path}: no such list of stems')
   by_stem = {image.stem: (image, mask) for image, mask in pairs}
-  words = [line.split() for line in path.read_text().splitlines()]
-  lines = [w[0] for w in words if w]
+  text = path.read_text('utf-8-sig', 'replace')
   chosen = []
-  for line in lines:
-    # Lists name stems or files.
-    stem = line if line in by_stem else pathlib.Path(line).stem
-    if stem not in by_stem:
+  for line in filter(None, map(str.strip, text.splitlines())):
+    # Lists name stems or files, which may hold spaces, or more may follow.
+    names = (line, pathlib.Path(line).stem, line.split()[0])
+    names += (pathlib.Path(names[-1]).stem,)
+    stem = next((name for name in names if name in by_stem), None)
+    if stem is None:
       raise errors.UserError(
         f'{path} names {line}, which images/ does not have'
         f'{config_lib.nearest(line, by_stem)}'

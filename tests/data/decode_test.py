@@ -1,0 +1,368 @@
+"""Tests of unet_jax/data/decode.py."""
+
+import io
+
+import cv2
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from unet_jax import errors
+from unet_jax.data import decode
+
+# Blocks of 8 x 8 pixels, so that JPEG keeps them too; 16 rows, 24 columns.
+_INDICES = np.kron([[0, 1, 2], [3, 0, 1]], np.ones((8, 8))).astype(np.uint8)
+_COLORS = np.array(
+  [[10, 20, 30], [250, 40, 90], [0, 255, 0], [128, 7, 200]], np.uint8
+)
+_RGB = _COLORS[_INDICES]
+_GREY = np.array([0, 60, 130, 255], np.uint8)[_INDICES]
+_BITS = _INDICES >= 2
+_DEEP = np.array([3, 700, 40000, 65535], np.uint16)[_INDICES]
+_DEEP_RGB = np.stack([_DEEP, _DEEP[::-1], _DEEP[:, ::-1]], -1)
+
+_FORMATS = {
+  'PNG': {},
+  'TIFF': {'compression': 'tiff_lzw'},
+  'BMP': {},
+  'GIF': {},
+  'WEBP': {'lossless': True, 'exact': True},
+  'JPEG': {'quality': 100, 'subsampling': 0},
+}
+
+
+def _palette() -> Image.Image:
+  image = Image.fromarray(_INDICES).convert('P')
+  image.putpalette(_COLORS.ravel().tolist())
+  return image
+
+
+def _rgba(rgb=_RGB) -> Image.Image:
+  alpha = np.linspace(0, 255, _GREY.size).reshape(*_GREY.shape, 1)
+  return Image.fromarray(np.concatenate([rgb, alpha.astype(np.uint8)], -1))
+
+
+# Each kind's image and the RGB that it shows.
+_KINDS = {
+  'grey': (lambda: Image.fromarray(_GREY), np.stack([_GREY] * 3, -1)),
+  'rgb': (lambda: Image.fromarray(_RGB), _RGB),
+  'rgba': (_rgba, _RGB),
+  'palette': (_palette, _RGB),
+  'bit': (lambda: Image.fromarray(_BITS), np.stack([_BITS * 255] * 3, -1)),
+}
+
+
+def _save(image: Image.Image, kind: str, **options) -> bytes:
+  file = io.BytesIO()
+  image.save(file, kind, **{**_FORMATS[kind], **options})
+  return file.getvalue()
+
+
+def _tiff(array: np.ndarray, **options) -> bytes:
+  file = io.BytesIO()
+  if array.ndim == 3:
+    options = {'photometric': 'rgb', **options}
+  tifffile.imwrite(file, array, **options)
+  return file.getvalue()
+
+
+def _png(array: np.ndarray) -> bytes:
+  """By OpenCV, since Pillow writes no 16-bit RGB."""
+  if array.ndim == 3:
+    array = array[..., [2, 1, 0, 3][: array.shape[2]]]
+  return cv2.imencode('.png', array)[1].tobytes()
+
+
+def _message(name: str, reason: str) -> str:
+  return (
+    f'{name} cannot be decoded ({reason}); replace it, or leave such pairs '
+    'out with --config.data.on_error=skip'
+  )
+
+
+@pytest.mark.parametrize('kind', _KINDS)
+@pytest.mark.parametrize('format_', _FORMATS)
+def test_every_format_and_kind(format_, kind):
+  make, rgb = _KINDS[kind]
+  image = make()
+  if format_ == 'JPEG' and kind in ('rgba', 'palette'):
+    image = image.convert('RGB')  # JPEG knows neither.
+  if format_ == 'GIF' and kind == 'rgba':
+    image.putalpha(255)  # GIF has no colour where all is transparent.
+  data = _save(image, format_)
+  tolerance = 2 if format_ == 'JPEG' else 0
+
+  got = decode.decode_image(data, 'x', 3, 'dtype')
+  assert got.dtype == np.uint8
+  np.testing.assert_allclose(got.astype(int), rgb, atol=tolerance)
+
+  grey = decode.decode_image(data, 'x', 1, 'dtype')
+  assert grey.dtype == np.uint8
+  # ITU-R BT.601 luma.
+  luma = rgb @ np.array([0.299, 0.587, 0.114])
+  assert grey.shape == (16, 24, 1)
+  np.testing.assert_allclose(grey[..., 0], luma, atol=tolerance + 0.51)
+
+
+@pytest.mark.parametrize(
+  'options',
+  [
+    {'transparency': bytes([0, 100, 255])},
+    {'transparency': 1},
+  ],
+)
+def test_palette_with_transparency(options):
+  data = _save(_palette(), 'PNG', **options)
+  np.testing.assert_array_equal(
+    decode.decode_image(data, 'x', 3, 'dtype'), _RGB
+  )
+
+
+def test_grey_with_alpha():
+  image = Image.fromarray(_GREY).convert('LA')
+  image.putalpha(77)
+  got = decode.decode_image(_save(image, 'PNG'), 'x', 1, 'dtype')
+  np.testing.assert_array_equal(got[..., 0], _GREY)
+
+
+@pytest.mark.parametrize(
+  'data',
+  [
+    _png(_DEEP),
+    _tiff(_DEEP),
+    _tiff(_DEEP, byteorder='>'),
+    _tiff(_DEEP.astype(np.int32)),
+  ],
+  ids=['png', 'tiff', 'tiff-big-endian', 'tiff-int32'],
+)
+def test_16_bit_grey(data):
+  expected = np.rint(_DEEP / 257)
+  got = decode.decode_image(data, 'x', 1, 'dtype')
+  np.testing.assert_array_equal(got[..., 0], expected)
+  got = decode.decode_image(data, 'x', 3, 'dtype')
+  np.testing.assert_array_equal(got, np.stack([expected] * 3, -1))
+
+
+_DEEP_RGBA = np.concatenate([_DEEP_RGB, _DEEP[..., None] // 2], -1)
+_DEEP_RGB_FILES = {
+  'png': _png(_DEEP_RGB),
+  'png-alpha': _png(_DEEP_RGBA),
+  'tiff': _tiff(_DEEP_RGB),
+  'tiff-deflate-tiles': _tiff(_DEEP_RGB, compression='zlib', tile=(16, 16)),
+  'tiff-big-endian': _tiff(_DEEP_RGB, byteorder='>'),
+  'tiff-alpha': _tiff(_DEEP_RGBA, extrasamples=['unassalpha']),
+}
+
+
+@pytest.mark.parametrize('kind', _DEEP_RGB_FILES)
+def test_16_bit_rgb(kind):
+  got = decode.decode_image(_DEEP_RGB_FILES[kind], 'x', 3, 'dtype')
+  np.testing.assert_array_equal(got, np.rint(_DEEP_RGB / 257))
+
+
+@pytest.mark.parametrize('shape', [(16, 24), (16, 24, 3)])
+@pytest.mark.parametrize('dtype', [np.float32, np.float64])
+def test_float_tiff(shape, dtype):
+  values = np.random.default_rng(0).random(shape).astype(dtype)
+  got = decode.decode_image(_tiff(values), 'x', 3, 'dtype')
+  expected = np.rint(values.astype(np.float64) * 255)
+  if len(shape) == 2:
+    expected = np.stack([expected] * 3, -1)
+  np.testing.assert_allclose(got.astype(int), expected, atol=1)
+  assert np.mean(got != expected) < 0.01
+
+
+@pytest.mark.parametrize(
+  'values',
+  [
+    _DEEP // 16 + 5,
+    _DEEP_RGB // 16 + 5,
+    (_DEEP / 100).astype(np.float32) - 200,
+    _DEEP.astype(np.int32) - 30000,
+  ],
+  ids=['12bit', '12bit-rgb', 'float', 'negative'],
+)
+def test_intensity_image_takes_the_range_of_the_image(values):
+  got = decode.decode_image(_tiff(values), 'x', 3, 'image')
+  low, high = float(values.min()), float(values.max())
+  expected = np.rint((values - low) / (high - low) * 255)
+  if values.ndim == 2:
+    expected = np.stack([expected] * 3, -1)
+  np.testing.assert_array_equal(got, expected)
+  assert got.min() == 0 and got.max() == 255
+
+
+def test_intensity_image_leaves_8_bit_alone():
+  grey = _GREY // 3 + 10
+  data = _save(Image.fromarray(grey), 'PNG')
+  got = decode.decode_image(data, 'x', 1, 'image')
+  np.testing.assert_array_equal(got[..., 0], grey)
+
+
+def test_intensity_image_of_a_constant_is_black():
+  data = _tiff(np.full((3, 4), 900, np.uint16))
+  assert not decode.decode_image(data, 'x', 3, 'image').any()
+
+
+@pytest.mark.parametrize(
+  'values, low, high, expected',
+  [
+    (np.float32([[0, 1.5]]), '0', '1.5', '0..1'),
+    (np.float32([[-0.25, 1]]), '-0.25', '1', '0..1'),
+    (np.int32([[-7, 300]]), '-7', '300', '0..65535'),
+  ],
+)
+def test_values_out_of_range(values, low, high, expected):
+  with pytest.raises(errors.UserError) as e:
+    decode.decode_image(_tiff(values), 'a/x.tif', 3, 'dtype')
+  assert not isinstance(e.value, errors.DecodeError)
+  assert str(e.value) == (
+    f'a/x.tif holds values from {low} to {high}, expected {expected}; scale '
+    'each image by its own range with --config.data.intensity=image'
+  )
+
+
+@pytest.mark.parametrize('intensity', ['dtype', 'image'])
+@pytest.mark.parametrize('bad', [np.nan, np.inf])
+def test_values_that_are_not_finite(bad, intensity):
+  with pytest.raises(errors.UserError) as e:
+    decode.decode_image(_tiff(np.float32([[0, bad]])), 'x', 3, intensity)
+  assert str(e.value) == (
+    'x holds values that are not finite (NaN or infinity); replace them'
+  )
+
+
+# Pillow warns of a damaged TIFF besides refusing it.
+@pytest.mark.filterwarnings('ignore::UserWarning:PIL')
+@pytest.mark.parametrize('read', ['image', 'mask'])
+@pytest.mark.parametrize(
+  'data',
+  [b'', b'a list of names\n', b'II*\0', b'MM\0*' + bytes(30), b'II+\0'],
+  ids=['empty', 'text', 'tiff-start', 'tiff-zeros', 'bigtiff-start'],
+)
+def test_files_that_are_no_images(data, read):
+  with pytest.raises(errors.DecodeError) as e:
+    if read == 'image':
+      decode.decode_image(data, 'a/x.png', 3, 'dtype')
+    else:
+      decode.decode_mask(data, 'a/x.png')
+  assert str(e.value) == _message('a/x.png', 'cannot identify image file')
+
+
+@pytest.mark.filterwarnings('ignore::UserWarning:PIL')
+@pytest.mark.parametrize('kind', [*_FORMATS, 'deep PNG', 'deep TIFF'])
+def test_truncated_files(kind):
+  """Refused, unless all of the pixels are there."""
+  noise = np.random.default_rng(0).integers(0, 256, (40, 30, 3), np.uint8)
+  if kind.startswith('deep'):
+    deep = noise * np.uint16(257)
+    data = _png(deep) if kind == 'deep PNG' else _tiff(deep, compression='zlib')
+  else:
+    data = _save(Image.fromarray(noise), kind)
+  whole = decode.decode_image(data, 'x', 3, 'dtype')
+  for share in np.linspace(0.02, 0.98, 25):
+    with pytest.raises(errors.DecodeError) as e:
+      decode.decode_image(data[: int(len(data) * share)], 'x', 3, 'dtype')
+    before, after = _message('x', '\0').split('\0')
+    assert str(e.value).startswith(before) and str(e.value).endswith(after)
+    assert '\n' not in str(e.value)
+  for cut in range(1, 20):
+    try:
+      got = decode.decode_image(data[:-cut], 'x', 3, 'dtype')
+    except errors.DecodeError:
+      continue
+    np.testing.assert_array_equal(got, whole)
+
+
+@pytest.mark.filterwarnings('ignore::UserWarning:PIL')
+@pytest.mark.parametrize('kind', ['PNG', 'TIFF', 'deep PNG', 'deep TIFF'])
+def test_damaged_data(kind):
+  """A checksum or a code that is wrong is not decoded to noise."""
+  noise = np.random.default_rng(0).integers(0, 256, (40, 30, 3), np.uint8)
+  if kind == 'PNG':
+    data = _save(Image.fromarray(noise), 'PNG')
+  elif kind == 'TIFF':
+    data = _save(
+      Image.fromarray(noise), 'TIFF', compression='tiff_adobe_deflate'
+    )
+  elif kind == 'deep PNG':
+    data = _png(noise * np.uint16(257))
+  else:
+    data = _tiff(noise * np.uint16(257), compression='zlib')
+  middle = len(data) // 2
+  data = data[:middle] + bytes([data[middle] ^ 0x5A]) + data[middle + 1 :]
+  with pytest.raises(errors.DecodeError):
+    decode.decode_image(data, 'x', 3, 'dtype')
+
+
+@pytest.mark.parametrize('dtype', [np.uint16, np.float32])
+def test_planar_deep_tiff_is_refused(dtype):
+  """Neither decoder reads it right."""
+  planes = np.moveaxis(_DEEP_RGB, 2, 0).astype(dtype)
+  with pytest.raises(errors.DecodeError):
+    decode.decode_image(_tiff(planes, planarconfig='separate'), 'x', 3, 'image')
+
+
+def _mask_files():
+  big = np.array([0, 1, 255, 40000], np.uint16)[_INDICES]
+  pairs = {}
+  for kind in ('PNG', 'TIFF', 'BMP', 'GIF'):
+    pairs[f'palette {kind}'] = (_save(_palette(), kind), _INDICES)
+  for kind in ('PNG', 'TIFF', 'BMP', 'WEBP'):
+    pairs[f'grey {kind}'] = (_save(Image.fromarray(_INDICES), kind), _INDICES)
+  for kind in ('PNG', 'TIFF', 'BMP'):
+    pairs[f'bit {kind}'] = (_save(Image.fromarray(_BITS), kind), _BITS)
+  pairs['palette with alpha'] = (
+    _save(_palette(), 'PNG', transparency=bytes([0, 100, 255])),
+    _INDICES,
+  )
+  pairs['grey with alpha'] = (
+    _save(Image.fromarray(_INDICES).convert('LA'), 'PNG'),
+    _INDICES,
+  )
+  pairs['16 bit PNG'] = (_png(big), big)
+  pairs['16 bit TIFF'] = (_tiff(big), big)
+  pairs['16 bit TIFF, big endian'] = (_tiff(big, byteorder='>'), big)
+  pairs['32 bit TIFF'] = (_tiff(big.astype(np.int32)), big)
+  pairs['bool TIFF'] = (_tiff(_BITS, photometric='minisblack'), _BITS)
+  pairs['float TIFF'] = (_tiff(big.astype(np.float32)), big)
+  equal = np.stack([_INDICES] * 3, -1)
+  for kind in ('PNG', 'TIFF', 'BMP', 'WEBP'):
+    pairs[f'equal RGB {kind}'] = (_save(Image.fromarray(equal), kind), _INDICES)
+    pairs[f'RGB {kind}'] = (_save(Image.fromarray(_RGB), kind), _RGB)
+    pairs[f'RGBA {kind}'] = (_save(_rgba(), kind), _RGB)
+  pairs['equal RGBA'] = (_save(_rgba(equal), 'PNG'), _INDICES)
+  pairs['equal 16 bit RGB'] = (_png(np.stack([big] * 3, -1)), big)
+  pairs['16 bit RGB'] = (_png(_RGB * np.uint16(257)), _RGB)
+  pairs['float RGB'] = (_tiff(_RGB.astype(np.float32)), _RGB)
+  return pairs
+
+
+_MASKS = _mask_files()
+
+
+@pytest.mark.parametrize('kind', _MASKS)
+def test_masks(kind):
+  data, expected = _MASKS[kind]
+  got = decode.decode_mask(data, 'x')
+  assert got.dtype.kind in 'iu'
+  np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize('bad', [0.5, np.nan, np.inf])
+def test_mask_of_floats(bad):
+  with pytest.raises(errors.UserError) as e:
+    decode.decode_mask(_tiff(np.float32([[0, 1, bad]])), 'm.tif')
+  assert str(e.value) == (
+    'm.tif: the mask holds floats that are no integers; store classes as '
+    'integers'
+  )
+
+
+def test_exif_rotation_is_not_applied():
+  exif = Image.Exif()
+  exif[0x0112] = 6  # Turn by 90 degrees.
+  data = _save(Image.fromarray(_RGB), 'PNG', exif=exif)
+  got = decode.decode_image(data, 'x', 3, 'dtype')
+  np.testing.assert_array_equal(got, _RGB)

@@ -1,0 +1,193 @@
+"""Tests of unet_jax/data/pipeline.py."""
+
+import collections
+
+import grain
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+
+from configs import default
+from unet_jax import errors
+from unet_jax.data import pipeline
+
+
+class _Numbers:
+  """Examples that hold their own index."""
+
+  def __init__(self, length, bad=()):
+    self._length, self._bad = length, bad
+
+  def __len__(self):
+    return self._length
+
+  def __getitem__(self, index):
+    if index in self._bad:
+      raise errors.UserError(f'example {index} is bad; mend it')
+    return {
+      'image': np.full((4, 2, 3), index, np.uint8),
+      'mask': np.full((4, 2), index, np.uint8),
+    }
+
+
+def _config(batch_size=4, seed=0):
+  config = default.get_config()
+  config.seed = seed
+  config.data.batch_size = batch_size
+  config.data.num_workers = 2
+  return config
+
+
+def _mesh(data=1):
+  return jax.make_mesh(
+    (data, 1, 1),
+    ('data', 'fsdp', 'spatial'),
+    axis_types=(AxisType.Auto,) * 3,
+    devices=jax.devices()[:data],
+  )
+
+
+def _indices(batch):
+  mask = np.asarray(batch['mask'])
+  np.testing.assert_array_equal(
+    np.asarray(batch['image']), np.stack([mask] * 3, -1)
+  )
+  return mask[:, 0, 0].tolist()
+
+
+@pytest.fixture
+def train():
+  """A function that starts `train_batches`; they are closed at the end."""
+  started = []
+
+  def start(dataset, config):
+    started.append(pipeline.train_batches(dataset, config, _mesh()))
+    return started[-1]
+
+  yield start
+  for batches in started:
+    batches.close()
+
+
+def _take(batches, n):
+  return [_indices(next(batches)) for _ in range(n)]
+
+
+@pytest.mark.parametrize('length, batch_size', [(12, 4), (10, 4), (3, 8)])
+def test_each_epoch_has_every_example_once(train, length, batch_size):
+  """Also where batches go across the end, or are larger than the set."""
+  batches = train(_Numbers(length), _config(batch_size))
+  taken = _take(batches, -(-5 * length // batch_size))
+  assert all(len(batch) == batch_size for batch in taken)
+  order = sum(taken, [])
+  epochs = [order[i * length : (i + 1) * length] for i in range(5)]
+  for epoch in epochs:
+    assert sorted(epoch) == list(range(length))
+  assert len(set(map(tuple, epochs))) > 2
+  if length > 3:
+    assert len(set(map(tuple, epochs))) == 5
+    assert list(range(length)) not in epochs
+
+
+def test_the_seed_alone_decides_the_order(train):
+  numbers = _Numbers(40)
+  first = _take(train(numbers, _config(8, seed=3)), 7)
+  config = _config(8, seed=3)
+  config.data.num_workers = 5
+  assert _take(train(numbers, config), 7) == first
+  assert _take(train(numbers, _config(8, seed=4)), 7) != first
+
+
+@pytest.mark.parametrize('k', [0, 1, 5])
+def test_goes_on_from_a_state(train, k):
+  """Position of what was taken, not of what was read ahead."""
+  numbers, config = _Numbers(11), _config()
+  expected = _take(train(numbers, config), 12)
+  batches = train(numbers, config)
+  assert _take(batches, k) == expected[:k]
+  state = batches.get_state()
+  # Going on does not change a state that was taken.
+  assert _take(batches, 2) == expected[k : k + 2]
+
+  fresh = train(numbers, config)
+  fresh.set_state(state)
+  assert _take(fresh, 12 - k) == expected[k:]
+
+  used = train(numbers, config)
+  _take(used, 3)
+  used.set_state(state)
+  assert used.get_state() == state
+  assert _take(used, 12 - k) == expected[k:]
+
+
+def test_batches_on_the_devices():
+  batches = pipeline.train_batches(_Numbers(16), _config(8), _mesh(4))
+  batch = next(batches)
+  batches.close()
+  assert set(batch) == {'image', 'mask'}
+  assert batch['image'].shape == (8, 4, 2, 3)
+  assert batch['image'].dtype == batch['mask'].dtype == np.uint8
+  for array in batch.values():
+    assert len(array.addressable_shards) == 4
+    assert {s.data.shape[0] for s in array.addressable_shards} == {2}
+
+
+@pytest.mark.parametrize('num_processes', [2, 4])
+def test_parts_of_processes_are_the_batches_of_one(monkeypatch, num_processes):
+  config = _config(8)
+  dataset = grain.MapDataset.source(_Numbers(13)).shuffle(5).repeat()
+  one = pipeline._local_batches(dataset, config)
+  monkeypatch.setattr(jax, 'process_count', lambda: num_processes)
+  parts = []
+  for i in range(num_processes):
+    monkeypatch.setattr(jax, 'process_index', lambda i=i: i)
+    parts.append(pipeline._local_batches(dataset, config))
+  for k in range(6):
+    rows = [row for part in parts for row in part[k]['mask'][:, 0, 0]]
+    assert rows == one[k]['mask'][:, 0, 0].tolist()
+
+
+@pytest.mark.parametrize('length, batch_size', [(12, 4), (13, 4), (3, 8)])
+def test_evaluation_has_every_example_once_in_order(length, batch_size):
+  batches = pipeline.eval_batches(
+    _Numbers(length), _config(batch_size), _mesh(2)
+  )
+  taken = list(batches)
+  assert len(taken) == -(-length // batch_size)
+  order, weights = [], []
+  for batch in taken:
+    assert batch['image'].shape == (batch_size, 4, 2, 3)
+    assert batch['weight'].dtype == np.float32
+    order += _indices(batch)
+    weights += np.asarray(batch['weight']).tolist()
+  assert order[:length] == list(range(length))
+  assert weights == [1.0] * length + [0.0] * (len(order) - length)
+
+
+def test_every_process_evaluates_as_many_batches(monkeypatch):
+  """Otherwise one would wait for the other without end."""
+  config = _config(4)
+  padded = pipeline._WithPadding(_Numbers(5), config.data.batch_size)
+  dataset = grain.MapDataset.source(padded)
+  monkeypatch.setattr(jax, 'process_count', lambda: 4)
+  counts = collections.Counter()
+  for i in range(4):
+    monkeypatch.setattr(jax, 'process_index', lambda i=i: i)
+    part = pipeline._local_batches(dataset, config)
+    assert len(part) == 2
+    for batch in part:
+      for index, weight in zip(batch['mask'][:, 0, 0], batch['weight']):
+        counts[int(index)] += weight
+  assert counts == {i: 1 for i in range(5)}
+
+
+def test_a_mistake_in_the_data_reaches_the_caller(train):
+  numbers, config = _Numbers(10, bad=(7,)), _config()
+  with pytest.raises(errors.UserError) as e:
+    _take(train(numbers, config), 3)
+  assert type(e.value) is errors.UserError
+  assert str(e.value) == 'example 7 is bad; mend it'
+  with pytest.raises(errors.UserError) as e:
+    list(pipeline.eval_batches(numbers, config, _mesh()))
+  assert str(e.value) == 'example 7 is bad; mend it'
