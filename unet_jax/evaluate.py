@@ -1,5 +1,6 @@
 """Evaluation of a whole split, in a training run and as --mode=evaluate."""
 
+import contextlib
 import functools
 import logging
 import os
@@ -96,15 +97,16 @@ class Evaluator:
         for term, value in result[name].items():
           sums[term] = sums.get(term, 0.0) + float(value)
 
-    for batch in batches:
-      if stop():
-        return None
-      result = self._step(variables, batch)
-      if pending is None:
-        shown = self._examples(result['prediction'])
-      else:
-        add(pending)  # Of the batch before: the device is never waited for.
-      pending = result
+    with contextlib.closing(batches):
+      for batch in batches:
+        if stop():
+          return None
+        result = self._step(variables, batch)
+        if pending is None:
+          shown = self._examples(result['prediction'])
+        else:
+          add(pending)  # Of the batch before: the device is never waited for.
+        pending = result
     add(pending)
     # The padding is at the end.
     per_image = np.concatenate(confusion)[: len(self._dataset)]

@@ -317,6 +317,10 @@ def _mask_files():
     _save(_palette(), 'PNG', transparency=bytes([0, 100, 255])),
     _INDICES,
   )
+  pairs['palette with alpha channel'] = (
+    _save(_palette().convert('PA'), 'TIFF'),
+    _INDICES,
+  )
   pairs['grey with alpha'] = (
     _save(Image.fromarray(_INDICES).convert('LA'), 'PNG'),
     _INDICES,

@@ -327,7 +327,7 @@ def test_a_second_run_waits_and_takes_what_the_first_made(
   monkeypatch.setattr(oxford_iiit_pet.Builder, 'download_and_prepare', None)
   root = tmp_path / 'cache/tfds_local' / first.data_dir_root.name
   root.mkdir(parents=True)
-  message = f'waiting for another run that prepares {root}'
+  message = 'preparing Oxford-IIIT Pet: waiting for another run that does it'
   builders = []
   second = threading.Thread(
     target=lambda: builders.append(

@@ -689,7 +689,7 @@ def test_two_processes_build_once(tmp_path, examples):
   for thread in threads:
     thread.start()
   try:
-    waiting = 'preparing train: waiting for another run that builds it'
+    waiting = 'preparing train: waiting for another run that does it'
     _wait_for(lambda: waiting in messages, f'{waiting!r} in {messages}')
   finally:
     (watch_dir / 'go').touch()

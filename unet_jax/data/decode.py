@@ -26,7 +26,7 @@ def _open(data: bytes, name: str) -> Image.Image | np.ndarray:
   try:
     image = Image.open(io.BytesIO(data))
     deep = _has_deep_colors(image)
-    # Of deep colours too: OpenCV does not refuse damaged files.
+    # Of deep colours too, since Pillow is the stricter about damage.
     image.load()
     if not deep:
       return image
@@ -150,7 +150,7 @@ def decode_mask(data: bytes, name: str) -> np.ndarray:
   """
   image = _open(data, name)
   if not isinstance(image, np.ndarray):
-    if image.mode in ('LA', 'PA'):
+    if image.mode == 'PA':
       image = image.getchannel(0)
     elif image.mode not in ('1', 'L', 'P', 'F') and image.mode[0] != 'I':
       image = image.convert('RGB')

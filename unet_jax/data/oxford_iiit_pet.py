@@ -7,8 +7,6 @@ https://www.tensorflow.org/datasets/catalog/oxford_iiit_pet
 """
 
 import collections
-import contextlib
-import fcntl
 import hashlib
 import io
 import json
@@ -17,8 +15,8 @@ import os
 import pathlib
 import re
 import shutil
+import sys
 import tarfile
-from collections.abc import Iterator
 from xml.etree import ElementTree
 
 import numpy as np
@@ -33,6 +31,7 @@ from tensorflow_datasets.datasets.oxford_iiit_pet import (
 )
 
 from unet_jax import errors
+from unet_jax.data import locks
 
 _log = logging.getLogger(__name__)
 
@@ -71,7 +70,8 @@ def prepare(data_dir: str, cache_dir: str) -> tfds.core.DatasetBuilder:
       if folder:
         _check_lists(folder)
       root.mkdir(parents=True, exist_ok=True)
-      with _lock(root / f'{Builder.name}.lock'):
+      what = 'preparing Oxford-IIIT Pet'
+      with locks.lock(root / f'{Builder.name}.lock', what):
         # Another run may have prepared it while this one waited.
         builder = _make_builder(root)
         if not builder.info.initialized:
@@ -92,6 +92,8 @@ def _make_builder(root: pathlib.Path) -> 'Builder':
 
 def _prepare(builder: 'Builder', folder: pathlib.Path | None) -> None:
   """Builds the records; the lock is held."""
+  if not sys.stderr.isatty():
+    tfds.disable_progress_bar()
   # A run that was killed left these, or something deleted a part of the set.
   _remove_leftovers(builder)
   shutil.rmtree(builder.data_dir, ignore_errors=True)
@@ -120,18 +122,6 @@ def _remove_leftovers(builder: 'Builder') -> None:
 
 def _download_dir(builder: 'Builder') -> pathlib.Path:
   return pathlib.Path(builder.data_dir_root) / 'downloads'
-
-
-@contextlib.contextmanager
-def _lock(path: pathlib.Path) -> Iterator[None]:
-  """Holds a lock that the system lets go of when the process dies."""
-  with open(path, 'w') as f:
-    try:
-      fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      _log.info('waiting for another run that prepares %s', path.parent)
-      fcntl.flock(f, fcntl.LOCK_EX)
-    yield
 
 
 class Builder(upstream.Builder, skip_registration=True):
@@ -236,7 +226,12 @@ class _Downloads(tfds.download.DownloadManager):
     folder = str(self.download_dir / self._dataset_name / 'extracted')
     for name, archive in archives.items():
       with tarfile.open(archive) as files:
-        for file in tqdm.tqdm(files, f'Extracting {name}', unit=' files'):
+        for file in tqdm.tqdm(
+          files,
+          f'Extracting {name}',
+          unit=' files',
+          disable=not sys.stderr.isatty(),
+        ):
           files.extract(file, folder, filter='data')
     return {name: folder for name in urls}
 

@@ -6,8 +6,6 @@ everything that it depends on, so that it is never stale) or at each access.
 """
 
 import concurrent.futures
-import contextlib
-import fcntl
 import hashlib
 import json
 import logging
@@ -25,7 +23,7 @@ import tqdm
 
 from unet_jax import config as config_lib
 from unet_jax import errors
-from unet_jax.data import sources
+from unet_jax.data import locks, sources
 
 _log = logging.getLogger(__name__)
 
@@ -290,7 +288,7 @@ def prepare(config, split: str):
   path = folder / cache_key(source, config)
   try:
     folder.mkdir(parents=True, exist_ok=True)
-    with _lock(path.with_suffix('.lock'), description):
+    with locks.lock(path.with_suffix('.lock'), description):
       if not path.exists():
         _build(source, config, path, description)
   except OSError as e:
@@ -321,18 +319,6 @@ def cache_key(source: sources.Source, config) -> str:
   }
   text = json.dumps(depends_on, sort_keys=True, default=str)
   return hashlib.sha256(text.encode()).hexdigest()[:20]
-
-
-@contextlib.contextmanager
-def _lock(path: pathlib.Path, description: str):
-  """Holds a lock that the system lets go of when the process dies."""
-  with open(path, 'w') as f:
-    try:
-      fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      _log.info('%s: waiting for another run that builds it', description)
-      fcntl.flock(f, fcntl.LOCK_EX)
-    yield
 
 
 def _build(source, config, path: pathlib.Path, description: str) -> None:
