@@ -125,7 +125,7 @@ def get_config() -> config_dict.ConfigDict:
   config.optimizer = optimizer = config_dict.ConfigDict()
   # `adamw` or `sgd`.
   optimizer.name = 'adamw'
-  # Peak learning rate; warmup_steps linear steps from 0 up to it, then
+  # Peak learning rate; warmup_steps linear steps up to it, then
   # `cosine`, `linear` (both down to end_factor times the peak at
   # train.num_steps) or `constant`.
   optimizer.learning_rate = 2e-3

@@ -30,7 +30,7 @@ def test_torch_network_is_the_same_size(config):
   from experiments.speed import torch_unet
 
   assert torch_unet.unsupported(config) is None
-  theirs = torch_unet.create(config).parameters()
+  theirs = torch_unet.create_network(config).parameters()
   image = jax.ShapeDtypeStruct((1, *config.data.image_size, 3), np.float32)
   variables = jax.eval_shape(
     lambda x: unet.create_model(config).init(jax.random.key(0), x, train=False),

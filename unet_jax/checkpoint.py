@@ -83,8 +83,9 @@ class Checkpoints:
       options=ocp.CheckpointManagerOptions(
         save_decision_policy=_policies.FixedIntervalPolicy(1),
         preservation_policy=_policies.AnyPreservationPolicy(keep),
+        # Not orbax's read_only, which says so in two warnings: without a save,
+        # nothing else is written.
         create=not read_only,
-        read_only=read_only,
         cleanup_tmp_directories=not read_only,
         step_format_fixed_length=8,
       ),

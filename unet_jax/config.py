@@ -132,15 +132,19 @@ def check_arguments(arguments, configs: pathlib.Path) -> None:
     configs: the folder of the configs that come with the project.
 
   Raises:
-    UserError: an unknown field, a value of another type, or no such file.
+    UserError: an unknown field, a value of another type, no such file, or
+      --config behind the fields that it is to be changed by.
   """
   from configs import default
 
   fields = flatten(default.get_config())
+  first = None
   for argument in arguments:
     name, _, value = argument.lstrip('-').partition('=')
     if name == 'config':
       path = value.partition(':')[0]
+      if first:
+        raise errors.UserError(f'{argument} comes after {first}; put it first')
       if path and not os.path.isfile(path):
         names = sorted(p.stem for p in configs.glob('[a-z]*.py'))
         stem = pathlib.Path(path).stem
@@ -149,6 +153,7 @@ def check_arguments(arguments, configs: pathlib.Path) -> None:
           f'has {", ".join(names)}'
         )
     elif argument.startswith('-') and name.startswith('config.'):
+      first = first or argument
       _check_field(name.removeprefix('config.'), value, fields)
 
 
@@ -165,6 +170,8 @@ def _check_field(name: str, value: str, fields: dict[str, Any]) -> None:
       'configs/default.py lists them all'
     )
   kind = type(fields[name])
+  if kind is bool and value.lower() not in ('', 'true', 'false', '1', '0'):
+    raise errors.UserError(f'--config.{name}={value}: takes True or False')
   if value and kind in (int, float):
     try:
       kind(value)
@@ -193,6 +200,10 @@ def _check_lengths(config: ml_collections.ConfigDict) -> None:
         f'--config.{field}={value}: takes {length} values ({what}), '
         f'not {len(value)}'
       )
+    if field != 'data.class_names' and not all(
+      isinstance(v, int | float) for v in value
+    ):
+      raise errors.UserError(f'--config.{field}={value}: takes numbers')
   if any(not isinstance(n, int) or n < 1 for n in data.image_size):
     raise errors.UserError(
       f'--config.data.image_size={data.image_size}: takes two numbers of '
@@ -200,6 +211,27 @@ def _check_lengths(config: ml_collections.ConfigDict) -> None:
     )
   if any(s <= 0 for s in data.std):
     raise errors.UserError(f'--config.data.std={data.std}: must be above 0')
+  weights = config.loss.class_weights
+  if weights and (min(weights) < 0 or not any(weights)):
+    raise errors.UserError(
+      f'--config.loss.class_weights={weights}: must be at least 0, and not '
+      'all 0'
+    )
+  names = data.class_names
+  if len(set(names)) < len(names) or any(not isinstance(n, str) for n in names):
+    raise errors.UserError(
+      f'--config.data.class_names={names}: takes a different name for each '
+      'class; write \'("cat","dog")\''
+    )
+
+
+def _is_table_entry(entry) -> bool:
+  """Whether it is (value, class) or ((r, g, b), class)."""
+  if not isinstance(entry, tuple) or len(entry) != 2:
+    return False
+  value, label = entry
+  numbers = value if isinstance(value, tuple) and len(value) == 3 else (value,)
+  return all(isinstance(n, int) for n in (*numbers, label))
 
 
 def _check_table(config: ml_collections.ConfigDict) -> None:
@@ -207,7 +239,7 @@ def _check_table(config: ml_collections.ConfigDict) -> None:
   data = config.data
   num_names = max(data.num_classes, 2)
   for entry in data.mask_values:
-    if not isinstance(entry, tuple) or len(entry) != 2:
+    if not _is_table_entry(entry):
       raise errors.UserError(
         f'--config.data.mask_values: {entry!r} is not a pair (value, class); '
         "write '((0,0),(255,1))'"

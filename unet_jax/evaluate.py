@@ -120,6 +120,10 @@ class Evaluator:
     return {f'eval/{k}': v for k, v in figures.items()}, shown
 
   @property
+  def split(self) -> str:
+    return self._dataset.split
+
+  @property
   def num_examples(self) -> int:
     return len(self._dataset)
 
@@ -229,12 +233,15 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   )
   about = {
     'step': step,
-    'split': split,
+    'split': dataset.split,
     'params': which,
     'num_examples': len(dataset),
   }
   write_results(workdir, config, figures, examples, **about)
   if jax.process_index() == 0:
-    print(f'step {step}, {which} parameters, {len(dataset)} images of {split}')
+    print(
+      f'step {step}, {which} parameters, {len(dataset)} images of '
+      f'{dataset.split}'
+    )
     print(format_table(figures, config_lib.class_names(config)))
     _log.info('wrote %s', os.path.join(workdir, 'eval.json'))

@@ -94,6 +94,8 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     sum(x.size for x in jax.tree.leaves(state.params)) / 1e6,
     first,
   )
+  if first == config.train.num_steps:
+    _log.info('all %d steps are done; a larger train.num_steps goes on', first)
   train_step = make_train_step(config, model, optimizer, mesh, state)
   # The key of the steps, apart from the key of the parameters.
   key = jax.random.fold_in(root, 1)
@@ -285,7 +287,7 @@ class _Loop:
       figures,
       examples,
       step=step,
-      split=self._config.data.eval_split,
+      split=self._evaluator.split,
       params=which,
       num_examples=self._evaluator.num_examples,
     )

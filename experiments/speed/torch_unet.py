@@ -1,11 +1,16 @@
-"""The U-Net as one would write it in PyTorch: the peer of the benchmark.
+"""The U-Net and its steps as one would write them in PyTorch.
 
 The same stages, widths and trainable parameters as `unet_jax.models.unet` with
 batch norm, transposed convolutions, concatenated skips and `same` padding.
 """
 
+import os
+
 import torch
 from torch import nn
+from torch.nn import functional as F
+
+from unet_jax import config as config_lib
 
 # What this network is, in the words of the config.
 _FIXED = {
@@ -78,10 +83,88 @@ def unsupported(config) -> str | None:
   return None
 
 
-def create(config) -> UNet:
+def create_network(config) -> UNet:
   """Returns the network of a config that is not `unsupported`."""
   m = config.model
   widths = [
     min(m.base_features * 2**i, m.max_features) for i in range(m.depth + 1)
   ]
   return UNet(config.data.num_channels, config.data.num_classes, widths)
+
+
+class Normalize(nn.Module):
+  """uint8 [B, C, H, W] to (value / 255 - mean) / std, per channel."""
+
+  def __init__(self, mean, std):
+    super().__init__()
+    self.register_buffer('mean', torch.tensor(mean).view(-1, 1, 1))
+    self.register_buffer('std', torch.tensor(std).view(-1, 1, 1))
+
+  def forward(self, image: torch.Tensor) -> torch.Tensor:
+    return (image / 255 - self.mean) / self.std
+
+
+def set_up() -> torch.device:
+  """Takes all cores, or a GPU, with TF32 as JAX uses it there by default."""
+  torch.set_num_threads(len(os.sched_getaffinity(0)))
+  torch.set_float32_matmul_precision('high')
+  torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = True
+  return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+
+
+def create(config, device, layout=torch.channels_last):
+  """Returns the model (uint8 images to logits) and its optimiser."""
+  model = nn.Sequential(
+    Normalize(config.data.mean, config.data.std), create_network(config)
+  ).to(device, memory_format=layout)
+  o = config.optimizer
+  return model, torch.optim.AdamW(
+    model.parameters(), lr=o.learning_rate, weight_decay=o.weight_decay
+  )
+
+
+def to_device(batch, device, layout=torch.channels_last):
+  """Returns image uint8 [B, C, H, W] and mask uint8 [B, H, W] on the device."""
+  image = torch.from_numpy(batch['image']).to(device).permute(0, 3, 1, 2)
+  return (
+    image.contiguous(memory_format=layout),
+    torch.from_numpy(batch['mask']).to(device),
+  )
+
+
+def _autocast(device, config):
+  enabled = config.model.dtype == 'bfloat16'
+  return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+
+
+def _flip(image, mask, axis: int, probability: float):
+  chosen = torch.rand(len(image), 1, 1, device=image.device) < probability
+  return (
+    torch.where(chosen[..., None], image.flip(axis), image),
+    torch.where(chosen, mask.flip(axis), mask),
+  )
+
+
+def train_step(model, optimizer, image, mask, config) -> torch.Tensor:
+  """One update of the parameters; returns the loss, on the device."""
+  for axis, probability in (
+    (-1, config.augment.flip_horizontal),
+    (-2, config.augment.flip_vertical),
+  ):
+    if probability:
+      image, mask = _flip(image, mask, axis, probability)
+  with _autocast(image.device, config):
+    loss = F.cross_entropy(
+      model(image), mask.long(), ignore_index=config_lib.IGNORE_LABEL
+    )
+  optimizer.zero_grad()
+  loss.backward()
+  optimizer.step()
+  return loss.detach()
+
+
+@torch.inference_mode()
+def predict(model, image, config) -> torch.Tensor:
+  """Returns the class of each pixel, [B, H, W]; the model is in eval mode."""
+  with _autocast(image.device, config):
+    return model(image).argmax(1)

@@ -45,7 +45,8 @@ class _Examples:
   watch_dir = None
 
   def __init__(self, config, split):
-    del config, split
+    del config
+    self.split = split
 
   def __len__(self):
     return self.length

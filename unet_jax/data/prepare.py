@@ -271,14 +271,25 @@ def num_workers(config) -> int:
 def prepare(config, split: str):
   """Returns the prepared set of a split, building it where it is not there.
 
+  Args:
+    config: of the run.
+    split: named as in data.train_split; the result's `split` is its name in
+      the source, where this is `auto`.
+
   Raises:
     UserError: any example is bad (see `prepare_example` and the sources), or
       the cache cannot be written.
   """
   source = sources.make_source(config, split)
+  prepared = _prepare(source, config)
+  prepared.split = source.split
+  return prepared
+
+
+def _prepare(source: sources.Source, config) -> 'OnTheFly | Prepared':
   if config.data.cache == 'none':
     return OnTheFly(source, config.data)
-  description = f'preparing {split}'
+  description = f'preparing {source.split}'
   if config.data.cache == 'memory':
     shapes = _array_shapes(len(source), config)
     arrays = [np.empty(shape, np.uint8) for shape in shapes]

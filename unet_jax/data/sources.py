@@ -32,6 +32,7 @@ Example = dict[str, Any]
 class Source(Protocol):
   """Random access over the examples of a split."""
 
+  split: str  # Its name in the source, where `auto` was asked for.
   fingerprint: Any
 
   def __len__(self) -> int: ...
@@ -55,6 +56,7 @@ class TfdsSource:
       builder = _prepare_tfds(config)
     if split == 'auto':
       split = _first_of(('val', 'validation', 'test'), builder.info.splits)
+    self.split = split
     features = builder.info.features
     for key in (data.image_key, data.mask_key):
       if key not in features:
@@ -151,7 +153,7 @@ class FolderSource:
       raise errors.UserError(
         f'--config.data.dir={config.data.dir}: no such folder'
       )
-    self._pairs = _find_pairs(root, split, config)
+    self.split, self._pairs = _find_pairs(root, split, config)
     self.fingerprint = [
       'folder',
       [_file_stamp(p) for pair in self._pairs for p in pair],
@@ -197,7 +199,7 @@ def _file_stamp(path: pathlib.Path) -> list:
 
 
 def _find_pairs(root: pathlib.Path, split: str, config):
-  """Returns [(image path, mask path), ...] of a split, in natural order."""
+  """Returns a split's name and its [(image path, mask path), ...], in order."""
   folders = [s for s in ('train', 'val', 'test') if (root / s).is_dir()]
   usable = [s for s in folders if (root / s / 'masks').is_dir()]
   lists = [s for s in ('train', 'val', 'test') if (root / f'{s}.txt').is_file()]
@@ -206,7 +208,7 @@ def _find_pairs(root: pathlib.Path, split: str, config):
       f'--config.data.dir={root}: has neither images/ and masks/, nor '
       'train/ with images/ and masks/ in it' + _what_is_in(root)
     )
-  for name in sorted(set(folders) - set(usable)):
+  for name in sorted(set(folders) - set(usable)) if split == 'auto' else ():
     _log.info('%s has no masks/: not used', root / name)
   splits = usable or lists or ['train']
   if split == 'auto':
@@ -224,7 +226,9 @@ def _find_pairs(root: pathlib.Path, split: str, config):
   pairs = _pair_files(folder)
   if lists and not usable:
     pairs = _listed(pairs, root / f'{part}.txt')
-  return _hold_out(pairs, split, config, folder) if held_out else pairs
+  if held_out:
+    pairs = _hold_out(pairs, split, config, folder)
+  return split, pairs
 
 
 def _what_is_in(root: pathlib.Path) -> str:
@@ -334,6 +338,7 @@ class ShapesSource:
         f'data.num_classes must be {shapes.NUM_CLASSES} and '
         'data.num_channels 3'
       )
+    self.split = split
     self._length = data.num_train if split == 'train' else data.num_eval
     # The two splits count up from different ends of the seeds.
     self._seed = (config.seed, ('train', 'test').index(split))

@@ -1,0 +1,49 @@
+"""Contenders in turn, and the table of what they took."""
+
+import statistics
+import time
+from collections.abc import Callable
+
+
+def in_turn(contenders: dict[str, Callable[[], float]], repeats: int):
+  """Returns {name: [what the contender returned in each round]}."""
+  values = {name: [] for name in contenders}
+  for _ in range(repeats):
+    for name, contender in contenders.items():
+      values[name].append(contender())
+  return values
+
+
+def report(title: str, values: dict[str, list[float]], images: int = 0):
+  """Prints a table of seconds, and images/s where a value is of `images`.
+
+  The ratio is to the first row, within each round, and then the median.
+
+  Returns:
+    {row: {'values', 'median', 'min', 'max', 'ratio'}}, seconds.
+  """
+  first = next(iter(values.values()))
+  width = max(map(len, values))
+  heads = ['median', 'min', 'max', 'ratio', *['images/s'] * bool(images)]
+  print(f'\n{title}\n' + ' ' * width + ''.join(f'{h:>10}' for h in heads))
+  rows = {}
+  for name, row in values.items():
+    rows[name] = figures = {
+      'median': statistics.median(row),
+      'min': min(row),
+      'max': max(row),
+      'ratio': statistics.median(a / b for a, b in zip(row, first)),
+    }
+    cells = [f'{v:10.4g}' for v in figures.values()]
+    if images:
+      figures['images_per_second'] = images / figures['median']
+      cells.append(f'{figures["images_per_second"]:10.1f}')
+    print(f'{name:<{width}}' + ''.join(cells), flush=True)
+    figures['values'] = row
+  return rows
+
+
+def seconds(call, *args) -> float:
+  start = time.perf_counter()
+  call(*args)
+  return time.perf_counter() - start
