@@ -21,7 +21,7 @@ def get_config():
   # The drawings look alike upside down.
   config.augment.flip_vertical = 0.5
   config.optimizer.update(learning_rate=4e-3, ema_decay=0.98)
-  config.train.num_steps = 900
-  config.eval.every = 300
-  config.checkpoint.every = 300
+  config.train.num_steps = 1000
+  config.eval.every = 500
+  config.checkpoint.every = 250
   return config
