@@ -16,6 +16,7 @@ def get_config():
     source='shapes',
     eval_split='test',
     class_names=('background', 'disk', 'ring', 'bar'),
+    num_train=3000,
     batch_size=8,
   )
   # The drawings look alike upside down.

@@ -14,7 +14,7 @@ NUM_CLASSES = len(CLASSES)
 _RIM = 1.0
 _IGNORE_LABEL = 255
 # Least distance between two colours of a picture, of 441 from black to white.
-_CONTRAST = 50
+_CONTRAST = 80
 
 
 def _color(rng: np.random.Generator, taken: list[np.ndarray]) -> np.ndarray:
@@ -73,7 +73,7 @@ def draw(seed: tuple[int, ...], size: tuple[int, int]):
   for _ in range(rng.integers(2, 4)):
     kind = int(rng.integers(1, NUM_CLASSES))
     center = rng.uniform(0.15, 0.85, 2) * size
-    radius = rng.uniform(0.15, 0.25) * scale
+    radius = rng.uniform(0.17, 0.25) * scale
     distance = _signed_distance(
       kind, y - center[0], x - center[1], radius, rng.uniform(0, 2 * np.pi)
     )
@@ -85,5 +85,5 @@ def draw(seed: tuple[int, ...], size: tuple[int, int]):
   # Light that falls off to one side.
   slope = rng.uniform(-0.35, 0.35, 2)
   light = 1 + slope[0] * (y / size[0] - 0.5) + slope[1] * (x / size[1] - 0.5)
-  image = image * light[..., None] + rng.normal(0, 12, image.shape)
+  image = image * light[..., None] + rng.normal(0, 8, image.shape)
   return np.clip(np.rint(image), 0, 255).astype(np.uint8), mask
