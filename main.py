@@ -3,7 +3,6 @@
 Flags, logging and dispatch on --mode; everything else is in unet_jax/.
 """
 
-import errno
 import logging
 import os
 import pathlib
@@ -43,16 +42,6 @@ def _parse_flags(argv: list[str]) -> list[str]:
     sys.exit(2)
 
 
-def _get_config(workdir: str):
-  """The config asked for: of --config, or else of the workdir."""
-  flag = flags.FLAGS['config']
-  saved = None if _MODE.value == 'train' else config_lib.read(workdir)
-  if saved is None or flag.present:
-    return flag.value
-  saved.update_from_flattened_dict(config_flags.get_override_values(flag))
-  return saved
-
-
 def _default_workdir() -> str:
   name = config_flags.get_config_filename(flags.FLAGS['config'])
   path, _, argument = name.partition(':')
@@ -68,14 +57,29 @@ def _set_up_logging() -> None:
   log.addHandler(handler)
   log.setLevel(logging.INFO)
   log.propagate = False
-  logging.getLogger('absl').setLevel(logging.WARNING)
+  absl = logging.getLogger('absl')
+  absl.setLevel(logging.WARNING)
+  # Orbax logs a stack trace for each thread that fails; we tell it once.
+  absl.addFilter(lambda r: not r.exc_info and 'Traceback' not in r.getMessage())
+
+
+def _leave(code: int) -> None:
+  if 'jax' in sys.modules:
+    from unet_jax import runtime
+
+    runtime.leave(code)
+  sys.exit(code)
 
 
 def main(_) -> None:
   _set_up_logging()
   workdir = os.path.abspath(_WORKDIR.value or _default_workdir())
   try:
-    config = _get_config(workdir)
+    flag = flags.FLAGS['config']
+    config = flag.value
+    if _MODE.value != 'train' and not flag.present:
+      overrides = config_flags.get_override_values(flag)
+      config = config_lib.read(workdir, overrides) or config
     config_lib.validate(config)
     # Imported here: jax and its company take seconds.
     if _MODE.value == 'train':
@@ -83,18 +87,9 @@ def main(_) -> None:
     else:
       from unet_jax import evaluate as mode
     mode.run(config, workdir)
-  except errors.UserError as e:
-    print(f'error: {e}', file=sys.stderr)
-    sys.exit(1)
-  except OSError as e:
-    if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
-      raise
-    where = e.filename or workdir
-    print(
-      f'error: {where}: {e.strerror}; mend it and run the same command again',
-      file=sys.stderr,
-    )
-    sys.exit(1)
+  except (errors.UserError, OSError) as e:
+    print(f'error: {errors.one_line(e, workdir)}', file=sys.stderr)
+    _leave(1)
   except KeyboardInterrupt:
     print(
       'interrupted; run the same command again to continue', file=sys.stderr

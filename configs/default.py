@@ -2,7 +2,8 @@
 
 Other configs start from `get_config()` here and change what they need.
 `:arg` after a config's name chooses a structure, `--config.section.field=value`
-sets a leaf. Tuples are written as `--config.data.image_size=96,96`.
+sets a leaf. Tuples are written as `--config.data.image_size=96,96`. The default
+of a new field must be what was done before it: older workdirs are read with it.
 """
 
 from ml_collections import config_dict
@@ -65,7 +66,7 @@ def get_config() -> config_dict.ConfigDict:
   # Per channel, of values in 0..1: the network sees (value - mean) / std.
   data.mean = (0.5, 0.5, 0.5)
   data.std = (0.25, 0.25, 0.25)
-  # Images in a step over all devices and processes, before accumulation.
+  # Images in an update, over all devices, processes and accumulation steps.
   data.batch_size = 16
   # `disk`: prepared arrays built once and memory-mapped; `memory`: built in
   # memory at each start, nothing written; `none`: decoded at each access.
@@ -144,7 +145,8 @@ def get_config() -> config_dict.ConfigDict:
   # Gradients are scaled down to this global norm; 0: off.
   optimizer.clip_norm = 1.0
   # The batch is run in this many parts, one after the other, with the gradients
-  # summed: memory of a part, gradient of the whole.
+  # summed: memory of a part, gradient of the whole (but batch norm takes the
+  # statistics of each part).
   optimizer.accumulate_steps = 1
   # Exponential moving average of parameters (and norm statistics), used to
   # evaluate; the rate is min(ema_decay, (1 + step) / (10 + step)); 0: off.

@@ -184,13 +184,15 @@ def test_nested_tuples_survive_json():
 
 
 def test_read_config_of_a_workdir(tmp_path):
-  assert config_lib.read(str(tmp_path)) is None
+  assert config_lib.read(str(tmp_path), {}) is None
   path = tmp_path / 'config.json'
   path.write_text(config_lib.to_json(_CONFIGS['shapes']))
-  again = config_lib.read(str(tmp_path))
+  again = config_lib.read(str(tmp_path), {'eval.split': 'train'})
+  assert again.eval.split == 'train'
+  again.eval.split = ''
   assert again.to_dict() == _CONFIGS['shapes'].to_dict()
   path.write_text('{"seed": ')
-  message = _error(config_lib.read, str(tmp_path))
+  message = _error(config_lib.read, str(tmp_path), {})
   assert message.startswith(f'{path} is not valid JSON (')
   assert message.endswith('; restore it, or give --config')
 
@@ -545,12 +547,30 @@ def test_all_differences_are_named():
   )
 
 
-def test_field_that_an_older_checkpoint_did_not_have():
+def test_field_that_an_older_workdir_did_not_have_has_its_default():
   old = json.loads(config_lib.to_json(default.get_config()))
   del old['model']['skip']
   old = config_lib.from_json(json.dumps(old))
-  check = lambda: config_lib.check_resumable(old, default.get_config(), 'w')
-  assert "model.skip was None, now 'concat'" in _error(check)
+  config_lib.check_resumable(old, default.get_config(), 'w')
+  assert old.model.skip == 'concat'
+
+
+def test_field_that_is_not_there_any_more_is_named():
+  old = json.loads(config_lib.to_json(default.get_config()))
+  old['model']['dilation'] = 2
+  assert _error(config_lib.from_json, json.dumps(old)) == (
+    'the saved config has the field model.dilation, which this version does '
+    'not know; use the version that it was made with'
+  )
+
+
+@pytest.mark.parametrize('base,largest', [(3, 1024), (4, 30)])
+def test_pixel_shuffle_needs_multiples_of_four(base, largest):
+  config = default.get_config()
+  config.model.update(
+    upsample='pixel_shuffle', base_features=base, max_features=largest
+  )
+  assert 'must be multiples of 4' in _error(config_lib.validate, config)
 
 
 def test_steps_may_not_shrink():

@@ -102,6 +102,7 @@ def workdir(trained, tmp_path):
 def test_workdir_of_a_run(trained):
   workdir, _, err = trained
   assert sorted(p.name for p in workdir.iterdir()) == [
+    '.lock',
     'checkpoints',
     'config.json',
     'eval.json',

@@ -103,7 +103,7 @@ def test_step_is_gradient_descent_on_the_mean_loss(whole):
   norm = np.sqrt(sum((g**2).sum() for g in jax.tree.leaves(gradient)))
   np.testing.assert_allclose(figures['loss'], loss, rtol=1e-5)
   np.testing.assert_allclose(figures['grad_norm'], norm, rtol=1e-4)
-  assert set(figures) == {'loss', 'grad_norm'}
+  assert set(figures) == {'loss', 'grad_norm', 'learning_rate'}
   scale = min(1, config.optimizer.clip_norm / norm)
   decay = lambda path: 1e-4 * (path[-1].key == 'kernel')
   expected = jax.tree.map_with_path(
@@ -145,6 +145,7 @@ def test_terms_of_the_loss_are_logged_by_name():
   assert set(figures) == {
     'loss',
     'grad_norm',
+    'learning_rate',
     'loss/cross_entropy',
     'loss/dice',
   }
@@ -232,6 +233,7 @@ def test_augmentation_changes_with_the_step_and_has_its_own_key():
       key,
       model=model,
       optimizer=optimizer,
+      schedule=lambda step: 0.0,
       augmentation=spy,
       loss_spec=losses.make_spec(config),
       mean=config.data.mean,

@@ -138,13 +138,18 @@ class Checkpoints:
     except Exception as e:
       raise self._save_error(e) from e
 
+  def check(self) -> None:
+    """Raises like `save` if what is being saved has failed by now."""
+    try:
+      self._manager.check_for_errors()
+    except Exception as e:
+      raise self._save_error(e) from e
+
   def close(self) -> None:
     self._manager.close()
 
   def _check_space(self, state: TrainState) -> None:
     """A full disk is found before anything is written, where it can be."""
-    if jax.process_index():
-      return
     needed = sum(x.nbytes for x in jax.tree.leaves(state))
     free = shutil.disk_usage(self._directory).free
     if free < needed:
@@ -155,21 +160,23 @@ class Checkpoints:
   def _save_error(self, e: Exception) -> Exception:
     """One line for what a user can mend; other exceptions stay as they are."""
     text = ' '.join(str(e).split())
-    known = (
-      'No space',
-      'RESOURCE_EXHAUSTED',
-      'are free',
-      'Permission denied',
-      'Read-only',
-      'quota',
-    )
-    reason = next((k for k in known if k.lower() in text.lower()), None)
-    if reason is None and not isinstance(e, OSError):
+    remedies = {
+      'no space': 'free space there',
+      'resource_exhausted': 'free space there',
+      'are free': 'free space there',
+      'quota': 'free space there',
+      'permission denied': 'make it writable',
+      'read-only': 'make it writable',
+      'file too large': 'raise the limit on the size of files',
+    }
+    known = (v for k, v in remedies.items() if k in text.lower())
+    remedy = next(known, 'mend that' if isinstance(e, OSError) else None)
+    if remedy is None:
       return e
     whole = ', '.join(map(str, self.steps)) or 'none'
     return errors.UserError(
       f'{self._directory}: the checkpoint could not be saved '
-      f'({text[:200]}); free space there and run the same command again. '
+      f'({text[:200]}); {remedy} and run the same command again. '
       f'Whole checkpoints: {whole}'
     )
 

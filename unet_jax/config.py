@@ -272,6 +272,18 @@ def _check_combinations(config: ml_collections.ConfigDict) -> None:
       'config.loss.weights: all are 0; set one, for instance '
       '--config.loss.weights.cross_entropy=1'
     )
+  if data.train_split == 'auto':
+    raise errors.UserError(
+      '--config.data.train_split=auto: name the split; auto is for eval_split'
+    )
+  m = config.model
+  widths = [min(m.base_features * 2**i, m.max_features) for i in range(1, 7)]
+  if m.upsample == 'pixel_shuffle' and any(w % 4 for w in widths[: m.depth]):
+    raise errors.UserError(
+      '--config.model.upsample=pixel_shuffle makes a pixel of four channels: '
+      f'2 * model.base_features ({m.base_features}) and model.max_features '
+      f'({m.max_features}) must be multiples of 4'
+    )
   if data.on_error == 'skip' and data.cache == 'none':
     raise errors.UserError(
       '--config.data.on_error=skip needs --config.data.cache=disk or memory: '
@@ -355,21 +367,45 @@ def _tuples(value):
 
 
 def from_json(text: str) -> ml_collections.ConfigDict:
-  """The inverse of `to_json`."""
-  return ml_collections.ConfigDict(_tuples(json.loads(text))).lock()
+  """The inverse of `to_json`; fields that were added since have their default.
+
+  Raises:
+    UserError: a field that is not there any more.
+  """
+  from configs import default
+
+  config = default.get_config()
+  saved = flatten(ml_collections.ConfigDict(_tuples(json.loads(text))))
+  unknown = sorted(set(saved) - set(flatten(config)))
+  if unknown:
+    raise errors.UserError(
+      f'the saved config has the field {unknown[0]}, which this version does '
+      'not know; use the version that it was made with'
+    )
+  config.update_from_flattened_dict(saved)
+  return config
 
 
-def read(workdir: str) -> ml_collections.ConfigDict | None:
-  """Returns the config that a workdir's run was started with, if it has one."""
+def read(
+  workdir: str, overrides: dict[str, Any]
+) -> ml_collections.ConfigDict | None:
+  """Returns the config that a workdir's run has, if there is one.
+
+  Args:
+    workdir: of the run.
+    overrides: {'section.field': value} that are set in it.
+  """
   path = pathlib.Path(workdir, 'config.json')
   if not path.exists():
     return None
   try:
-    return from_json(path.read_text())
-  except ValueError as e:
+    config = from_json(path.read_text())
+  except json.JSONDecodeError as e:
     raise errors.UserError(
       f'{path} is not valid JSON ({e}); restore it, or give --config'
     ) from e
+  config.update_from_flattened_dict(overrides)
+  return config
 
 
 def _under(field: str, names) -> bool:

@@ -1,4 +1,6 @@
-"""The one exception that means "the user can mend this"."""
+"""Mistakes that a user can mend, and how they are told."""
+
+import errno
 
 
 class UserError(ValueError):
@@ -11,3 +13,23 @@ class UserError(ValueError):
 
 class DecodeError(UserError):
   """A file that no decoder can read (left out with `data.on_error = skip`)."""
+
+
+def one_line(e: UserError | OSError, where: str) -> str:
+  """Returns what to print for an error.
+
+  Args:
+    e: raised by a run.
+    where: named for a full disk or a missing permission, unless `e` names it.
+
+  Raises:
+    e: if it is none that a user can mend.
+  """
+  if isinstance(e, UserError):
+    return str(e)
+  if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+    return (
+      f'{e.filename or where}: {e.strerror}; mend it and run the same command '
+      'again'
+    )
+  raise e

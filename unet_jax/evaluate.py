@@ -63,6 +63,7 @@ class Evaluator:
       ),
       out_shardings={
         'confusion': everywhere,
+        'weight': everywhere,
         'loss_total': everywhere,
         'loss_count': everywhere,
         # Stays where it is; only the first batch's is ever fetched.
@@ -87,12 +88,14 @@ class Evaluator:
       `image`, `mask` and `prediction`; None if it was given up.
     """
     start = time.perf_counter()
-    confusion, totals, counts, shown = [], {}, {}, []
+    confusion, weights, totals, counts, shown = [], [], {}, {}, []
     pending = None
     batches = pipeline.eval_batches(self._dataset, self._config, self._mesh)
 
     def add(result):
-      confusion.append(np.asarray(result['confusion']))
+      result = jax.device_get(result)
+      confusion.append(result['confusion'])
+      weights.append(result['weight'])
       for sums, name in ((totals, 'loss_total'), (counts, 'loss_count')):
         for term, value in result[name].items():
           sums[term] = sums.get(term, 0.0) + float(value)
@@ -103,19 +106,24 @@ class Evaluator:
           return None
         result = self._step(variables, batch)
         if pending is None:
-          shown = self._examples(result['prediction'])
+          shown = self._examples(batch, result['prediction'])
         else:
           add(pending)  # Of the batch before: the device is never waited for.
-        pending = result
+        # All but the predictions, which stay where they are.
+        pending = {k: v for k, v in result.items() if k != 'prediction'}
     add(pending)
-    # The padding is at the end.
-    per_image = np.concatenate(confusion)[: len(self._dataset)]
+    # A mesh may order its devices, and so the rows of a batch, otherwise than
+    # the processes are: the padding is not always at the end.
+    per_image = np.concatenate(confusion)[np.concatenate(weights) > 0]
+    assert len(per_image) == len(self._dataset), 'an example was lost'
     figures = metrics.scores(
       per_image,
       config_lib.class_names(self._config),
       self._config.eval.foreground,
     )
-    figures['loss'] = _mean_loss(totals, counts, self._loss_spec)
+    figures['loss'] = float(
+      losses.weighted_sum(totals, counts, self._loss_spec)
+    )
     figures['seconds'] = time.perf_counter() - start
     return {f'eval/{k}': v for k, v in figures.items()}, shown
 
@@ -127,22 +135,18 @@ class Evaluator:
   def num_examples(self) -> int:
     return len(self._dataset)
 
-  def _examples(self, prediction: jax.Array) -> list[dict[str, np.ndarray]]:
-    """The first examples with their predictions, for a figure."""
-    count = min(
-      self._config.log.num_figures, len(self._dataset), len(prediction)
-    )
+  def _examples(
+    self, batch: dict[str, jax.Array], prediction: jax.Array
+  ) -> list[dict[str, np.ndarray]]:
+    """Some examples of a batch with their predictions, for a figure."""
+    count = min(self._config.log.num_figures, len(self._dataset))
     if not count:
       return []
-    whole = multihost_utils.process_allgather(prediction, tiled=True)
-    return [
-      {**self._dataset[i], 'prediction': np.asarray(whole[i])}
-      for i in range(count)
-    ]
-
-
-def _mean_loss(totals, counts, spec: losses.LossSpec) -> float:
-  return float(losses.weighted_sum(totals, counts, spec))
+    whole = multihost_utils.process_allgather(
+      {**batch, 'prediction': prediction}, tiled=True
+    )
+    real = np.flatnonzero(whole.pop('weight'))[:count]
+    return [{k: np.asarray(v[i]) for k, v in whole.items()} for i in real]
 
 
 def format_table(figures: dict[str, float], names: tuple[str, ...]) -> str:

@@ -6,7 +6,6 @@ from typing import Any
 import matplotlib
 
 matplotlib.use('Agg')
-# pylint: disable=wrong-import-position
 import matplotlib.pyplot as plt
 import numpy as np
 

@@ -48,7 +48,7 @@ class Progress:
     self._step = step
     if self._since is None:
       self.start()
-      self._marked_step = step
+      self._marked_step += 1  # This step was not timed.
 
   def mark(self) -> None:
     """Ends an interval and measures its rate."""

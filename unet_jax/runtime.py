@@ -1,10 +1,13 @@
 """What surrounds a run: processes, compiled programs that are kept, signals."""
 
+import functools
 import hashlib
+import logging
 import os
 import pathlib
 import platform
 import signal
+import sys
 
 import jax
 from jax.experimental import multihost_utils
@@ -16,6 +19,9 @@ from unet_jax import sharding
 def initialize(config) -> None:
   """To be called before anything asks for a device."""
   sharding.initialize_distributed()
+  if jax.process_index():
+    # What all processes would say alike, process 0 says.
+    logging.getLogger('unet_jax').setLevel(logging.WARNING)
   if not os.environ.get('JAX_COMPILATION_CACHE_DIR'):
     folder = os.path.join(config_lib.cache_dir(config), 'xla', _machine())
     jax.config.update('jax_compilation_cache_dir', folder)
@@ -31,6 +37,19 @@ _CPU_STEP = {
 _CPU_INIT = {'xla_backend_optimization_level': 1}
 
 
+def leave(code: int) -> None:
+  """Ends the program; one of many processes does not wait for the others.
+
+  They may be waiting for this one; the coordinator ends them once it is gone.
+  """
+  sys.stdout.flush()
+  sys.stderr.flush()
+  if jax.process_count() > 1:
+    os._exit(code)
+  sys.exit(code)
+
+
+@functools.cache
 def compiler_options(for_init: bool = False) -> dict[str, str | int] | None:
   """Returns what to compile steps (or the initialisation) with, for `jax.jit`.
 
@@ -67,7 +86,8 @@ class Interrupt:
   """Turns the first SIGTERM or Ctrl-C into a request to stop at a step's end.
 
   A second Ctrl-C stops at once. In a run of many processes JAX's preemption
-  service receives SIGTERM and makes all of them stop at the same step.
+  service receives SIGTERM and makes all of them stop at the same step; Ctrl-C
+  is handed on as that.
   """
 
   def __init__(self):
@@ -78,6 +98,9 @@ class Interrupt:
     if jax.process_count() == 1:
       for number in (signal.SIGTERM, signal.SIGINT):
         self._previous[number] = signal.signal(number, self._receive)
+    else:
+      forward = lambda *_: os.kill(os.getpid(), signal.SIGTERM)
+      self._previous[signal.SIGINT] = signal.signal(signal.SIGINT, forward)
     return self
 
   def __exit__(self, *unused) -> None:
@@ -86,9 +109,10 @@ class Interrupt:
 
   def _receive(self, number, frame) -> None:
     del frame
-    if self.signal is not None:
+    if self.signal is None:
+      self.signal = number
+    elif number == signal.SIGINT:
       raise KeyboardInterrupt
-    self.signal = number
 
   def requested(self, step: int) -> bool:
     """Whether to save and stop after `step`; the same in every process."""

@@ -46,7 +46,7 @@ def initialize_distributed() -> None:
       )
     elif _num_tasks() > 1:
       jax.distributed.initialize()
-  except (KeyError, ValueError) as e:
+  except (KeyError, ValueError, RuntimeError) as e:
     raise errors.UserError(
       f'cannot join the other processes ({e}); set JAX_COORDINATOR_ADDRESS='
       'HOST:PORT, JAX_NUM_PROCESSES=N and JAX_PROCESS_ID=0..N-1 in each'

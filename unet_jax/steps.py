@@ -26,11 +26,6 @@ def normalize(image: Array, mean, std) -> Array:
   return image.astype(jnp.float32) * (1 / (255 * std)) - mean / std
 
 
-def _crop_mask(mask: Array, logits: Array) -> Array:
-  """The part of a mask [B, H, W] that logits [B, H', W', C] are of."""
-  return unet.center_crop(mask, logits.shape[1], logits.shape[2])
-
-
 def train_step(
   state: TrainState,
   batch: Batch,
@@ -38,6 +33,7 @@ def train_step(
   *,
   model: unet.UNet,
   optimizer: optax.GradientTransformation,
+  schedule: optax.Schedule,
   augmentation: augment.Augmentation,
   loss_spec: losses.LossSpec,
   mean: tuple[float, ...],
@@ -53,6 +49,7 @@ def train_step(
     key: root key of the run; what is random depends on it and on the step only.
     model: its logits are trained.
     optimizer: applied to the gradient of the mean loss of the batch.
+    schedule: the optimiser's, to report its learning rate.
     augmentation: applied to image and mask together.
     loss_spec: see losses.py.
     mean: per channel, of values in 0..1; likewise std.
@@ -62,7 +59,7 @@ def train_step(
 
   Returns:
     The new state, and float32 scalars: `loss`, `grad_norm` (before clipping),
-    and `loss/TERM` where there are several terms.
+    `learning_rate`, and `loss/TERM` where there are several terms.
   """
   augment_key, dropout_key = jax.random.split(
     jax.random.fold_in(key, state.step)
@@ -100,6 +97,7 @@ def train_step(
   figures = {
     'loss': losses.weighted_sum(total, count, loss_spec),
     'grad_norm': optax.tree.norm(grads),
+    'learning_rate': jnp.asarray(schedule(state.step), jnp.float32),
   }
   if len(loss_spec.weights) > 1:
     for name, _ in loss_spec.weights:
@@ -192,13 +190,13 @@ def eval_step(
     std: see mean.
 
   Returns:
-    `confusion` int32 [B, C, C], `loss_total` and `loss_count` {term: scalar},
-    `prediction` uint8 [B, H', W'].
+    `confusion` int32 [B, C, C], `weight` [B] as given, `loss_total` and
+    `loss_count` {term: scalar}, `prediction` uint8 [B, H', W'].
   """
   logits = predict_step(
     variables, batch['image'], model=model, mean=mean, std=std
   )
-  mask = _crop_mask(batch['mask'], logits)
+  mask = unet.center_crop(batch['mask'], *logits.shape[1:3])
   padding = (batch['weight'] == 0)[:, None, None]
   mask = jnp.where(padding, config_lib.IGNORE_LABEL, mask)
   prediction = metrics.predict_classes(logits)
@@ -206,6 +204,7 @@ def eval_step(
     'confusion': metrics.confusion_counts(
       mask, prediction, max(logits.shape[-1], 2)
     ),
+    'weight': batch['weight'],
     'loss_total': losses.totals(logits, mask, loss_spec),
     'loss_count': losses.counts(mask, loss_spec),
     'prediction': prediction,

@@ -1,22 +1,27 @@
 """Training: build, restore, loop, close."""
 
+import contextlib
 import functools
 import logging
 import math
 import os
+import pathlib
 import sys
 import time
 
 import jax
 import ml_collections
+import numpy as np
 
 import unet_jax
 from unet_jax import (
   checkpoint,
   errors,
   evaluate,
+  locks,
   losses,
   metric_writer,
+  metrics,
   runtime,
   sharding,
   steps,
@@ -36,7 +41,8 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
 
   Args:
     config: a valid config.
-    workdir: absolute path; gets what DESIGN's section Workdir lists.
+    workdir: absolute path; gets config.json, metrics.jsonl, tensorboard/,
+      figures/, checkpoints/ and eval.json.
 
   Raises:
     UserError: something that the user can mend.
@@ -48,7 +54,18 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   sharding.log_devices(mesh)
   model = unet.create_model(config)
   unet.output_size(config.data.image_size, model.depth, model.padding)
+  _check_best_metric(config)
   _make_workdir(workdir)
+  lock = contextlib.nullcontext()
+  if jax.process_index() == 0:
+    path = pathlib.Path(workdir, '.lock')
+    lock = locks.lock(path, f'training in {workdir}', wait=False)
+  with lock:
+    _train(config, workdir, mesh, model)
+
+
+def _train(config, workdir: str, mesh, model) -> None:
+  """The run proper; no other run has the workdir."""
   checkpoints = checkpoint.Checkpoints(workdir, config)
   if checkpoints.steps:
     config_lib.check_resumable(
@@ -85,7 +102,6 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     progress=progress_lib.Progress(
       first, config.train.num_steps, config.data.batch_size
     ),
-    schedule=optimizer_lib.make_schedule(config),
   )
   _log.info(
     '%d images to train on, %d to evaluate, %.2f M parameters, from step %d',
@@ -116,6 +132,19 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     loop.close()
 
 
+def _check_best_metric(config) -> None:
+  names = config_lib.class_names(config)
+  nothing = np.zeros((1, len(names), len(names)), np.int64)
+  scores = metrics.scores(nothing, names, config.eval.foreground)
+  figures = [f'eval/{name}' for name in (*scores, 'loss')]
+  name = config.checkpoint.best_metric
+  if name.removeprefix('-') not in figures:
+    raise errors.UserError(
+      f'--config.checkpoint.best_metric={name}: an evaluation has no such '
+      f'figure{config_lib.nearest(name, figures)}; it has {", ".join(figures)}'
+    )
+
+
 def _make_workdir(workdir: str) -> None:
   try:
     os.makedirs(workdir, exist_ok=True)
@@ -135,6 +164,7 @@ def make_train_step(config, model, optimizer, mesh, state):
       steps.train_step,
       model=model,
       optimizer=optimizer,
+      schedule=optimizer_lib.make_schedule(config),
       augmentation=augment.make_augmentation(config),
       loss_spec=losses.make_spec(config),
       mean=config.data.mean,
@@ -172,13 +202,11 @@ class _Loop:
     evaluator,
     writer,
     progress,
-    schedule,
   ):
     self._config, self._workdir = config, workdir
     self._interrupt = interrupt
     self._checkpoints, self._evaluator = checkpoints, evaluator
     self._writer, self._progress = writer, progress
-    self._schedule = schedule
     # The figures of the last step that was dispatched, not yet read.
     self._pending: tuple[int, dict[str, jax.Array]] | None = None
     self._saved_step = max(checkpoints.steps, default=None)
@@ -199,7 +227,9 @@ class _Loop:
 
   def _read(self, step: int, figures: dict[str, jax.Array]) -> None:
     """Checks a step's figures, and logs them at the interval."""
-    values = {f'train/{k}': float(v) for k, v in figures.items()}
+    values = {
+      f'train/{k}': float(v) for k, v in jax.device_get(figures).items()
+    }
     if not all(math.isfinite(v) for v in values.values()):
       kept = self._saved_step
       raise errors.UserError(
@@ -214,8 +244,7 @@ class _Loop:
       self._progress.write(f'first step done {seconds:.1f} s after the start')
     if step % self._config.log.every and step != self._config.train.num_steps:
       return
-    # The rate that this step used; the schedule counts from 0.
-    values['train/learning_rate'] = float(self._schedule(step - 1))
+    self._checkpoints.check()
     self._progress.mark()
     if self._progress.images_per_second is not None:
       values['train/images_per_second'] = self._progress.images_per_second

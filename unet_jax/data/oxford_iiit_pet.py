@@ -30,8 +30,7 @@ from tensorflow_datasets.datasets.oxford_iiit_pet import (
   oxford_iiit_pet_dataset_builder as upstream,
 )
 
-from unet_jax import errors
-from unet_jax.data import locks
+from unet_jax import errors, locks
 
 _log = logging.getLogger(__name__)
 

@@ -22,8 +22,8 @@ import PIL
 import tqdm
 
 from unet_jax import config as config_lib
-from unet_jax import errors
-from unet_jax.data import locks, sources
+from unet_jax import errors, locks
+from unet_jax.data import sources
 
 _log = logging.getLogger(__name__)
 

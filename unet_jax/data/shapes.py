@@ -7,12 +7,13 @@ tells the class.
 
 import numpy as np
 
+from unet_jax import config as config_lib
+
 CLASSES = ('background', 'disk', 'ring', 'bar')
 NUM_CLASSES = len(CLASSES)
 # Half the width of the rim that the mask ignores around an outline, in pixels;
 # a pixel there belongs to two classes.
 _RIM = 1.0
-_IGNORE_LABEL = 255
 # Least distance between two colours of a picture, of 441 from black to white.
 _CONTRAST = 80
 
@@ -81,7 +82,7 @@ def draw(seed: tuple[int, ...], size: tuple[int, int]):
     texture = _texture(rng, _color(rng, colors), y, x)
     image += alpha * (texture - image)
     mask[distance < 0] = kind
-    mask[np.abs(distance) < _RIM] = _IGNORE_LABEL
+    mask[np.abs(distance) < _RIM] = config_lib.IGNORE_LABEL
   # Light that falls off to one side.
   slope = rng.uniform(-0.35, 0.35, 2)
   light = 1 + slope[0] * (y / size[0] - 0.5) + slope[1] * (x / size[1] - 0.5)
