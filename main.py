@@ -59,7 +59,8 @@ def _set_up_logging() -> None:
   log.propagate = False
   absl = logging.getLogger('absl')
   absl.setLevel(logging.WARNING)
-  # Orbax logs a stack trace for each thread that fails; we tell it once.
+  # Orbax and its tasks log a stack trace for each that fails; we tell it once.
+  logging.getLogger('asyncio').setLevel(logging.CRITICAL)
   absl.addFilter(lambda r: not r.exc_info and 'Traceback' not in r.getMessage())
 
 
