@@ -218,7 +218,13 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
       f'{workdir} has no checkpoints/; train first, or name the right --workdir'
     )
   mesh = sharding.make_mesh(config)
-  checkpoints = checkpoint.Checkpoints(workdir, config, read_only=True)
+  with contextlib.closing(
+    checkpoint.Checkpoints(workdir, config, read_only=True)
+  ) as checkpoints:
+    _evaluate(config, workdir, mesh, checkpoints)
+
+
+def _evaluate(config, workdir: str, mesh, checkpoints) -> None:
   step = checkpoints.select(config.checkpoint.which, config.checkpoint.step)
   saved = checkpoints.saved_config(step)
   config_lib.check_evaluable(saved, config, workdir)
@@ -230,7 +236,6 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     saved, model, optimizer_lib.make_optimizer(saved), mesh
   )
   state, _ = checkpoints.restore(step, abstract)
-  checkpoints.close()
   which = config.eval.params if state.ema_params is not None else 'raw'
   figures, examples = Evaluator(config, model, dataset, mesh).run(
     state.variables(which)

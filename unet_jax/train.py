@@ -61,12 +61,15 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     path = pathlib.Path(workdir, '.lock')
     lock = locks.lock(path, f'training in {workdir}', wait=False)
   with lock:
-    _train(config, workdir, mesh, model)
+    # Closed in any case: orbax's threads must not outlive the interpreter.
+    with contextlib.closing(
+      checkpoint.Checkpoints(workdir, config)
+    ) as checkpoints:
+      _train(config, workdir, mesh, model, checkpoints)
 
 
-def _train(config, workdir: str, mesh, model) -> None:
+def _train(config, workdir: str, mesh, model, checkpoints) -> None:
   """The run proper; no other run has the workdir."""
-  checkpoints = checkpoint.Checkpoints(workdir, config)
   if checkpoints.steps:
     config_lib.check_resumable(
       checkpoints.saved_config(checkpoints.steps[-1]), config, workdir
@@ -351,5 +354,4 @@ class _Loop:
 
   def close(self) -> None:
     self._progress.close()
-    self._checkpoints.close()
     self._writer.close()
