@@ -30,6 +30,9 @@ def get_config() -> config_dict.ConfigDict:
   data.name = 'oxford_iiit_pet'
   data.image_key = 'image'
   data.mask_key = 'segmentation_mask'
+  # tfds: the feature that numbers the instances (0: none), or ''. folder: files
+  # in instances/ beside images/ and masks/. Only loss.weight_map uses them.
+  data.instance_key = ''
   # Splits to train on and to evaluate on while training. tfds: any TFDS split,
   # `train[:90%]` too. folder: `train`, `val`, `test` where they exist. shapes:
   # `train`, `test`. `auto`: `val`, else `test`, else a part held out of
@@ -61,8 +64,17 @@ def get_config() -> config_dict.ConfigDict:
   # to 0..255 (floats: 0..1), `image` each image's own minimum and maximum.
   data.intensity = 'dtype'
   # To image_size: `stretch` (aspect ratio lost), `pad` (fit inside, the rest 0
-  # and ignored in the mask) or `crop` (cover, cut at the centre).
+  # and ignored in the mask), `crop` (cover, cut at the centre) or `patch`:
+  # images keep their size, training draws windows of image_size, evaluation
+  # covers each image with them. Images smaller than that are mirrored, and
+  # ignored in the mask there.
   data.resize = 'stretch'
+  # patch: the fraction of windows that are centred on a pixel of a class, drawn
+  # alike among the sample_classes (names; () means all but the first) that the
+  # split has, in any image that has it. The others lie anywhere, more of them
+  # in larger images.
+  data.foreground_fraction = 0.33
+  data.sample_classes = ()
   # Per channel, of values in 0..1: the network sees (value - mean) / std.
   data.mean = (0.5, 0.5, 0.5)
   data.std = (0.25, 0.25, 0.25)
@@ -76,11 +88,85 @@ def get_config() -> config_dict.ConfigDict:
   # A file that cannot be decoded: `stop`, or `skip` (the pair is left out and
   # listed).
   data.on_error = 'stop'
+  # Before training: look at the prepared arrays for masks that say nothing,
+  # classes that do not occur, masks beside the edges of their images and images
+  # that are in both splits; errors stop the run (see --mode=inspect).
+  data.check = True
+  # --mode=inspect: write what it suggests to WORKDIR/suggested.py, a config.
+  data.suggest = False
 
   config.augment = augment = config_dict.ConfigDict()
-  # Probabilities, per image; all of it runs on the device inside the step.
+  # Probabilities, per image; all of it runs on the device inside the step, in
+  # the order of unet_jax/data/augment.py. Ranges are (low, high).
   augment.flip_horizontal = 0.5
   augment.flip_vertical = 0.0
+  # Of a turn by 90, 180 or 270 degrees; needs square images.
+  augment.rotate_90 = 0.0
+  # How affine, crop and elastic, which together resample an image once, look up
+  # what lies between pixels: `bilinear` or `bicubic`. Masks: always nearest.
+  augment.interpolation = 'bilinear'
+  # What they see outside the image: `mirror`, or `ignore`, where the image is
+  # mirrored too but the mask is 255.
+  augment.border = 'mirror'
+  augment.affine = config_dict.ConfigDict()
+  # Probability, per image, as in all the sections that follow; 0: off.
+  augment.affine.probability = 0.0
+  # Degrees, counter-clockwise (nnU-Net, Isensee et al. 2021: -180 to 180).
+  augment.affine.rotation = (-15.0, 15.0)
+  # Factor of both sides, drawn evenly on a log scale (nnU-Net's range).
+  augment.affine.scale = (0.7, 1.4)
+  # Degrees by which columns lean.
+  augment.affine.shear = (-10.0, 10.0)
+  # Shares of height and width, one drawn for each.
+  augment.affine.translation = (-0.1, 0.1)
+  augment.elastic = config_dict.ConfigDict()
+  augment.elastic.probability = 0.0
+  # Nodes along each axis at which displacements are drawn, and their standard
+  # deviation in pixels (the 2015 paper: 3, and 10 in images of 512 px).
+  augment.elastic.grid = 3
+  augment.elastic.sigma = (10.0, 10.0)
+  augment.crop = config_dict.ConfigDict()
+  augment.crop.probability = 0.0
+  # Share of the image's area that is cut out and zoomed to the full size
+  # (Szegedy et al. 2015 start at 0.08, for classes of whole images).
+  augment.crop.area = (0.25, 1.0)
+  # Width to height, over that of the image; evenly on a log scale (the same).
+  augment.crop.aspect = (0.75, 1.3333)
+  # Factor of the values (nnU-Net).
+  augment.brightness = config_dict.ConfigDict()
+  augment.brightness.probability = 0.0
+  augment.brightness.range = (0.75, 1.25)
+  # Factor of their distance from the image's mean grey (nnU-Net).
+  augment.contrast = config_dict.ConfigDict()
+  augment.contrast.probability = 0.0
+  augment.contrast.range = (0.75, 1.25)
+  # Factor of their distance from the pixel's own grey; colour images only.
+  augment.saturation = config_dict.ConfigDict()
+  augment.saturation.probability = 0.0
+  augment.saturation.range = (0.6, 1.4)
+  # Degrees on the circle of hues; colour images only.
+  augment.hue = config_dict.ConfigDict()
+  augment.hue.probability = 0.0
+  augment.hue.range = (-18.0, 18.0)
+  # Exponent of the values as shares of 255; evenly on a log scale (nnU-Net).
+  augment.gamma = config_dict.ConfigDict()
+  augment.gamma.probability = 0.0
+  augment.gamma.range = (0.7, 1.5)
+  # Standard deviation of a Gaussian kernel, in pixels (nnU-Net).
+  augment.blur = config_dict.ConfigDict()
+  augment.blur.probability = 0.0
+  augment.blur.range = (0.5, 1.0)
+  # Standard deviation of Gaussian noise, of 255.
+  augment.noise = config_dict.ConfigDict()
+  augment.noise.probability = 0.0
+  augment.noise.range = (0.0, 15.0)
+  # Side of a square that is covered with data.mean, as a share of the shorter
+  # edge (DeVries and Taylor 2017: 0.5 for CIFAR-10, 0.25 for CIFAR-100).
+  augment.cutout = config_dict.ConfigDict()
+  augment.cutout.probability = 0.0
+  augment.cutout.range = (0.1, 0.5)
+  # The mask under it: `keep`, or `ignore` (255).
+  augment.cutout.mask = 'keep'
 
   config.model = model = config_dict.ConfigDict()
   # Number of 2x downsamplings, 0 to 6.
@@ -120,6 +206,18 @@ def get_config() -> config_dict.ConfigDict:
   loss.weights.dice = 0.0
   # One factor per class (two where num_classes is 1), or () for equal ones.
   loss.class_weights = ()
+  # Weights of the pixels in the cross-entropy: `none`, or `border`, those of
+  # the 2015 paper: border_weight * exp(-(d1 + d2)^2 / (2 border_sigma^2)) is
+  # added between instances, d1 and d2 the distances in pixels (of what enters
+  # the network) to the two nearest. Instances are those of the data (see
+  # data.instance_key), otherwise the connected parts (of 4 neighbours) of each
+  # class but the first.
+  loss.weight_map = 'none'
+  loss.border_weight = 10.0
+  loss.border_sigma = 5.0
+  # What that is added to: `none` is 1; `image` the inverse frequency of the
+  # pixel's class in its image, scaled to mean 1 (also without borders).
+  loss.balance = 'none'
   # Cross-entropy against (1 - s) * one_hot + s / num_classes, 0 to below 1.
   loss.label_smoothing = 0.0
 
@@ -166,6 +264,13 @@ def get_config() -> config_dict.ConfigDict:
   # Classes that together are the foreground of a further, binary score, by
   # name: ('pet', 'border'); () leaves it out.
   evaluation.foreground = ()
+
+  config.inspect = inspect = config_dict.ConfigDict()
+  # --mode=inspect: the splits to go through, () for data.train_split and
+  # data.eval_split.
+  inspect.splits = ()
+  # Examples that the report shows, the most suspicious first.
+  inspect.num_examples = 24
 
   config.checkpoint = checkpoint = config_dict.ConfigDict()
   # Steps between checkpoints; each evaluation and the end save one as well.

@@ -6,7 +6,9 @@
 DIR may hold `images/` and `masks/` directly (a part is then held out for
 evaluation, see `data.val_fraction`, or `train.txt` and `val.txt` or `test.txt`
 beside them list the stems of each split), or `train/` and `val/` or `test/`,
-each with its `images/` and `masks/`.
+each with its `images/` and `masks/`. `instances/` beside them, where it exists,
+numbers the objects of each mask (for `loss.weight_map`). Look at a new set
+first: `--mode=inspect` suggests its config.
 """
 
 from configs import default

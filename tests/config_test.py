@@ -109,6 +109,7 @@ def test_every_checked_field_exists_with_an_allowed_default():
     *config_lib.CHOICES,
     *config_lib.AT_LEAST,
     *config_lib.RANGES,
+    *config_lib.DRAWN,
   ]
   assert len(checked) == len(set(checked))
   assert set(checked) <= set(_FIELDS)
@@ -249,6 +250,29 @@ def test_ranges(field):
   config_lib.validate(_changed(field, 0.0))
 
 
+@pytest.mark.parametrize('field', config_lib.DRAWN)
+def test_ranges_to_draw_from(field):
+  least, greatest = config_lib.DRAWN[field]
+  for value in ((least - 1.0, greatest), (least, greatest + 1.0)):
+    assert _error(config_lib.validate, _changed(field, value)) == (
+      f'--config.{field}={value}: must lie between {least} and {greatest}'
+    )
+  for value in (
+    (greatest, least),
+    (),
+    (least,),
+    (least, least, greatest),
+    ('a', greatest),
+    (least, float('nan')),
+  ):
+    assert _error(config_lib.validate, _changed(field, value)) == (
+      f'--config.{field}={value}: takes two numbers, low and high, such as '
+      f'{least},{greatest}'
+    )
+  config_lib.validate(_changed(field, (least, greatest)))
+  config_lib.validate(_changed(field, (greatest, greatest)))
+
+
 @pytest.mark.parametrize(
   'values,message',
   [
@@ -259,6 +283,40 @@ def test_ranges(field):
     (
       {'augment.flip_horizontal': -0.5},
       '--config.augment.flip_horizontal=-0.5: a probability is between 0 and 1',
+    ),
+    (
+      {'augment.rotate_90': float('nan')},
+      '--config.augment.rotate_90=nan: a probability is between 0 and 1',
+    ),
+    (
+      {'augment.elastic.probability': 2.0},
+      '--config.augment.elastic.probability=2.0: a probability is between 0 '
+      'and 1',
+    ),
+    (
+      {'augment.rotate_90': 0.5, 'data.image_size': (64, 48)},
+      '--config.augment.rotate_90=0.5 needs a square data.image_size, not '
+      '(64, 48); flip_horizontal with flip_vertical gives half turns',
+    ),
+    (
+      {
+        'augment.hue.probability': 0.25,
+        'data.num_channels': 1,
+        'data.mean': (0,),
+        'data.std': (1,),
+      },
+      '--config.augment.hue.probability=0.25: grey images (data.num_channels=1)'
+      ' have no hue; set it to 0',
+    ),
+    (
+      {
+        'augment.saturation.probability': 1.0,
+        'data.num_channels': 1,
+        'data.mean': (0,),
+        'data.std': (1,),
+      },
+      '--config.augment.saturation.probability=1.0: grey images '
+      '(data.num_channels=1) have no saturation; set it to 0',
     ),
     (
       {'mesh.data': 0},
@@ -375,6 +433,44 @@ def test_ranges(field):
       '=3 equal parts; choose a multiple',
     ),
     (
+      {'loss.border_sigma': 0.0},
+      '--config.loss.border_sigma=0.0: must be above 0 pixels',
+    ),
+    (
+      {
+        'loss.balance': 'image',
+        'loss.weights.cross_entropy': 0.0,
+        'loss.weights.dice': 1.0,
+      },
+      '--config.loss.balance=image weighs the cross-entropy, which is left out '
+      '(loss.weights.cross_entropy=0); set one of the two',
+    ),
+    (
+      {'data.instance_key': 'panoptic'},
+      '--config.data.instance_key=panoptic names a feature of the tfds source, '
+      'not of shapes; the folder source takes instances/ beside masks/',
+    ),
+    (
+      {'data.foreground_fraction': 1.5},
+      '--config.data.foreground_fraction=1.5: a fraction is between 0 and 1',
+    ),
+    (
+      {'data.sample_classes': ('clas_1',), 'data.resize': 'patch'},
+      "--config.data.sample_classes: no class is named 'clas_1' (did you mean "
+      'class_1?); the classes are class_0, class_1, class_2, class_3',
+    ),
+    (
+      {'data.sample_classes': ('class_1',)},
+      "--config.data.sample_classes=('class_1',) chooses windows of images, "
+      'which data.resize=stretch does not draw; set --config.data.resize=patch',
+    ),
+    (
+      {'data.resize': 'patch', 'data.cache': 'none'},
+      '--config.data.resize=patch needs --config.data.cache=disk or memory: '
+      'with none, the sizes of the images and the places of their classes are '
+      'not known',
+    ),
+    (
       {'data.source': 'folder'},
       'the folder source needs --config.data.dir=DIR, a folder with images/ '
       'and masks/',
@@ -402,6 +498,17 @@ def test_values_that_cannot_be_used(values, message):
     },
     {'data.num_channels': 1, 'data.mean': (0,), 'data.std': (1,)},
     {'optimizer.accumulate_steps': 4, 'mesh.data': 2},
+    {
+      'augment.flip_vertical': 1.0,
+      'augment.affine.rotation': (-180, 180),
+      'data.image_size': (64, 48),
+    },
+    {
+      'data.resize': 'patch',
+      'data.sample_classes': ('class_3',),
+      'data.foreground_fraction': 1.0,
+      'loss.weight_map': 'border',
+    },
   ],
 )
 def test_values_that_can_be_used(values):
@@ -517,9 +624,12 @@ def test_continued_run_may_change_the_free_fields_alone(field):
   free = field.partition('.')[0] in (
     'log',
     'eval',
+    'inspect',
     'checkpoint',
     'mesh',
   ) or field in (
+    'data.check',
+    'data.suggest',
     'data.cache',
     'data.cache_dir',
     'data.num_workers',

@@ -111,6 +111,49 @@ def test_sigmoid_cross_entropy_is_that_of_torch(class_weights, smoothing):
   )
 
 
+@pytest.mark.parametrize('num_classes', [1, 3])
+def test_weight_map_makes_a_weighted_mean(num_classes):
+  """Also with weights of classes, which multiply; float16 as in a batch."""
+  logits, mask = _example(num_classes)
+  rng = np.random.default_rng(1)
+  weight_map = rng.uniform(0, 11, mask.shape).astype(np.float16)
+  table = np.array(_WEIGHTS)
+  if num_classes == 1:
+    signed = np.concatenate([0 * logits, logits], -1)
+    log_p = _log_softmax(signed)
+  else:
+    log_p = _log_softmax(logits)
+  valid = mask != 255
+  target = np.where(valid, mask, 0)
+  picked = np.take_along_axis(log_p, target[..., None].astype(int), -1)[..., 0]
+  weights = weight_map.astype(np.float64) * table[target] * valid
+  expected = -(picked * weights).sum() / weights.sum()
+  spec = _spec(class_weights=_WEIGHTS[: max(num_classes, 2)])
+
+  @jax.jit
+  def loss(logits, mask, weight_map):
+    total = losses.totals(logits, mask, spec, weight_map)
+    count = losses.counts(mask, spec, weight_map)
+    return losses.weighted_sum(total, count, spec), count['cross_entropy']
+
+  value, count = loss(logits, mask, weight_map)
+  np.testing.assert_allclose(value, expected, rtol=1e-5)
+  np.testing.assert_allclose(count, weights.sum(), rtol=1e-5)
+  # The same for all classes: what a loss starts from.
+  start, _ = loss(0 * logits, mask, weight_map)
+  np.testing.assert_allclose(start, np.log(max(num_classes, 2)), rtol=1e-5)
+
+
+def test_weight_map_is_not_for_dice():
+  logits, mask = _example(3)
+  spec = _spec('dice')
+  weight_map = np.full(mask.shape, 7, np.float16)
+  assert losses.totals(logits, mask, spec, weight_map) == losses.totals(
+    logits, mask, spec
+  )
+  assert losses.counts(mask, spec, weight_map) == losses.counts(mask, spec)
+
+
 def test_sigmoid_cross_entropy_by_hand():
   # -log sigmoid(0) = log 2 for both classes; the third pixel is ignored.
   logits = np.zeros((1, 1, 3, 1), np.float32)

@@ -39,6 +39,12 @@ def _one_device():
   )
 
 
+def _weigh(example):
+  """An example or a batch with a weight for each of its pixels."""
+  weight_map = np.where(example['mask'] == 0, 3, 0.5).astype(np.float16)
+  return {**example, 'weight_map': weight_map}
+
+
 def _train(config, mesh):
   """Returns the losses of some steps, the last state and its evaluation."""
   model = unet.create_model(config)
@@ -47,10 +53,12 @@ def _train(config, mesh):
   step = train.make_train_step(config, model, optimizer, mesh, state)
   history = []
   for i in range(_STEPS):
-    batch = sharding.to_devices(tiny.make_batch(config, seed=i), mesh)
+    batch = _weigh(tiny.make_batch(config, seed=i))
+    batch = sharding.to_devices(batch, mesh)
     state, figures = step(state, batch, jax.random.key(3))
     history.append(jax.tree.map(float, figures))
-  dataset = tiny.make_examples(config, _NUM_EVAL, seed=99)
+  examples = tiny.make_examples(config, _NUM_EVAL, seed=99)
+  dataset = [_weigh(example) for example in examples]
   evaluator = evaluate.Evaluator(config, model, dataset, mesh)
   result, examples = evaluator.run(state.variables('ema'))
   assert evaluator.num_examples == _NUM_EVAL
@@ -131,12 +139,13 @@ def test_batch_is_split_over_data_and_fsdp_and_its_rows_over_spatial():
   batch = {
     'image': np.arange(8 * 16 * 16 * 3, dtype=np.uint8).reshape(8, 16, 16, 3),
     'mask': np.zeros((8, 16, 16), np.uint8),
+    'weight_map': np.ones((8, 16, 16), np.float16),
     'weight': np.ones(8, np.float32),
   }
   sent = sharding.to_devices(batch, mesh)
   part = lambda x: x.addressable_shards[0].data.shape
   assert part(sent['image']) == (2, 8, 16, 3)
-  assert part(sent['mask']) == (2, 8, 16)
+  assert part(sent['mask']) == part(sent['weight_map']) == (2, 8, 16)
   assert part(sent['weight']) == (2,)
   for name, value in batch.items():
     assert sent[name].dtype == value.dtype

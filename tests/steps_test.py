@@ -114,6 +114,43 @@ def test_step_is_gradient_descent_on_the_mean_loss(whole):
   _assert_close(after.params, expected, rtol=1e-4, atol=1e-6)
 
 
+def test_weight_map_weighs_loss_and_gradient(whole):
+  """A map of 0 and 1 is a mask that is ignored; a constant changes nothing.
+
+  The training step takes the batch in parts; the evaluation has it as well.
+  """
+  config, batch, *_, step = whole
+  chosen = np.random.default_rng(0).random(batch['mask'].shape) < 0.4
+  ignored = {**batch, 'mask': np.where(chosen, batch['mask'], 255)}
+  weighted = {**batch, 'weight_map': 3 * chosen.astype(np.float16)}
+  expected, figures = step(_setup(config)[0], ignored, _KEY)
+  in_parts = tiny.make_config(
+    model={'norm': 'none'},
+    augment=_NO_FLIPS,
+    optimizer={'accumulate_steps': 2},
+  )
+  state, step = _setup(in_parts)
+  actual, actual_figures = step(state, weighted, _KEY)
+  np.testing.assert_allclose(actual_figures['loss'], figures['loss'], rtol=1e-5)
+  _assert_close(actual.params, expected.params, rtol=1e-4, atol=1e-6)
+
+  config = tiny.make_config(model={'depth': 0, 'norm': 'none'})
+  state, _ = _setup(config)
+  weight = np.ones(len(batch['mask']), np.float32)
+  of_ignored, of_weighted = (
+    _eval(config, state, {**b, 'weight': weight}) for b in (ignored, weighted)
+  )
+  for name in ('loss_total', 'loss_count'):
+    np.testing.assert_allclose(
+      of_weighted[name]['cross_entropy'],
+      3 * of_ignored[name]['cross_entropy'],
+      rtol=1e-5,
+    )
+  # Scores count the pixels of the mask, however they weigh in the loss.
+  pixels = np.asarray(of_weighted['confusion']).sum()
+  assert pixels == np.sum(batch['mask'] != 255)
+
+
 @pytest.mark.parametrize('parts', [2, 8])
 def test_accumulated_parts_give_the_step_of_the_whole(parts, whole):
   """Though the ignored pixels are unevenly spread over the parts."""
@@ -221,9 +258,9 @@ def test_augmentation_changes_with_the_step_and_has_its_own_key():
   optimizer = optimizer_lib.make_optimizer(config)
   seen = []
 
-  def spy(key, image, mask):
+  def spy(key, batch):
     seen.append(key)
-    return image, mask
+    return batch
 
   def keys(state, batch, key):
     seen.clear()

@@ -23,9 +23,14 @@ CHOICES = {
   'data.num_channels': (1, 3),
   'data.holdout': ('random', 'last'),
   'data.intensity': ('dtype', 'image'),
-  'data.resize': ('stretch', 'pad', 'crop'),
+  'data.resize': ('stretch', 'pad', 'crop', 'patch'),
   'data.cache': ('disk', 'memory', 'none'),
   'data.on_error': ('stop', 'skip'),
+  'augment.interpolation': ('bilinear', 'bicubic'),
+  'augment.border': ('mirror', 'ignore'),
+  'augment.cutout.mask': ('keep', 'ignore'),
+  'loss.weight_map': ('none', 'border'),
+  'loss.balance': ('none', 'image'),
   'model.depth': (0, 1, 2, 3, 4, 5, 6),
   'model.upsample': ('transpose', 'bilinear', 'nearest', 'pixel_shuffle'),
   'model.upsample_kernel': (1, 2, 3),
@@ -48,11 +53,13 @@ AT_LEAST = {
   'data.num_classes': 1,
   'data.batch_size': 1,
   'data.num_workers': 0,
+  'augment.elastic.grid': 2,
   'model.base_features': 1,
   'model.max_features': 1,
   'model.norm_groups': 1,
   'loss.weights.cross_entropy': 0,
   'loss.weights.dice': 0,
+  'loss.border_weight': 0,
   'optimizer.learning_rate': 0,
   'optimizer.warmup_steps': 0,
   'optimizer.eps': 0,
@@ -62,6 +69,7 @@ AT_LEAST = {
   'optimizer.accumulate_steps': 1,
   'train.num_steps': 1,
   'eval.every': 0,
+  'inspect.num_examples': 0,
   'checkpoint.every': 1,
   'checkpoint.keep_latest': 1,
   'checkpoint.keep_best': 0,
@@ -81,13 +89,35 @@ RANGES = {
   'optimizer.ema_decay': (0.0, 1.0),
 }
 
+# Ranges (low, high) to draw from, and the least and the greatest value in them.
+DRAWN = {
+  'augment.affine.rotation': (-180, 180),
+  'augment.affine.scale': (0.1, 10),
+  'augment.affine.shear': (-60, 60),
+  'augment.affine.translation': (-1, 1),
+  'augment.elastic.sigma': (0, 1000),
+  'augment.crop.area': (0.01, 1),
+  'augment.crop.aspect': (0.1, 10),
+  'augment.brightness.range': (0, 10),
+  'augment.contrast.range': (0, 10),
+  'augment.saturation.range': (0, 10),
+  'augment.hue.range': (-180, 180),
+  'augment.gamma.range': (0.1, 10),
+  'augment.blur.range': (0, 50),
+  'augment.noise.range': (0, 255),
+  'augment.cutout.range': (0, 1),
+}
+
 # What a run may change when it continues; whole sections, or fields.
 # train.num_steps may grow, see `check_resumable`.
 FREE_TO_CHANGE = (
   'log',
   'eval',
+  'inspect',
   'checkpoint',
   'mesh',
+  'data.check',
+  'data.suggest',
   'data.cache',
   'data.cache_dir',
   'data.num_workers',
@@ -259,6 +289,94 @@ def _check_table(config: ml_collections.ConfigDict) -> None:
       )
 
 
+def _check_augmentation(config: ml_collections.ConfigDict) -> None:
+  """Checks probabilities, ranges, and what they ask of the images."""
+  data, flat = config.data, flatten(config)
+  for field, value in flat.items():
+    is_probability = field.startswith('augment.') and (
+      field.endswith('.probability')
+      or field.startswith(('augment.flip_', 'augment.rotate_'))
+    )
+    if is_probability and not 0 <= value <= 1:
+      raise errors.UserError(
+        f'--config.{field}={value}: a probability is between 0 and 1'
+      )
+  for field, (least, greatest) in DRAWN.items():
+    limits = flat[field]
+    numbers = [v for v in limits if isinstance(v, int | float)]
+    if len(limits) != 2 or len(numbers) != 2 or not limits[0] <= limits[1]:
+      raise errors.UserError(
+        f'--config.{field}={limits}: takes two numbers, low and high, such as '
+        f'{least},{greatest}'
+      )
+    if not least <= limits[0] <= limits[1] <= greatest:
+      raise errors.UserError(
+        f'--config.{field}={limits}: must lie between {least} and {greatest}'
+      )
+  if config.augment.rotate_90 and len(set(data.image_size)) > 1:
+    raise errors.UserError(
+      f'--config.augment.rotate_90={config.augment.rotate_90} needs a square '
+      f'data.image_size, not {data.image_size}; flip_horizontal with '
+      'flip_vertical gives half turns'
+    )
+  for name in ('saturation', 'hue'):
+    if config.augment[name].probability and data.num_channels == 1:
+      raise errors.UserError(
+        f'--config.augment.{name}.probability='
+        f'{config.augment[name].probability}: grey images (data.num_channels=1)'
+        f' have no {name}; set it to 0'
+      )
+
+
+def _check_weight_map(config: ml_collections.ConfigDict) -> None:
+  """Checks the fields of the weight map, and what it needs."""
+  data, loss = config.data, config.loss
+  if not loss.border_sigma > 0:
+    raise errors.UserError(
+      f'--config.loss.border_sigma={loss.border_sigma}: must be above 0 pixels'
+    )
+  for field in ('weight_map', 'balance'):
+    if loss[field] != 'none' and not loss.weights.cross_entropy:
+      raise errors.UserError(
+        f'--config.loss.{field}={loss[field]} weighs the cross-entropy, which '
+        'is left out (loss.weights.cross_entropy=0); set one of the two'
+      )
+  if data.instance_key and data.source != 'tfds':
+    raise errors.UserError(
+      f'--config.data.instance_key={data.instance_key} names a feature of the '
+      f'tfds source, not of {data.source}; the folder source takes instances/ '
+      'beside masks/'
+    )
+
+
+def _check_windows(config: ml_collections.ConfigDict) -> None:
+  """Checks how windows are drawn."""
+  data, names = config.data, class_names(config)
+  if not 0 <= data.foreground_fraction <= 1:
+    raise errors.UserError(
+      f'--config.data.foreground_fraction={data.foreground_fraction}: a '
+      'fraction is between 0 and 1'
+    )
+  for name in data.sample_classes:
+    if name not in names:
+      raise errors.UserError(
+        f'--config.data.sample_classes: no class is named {name!r}'
+        f'{nearest(name, names)}; the classes are {", ".join(names)}'
+      )
+  if data.sample_classes and data.resize != 'patch':
+    raise errors.UserError(
+      f'--config.data.sample_classes={data.sample_classes} chooses windows of '
+      f'images, which data.resize={data.resize} does not draw; set '
+      '--config.data.resize=patch'
+    )
+  if data.resize == 'patch' and data.cache == 'none':
+    raise errors.UserError(
+      '--config.data.resize=patch needs --config.data.cache=disk or memory: '
+      'with none, the sizes of the images and the places of their classes are '
+      'not known'
+    )
+
+
 def _check_combinations(config: ml_collections.ConfigDict) -> None:
   """Checks fields that only make sense together."""
   data = config.data
@@ -322,11 +440,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
         f'--config.{field}={flat[field]}: must be at least {low} and below '
         f'{high}'
       )
-  for field in ('augment.flip_horizontal', 'augment.flip_vertical'):
-    if not 0 <= flat[field] <= 1:
-      raise errors.UserError(
-        f'--config.{field}={flat[field]}: a probability is between 0 and 1'
-      )
+  _check_augmentation(config)
   if config.mesh.data != -1 and config.mesh.data < 1:
     raise errors.UserError(
       f'--config.mesh.data={config.mesh.data}: takes a number of devices, or '
@@ -334,6 +448,8 @@ def validate(config: ml_collections.ConfigDict) -> None:
     )
   _check_lengths(config)
   _check_table(config)
+  _check_weight_map(config)
+  _check_windows(config)
   _check_combinations(config)
 
 
@@ -344,6 +460,13 @@ def class_names(config: ml_collections.ConfigDict) -> tuple[str, ...]:
   if config.data.num_classes == 1:
     return ('background', 'foreground')
   return tuple(f'class_{i}' for i in range(config.data.num_classes))
+
+
+def default_workdir(name: str) -> str:
+  """Returns runs/NAME or runs/NAME-ARGUMENT of --config=NAME.py:ARGUMENT."""
+  path, _, argument = name.partition(':')
+  stem = pathlib.Path(path).stem
+  return os.path.join('runs', f'{stem}-{argument}' if argument else stem)
 
 
 def cache_dir(config: ml_collections.ConfigDict) -> str:

@@ -53,6 +53,9 @@ class Evaluator:
     self._config, self._dataset, self._mesh = config, dataset, mesh
     self._loss_spec = losses.make_spec(config)
     everywhere = sharding.replicated(mesh)
+    # What says which image a row of a batch belongs to.
+    is_tiled = config.data.resize == 'patch'
+    self._of_rows = ('weight', 'example') if is_tiled else ('weight',)
     self._step = jax.jit(
       functools.partial(
         steps.eval_step,
@@ -63,7 +66,7 @@ class Evaluator:
       ),
       out_shardings={
         'confusion': everywhere,
-        'weight': everywhere,
+        **dict.fromkeys(self._of_rows, everywhere),
         'loss_total': everywhere,
         'loss_count': everywhere,
         # Stays where it is; only the first batch's is ever fetched.
@@ -77,7 +80,7 @@ class Evaluator:
     variables: dict[str, Any],
     stop: Callable[[], bool] = lambda: False,
   ) -> tuple[dict[str, float], list[dict[str, np.ndarray]]] | None:
-    """Counts every example once.
+    """Counts every example once, whole or in tiles.
 
     Args:
       variables: `params` and `batch_stats`.
@@ -88,14 +91,16 @@ class Evaluator:
       `image`, `mask` and `prediction`; None if it was given up.
     """
     start = time.perf_counter()
-    confusion, weights, totals, counts, shown = [], [], {}, {}, []
+    confusion, totals, counts, shown = [], {}, {}, []
+    of_rows = {name: [] for name in self._of_rows}
     pending = None
     batches = pipeline.eval_batches(self._dataset, self._config, self._mesh)
 
     def add(result):
       result = jax.device_get(result)
       confusion.append(result['confusion'])
-      weights.append(result['weight'])
+      for name, values in of_rows.items():
+        values.append(result[name])
       for sums, name in ((totals, 'loss_total'), (counts, 'loss_count')):
         for term, value in result[name].items():
           sums[term] = sums.get(term, 0.0) + float(value)
@@ -114,7 +119,11 @@ class Evaluator:
     add(pending)
     # A mesh may order its devices, and so the rows of a batch, otherwise than
     # the processes are: the padding is not always at the end.
-    per_image = np.concatenate(confusion)[np.concatenate(weights) > 0]
+    of_rows = {name: np.concatenate(v) for name, v in of_rows.items()}
+    real = of_rows['weight'] > 0
+    per_image = np.concatenate(confusion)[real]
+    if 'example' in of_rows:
+      per_image = _sum_tiles(per_image, of_rows['example'][real])
     assert len(per_image) == len(self._dataset), 'an example was lost'
     figures = metrics.scores(
       per_image,
@@ -139,7 +148,7 @@ class Evaluator:
     self, batch: dict[str, jax.Array], prediction: jax.Array
   ) -> list[dict[str, np.ndarray]]:
     """Some examples of a batch with their predictions, for a figure."""
-    count = min(self._config.log.num_figures, len(self._dataset))
+    count = self._config.log.num_figures
     if not count:
       return []
     whole = multihost_utils.process_allgather(
@@ -147,6 +156,22 @@ class Evaluator:
     )
     real = np.flatnonzero(whole.pop('weight'))[:count]
     return [{k: np.asarray(v[i]) for k, v in whole.items()} for i in real]
+
+
+def _sum_tiles(confusion: np.ndarray, examples: np.ndarray) -> np.ndarray:
+  """Adds the counts of each image's tiles.
+
+  Args:
+    confusion: int32 [T, C, C].
+    examples: int32 [T]: the indices of the images.
+
+  Returns:
+    int64 [N, C, C] of the images that have tiles, in order.
+  """
+  images, rows = np.unique(examples, return_inverse=True)
+  result = np.zeros((len(images), *confusion.shape[1:]), np.int64)
+  np.add.at(result, rows, confusion)
+  return result
 
 
 def format_table(figures: dict[str, float], names: tuple[str, ...]) -> str:

@@ -18,7 +18,11 @@ Array = jax.Array
 
 
 class Loss(NamedTuple):
-  """`total(logits, mask, spec)` and `count(mask, spec)`, both scalars."""
+  """`total(logits, mask, spec, weight_map)`, `count(mask, spec, weight_map)`.
+
+  Both are scalars. `weight_map` is floats [B, H, W], at least 0, or None where
+  all pixels count alike; only the cross-entropy uses it.
+  """
 
   total: Callable[..., Array]
   count: Callable[..., Array]
@@ -38,16 +42,22 @@ class LossSpec(NamedTuple):
   label_smoothing: float = 0.0
 
 
-def _pixel_weights(mask: Array, spec: LossSpec) -> Array:
-  """Each pixel's class weight, 0 where the mask is to be ignored."""
+def _pixel_weights(
+  mask: Array, spec: LossSpec, weight_map: Array | None
+) -> Array:
+  """Each pixel's weight times its class's, 0 where the mask is ignored."""
   valid = (mask != config_lib.IGNORE_LABEL).astype(jnp.float32)
+  if weight_map is not None:
+    valid = valid * weight_map.astype(jnp.float32)
   if not spec.class_weights:
     return valid
   table = jnp.asarray(spec.class_weights, jnp.float32)
   return valid * table[jnp.where(mask == config_lib.IGNORE_LABEL, 0, mask)]
 
 
-def _cross_entropy_total(logits: Array, mask: Array, spec: LossSpec) -> Array:
+def _cross_entropy_total(
+  logits: Array, mask: Array, spec: LossSpec, weight_map: Array | None
+) -> Array:
   """Sum over pixels of the weighted cross-entropy in nats.
 
   Args:
@@ -55,6 +65,8 @@ def _cross_entropy_total(logits: Array, mask: Array, spec: LossSpec) -> Array:
     mask: integers [B, H, W] in 0..C-1 (0..1 for C = 1), 255 is ignored.
     spec: class weights and label smoothing (Szegedy et al. 2016, arXiv
       1512.00567, section 7).
+    weight_map: floats [B, H, W] or None; a weighted mean, since the count adds
+      up the same weights.
   """
   target = jnp.where(mask == config_lib.IGNORE_LABEL, 0, mask)
   smoothing = spec.label_smoothing
@@ -68,14 +80,18 @@ def _cross_entropy_total(logits: Array, mask: Array, spec: LossSpec) -> Array:
     values = -jnp.sum(jnp.where(hot, log_p, 0.0), axis=-1)
     if smoothing:
       values = (1 - smoothing) * values - smoothing * jnp.mean(log_p, axis=-1)
-  return jnp.sum(values * _pixel_weights(mask, spec))
+  return jnp.sum(values * _pixel_weights(mask, spec, weight_map))
 
 
-def _cross_entropy_count(mask: Array, spec: LossSpec) -> Array:
-  return jnp.sum(_pixel_weights(mask, spec))
+def _cross_entropy_count(
+  mask: Array, spec: LossSpec, weight_map: Array | None
+) -> Array:
+  return jnp.sum(_pixel_weights(mask, spec, weight_map))
 
 
-def _dice_total(logits: Array, mask: Array, spec: LossSpec) -> Array:
+def _dice_total(
+  logits: Array, mask: Array, spec: LossSpec, weight_map: Array | None
+) -> Array:
   """Sum over images of 1 - soft Dice, averaged over classes.
 
   Milletari et al. 2016 (arXiv 1606.04797), with p + m instead of squares and 1
@@ -87,7 +103,9 @@ def _dice_total(logits: Array, mask: Array, spec: LossSpec) -> Array:
       alone is scored.
     mask: integers [B, H, W], 255 is ignored.
     spec: its class weights average the classes.
+    weight_map: not used; Dice balances by itself.
   """
+  del weight_map
   valid = (mask != config_lib.IGNORE_LABEL)[..., None]
   if logits.shape[-1] == 1:
     probability = jax.nn.sigmoid(logits)
@@ -114,8 +132,8 @@ def _has_valid(mask: Array) -> Array:
   return valid.astype(jnp.float32)
 
 
-def _dice_count(mask: Array, spec: LossSpec) -> Array:
-  del spec
+def _dice_count(mask: Array, spec: LossSpec, weight_map: Array | None) -> Array:
+  del spec, weight_map
   return jnp.sum(_has_valid(mask))
 
 
@@ -135,15 +153,22 @@ def make_spec(config) -> LossSpec:
   )
 
 
-def counts(mask: Array, spec: LossSpec) -> dict[str, Array]:
+def counts(
+  mask: Array, spec: LossSpec, weight_map: Array | None = None
+) -> dict[str, Array]:
   """Returns each term's count over a batch: {name: scalar}."""
-  return {name: LOSSES[name].count(mask, spec) for name, _ in spec.weights}
+  return {
+    name: LOSSES[name].count(mask, spec, weight_map) for name, _ in spec.weights
+  }
 
 
-def totals(logits: Array, mask: Array, spec: LossSpec) -> dict[str, Array]:
+def totals(
+  logits: Array, mask: Array, spec: LossSpec, weight_map: Array | None = None
+) -> dict[str, Array]:
   """Returns each term's total over a batch: {name: scalar}."""
   return {
-    name: LOSSES[name].total(logits, mask, spec) for name, _ in spec.weights
+    name: LOSSES[name].total(logits, mask, spec, weight_map)
+    for name, _ in spec.weights
   }
 
 

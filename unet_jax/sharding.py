@@ -133,10 +133,13 @@ def nearest_multiples(n: int, k: int) -> str:
 def batch_sharding(mesh: Mesh) -> dict[str, NamedSharding]:
   """Where each entry of a batch lives."""
   rows = NamedSharding(mesh, P(('data', 'fsdp'), 'spatial'))
+  per_image = NamedSharding(mesh, P(('data', 'fsdp')))
   return {
     'image': rows,
     'mask': rows,
-    'weight': NamedSharding(mesh, P(('data', 'fsdp'))),
+    'weight_map': rows,
+    'weight': per_image,
+    'example': per_image,
   }
 
 

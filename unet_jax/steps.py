@@ -1,7 +1,8 @@
 """The steps that run on the device: pure functions, jitted by their callers.
 
-Batches are dicts with `image` uint8 [B, H, W, C] and `mask` uint8 [B, H, W];
-normalising, augmenting and cropping masks to the logits happen in here.
+Batches are dicts with `image` uint8 [B, H, W, C], `mask` uint8 [B, H, W] and,
+where the config asks for one, `weight_map` float16 [B, H, W]; normalising,
+augmenting and cropping masks to the logits happen in here.
 """
 
 from typing import Any
@@ -26,6 +27,21 @@ def normalize(image: Array, mean, std) -> Array:
   return image.astype(jnp.float32) * (1 / (255 * std)) - mean / std
 
 
+def augment_batch(
+  batch: Batch, key: Array, step: Array, augmentation: augment.Augmentation
+) -> tuple[Batch, Array]:
+  """Returns the batch that a step trains on, and the key of its dropout.
+
+  Args:
+    batch: as in `train_step`.
+    key: root key of the run.
+    step: number of updates done.
+    augmentation: applied to all entries of the batch together.
+  """
+  augment_key, dropout_key = jax.random.split(jax.random.fold_in(key, step))
+  return augmentation(augment_key, batch), dropout_key
+
+
 def train_step(
   state: TrainState,
   batch: Batch,
@@ -45,7 +61,8 @@ def train_step(
 
   Args:
     state: is donated by the caller.
-    batch: `image` uint8 [B, H, W, C], `mask` uint8 [B, H, W].
+    batch: `image` uint8 [B, H, W, C], `mask` uint8 [B, H, W] and perhaps
+      `weight_map` float16 [B, H, W], which weighs the loss.
     key: root key of the run; what is random depends on it and on the step only.
     model: its logits are trained.
     optimizer: applied to the gradient of the mean loss of the batch.
@@ -61,15 +78,14 @@ def train_step(
     The new state, and float32 scalars: `loss`, `grad_norm` (before clipping),
     `learning_rate`, and `loss/TERM` where there are several terms.
   """
-  augment_key, dropout_key = jax.random.split(
-    jax.random.fold_in(key, state.step)
-  )
-  image, mask = augmentation(augment_key, batch['image'], batch['mask'])
+  batch, dropout_key = augment_batch(batch, key, state.step, augmentation)
+  image = batch['image']
   shape = unet.output_size(image.shape[1:3], model.depth, model.padding)
-  mask = unet.center_crop(mask, *shape)
-  count = losses.counts(mask, loss_spec)
+  mask, weight_map = targets(batch, shape)
+  count = losses.counts(mask, loss_spec, weight_map)
 
-  def loss_fn(params, batch_stats, image, mask, key):
+  def loss_fn(params, batch_stats, inputs, key):
+    image, mask, weight_map = inputs
     logits, updates = model.apply(
       {'params': params, 'batch_stats': batch_stats},
       normalize(image, mean, std),
@@ -77,12 +93,12 @@ def train_step(
       rngs={'dropout': key},
       mutable=['batch_stats'],
     )
-    total = losses.totals(logits, mask, loss_spec)
+    total = losses.totals(logits, mask, loss_spec, weight_map)
     loss = losses.weighted_sum(total, count, loss_spec)
     return loss, (total, updates.get('batch_stats', {}))
 
   grads, total, batch_stats = _accumulated_gradients(
-    loss_fn, state, image, mask, dropout_key, accumulate_steps
+    loss_fn, state, (image, mask, weight_map), dropout_key, accumulate_steps
   )
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
@@ -106,7 +122,14 @@ def train_step(
   return new_state, figures
 
 
-def _accumulated_gradients(loss_fn, state, image, mask, key, parts):
+def targets(batch: Batch, shape) -> tuple[Array, Array | None]:
+  """A batch's mask and weight map (or None), cropped to the logits' size."""
+  crop = lambda x: unet.center_crop(x, *shape)
+  weight_map = crop(batch['weight_map']) if 'weight_map' in batch else None
+  return crop(batch['mask']), weight_map
+
+
+def _accumulated_gradients(loss_fn, state, inputs, key, parts):
   """Sums gradients and loss totals over equal parts of the batch.
 
   Since every part is divided by the whole batch's count, the sum is the
@@ -119,7 +142,7 @@ def _accumulated_gradients(loss_fn, state, image, mask, key, parts):
   gradient = jax.grad(loss_fn, has_aux=True)
   if parts == 1:
     grads, (total, stats) = gradient(
-      state.params, state.batch_stats, image, mask, key
+      state.params, state.batch_stats, inputs, key
     )
     return grads, total, stats
   split = lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
@@ -130,7 +153,7 @@ def _accumulated_gradients(loss_fn, state, image, mask, key, parts):
     add = lambda a, b: jax.tree.map(jnp.add, a, b)
     return (add(grads, more_grads), add(total, more_total), stats), None
 
-  part = (split(image), split(mask), jax.random.split(key, parts))
+  part = (jax.tree.map(split, inputs), jax.random.split(key, parts))
   first = jax.tree.map(lambda x: x[0], part)
   _, (total, _) = jax.eval_shape(
     gradient, state.params, state.batch_stats, *first
@@ -183,20 +206,21 @@ def eval_step(
   Args:
     variables: `params` and `batch_stats`.
     batch: as in `train_step`, and `weight` [B], 0 for padding, which then
-      counts nowhere.
+      counts nowhere; of tiles also `example` [B], see pipeline.py.
     model: evaluated with its running statistics, without dropout.
     loss_spec: see losses.py.
     mean: per channel, of values in 0..1; likewise std.
     std: see mean.
 
   Returns:
-    `confusion` int32 [B, C, C], `weight` [B] as given, `loss_total` and
-    `loss_count` {term: scalar}, `prediction` uint8 [B, H', W'].
+    `confusion` int32 [B, C, C]; `weight` and `example` [B] as given;
+    `loss_total` and `loss_count` {term: scalar}; `prediction` uint8
+    [B, H', W'].
   """
   logits = predict_step(
     variables, batch['image'], model=model, mean=mean, std=std
   )
-  mask = unet.center_crop(batch['mask'], *logits.shape[1:3])
+  mask, weight_map = targets(batch, logits.shape[1:3])
   padding = (batch['weight'] == 0)[:, None, None]
   mask = jnp.where(padding, config_lib.IGNORE_LABEL, mask)
   prediction = metrics.predict_classes(logits)
@@ -204,8 +228,8 @@ def eval_step(
     'confusion': metrics.confusion_counts(
       mask, prediction, max(logits.shape[-1], 2)
     ),
-    'weight': batch['weight'],
-    'loss_total': losses.totals(logits, mask, loss_spec),
-    'loss_count': losses.counts(mask, loss_spec),
+    **{k: batch[k] for k in ('weight', 'example') if k in batch},
+    'loss_total': losses.totals(logits, mask, loss_spec, weight_map),
+    'loss_count': losses.counts(mask, loss_spec, weight_map),
     'prediction': prediction,
   }

@@ -27,7 +27,7 @@ from skimage import transform
 
 from configs import default
 from unet_jax import errors
-from unet_jax.data import prepare, sources
+from unet_jax.data import prepare, sources, weight_map
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -44,8 +44,8 @@ class _Examples:
   length = 8
   watch_dir = None
 
-  def __init__(self, config, split):
-    del config
+  def __init__(self, config, split, problems=None):
+    del config, problems
     self.split = split
 
   def __len__(self):
@@ -536,6 +536,27 @@ def test_key_stays_with_all_other_fields(examples):
   assert prepare.cache_key(source, config) == key
 
 
+def test_key_changes_with_the_weight_map_alone(examples):
+  """What a map does not need leaves the key as it is without one."""
+  source = examples(None, None)
+  config = _config(instance_key='x')
+  config.loss.update(border_weight=3.0, border_sigma=2.0)
+  assert prepare.cache_key(source, config) == prepare.cache_key(
+    source, _config()
+  )
+  keys = {prepare.cache_key(source, config)}
+  for field, value in (
+    ('loss.weight_map', 'border'),
+    ('loss.border_weight', 4.0),
+    ('loss.border_sigma', 4.0),
+    ('loss.balance', 'image'),
+    ('data.instance_key', 'y'),
+  ):
+    config.update_from_flattened_dict({field: value})
+    keys.add(prepare.cache_key(source, config))
+  assert len(keys) == 6
+
+
 def test_a_changed_file_is_prepared_anew(tmp_path):
   for split in ('train', 'val'):
     for kind in ('images', 'masks'):
@@ -551,6 +572,80 @@ def test_a_changed_file_is_prepared_anew(tmp_path):
   Image.new('L', (5, 5), 2).save(path)
   os.utime(path, ns=(1, 1))
   assert prepare.prepare(config, 'train')[0]['mask'].max() == 2
+
+
+def test_weight_maps_are_kept(tmp_path, examples):
+  """Made of the mask as it is after resizing."""
+  for cache in ('none', 'memory', 'disk', 'disk'):
+    config = _config(tmp_path, cache=cache)
+    config.loss.update(weight_map='border', balance='image')
+    prepared = prepare.prepare(config, 'train')
+    make = weight_map.make_weight_map(config)
+    for i in range(len(prepared)):
+      example = prepared[i]
+      assert example['weight_map'].dtype == np.float16
+      np.testing.assert_array_equal(
+        example['weight_map'], make(example['mask'])
+      )
+  assert isinstance(example['weight_map'].base, np.memmap)
+
+
+@pytest.mark.parametrize('resize', ['stretch', 'pad', 'crop'])
+def test_instances_are_resized_with_the_mask(resize):
+  seen = []
+  example = _example((19, 31), (19, 31))
+  example['mask'] = np.arange(19 * 31).reshape(19, 31) % 3
+  # Each instance says which value of the mask it had.
+  example['instances'] = 1000 * (example['mask'] + 1)
+  data = _config(image_size=(12, 12), resize=resize).data
+  spy = lambda mask, instances: seen.append(instances)
+  mask = prepare.prepare_example(example, data, spy)['mask']
+  expected = np.where(mask == 255, 0, 1000 * (mask.astype(int) + 1))
+  np.testing.assert_array_equal(seen[0], expected)
+
+
+def test_instances_of_another_size():
+  example = _example((19, 31), (19, 31))
+  example['instances'] = np.zeros((19, 30), int)
+  with pytest.raises(errors.UserError) as e:
+    prepare.prepare_example(example, _config().data)
+  assert str(e.value).startswith(
+    'images/a.jpg is 31 x 19 pixels, the instance mask of images/a.jpg 30 x 19 '
+  )
+
+
+def test_statistics(tmp_path, examples):
+  """Of what is left of the examples, also when they are read again."""
+  examples.bad = {2: errors.DecodeError('2.png cannot be decoded')}
+  for cache in ('memory', 'disk', 'disk'):
+    config = _config(tmp_path, cache=cache, on_error='skip', resize='pad')
+    prepared = prepare.prepare(config, 'train')
+    stats = prepared.stats
+    assert stats.names == tuple(f'{i}.png' for i in (0, 1, 3, 4, 5, 6, 7))
+    assert stats.class_pixels.dtype == np.int64
+    assert stats.sizes.tolist() == [[8, 6]] * 7
+    for i in range(len(prepared)):
+      image, mask = prepared[i]['image'], prepared[i]['mask']
+      expected = [np.sum(mask == c) for c in (0, 1, 2, 255)]
+      assert stats.class_pixels[i].tolist() == expected
+      np.testing.assert_allclose(
+        stats.stds[i], image.std((0, 1)).max(), rtol=1e-5
+      )
+      digest = hashlib.blake2b(image.tobytes(), digest_size=16).digest()
+      assert stats.digests[i].tobytes() == digest
+  assert len(np.unique(stats.digests, axis=0)) == 7
+  assert stats.class_pixels[:, 3].any()
+  assert prepare.prepare(_config(cache='none'), 'train').stats is None
+
+
+def test_histogram_of_a_large_mask():
+  """More pixels than float32 counts one by one."""
+  mask = np.full((2**13, 2**12 + 1), 7, np.uint8)
+  mask[5] = 255
+  counts = prepare.histogram(mask)
+  assert counts.dtype == np.int64
+  assert counts[[7, 255]].tolist() == [mask.size - 2**12 - 1, 2**12 + 1]
+  assert counts.sum() == mask.size
 
 
 def _leftovers(cache_dir):
@@ -727,7 +822,7 @@ def test_a_process_killed_while_it_builds(tmp_path, examples):
   assert got == _digest(prepare.prepare(_config(cache='memory'), 'train'))
   assert _leftovers(cache_dir) == [key]
   meta = json.loads((cache_dir / 'prepared' / key / 'meta.json').read_text())
-  assert meta == {'length': 8, 'skipped': []}
+  assert meta['length'] == 8 and meta['skipped'] == []
 
 
 def _main(cache_dir, watch_dir):

@@ -56,6 +56,61 @@ def _error(root, split='train', **data):
   return str(e.value)
 
 
+def _write_instances(root, stems):
+  for i, stem in enumerate(stems):
+    _write(root / 'instances' / f'{stem}.png', 200 + i)
+
+
+def test_instances_beside_the_masks(tmp_path):
+  _write_pairs(tmp_path / 'train', ['a', 'b', 'c'])
+  _write_instances(tmp_path / 'train', ['a', 'b', 'c'])
+  _write_pairs(tmp_path / 'val', ['d'])
+  source = _make(tmp_path, 'train')
+  assert _values(source) == [0, 1, 2]
+  assert [int(source[i]['instances'].min()) for i in range(3)] == [
+    200,
+    201,
+    202,
+  ]
+  assert 'instances' not in _make(tmp_path, 'val')[0]
+  # They are among what arrays depend on.
+  before = source.fingerprint
+  os.utime(tmp_path / 'train/instances/b.png', ns=(1, 1))
+  assert _make(tmp_path, 'train').fingerprint != before
+
+
+def test_instances_of_a_list(tmp_path):
+  _write_pairs(tmp_path, ['a', 'b', 'c'])
+  _write_instances(tmp_path, ['a', 'b', 'c'])
+  (tmp_path / 'train.txt').write_text('c\na\n')
+  (tmp_path / 'val.txt').write_text('b\n')
+  source = _make(tmp_path, 'train')
+  assert [int(source[i]['instances'][0, 0]) for i in (0, 1)] == [202, 200]
+
+
+def test_colors_are_instances(tmp_path):
+  _write_pairs(tmp_path / 'train', ['a'])
+  _write_pairs(tmp_path / 'val', ['b'])
+  _write(tmp_path / 'train/instances/a.png', (0, 0, 0), 'RGB')
+  image = Image.open(tmp_path / 'train/instances/a.png')
+  image.putpixel((1, 0), (1, 0, 2))
+  image.putpixel((2, 1), (2, 0, 1))
+  image.save(tmp_path / 'train/instances/a.png')
+  got = _make(tmp_path, 'train')[0]['instances']
+  assert got.tolist() == [[0, 65538, 0], [0, 0, 131073]]
+
+
+def test_missing_instances(tmp_path):
+  _write_pairs(tmp_path / 'train', ['a1', 'a2'])
+  _write_instances(tmp_path / 'train', ['a1'])
+  train = tmp_path / 'train'
+  assert _error(tmp_path) == (
+    f'{train}/images/a2.png has no instance: {train}/instances has no file '
+    "with the stem 'a2' (did you mean a1?); 1 file(s) like this. Add the "
+    'instance or remove the file'
+  )
+
+
 # Layouts.
 
 

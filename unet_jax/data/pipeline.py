@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from unet_jax import sharding
-from unet_jax.data import prepare
+from unet_jax.data import prepare, windows
 
 Batch = dict[str, Any]
 
@@ -59,18 +59,24 @@ def train_batches(dataset, config, mesh: Mesh) -> grain.DatasetIterator:
   """Returns endless batches, shuffled anew in each epoch.
 
   Args:
-    dataset: see prepare.py.
+    dataset: see prepare.py; with data.resize `patch` windows are drawn of it.
     config: the config of the run.
     mesh: where the batches go.
 
   Returns:
-    An iterator of {'image': uint8 [B, H, W, C], 'mask': uint8 [B, H, W]} on
-    the devices. `get_state()` is the position after the last batch that was
-    taken (not of what was read ahead), `set_state()` goes on from there.
+    An iterator of {'image': uint8 [B, H, W, C], 'mask': uint8 [B, H, W]} and,
+    where the config asks for one, 'weight_map': float16 [B, H, W], on the
+    devices. `get_state()` is the position after the last batch that was taken
+    (not of what was read ahead), `set_state()` goes on from there.
+
+  Raises:
+    UserError: there is nothing to draw windows around.
   """
-  batches = _local_batches(
-    grain.MapDataset.source(dataset).shuffle(config.seed).repeat(), config
-  )
+  if config.data.resize == 'patch':
+    examples = windows.train_windows(dataset, config)
+  else:
+    examples = grain.MapDataset.source(dataset).shuffle(config.seed).repeat()
+  batches = _local_batches(examples, config)
   return iter(_to_devices(batches, config, mesh))
 
 
@@ -78,13 +84,16 @@ def eval_batches(dataset, config, mesh: Mesh) -> Iterator[Batch]:
   """Returns every example once, in order, in whole batches.
 
   Args:
-    dataset: see prepare.py.
+    dataset: see prepare.py; with data.resize `patch` it is laid out in tiles.
     config: the config of the run.
     mesh: where the batches go.
 
   Returns:
-    As `train_batches`, and `weight` float32 [B]: 1, or 0 for padding.
+    As `train_batches`, and `weight` float32 [B]: 1, or 0 for padding; of tiles
+    also `example` int32 [B]: the indices of their images.
   """
+  if config.data.resize == 'patch':
+    dataset = windows.Tiles(dataset, config)
   padded = _WithPadding(dataset, config.data.batch_size)
   batches = _local_batches(grain.MapDataset.source(padded), config)
   return iter(_to_devices(batches, config, mesh))

@@ -1,11 +1,15 @@
-"""Examples of any size to fixed-size uint8 arrays, made once and kept.
+"""Examples of any size to uint8 arrays, made once and kept.
 
-A prepared set holds `image` [H, W, C] and `mask` [H, W], both uint8, at random
-access. `prepare` makes it in memory, on disk (memory-mapped, keyed by
-everything that it depends on, so that it is never stale) or at each access.
+A prepared set holds `image` [H, W, C] and `mask` [H, W], both uint8, and the
+`weight_map` [H, W], float16, where the config asks for one, at random access:
+all of one size, or with data.resize `patch` each of its own. `prepare` makes it
+in memory, on disk (memory-mapped, keyed by everything that it depends on, so
+that it is never stale) or at each access.
 """
 
 import concurrent.futures
+import dataclasses
+import functools
 import hashlib
 import json
 import logging
@@ -15,6 +19,7 @@ import shutil
 import sys
 import tempfile
 import threading
+from typing import Any
 
 import cv2
 import numpy as np
@@ -23,12 +28,12 @@ import tqdm
 
 from unet_jax import config as config_lib
 from unet_jax import errors, locks
-from unet_jax.data import sources
+from unet_jax.data import sources, weight_map
 
 _log = logging.getLogger(__name__)
 
 # Raise it when the same sources and config would give other arrays.
-_VERSION = 1
+_VERSION = 2
 # Fields that prepared arrays depend on, besides the source's fingerprint.
 _FIELDS = (
   'image_size',
@@ -39,6 +44,9 @@ _FIELDS = (
   'resize',
   'on_error',
 )
+
+# Pixels of each class whose places are kept, of each image.
+_NUM_PLACES = 1000
 
 # Threads are ours, a level above; OpenCV's own would fight them.
 cv2.setNumThreads(1)
@@ -72,38 +80,49 @@ def map_mask(
     if not any(isinstance(key, tuple) for key, _ in table):
       raise _color_mask_error(values, name)
     values = values.astype(np.int64) @ _COLOR_WEIGHTS
-    table = {int(_as_color(key) @ _COLOR_WEIGHTS): c for key, c in table}
+    table = _color_table(table)
   elif table:
-    # A file whose channels are equal comes as one of them.
-    table = {
-      int(_as_color(key)[0]): c
-      for key, c in table
-      if len(set(_as_color(key))) == 1
-    }
+    table = _grey_table(table)
   else:
     table = {i: i for i in (*range(num_names), config_lib.IGNORE_LABEL)}
     # Most likely 255 is the foreground: it must be said, not guessed.
     if num_names == 2 and values.max() == 255 and np.all(values % 255 == 0):
       del table[config_lib.IGNORE_LABEL]
   if values.dtype == np.uint8:
-    # The quick way for what most masks are.
-    lookup = np.full(256, -1, np.int16)
+    # The quick way for what most masks are: OpenCV's tables are four times as
+    # fast as an index.
+    lookup, unknown = np.zeros(256, np.uint8), np.ones(256, np.uint8)
     for value, c in table.items():
       if 0 <= value < 256:
-        lookup[value] = c
-    mapped = lookup[values]
+        lookup[value], unknown[value] = c, 0
+    mapped = cv2.LUT(values, lookup)
+    any_unknown = cv2.countNonZero(cv2.LUT(values, unknown))
   else:
-    mapped = np.full(values.shape, -1, np.int16)
+    mapped = np.zeros(values.shape, np.uint8)
+    known = np.zeros(values.shape, bool)
     for value, c in table.items():
-      mapped[values == value] = c
-  if mapped.min() < 0:
+      at = values == value
+      mapped[at] = c
+      known |= at
+    any_unknown = not known.all()
+  if any_unknown:
     raise _unknown_value_error(values, table, num_names, is_color, name)
-  return mapped.astype(np.uint8)
+  return mapped
 
 
-def _as_color(key) -> np.ndarray:
-  """The colour that a key of the table stands for: int [3]."""
-  return np.broadcast_to(np.array(key, np.int64), 3)
+# Kept, since they are asked for with each mask.
+@functools.cache
+def _color_table(table) -> dict[int, int]:
+  """{the number that stands for a colour: class}"""
+  colors = [np.broadcast_to(np.array(key, np.int64), 3) for key, _ in table]
+  return {int(k @ _COLOR_WEIGHTS): c for k, (_, c) in zip(colors, table)}
+
+
+@functools.cache
+def _grey_table(table) -> dict[int, int]:
+  """{value: class}; a file whose channels are equal comes as one of them."""
+  keys = [key if isinstance(key, tuple) else (key,) for key, _ in table]
+  return {k[0]: c for k, (_, c) in zip(keys, table) if len(set(k)) == 1}
 
 
 def _unknown_value_error(values, table, num_names, is_color, name):
@@ -182,11 +201,15 @@ def resize_pair(
     image: uint8 [H, W, C].
     mask: uint8 [H, W].
     target: height and width.
-    resize: `stretch`, `pad` (with 0, and 255 in the mask) or `crop`.
+    resize: `stretch`, `pad` (with 0, and 255 in the mask), `crop`, or `patch`,
+      which changes nothing.
 
   Returns:
     uint8 [*target, C] and uint8 [*target].
   """
+  mask = _resize_labels(mask, target, resize, config_lib.IGNORE_LABEL)
+  if resize == 'patch':
+    return image, mask
   old, size = image.shape[:2], _scaled_size(image.shape[:2], target, resize)
   if size != old:
     # One after the other, since INTER_AREA averages only where no side grows.
@@ -194,73 +217,221 @@ def resize_pair(
     image = cv2.resize(image, small[::-1], interpolation=cv2.INTER_AREA)
     image = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
     image = image.reshape(*size, -1)  # OpenCV drops a single channel.
+  return _fit(image, target, 0), mask
+
+
+def _resize_labels(labels: np.ndarray, target, resize: str, fill: int):
+  """The part of `resize_pair` for integers [H, W]; `fill` is around them."""
+  if resize == 'patch':
+    return labels
+  old, size = labels.shape, _scaled_size(labels.shape, target, resize)
+  if size != old:
     # Exact, where OpenCV's fixed-point numbers miss half of the ties.
     rows, columns = (
       (2 * np.arange(t) + 1) * n // (2 * t) for n, t in zip(old, size)
     )
-    mask = mask[rows[:, None], columns]
-  if size != tuple(target):
-    image = _fit(image, target, 0)
-    mask = _fit(mask, target, config_lib.IGNORE_LABEL)
-  return image, mask
+    labels = labels[rows[:, None], columns]
+  return _fit(labels, target, fill)
 
 
-def prepare_example(example: sources.Example, data) -> dict[str, np.ndarray]:
-  """Checks and converts one example of a source.
-
-  Args:
-    example: see sources.py.
-    data: the section `data` of the config.
-
-  Returns:
-    `image` uint8 [H, W, C] and `mask` uint8 [H, W] of data.image_size.
-
-  Raises:
-    UserError: sizes differ, or a mask value is not in the table.
-  """
-  image, mask = example['image'], example['mask']
-  if image.shape[:2] != mask.shape[:2]:
+def check_sizes(example: sources.Example) -> None:
+  """Raises UserError where image, mask and instances differ in size."""
+  image = example['image']
+  named = [(example['mask'], example['mask_name'])]
+  if 'instances' in example:
+    named.append(
+      (example['instances'], f'the instance mask of {example["name"]}')
+    )
+  for mask, name in named:
+    if image.shape[:2] == mask.shape[:2]:
+      continue
     hint = ''
     if image.shape[:2] == mask.shape[1::-1]:
       hint = '; the one is the other turned: an EXIF rotation, applied to one?'
     raise errors.UserError(
       f'{example["name"]} is {image.shape[1]} x {image.shape[0]} pixels, '
-      f'{example["mask_name"]} {mask.shape[1]} x {mask.shape[0]} (width x '
+      f'{name} {mask.shape[1]} x {mask.shape[0]} (width x '
       f'height); make the mask of the image as it is stored{hint}'
     )
+
+
+def prepare_example(
+  example: sources.Example,
+  data,
+  make_weights: weight_map.WeightMap | None = None,
+) -> dict[str, np.ndarray]:
+  """Checks and converts one example of a source.
+
+  Args:
+    example: see sources.py.
+    data: the section `data` of the config.
+    make_weights: makes the weight map, after resizing.
+
+  Returns:
+    `image` uint8 [H, W, C], `mask` uint8 [H, W] and, with `make_weights`,
+    `weight_map` float16 [H, W], of data.image_size; or of the size that they
+    have, where data.resize is `patch`.
+
+  Raises:
+    UserError: sizes differ, or a mask value is not in the table.
+  """
+  check_sizes(example)
   mask = map_mask(
-    mask, data.mask_values, data.num_classes, example['mask_name']
+    example['mask'], data.mask_values, data.num_classes, example['mask_name']
   )
-  image, mask = resize_pair(image, mask, data.image_size, data.resize)
-  return {'image': image, 'mask': mask}
+  image, mask = resize_pair(
+    example['image'], mask, data.image_size, data.resize
+  )
+  result = {'image': image, 'mask': mask}
+  if make_weights is not None:
+    instances = example.get('instances')
+    if instances is not None:
+      instances = _resize_labels(instances, data.image_size, data.resize, 0)
+    result['weight_map'] = make_weights(mask, instances)
+  return result
+
+
+def histogram(mask: np.ndarray) -> np.ndarray:
+  """Returns how often each value occurs in uint8 [H, W]: int64 [256]."""
+  # OpenCV's is the fastest, and counts in float32: exact up to 2**24.
+  rows = max(2**24 // max(mask.shape[1], 1), 1)
+  parts = [
+    cv2.calcHist([mask[i : i + rows]], [0], None, [256], [0, 256]).ravel()
+    for i in range(0, len(mask), rows)
+  ]
+  return np.sum(parts, axis=0, dtype=np.int64)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stats:
+  """What is known of the N prepared examples without reading them.
+
+  Attributes:
+    names: of the examples, for people.
+    sizes: int64 [N, 2]: height and width in pixels.
+    class_pixels: int64 [N, C + 1]: pixels of each class, and last those that
+      are ignored.
+    digests: uint8 [N, 16] of the image's bytes: equal for equal images.
+    stds: float32 [N]: standard deviation of the image's values in 0..255, of
+      the channel that has the largest.
+  """
+
+  names: tuple[str, ...]
+  sizes: np.ndarray
+  class_pixels: np.ndarray
+  digests: np.ndarray
+  stds: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Places:
+  """Where pixels of each class are, up to 1000 of each in each of N images.
+
+  Attributes:
+    points: int32 [M, 2]: rows and columns, by image and then by class.
+    starts: int64 [N * C + 1]: those of class c in image i are
+      `points[starts[i * C + c] : starts[i * C + c + 1]]`.
+  """
+
+  points: np.ndarray
+  starts: np.ndarray
+
+  def of(self, index: int, c: int, num_classes: int) -> np.ndarray:
+    """Returns int32 [K, 2]: pixels of class `c` in image `index`."""
+    cell = index * num_classes + c
+    return self.points[self.starts[cell] : self.starts[cell + 1]]
+
+
+def _find_places(mask: np.ndarray, counts: np.ndarray, index: int):
+  """Draws places of each class, all pixels alike: [int32 [K, 2], ...].
+
+  Row by row, since the coordinates of all pixels may take many times the memory
+  of the image. What is drawn depends on `index` and the class alone.
+  """
+  found = []
+  for c, count in enumerate(counts.tolist()):
+    # Ordinals among the pixels of the class, of which each row has some.
+    chosen = np.arange(min(count, _NUM_PLACES))
+    if count > _NUM_PLACES:
+      rng = np.random.default_rng((index, c))
+      chosen = np.sort(rng.choice(count, _NUM_PLACES, replace=False))
+    points = [np.zeros((0, 2), np.int32)]
+    if count:
+      in_rows = np.array([np.count_nonzero(row == c) for row in mask])
+      ends = np.cumsum(in_rows)
+      of_rows = np.searchsorted(ends, chosen, 'right')
+      for row in np.unique(of_rows):
+        here = chosen[of_rows == row] - (ends[row] - in_rows[row])
+        columns = np.flatnonzero(mask[row] == c)[here]
+        points.append(np.stack([np.full_like(columns, row), columns], 1))
+    found.append(np.concatenate(points).astype(np.int32))
+  return found
 
 
 class OnTheFly:
   """A prepared set that is decoded at each access."""
 
-  def __init__(self, source: sources.Source, data):
-    self._source, self._data = source, data
+  # Only a set that was read whole has them.
+  stats = places = None
+
+  def __init__(self, source: sources.Source, config):
+    self._source, self._data = source, config.data
+    self._make_weights = weight_map.make_weight_map(config)
 
   def __len__(self) -> int:
     return len(self._source)
 
   def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-    return prepare_example(self._source[index], self._data)
+    return prepare_example(self._source[index], self._data, self._make_weights)
 
 
 class Prepared:
-  """A prepared set in arrays (in memory, or memory-mapped)."""
+  """A prepared set in arrays (in memory, or memory-mapped).
 
-  def __init__(self, images: np.ndarray, masks: np.ndarray, kept: np.ndarray):
-    # The rows that were decoded: all of them unless on_error is `skip`.
-    self._images, self._masks, self._kept = images, masks, kept
+  Args:
+    arrays: {'image', 'mask'[, 'weight_map']}: each an array or a list of them,
+      by row; nothing of them is read before it is used.
+    kept: the rows that were decoded: all unless data.on_error is `skip`.
+    stats: of the rows that were decoded.
+    places: where their classes are; None unless data.resize is `patch`.
+  """
+
+  def __init__(
+    self,
+    arrays: dict[str, Any],
+    kept: np.ndarray,
+    stats: Stats,
+    places: Places | None = None,
+  ):
+    self._arrays, self._kept = arrays, kept
+    self.stats, self.places = stats, places
 
   def __len__(self) -> int:
     return len(self._kept)
 
   def __getitem__(self, index: int) -> dict[str, np.ndarray]:
     row = self._kept[index]
-    return {'image': self._images[row], 'mask': self._masks[row]}
+    return {name: array[row] for name, array in self._arrays.items()}
+
+
+class _Files:
+  """Arrays of any size, each in a file that is mapped when it is asked for.
+
+  Mapped anew at each access: a mapping that stays holds a file descriptor, of
+  which a process has few.
+  """
+
+  def __init__(self, folder: pathlib.Path):
+    self._folder = folder
+
+  def _path(self, row: int) -> pathlib.Path:
+    return self._folder / f'{row:06d}.npy'
+
+  def __setitem__(self, row: int, array: np.ndarray) -> None:
+    np.save(self._path(row), array)
+
+  def __getitem__(self, row: int) -> np.ndarray:
+    return np.load(self._path(row), mmap_mode='r')
 
 
 def num_workers(config) -> int:
@@ -288,13 +459,19 @@ def prepare(config, split: str):
 
 def _prepare(source: sources.Source, config) -> 'OnTheFly | Prepared':
   if config.data.cache == 'none':
-    return OnTheFly(source, config.data)
+    return OnTheFly(source, config)
   description = f'preparing {source.split}'
   if config.data.cache == 'memory':
-    shapes = _array_shapes(len(source), config)
-    arrays = [np.empty(shape, np.uint8) for shape in shapes]
-    skipped = _fill(source, config, *arrays, description)
-    return _checked(Prepared(*arrays, _kept(len(source), skipped)), skipped)
+    if config.data.resize == 'patch':
+      arrays = {name: [None] * len(source) for name in _array_names(config)}
+    else:
+      arrays = {
+        name: np.empty(shape, dtype)
+        for name, (shape, dtype) in _array_specs(len(source), config).items()
+      }
+    skipped, about = _fill(source, config, arrays, description)
+    kept = _kept(len(source), skipped)
+    return _checked(Prepared(arrays, kept, *about), skipped)
   folder = pathlib.Path(config_lib.cache_dir(config), 'prepared')
   path = folder / cache_key(source, config)
   try:
@@ -311,9 +488,20 @@ def _prepare(source: sources.Source, config) -> 'OnTheFly | Prepared':
   return _load(path)
 
 
-def _array_shapes(n: int, config):
-  size = tuple(config.data.image_size)
-  return (n, *size, config.data.num_channels), (n, *size)
+def _array_names(config) -> tuple[str, ...]:
+  has_weights = weight_map.make_weight_map(config) is not None
+  return ('image', 'mask', 'weight_map')[: 2 + has_weights]
+
+
+def _array_specs(n: int, config) -> dict[str, tuple]:
+  """Shape and type of each array, where all images have one size."""
+  shape = (n, *config.data.image_size)
+  specs = {
+    'image': ((*shape, config.data.num_channels), np.uint8),
+    'mask': (shape, np.uint8),
+    'weight_map': (shape, np.float16),
+  }
+  return {name: specs[name] for name in _array_names(config)}
 
 
 def _kept(n: int, skipped) -> np.ndarray:
@@ -328,6 +516,15 @@ def cache_key(source: sources.Source, config) -> str:
     'source': source.fingerprint,
     **{field: config.data[field] for field in _FIELDS},
   }
+  if config.data.resize == 'patch':
+    del depends_on['image_size']  # Of the windows, not of what is kept.
+  make_weights = weight_map.make_weight_map(config)
+  if make_weights is not None:
+    depends_on['weight_map'] = [
+      weight_map.VERSION,
+      dataclasses.astuple(make_weights),
+      config.data.instance_key,
+    ]
   text = json.dumps(depends_on, sort_keys=True, default=str)
   return hashlib.sha256(text.encode()).hexdigest()[:20]
 
@@ -340,19 +537,23 @@ def _build(source, config, path: pathlib.Path, description: str) -> None:
     tempfile.mkdtemp(prefix=path.name + '.tmp-', dir=path.parent)
   )
   try:
-    arrays = []
-    for name, shape in zip(
-      ('images', 'masks'), _array_shapes(len(source), config)
-    ):
-      file = temporary / f'{name}.npy'
-      arrays.append(np.lib.format.open_memmap(file, 'w+', np.uint8, shape))
-      # Otherwise a full disk is a bus error in the middle of writing.
-      with open(file, 'r+b') as f:
-        os.posix_fallocate(f.fileno(), 0, file.stat().st_size)
-    skipped = _fill(source, config, *arrays, description)
-    for array in arrays:
-      array.flush()
-    meta = {'length': len(source), 'skipped': skipped}
+    arrays = _create_arrays(temporary, len(source), config)
+    skipped, (stats, places) = _fill(source, config, arrays, description)
+    for array in arrays.values():
+      if isinstance(array, np.memmap):
+        array.flush()
+    found = {
+      f.name: getattr(stats, f.name) for f in dataclasses.fields(Stats)[1:]
+    }
+    if places is not None:
+      found.update(points=places.points, starts=places.starts)
+    np.savez(temporary / 'stats.npz', **found)
+    meta = {
+      'length': len(source),
+      'skipped': skipped,
+      'arrays': list(arrays),
+      'names': stats.names,
+    }
     (temporary / 'meta.json').write_text(json.dumps(meta, indent=2))
     temporary.rename(path)
   except BaseException:
@@ -360,13 +561,41 @@ def _build(source, config, path: pathlib.Path, description: str) -> None:
     raise
 
 
+def _create_arrays(folder: pathlib.Path, n: int, config) -> dict[str, Any]:
+  """The arrays of a cache, to be filled."""
+  arrays = {}
+  if config.data.resize == 'patch':
+    for name in _array_names(config):
+      (folder / f'{name}s').mkdir()
+      arrays[name] = _Files(folder / f'{name}s')
+    return arrays
+  for name, (shape, dtype) in _array_specs(n, config).items():
+    file = folder / f'{name}s.npy'
+    arrays[name] = np.lib.format.open_memmap(file, 'w+', dtype, shape)
+    # Otherwise a full disk is a bus error in the middle of writing.
+    with open(file, 'r+b') as f:
+      os.posix_fallocate(f.fileno(), 0, file.stat().st_size)
+  return arrays
+
+
 def _load(path: pathlib.Path) -> Prepared:
   meta = json.loads((path / 'meta.json').read_text())
-  arrays = [
-    np.load(path / f'{name}.npy', mmap_mode='r') for name in ('images', 'masks')
-  ]
+  arrays = {}
+  for name in meta['arrays']:
+    files = path / f'{name}s'
+    arrays[name] = (
+      _Files(files)
+      if files.is_dir()
+      else np.load(files.with_suffix('.npy'), mmap_mode='r')
+    )
+  with np.load(path / 'stats.npz') as found:
+    found = dict(found)
+  places = None
+  if 'points' in found:
+    places = Places(found.pop('points'), found.pop('starts'))
+  stats = Stats(tuple(meta['names']), **found)
   kept = _kept(meta['length'], meta['skipped'])
-  return _checked(Prepared(*arrays, kept), meta['skipped'])
+  return _checked(Prepared(arrays, kept, stats, places), meta['skipped'])
 
 
 def _checked(prepared: Prepared, skipped) -> Prepared:
@@ -381,26 +610,32 @@ def _checked(prepared: Prepared, skipped) -> Prepared:
   return prepared
 
 
-def _fill(source, config, images, masks, description: str) -> list[dict]:
+def _fill(source, config, arrays: dict[str, Any], description: str):
   """Prepares every example into its row, in parallel, with a bar.
 
   Returns:
-    [{'index', 'reason'}] of what could not be decoded and is left out.
+    [{'index', 'reason'}] of what could not be decoded and is left out, and
+    (Stats, Places or None) of the rest.
   """
-  skipped = []
+  skipped, found = [], {}
+  make_weights = weight_map.make_weight_map(config)
   stop = threading.Event()
 
   def work(index):
     if stop.is_set():
       return
     try:
-      example = prepare_example(source[index], config.data)
+      example = source[index]
+      name = example['name']
+      example = prepare_example(example, config.data, make_weights)
     except errors.DecodeError as e:
       if config.data.on_error == 'stop':
         raise
       skipped.append({'index': index, 'reason': str(e)})
       return
-    images[index], masks[index] = example['image'], example['mask']
+    for key, array in arrays.items():
+      array[index] = example[key]
+    found[index] = _describe(example, name, index, config)
 
   _log.info('%s: %d examples', description, len(source))
   bar = tqdm.tqdm(
@@ -416,4 +651,46 @@ def _fill(source, config, images, masks, description: str) -> list[dict]:
     except BaseException:
       stop.set()  # What is queued returns at once.
       raise
-  return sorted(skipped, key=lambda s: s['index'])
+  found = [found[index] for index in sorted(found)]
+  return sorted(skipped, key=lambda s: s['index']), _collect(found, config)
+
+
+def _describe(example, name: str, index: int, config) -> dict[str, Any]:
+  """An example's entries of Stats and Places."""
+  image, mask = example['image'], example['mask']
+  counts = histogram(mask)
+  num_names = max(config.data.num_classes, 2)
+  result = {
+    'names': name,
+    'sizes': mask.shape,
+    'class_pixels': np.append(
+      counts[:num_names], counts[config_lib.IGNORE_LABEL]
+    ),
+    'digests': np.frombuffer(
+      hashlib.blake2b(np.ascontiguousarray(image), digest_size=16).digest(),
+      np.uint8,
+    ),
+    'stds': cv2.meanStdDev(image)[1].max(),
+  }
+  if config.data.resize == 'patch':
+    result['places'] = _find_places(mask, counts[:num_names], index)
+  return result
+
+
+def _collect(found: list[dict[str, Any]], config):
+  """Joins what `_describe` found: (Stats, Places or None)."""
+  column = lambda key: [entry[key] for entry in found]
+  width = max(config.data.num_classes, 2) + 1
+  stats = Stats(
+    names=tuple(column('names')),
+    sizes=np.array(column('sizes'), np.int64).reshape(-1, 2),
+    class_pixels=np.array(column('class_pixels'), np.int64).reshape(-1, width),
+    digests=np.array(column('digests'), np.uint8).reshape(-1, 16),
+    stds=np.array(column('stds'), np.float32),
+  )
+  if config.data.resize != 'patch':
+    return stats, None
+  parts = [part for entry in column('places') for part in entry]
+  starts = np.cumsum([0, *map(len, parts)])
+  points = np.concatenate([np.zeros((0, 2), np.int32), *parts])
+  return stats, Places(points, starts)

@@ -6,11 +6,15 @@ A source is random access over one split: `len(source)` and `source[i]`, a dict
   mask:  integers [H, W], or uint8 RGB [H, W, 3], as stored
   name:  str, what a person would call the example
   mask_name: str, the file that the mask came from, where it has one
+  instances: where the data has them: integers [H, W], 0 is none, each other
+    value is one object
 
-`source.fingerprint` is a JSON-able value that changes with the examples.
-Sources are read from many threads at once.
+`source.read(i)` is the same with the bytes of the files in place of the arrays,
+where there are files. `source.fingerprint` is a JSON-able value that changes
+with the examples. Sources are read from many threads at once.
 """
 
+import dataclasses
 import hashlib
 import logging
 import os
@@ -39,11 +43,64 @@ class Source(Protocol):
 
   def __getitem__(self, index: int) -> Example: ...
 
+  def read(self, index: int) -> Example: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+  """What is wrong with files as a whole: pairs, stems, lists.
+
+  Attributes:
+    kind: one word, such as `unpaired`.
+    message: one line: what, where, how to mend it.
+    names: every file concerned.
+  """
+
+  kind: str
+  message: str
+  names: tuple[str, ...]
+
+
+def _report(problem: Problem, problems: list[Problem] | None) -> None:
+  """Raises the problem, or adds it to those that are collected."""
+  if problems is None:
+    raise errors.UserError(problem.message)
+  problems.append(problem)
+
+
+def decode_example(example: Example, data) -> Example:
+  """Returns what `read` gave with arrays in place of the files' bytes.
+
+  Args:
+    example: see `Source.read`.
+    data: the section `data` of the config.
+
+  Raises:
+    DecodeError: a file is broken.
+    UserError: values that cannot be used, see decode.py.
+  """
+  if isinstance(example['image'], np.ndarray):
+    return example
+  image = decode.decode_image(
+    example['image'], example['name'], data.num_channels, data.intensity
+  )
+  mask = decode.decode_mask(example['mask'], example['mask_name'])
+  result = {**example, 'image': image, 'mask': mask}
+  if 'instances' in example:
+    instances = decode.decode_mask(
+      example['instances'], f'the instance mask of {example["name"]}'
+    )
+    if instances.ndim == 3:  # A colour is an object; black is none.
+      instances = instances.astype(np.int64) @ np.array([1 << 16, 1 << 8, 1])
+    result['instances'] = instances
+  return result
+
 
 class TfdsSource:
   """A split of a TFDS data set, read without TensorFlow."""
 
-  def __init__(self, config, split: str):
+  def __init__(self, config, split: str, problems=None):
+    del problems  # Pairs are records here.
     import tensorflow_datasets as tfds
 
     data = config.data
@@ -58,18 +115,21 @@ class TfdsSource:
       split = _first_of(('val', 'validation', 'test'), builder.info.splits)
     self.split = split
     features = builder.info.features
-    for key in (data.image_key, data.mask_key):
+    keys = [data.image_key, data.mask_key]
+    keys += [data.instance_key] * bool(data.instance_key)
+    for key in keys:
       if key not in features:
         raise errors.UserError(
           f'TFDS set {data.name} has no feature {key!r}'
-          f'{config_lib.nearest(key, features)}; set --config.data.image_key '
-          f'and data.mask_key to two of {", ".join(sorted(features))}'
+          f'{config_lib.nearest(key, features)}; set --config.data.image_key, '
+          f'data.mask_key (and instance_key) to some of '
+          f'{", ".join(sorted(features))}'
         )
     skip = tfds.decode.SkipDecoding()
     try:
       self._records = builder.as_data_source(
         split,
-        decoders={data.image_key: skip, data.mask_key: skip},
+        decoders=dict.fromkeys(keys, skip),
       )
     except (KeyError, ValueError) as e:
       raise errors.UserError(
@@ -87,17 +147,21 @@ class TfdsSource:
     return len(self._records)
 
   def __getitem__(self, index: int) -> Example:
+    return decode_example(self.read(index), self._data)
+
+  def read(self, index: int) -> Example:
     record, data = self._records[index], self._data
     name = record.get('file_name', f'{data.name}[{index}]')
     name = name.decode() if isinstance(name, bytes) else str(name)
-    return {
-      'image': decode.decode_image(
-        record[data.image_key], name, data.num_channels, data.intensity
-      ),
-      'mask': decode.decode_mask(record[data.mask_key], f'the mask of {name}'),
+    example = {
+      'image': record[data.image_key],
+      'mask': record[data.mask_key],
       'name': name,
       'mask_name': f'the mask of {name}',
     }
+    if data.instance_key:
+      example['instances'] = record[data.instance_key]
+    return example
 
 
 def _prepare_tfds(config):
@@ -136,7 +200,7 @@ def _first_of(names, available) -> str:
   )
 
 
-def _natural_key(name: str) -> list:
+def natural_key(name: str) -> list:
   """Sorts slice_2 before slice_10."""
   parts = re.split(r'(\d+)', name)
   # The name itself orders slice_1 and slice_01.
@@ -146,14 +210,14 @@ def _natural_key(name: str) -> list:
 class FolderSource:
   """Images and masks in folders, paired by stem (see configs/folder.py)."""
 
-  def __init__(self, config, split: str):
+  def __init__(self, config, split: str, problems=None):
     self._data = config.data
     root = pathlib.Path(config.data.dir).expanduser()
     if not root.is_dir():
       raise errors.UserError(
         f'--config.data.dir={config.data.dir}: no such folder'
       )
-    self.split, self._pairs = _find_pairs(root, split, config)
+    self.split, self._pairs = _find_pairs(root, split, config, problems)
     self.fingerprint = [
       'folder',
       [_file_stamp(p) for pair in self._pairs for p in pair],
@@ -163,21 +227,19 @@ class FolderSource:
     return len(self._pairs)
 
   def __getitem__(self, index: int) -> Example:
-    image_path, mask_path = self._pairs[index]
-    data = self._data
-    image = decode.decode_image(
-      _read_bytes(image_path),
-      str(image_path),
-      data.num_channels,
-      data.intensity,
-    )
-    mask = decode.decode_mask(_read_bytes(mask_path), str(mask_path))
-    return {
-      'image': image,
-      'mask': mask,
+    return decode_example(self.read(index), self._data)
+
+  def read(self, index: int) -> Example:
+    image_path, mask_path, *instance_path = self._pairs[index]
+    example = {
+      'image': _read_bytes(image_path),
+      'mask': _read_bytes(mask_path),
       'name': str(image_path),
       'mask_name': str(mask_path),
     }
+    for path in instance_path:
+      example['instances'] = _read_bytes(path)
+    return example
 
 
 def _read_bytes(path: pathlib.Path) -> bytes:
@@ -198,8 +260,8 @@ def _file_stamp(path: pathlib.Path) -> list:
   return [str(path.resolve()), stat.st_size, stat.st_mtime_ns]
 
 
-def _find_pairs(root: pathlib.Path, split: str, config):
-  """Returns a split's name and its [(image path, mask path), ...], in order."""
+def _find_pairs(root: pathlib.Path, split: str, config, problems):
+  """Returns a split's name and its pairs, see `_pair_files`, in order."""
   folders = [s for s in ('train', 'val', 'test') if (root / s).is_dir()]
   usable = [s for s in folders if (root / s / 'masks').is_dir()]
   lists = [s for s in ('train', 'val', 'test') if (root / f'{s}.txt').is_file()]
@@ -223,9 +285,9 @@ def _find_pairs(root: pathlib.Path, split: str, config):
     )
   part = 'train' if held_out else split
   folder = root / part if usable else root
-  pairs = _pair_files(folder)
+  pairs = _pair_files(folder, problems)
   if lists and not usable:
-    pairs = _listed(pairs, root / f'{part}.txt')
+    pairs = _listed(pairs, root / f'{part}.txt', problems)
   if held_out:
     pairs = _hold_out(pairs, split, config, folder)
   return split, pairs
@@ -239,7 +301,7 @@ def _what_is_in(root: pathlib.Path) -> str:
   return f' (it has {", ".join(names[:6])}{more})'
 
 
-def _files_by_stem(folder: pathlib.Path) -> dict[str, pathlib.Path]:
+def _files_by_stem(folder: pathlib.Path, problems) -> dict[str, pathlib.Path]:
   """Returns {stem: path} of the image files of a folder, in natural order."""
   if not folder.is_dir():
     raise errors.UserError(f'{folder}: no such folder; put the files there')
@@ -249,42 +311,53 @@ def _files_by_stem(folder: pathlib.Path) -> dict[str, pathlib.Path]:
     if path.name.startswith('.') or not known:
       continue
     if path.stem in files:
-      raise errors.UserError(
-        f'{files[path.stem]} and {path} have the same stem; pairs are made '
-        'by stem, rename or remove one'
+      other = files[path.stem]
+      text = (
+        f'{other} and {path} have the same stem; pairs are made by stem, '
+        'rename or remove one'
       )
+      _report(Problem('same stem', text, (str(other), str(path))), problems)
     files[path.stem] = path
   if not files:
     raise errors.UserError(
       f'{folder}: has no image files ({", ".join(decode.EXTENSIONS)})'
     )
-  return dict(sorted(files.items(), key=lambda item: _natural_key(item[0])))
+  return dict(sorted(files.items(), key=lambda item: natural_key(item[0])))
 
 
-def _pair_files(folder: pathlib.Path):
-  images = _files_by_stem(folder / 'images')
-  masks = _files_by_stem(folder / 'masks')
-  for have, want, what in (
-    (images, masks, 'mask'),
-    (masks, images, 'image'),
-  ):
+def _pair_files(folder: pathlib.Path, problems):
+  """Returns [(image path, mask path[, path of the instances]), ...]."""
+  images = _files_by_stem(folder / 'images', problems)
+  masks = _files_by_stem(folder / 'masks', problems)
+  paired = [images, masks]
+  wanted = [(images, masks, 'mask'), (masks, images, 'image')]
+  if (folder / 'instances').is_dir():
+    paired.append(_files_by_stem(folder / 'instances', problems))
+    wanted.append((images, paired[2], 'instance'))
+  for have, want, what in wanted:
     missing = [stem for stem in have if stem not in want]
     if missing:
       other = folder / f'{what}s'
-      raise errors.UserError(
+      text = (
         f'{have[missing[0]]} has no {what}: {other} has no file with the '
         f'stem {missing[0]!r}{config_lib.nearest(missing[0], want)}; '
         f'{len(missing)} file(s) like this. Add the {what} or remove the '
         'file'
       )
-  return [(path, masks[stem]) for stem, path in images.items()]
+      names = tuple(str(have[stem]) for stem in missing)
+      _report(Problem('unpaired', text, names), problems)
+  return [
+    tuple(files[stem] for files in paired)
+    for stem in images
+    if all(stem in files for files in paired)
+  ]
 
 
-def _listed(pairs, path: pathlib.Path):
+def _listed(pairs, path: pathlib.Path, problems):
   """The pairs whose stems a list names, in the list's order."""
   if not path.is_file():
     raise errors.UserError(f'{path}: no such list of stems')
-  by_stem = {image.stem: (image, mask) for image, mask in pairs}
+  by_stem = {pair[0].stem: pair for pair in pairs}
   text = path.read_text('utf-8-sig', 'replace')
   chosen = []
   for line in filter(None, map(str.strip, text.splitlines())):
@@ -293,10 +366,12 @@ def _listed(pairs, path: pathlib.Path):
     names += (pathlib.Path(names[-1]).stem,)
     stem = next((name for name in names if name in by_stem), None)
     if stem is None:
-      raise errors.UserError(
+      text = (
         f'{path} names {line}, which images/ does not have'
         f'{config_lib.nearest(line, by_stem)}'
       )
+      _report(Problem('listed in vain', text, (line,)), problems)
+      continue
     chosen.append(by_stem[stem])
   if not chosen:
     raise errors.UserError(f'{path}: is empty; one stem a line')
@@ -321,9 +396,10 @@ def _hold_out(pairs, split: str, config, folder: pathlib.Path):
 class ShapesSource:
   """Drawn images; the example is a function of seed, split and index."""
 
-  def __init__(self, config, split: str):
+  def __init__(self, config, split: str, problems=None):
     from unet_jax.data import shapes
 
+    del problems  # There are no files.
     self._draw = shapes.draw
     if split == 'auto':
       split = 'test'
@@ -353,8 +429,10 @@ class ShapesSource:
 
   def __getitem__(self, index: int) -> Example:
     image, mask = self._draw((*self._seed, index), self._size)
-    name = f'shape {index}'
+    name = f'{self.split} shape {index}'
     return {'image': image, 'mask': mask, 'name': name, 'mask_name': name}
+
+  read = __getitem__
 
 
 SOURCES = {
@@ -364,9 +442,21 @@ SOURCES = {
 }
 
 
-def make_source(config, split: str) -> Source:
-  """Returns the examples of a split; raises UserError where it has none."""
-  source = SOURCES[config.data.source](config, split)
+def make_source(
+  config, split: str, problems: list[Problem] | None = None
+) -> Source:
+  """Returns the examples of a split.
+
+  Args:
+    config: of the run.
+    split: named as in data.train_split.
+    problems: gets what is wrong with files as a whole, which are then left out;
+      None raises the first.
+
+  Raises:
+    UserError: the data or the split is not there, or has no example.
+  """
+  source = SOURCES[config.data.source](config, split, problems)
   if not len(source):
     raise errors.UserError(
       f'split {split!r} of the {config.data.source} source has no example'

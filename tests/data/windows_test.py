@@ -1,0 +1,463 @@
+"""Windows against NumPy's padding, exact covers, and whole images."""
+
+import contextlib
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+
+from configs import default
+from unet_jax import errors, evaluate, metrics
+from unet_jax.data import pipeline, prepare, sources, windows
+from unet_jax.models import unet
+
+
+class _Source:
+  """Images of many sizes; each pixel says where it is.
+
+  Channels are image, row and column. Class 1 is in each image, class 2 in one
+  pixel of image 3 alone, class 3 nowhere.
+  """
+
+  sizes = ((40, 70), (9, 30), (33, 33), (50, 21), (16, 16), (5, 3))
+  fingerprint = 'windows'
+  rare = (3, 49, 4)  # Image, row, column: at the border.
+
+  def __init__(self, config, split, problems=None):
+    del config, problems
+    self.split = split
+
+  def __len__(self):
+    return len(self.sizes)
+
+  def __getitem__(self, index):
+    size = self.sizes[index]
+    image = np.stack([np.full(size, index), *np.indices(size)], -1)
+    mask = (np.indices(size).sum(0) % 7 == 0).astype(np.uint8)
+    if index == self.rare[0]:
+      mask[self.rare[1:]] = 2
+    name = f'{index}.png'
+    return {
+      'image': image.astype(np.uint8),
+      'mask': mask,
+      'name': name,
+      'mask_name': name,
+    }
+
+
+def _config(cache_dir='', size=(16, 12), padding='same', **data):
+  config = default.get_config()
+  config.data.update(
+    source='folder',
+    dir='x',
+    resize='patch',
+    cache='disk' if cache_dir else 'memory',
+    cache_dir=str(cache_dir),
+    image_size=size,
+    num_classes=4,
+    batch_size=8,
+    num_workers=2,
+  )
+  config.data.update(**data)
+  # Of two convolutions: `valid` takes two pixels from each side.
+  config.model.update(depth=0, base_features=4, norm='none', padding=padding)
+  return config
+
+
+@pytest.fixture(autouse=True)
+def source(monkeypatch):
+  source = type('Source', (_Source,), {})
+  monkeypatch.setitem(sources.SOURCES, 'folder', source)
+  return source
+
+
+def _mesh(data=1):
+  return jax.make_mesh(
+    (data, 1, 1),
+    ('data', 'fsdp', 'spatial'),
+    axis_types=(AxisType.Auto,) * 3,
+    devices=jax.devices()[:data],
+  )
+
+
+# Reading
+
+
+@pytest.mark.parametrize(
+  'corner, size',
+  [
+    ((3, 5), (7, 9)),
+    ((0, 0), (20, 31)),
+    ((-4, 6), (9, 30)),
+    ((15, 25), (30, 40)),
+    ((-19, -30), (58, 91)),
+    ((-60, -5), (150, 6)),
+  ],
+)
+def test_window_is_that_of_the_padded_image(corner, size):
+  rng = np.random.default_rng(0)
+  example = {
+    'image': rng.integers(0, 256, (20, 31, 3), np.uint8),
+    'mask': rng.integers(0, 3, (20, 31), np.uint8),
+    'weight_map': rng.random((20, 31)).astype(np.float16),
+  }
+  got = windows.read_window(example, np.array(corner), np.array(size))
+  pad, top, left = 150, corner[0] + 150, corner[1] + 150
+  for name, array in example.items():
+    widths = [(pad, pad), (pad, pad)] + [(0, 0)] * (array.ndim - 2)
+    mode = {'mode': 'reflect'}
+    if name == 'mask':
+      mode = {'mode': 'constant', 'constant_values': 255}
+    padded = np.pad(array, widths, **mode)
+    expected = padded[top : top + size[0], left : left + size[1]]
+    assert got[name].dtype == array.dtype
+    np.testing.assert_array_equal(got[name], expected)
+    assert not np.shares_memory(got[name], array)
+
+
+def test_window_of_a_pixel():
+  example = {'image': np.full((1, 1, 3), 7, np.uint8)}
+  example['mask'] = np.ones((1, 1), np.uint8)
+  got = windows.read_window(example, np.array((-1, -2)), np.array((3, 4)))
+  assert got['image'].min() == 7 and got['image'].shape == (3, 4, 3)
+  expected = np.full((3, 4), 255)
+  expected[1, 2] = 1
+  np.testing.assert_array_equal(got['mask'], expected)
+
+
+class _Recorder:
+  """An array that adds up how many elements are taken of it."""
+
+  def __init__(self, array):
+    self.shape, self._array, self.taken = array.shape, array, 0
+
+  def __getitem__(self, key):
+    result = self._array[key]
+    self.taken += result.size
+    return result
+
+
+@pytest.mark.parametrize('corner', [(5000, 7000), (-10, 9990), (9980, -5)])
+def test_only_the_window_is_read(corner, tmp_path):
+  """Of 100 megapixels in a file (which is empty, and takes no room)."""
+  file = tmp_path / 'large.npy'
+  np.lib.format.open_memmap(file, 'w+', np.uint8, (10000, 10000))
+  recorders = {
+    name: _Recorder(np.load(file, mmap_mode='r')) for name in ('image', 'mask')
+  }
+  got = windows.read_window(recorders, np.array(corner), np.array((32, 48)))
+  assert got['image'].shape == (32, 48)
+  for recorder in recorders.values():
+    assert recorder.taken <= 32 * 48
+
+
+# The cache
+
+
+def test_images_keep_their_size(tmp_path, source):
+  for cache in ('memory', 'disk', 'disk'):
+    config = _config(tmp_path, cache=cache)
+    config.loss.weight_map = 'border'
+    prepared = prepare.prepare(config, 'train')
+    examples = source(None, None)
+    assert len(prepared) == len(examples)
+    assert prepared.stats.sizes.tolist() == [list(s) for s in source.sizes]
+    for i in range(len(examples)):
+      got, expected = prepared[i], examples[i]
+      np.testing.assert_array_equal(got['image'], expected['image'])
+      np.testing.assert_array_equal(got['mask'], expected['mask'])
+      assert got['weight_map'].shape == expected['mask'].shape
+  assert isinstance(got['image'], np.memmap)
+
+
+def test_windows_of_any_size_share_a_cache():
+  key = lambda **data: prepare.cache_key(
+    sources.make_source(_config(), 'train'), _config(**data)
+  )
+  assert key() == key(size=(32, 32)) == key(foreground_fraction=0.5)
+  assert key() == key(sample_classes=('class_1',))
+  assert len({key(), key(resize='pad'), key(num_classes=5)}) == 3
+
+
+def test_places_of_classes(source):
+  prepared = prepare.prepare(_config(), 'train')
+  for i in range(len(prepared)):
+    mask = prepared[i]['mask']
+    for c in range(4):
+      expected = np.argwhere(mask == c)
+      points = prepared.places.of(i, c, 4)
+      assert points.dtype == np.int32
+      if len(expected) <= 1000:
+        np.testing.assert_array_equal(points, expected)
+      else:
+        assert len(np.unique(points, axis=0)) == 1000
+        assert np.all(mask[tuple(points.T)] == c)
+  assert prepared.places.of(3, 2, 4).tolist() == [list(source.rare[1:])]
+
+
+def test_places_are_spread_over_a_large_image():
+  """The same each time."""
+  mask = np.zeros((3, 2**16), np.uint8)
+  mask[0, ::4] = mask[2] = 1
+  counts = prepare.histogram(mask)[:2]
+  background, points = prepare._find_places(mask, counts, 5)
+  assert len(background) == len(points) == 1000
+  assert np.all(mask[tuple(points.T)] == 1)
+  assert len(np.unique(points, axis=0)) == 1000
+  # Rows 0 and 2 have a fifth and four fifths of the pixels.
+  in_rows = np.bincount(points[:, 0], minlength=3)
+  assert in_rows[1] == 0 and abs(in_rows[0] - 200) < 65
+  assert abs(points[:, 1].mean() / 2**16 - 0.5) < 0.05
+  again = prepare._find_places(mask, counts, 5)
+  np.testing.assert_array_equal(again[1], points)
+  assert not np.array_equal(prepare._find_places(mask, counts, 6)[1], points)
+
+
+# Training
+
+
+def _check_place(window, output, sizes):
+  """A window is one of its image, with its output inside where that fits."""
+  image, mask = window['image'].astype(int), window['mask']
+  index = image[0, 0, 0]
+  size = sizes[index]
+  assert np.all(image[..., 0] == index)
+  valid = mask != 255
+  for axis in (0, 1):
+    place = image[..., axis + 1]
+    line = place[:, 0] if axis == 0 else place[0]
+    # The mirrored parts count backwards.
+    assert np.all(np.abs(np.diff(line)) <= 1)
+    inside = valid.any(1 - axis)
+    margin = (len(inside) - output[axis]) // 2
+    middle = inside[margin : margin + output[axis]]
+    if size[axis] >= output[axis]:
+      assert middle.all()
+    else:
+      assert middle.sum() == size[axis]
+      before, after = np.argmax(middle), np.argmax(middle[::-1])
+      assert 0 <= after - before <= 1
+    start = line[inside]
+    np.testing.assert_array_equal(start, start[0] + np.arange(len(start)))
+  rows, columns = (place[valid] for place in (image[..., 1], image[..., 2]))
+  expected = ((rows + columns) % 7 == 0).astype(int)
+  expected[(index == 3) & (rows == 49) & (columns == 4)] = 2
+  np.testing.assert_array_equal(mask[valid], expected)
+
+
+@pytest.mark.parametrize('padding, lost', [('same', 0), ('valid', 4)])
+def test_outputs_lie_in_their_images(padding, lost, source):
+  config = _config(padding=padding)
+  drawn = windows.train_windows(prepare.prepare(config, 'train'), config)
+  images = set()
+  for i in range(150):
+    window = drawn[i]
+    assert window['image'].shape == (16, 12, 3)
+    assert window['mask'].shape == (16, 12)
+    _check_place(window, (16 - lost, 12 - lost), source.sizes)
+    images.add(int(window['image'][0, 0, 0]))
+  assert images == set(range(6))
+
+
+@pytest.mark.parametrize('fraction', [0.0, 0.5, 1.0])
+def test_rare_class_is_drawn(fraction, source):
+  """A class of one pixel in one image has its share of the windows."""
+  config = _config(foreground_fraction=fraction)
+  draw = windows._Draw(prepare.prepare(config, 'train'), config)
+  n, tickets = 900, np.resize(draw.tickets(), 900)
+  rng = np.random.default_rng(0)
+  share = np.mean([2 in draw(ticket, rng)['mask'] for ticket in tickets])
+  # Two of the three classes that may be drawn are there. The others have it
+  # where they fall on it: in a corner of the image, seldom.
+  expected = fraction / 2
+  slack = 3 * (expected * (1 - expected) / n) ** 0.5
+  assert expected - slack <= share <= expected + slack + 0.03
+
+
+def test_classes_to_draw(source):
+  config = _config(foreground_fraction=1.0, sample_classes=('class_2',))
+  prepared = prepare.prepare(config, 'train')
+  drawn = windows.train_windows(prepared, config)
+  assert all(2 in drawn[i]['mask'] for i in range(20))
+  # Centred, as far as the image goes.
+  middle = drawn[0]['image'][8, 6]
+  assert middle[0] == 3 and middle[2] == 6 and middle[1] == 49 - 7
+
+  config = _config(sample_classes=('class_3',))
+  with pytest.raises(errors.UserError) as e:
+    windows.train_windows(prepared, config)
+  assert str(e.value) == (
+    'no image of train has a pixel of class_3 to draw windows around; check '
+    'the masks and data.mask_values, or set '
+    '--config.data.foreground_fraction=0'
+  )
+  config.data.foreground_fraction = 0.0
+  windows.train_windows(prepared, config)
+
+
+def test_window_is_centred_on_the_pixel(source):
+  source.rare = (0, 20, 33)
+  config = _config(foreground_fraction=1.0, sample_classes=('class_2',))
+  prepared = prepare.prepare(config, 'train')
+  for padding in ('same', 'valid'):
+    config.model.padding = padding
+    window = windows.train_windows(prepared, config)[3]
+    assert window['image'][8, 6].tolist() == [0, 20, 33]
+
+
+def test_windows_of_an_epoch(source):
+  """Each image as often as outputs would cover its area, all over it."""
+  config = _config(foreground_fraction=0.0)
+  drawn = windows.train_windows(prepare.prepare(config, 'train'), config)
+  counts = [-(-h * w // (16 * 12)) for h, w in source.sizes]
+  epochs = []
+  for epoch in range(3):
+    start = epoch * sum(counts)
+    taken = [drawn[start + i] for i in range(sum(counts))]
+    epochs.append([w['image'][0, 0].tolist() for w in taken])
+    images = [int(w['image'][0, 0, 0]) for w in taken]
+    assert np.bincount(images).tolist() == counts
+  # Another order and other windows in each.
+  assert len({str(e) for e in epochs}) == 3
+  assert len({str(sorted(e)) for e in epochs}) == 3
+
+
+def test_windows_lie_anywhere():
+  config = _config(foreground_fraction=0.0)
+  draw = windows._Draw(prepare.prepare(config, 'train'), config)
+  rng = np.random.default_rng(0)
+  corners = np.array([draw(0, rng)['image'][0, 0] for _ in range(800)])
+  assert not corners[:, 0].any()
+  for axis, room in ((1, 40 - 16), (2, 70 - 12)):
+    starts = corners[:, axis]
+    assert (starts.min(), starts.max()) == (0, room)
+    # Of an even distribution: room / sqrt(12), here of the mean of 800.
+    assert abs(starts.mean() - room / 2) < 4 * room / (12 * 800) ** 0.5
+
+
+def _take(batches, count):
+  with contextlib.closing(batches):
+    return [jax.tree.map(np.asarray, next(batches)) for _ in range(count)]
+
+
+def _assert_same(a, b):
+  jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_position_and_seed_decide_the_windows(tmp_path):
+  """Bit for bit: after a stop, with other threads, on disk or in memory."""
+  config = _config(tmp_path)
+  config.loss.weight_map = 'border'
+  start = lambda config: pipeline.train_batches(
+    prepare.prepare(config, 'train'), config, _mesh()
+  )
+  expected = _take(start(config), 9)
+  assert set(expected[0]) == {'image', 'mask', 'weight_map'}
+  assert expected[0]['weight_map'].shape == (8, 16, 12)
+  config.data.update(num_workers=5, cache='memory')
+  batches = start(config)
+  first = [jax.tree.map(np.asarray, next(batches)) for _ in range(4)]
+  position = batches.get_state()
+  batches.close()
+  _assert_same(first, expected[:4])
+  batches = start(config)
+  batches.set_state(position)
+  _assert_same(_take(batches, 5), expected[4:])
+  config.seed = 1
+  other = _take(start(config), 1)[0]
+  assert not np.array_equal(other['image'], expected[0]['image'])
+
+
+def test_parts_of_processes_are_the_batches_of_one(monkeypatch):
+  config = _config()
+  drawn = windows.train_windows(prepare.prepare(config, 'train'), config)
+  one = pipeline._local_batches(drawn, config)
+  monkeypatch.setattr(jax, 'process_count', lambda: 2)
+  parts = []
+  for i in range(2):
+    monkeypatch.setattr(jax, 'process_index', lambda i=i: i)
+    parts.append(pipeline._local_batches(drawn, config))
+  for k in range(3):
+    image = np.concatenate([part[k]['image'] for part in parts])
+    np.testing.assert_array_equal(image, one[k]['image'])
+
+
+# Evaluation
+
+
+@pytest.mark.parametrize('padding, lost', [('same', 0), ('valid', 4)])
+def test_tiles_cover_each_pixel_once(padding, lost, source):
+  config = _config(padding=padding)
+  tiles = windows.Tiles(prepare.prepare(config, 'eval'), config)
+  covered = [np.zeros(size, int) for size in source.sizes]
+  order = []
+  for i in range(len(tiles)):
+    tile = tiles[i]
+    order.append(int(tile['example']))
+    assert tile['example'].dtype == np.int32
+    assert tile['image'].shape == (16, 12, 3)
+    _check_pixels = tile['image'][tile['mask'] != 255]
+    assert np.all(_check_pixels[:, 0] == order[-1])
+    half = lost // 2
+    middle = (slice(half, 16 - half), slice(half, 12 - half))
+    image, mask = tile['image'][middle], tile['mask'][middle]
+    _, rows, columns = image[mask != 255].T
+    np.add.at(covered[order[-1]], (rows, columns), 1)
+  assert order == sorted(order)
+  for count in covered:
+    assert np.all(count == 1)
+  grids = [-(-h // (16 - lost)) * -(-w // (12 - lost)) for h, w in source.sizes]
+  assert np.bincount(order).tolist() == grids
+
+
+def _evaluate(config, model, variables, mesh):
+  config.log.num_figures = 3
+  evaluator = evaluate.Evaluator(
+    config, model, prepare.prepare(config, 'eval'), mesh
+  )
+  assert evaluator.num_examples == 6
+  return evaluator.run(variables)
+
+
+def test_tiles_are_scored_as_whole_images(source):
+  """With `valid` convolutions the tiles' logits are those of whole images.
+
+  On one device and on eight.
+  """
+  config = _config(padding='valid', num_classes=3)
+  model = unet.create_model(config)
+  rng = np.random.default_rng(0)
+  shapes = jax.eval_shape(
+    lambda: model.init(jax.random.key(0), np.zeros((1, 9, 9, 3)), train=False)
+  )
+  variables = jax.tree.map(
+    lambda x: rng.normal(0, 0.4, x.shape).astype(np.float32), shapes
+  )
+  variables['batch_stats'] = {}
+  confusion, examples = [], source(None, None)
+  losses = []
+  for i in range(len(examples)):
+    image, mask = examples[i]['image'], examples[i]['mask']
+    padded = np.pad(image, [(2, 2), (2, 2), (0, 0)], 'reflect')
+    x = (padded[None] / 255 - 0.5) / 0.25
+    logits = np.asarray(model.apply(variables, x, train=False))[0]
+    prediction = logits.argmax(-1)
+    confusion.append(np.zeros((3, 3), int))
+    np.add.at(confusion[-1], (mask, prediction), 1)
+    p = np.exp(logits - logits.max(-1, keepdims=True))
+    p /= p.sum(-1, keepdims=True)
+    losses += [-np.log(np.take_along_axis(p, mask[..., None].astype(int), -1))]
+  expected = metrics.scores(np.array(confusion), ('a', 'b', 'c'))
+  expected['loss'] = np.concatenate([x.ravel() for x in losses]).mean()
+  config.data.class_names = ('a', 'b', 'c')
+  for devices in (1, 8):
+    figures, shown = _evaluate(config, model, variables, _mesh(devices))
+    assert len(set(np.round(list(figures.values()), 6))) > 8
+    for name, value in expected.items():
+      # A pixel whose two classes are equal up to rounding may turn.
+      np.testing.assert_allclose(
+        figures[f'eval/{name}'], value, rtol=1e-4, err_msg=name
+      )
+    assert len(shown) == 3
+    assert shown[0]['prediction'].shape == (12, 8)
