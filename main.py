@@ -19,7 +19,9 @@ _ROOT = pathlib.Path(__file__).resolve().parent
 _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Folder of the run; default runs/NAME, after the config.'
 )
-_MODE = flags.DEFINE_enum('mode', 'train', ['train', 'evaluate'], 'What to do.')
+_MODE = flags.DEFINE_enum(
+  'mode', 'train', ['train', 'evaluate', 'inspect'], 'What to do.'
+)
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
@@ -40,13 +42,6 @@ def _parse_flags(argv: list[str]) -> list[str]:
     line = trace[-1] if trace else str(e).splitlines()[0]
     print('error: ' + line.removeprefix('flag '), file=sys.stderr)
     sys.exit(2)
-
-
-def _default_workdir() -> str:
-  name = config_flags.get_config_filename(flags.FLAGS['config'])
-  path, _, argument = name.partition(':')
-  stem = pathlib.Path(path).stem
-  return os.path.join('runs', f'{stem}-{argument}' if argument else stem)
 
 
 def _set_up_logging() -> None:
@@ -74,19 +69,23 @@ def _leave(code: int) -> None:
 
 def main(_) -> None:
   _set_up_logging()
-  workdir = os.path.abspath(_WORKDIR.value or _default_workdir())
+  flag = flags.FLAGS['config']
+  name = config_flags.get_config_filename(flag)
+  workdir = os.path.abspath(_WORKDIR.value or config_lib.default_workdir(name))
   try:
-    flag = flags.FLAGS['config']
     config = flag.value
     if _MODE.value != 'train' and not flag.present:
       overrides = config_flags.get_override_values(flag)
       config = config_lib.read(workdir, overrides) or config
     config_lib.validate(config)
     # Imported here: jax and its company take seconds.
-    if _MODE.value == 'train':
-      from unet_jax import train as mode
-    else:
-      from unet_jax import evaluate as mode
+    match _MODE.value:
+      case 'train':
+        from unet_jax import train as mode
+      case 'evaluate':
+        from unet_jax import evaluate as mode
+      case 'inspect':
+        from unet_jax import inspect_data as mode
     mode.run(config, workdir)
   except (errors.UserError, OSError) as e:
     print(f'error: {errors.one_line(e, workdir)}', file=sys.stderr)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unet_jax import figures
+from unet_jax import colors, figures
 
 _NAMES = ('ground', 'cell', 'rim')
 
@@ -25,22 +25,6 @@ def drawn(monkeypatch):
 def _panel(axis):
   (image,) = axis.images
   return np.asarray(image.get_array())
-
-
-@pytest.mark.parametrize('num_classes', [1, 2, 8, 9, 255])
-def test_colors_of_classes_differ(num_classes):
-  colors = figures.class_colors(num_classes)
-  assert colors.shape == (num_classes, 3) and colors.dtype == np.uint8
-  assert len({tuple(c) for c in colors}) == num_classes
-  assert (255, 255, 255) not in {tuple(c) for c in colors}
-
-
-def test_mask_in_colors():
-  mask = np.array([[0, 1], [2, 255]], np.uint8)
-  colored = figures.color_mask(mask, 3)
-  np.testing.assert_array_equal(
-    colored, [[[0, 0, 0], [230, 159, 0]], [[86, 180, 233], [255, 255, 255]]]
-  )
 
 
 def test_predictions_side_by_side(drawn, tmp_path):
@@ -67,9 +51,9 @@ def test_predictions_side_by_side(drawn, tmp_path):
     'errors',
   ]
   np.testing.assert_array_equal(_panel(axes[0, 0]), image)
-  np.testing.assert_array_equal(_panel(axes[0, 1]), figures.color_mask(mask, 3))
+  np.testing.assert_array_equal(_panel(axes[0, 1]), colors.color_mask(mask, 3))
   np.testing.assert_array_equal(
-    _panel(axes[0, 2]), figures.color_mask(prediction, 3)
+    _panel(axes[0, 2]), colors.color_mask(prediction, 3)
   )
   errors = _panel(axes[0, 3])
   assert tuple(errors[2, 3]) == (220, 40, 40)
@@ -77,7 +61,7 @@ def test_predictions_side_by_side(drawn, tmp_path):
   assert (errors == (220, 40, 40)).all(-1).sum() == 1
   np.testing.assert_array_equal(_panel(axes[1, 0]), image[1:5, 2:6, 0])
   np.testing.assert_array_equal(
-    _panel(axes[1, 1]), figures.color_mask(mask[1:5, 2:6], 3)
+    _panel(axes[1, 1]), colors.color_mask(mask[1:5, 2:6], 3)
   )
   assert not (_panel(axes[1, 3]) == (220, 40, 40)).all(-1).any()
   labels = [t.get_text() for t in figure.legends[0].get_texts()]

@@ -386,7 +386,7 @@ def test_config_oxford_pets_small(tmp_path, cache):
     ),
     (
       ['--mode=predicct'],
-      '--mode=predicct: value should be one of <train|evaluate>',
+      '--mode=predicct: value should be one of <train|evaluate|inspect>',
     ),
     (
       ['--worksdir=a'],

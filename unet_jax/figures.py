@@ -9,38 +9,8 @@ matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 import numpy as np
 
+from unet_jax import colors
 from unet_jax import config as config_lib
-
-# Okabe and Ito's colours, which colour-blind readers can tell apart; white is
-# what is ignored.
-_COLORS = np.array(
-  [
-    [0, 0, 0],
-    [230, 159, 0],
-    [86, 180, 233],
-    [0, 158, 115],
-    [240, 228, 66],
-    [0, 114, 178],
-    [213, 94, 0],
-    [204, 121, 167],
-  ],
-  np.uint8,
-)
-
-
-def class_colors(num_classes: int) -> np.ndarray:
-  """Returns uint8 [num_classes, 3]; beyond eight, from a colour wheel."""
-  if num_classes <= len(_COLORS):
-    return _COLORS[:num_classes]
-  wheel = plt.get_cmap('hsv')(np.arange(num_classes) / num_classes)[:, :3]
-  return np.rint(255 * wheel).astype(np.uint8)
-
-
-def color_mask(mask: np.ndarray, num_classes: int) -> np.ndarray:
-  """Returns uint8 RGB [H, W, 3] of classes [H, W]; ignored pixels are white."""
-  table = np.full((256, 3), 255, np.uint8)
-  table[:num_classes] = class_colors(num_classes)
-  return table[mask]
 
 
 def _center(array: np.ndarray, shape) -> np.ndarray:
@@ -71,8 +41,8 @@ def draw_predictions(
     wrong = (mask != prediction) & ~ignored
     panels = (
       image if image.shape[-1] == 3 else image[..., 0],
-      color_mask(mask, len(names)),
-      color_mask(prediction, len(names)),
+      colors.color_mask(mask, len(names)),
+      colors.color_mask(prediction, len(names)),
       np.where(
         wrong[..., None],
         np.uint8([220, 40, 40]),
@@ -85,8 +55,10 @@ def draw_predictions(
       axis.set_yticks([])
       if i == 0:
         axis.set_title(title, fontsize=10)
-  colors = class_colors(len(names)) / 255
-  handles = [plt.Rectangle((0, 0), 1, 1, color=c) for c in colors]
+  handles = [
+    plt.Rectangle((0, 0), 1, 1, color=c)
+    for c in colors.class_colors(len(names)) / 255
+  ]
   labels = list(names)
   if any((e['mask'] == config_lib.IGNORE_LABEL).any() for e in examples):
     handles.append(plt.Rectangle((0, 0), 1, 1, fc='white', ec='gray'))

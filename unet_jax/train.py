@@ -30,7 +30,7 @@ from unet_jax import (
 from unet_jax import config as config_lib
 from unet_jax import optimizer as optimizer_lib
 from unet_jax import progress as progress_lib
-from unet_jax.data import augment, pipeline, prepare
+from unet_jax.data import augment, findings, pipeline, prepare
 from unet_jax.models import unet
 
 _log = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   model = unet.create_model(config)
   unet.output_size(config.data.image_size, model.depth, model.padding)
   _check_best_metric(config)
-  _make_workdir(workdir)
+  make_workdir(workdir)
   lock = contextlib.nullcontext()
   if jax.process_index() == 0:
     path = pathlib.Path(workdir, '.lock')
@@ -79,6 +79,8 @@ def _train(config, workdir: str, mesh, model, checkpoints) -> None:
   )
   train_set = prepare.prepare(config, config.data.train_split)
   eval_set = prepare.prepare(config, config.data.eval_split)
+  if config.data.check:
+    _check_data(train_set, eval_set, config)
   optimizer = optimizer_lib.make_optimizer(config)
   batches = pipeline.train_batches(train_set, config, mesh)
   root = jax.random.key(config.seed)
@@ -135,6 +137,27 @@ def _train(config, workdir: str, mesh, model, checkpoints) -> None:
     loop.close()
 
 
+def _check_data(train_set, eval_set, config) -> None:
+  """Tells what is wrong with the prepared sets; raises UserError on errors.
+
+  With data.cache=none nothing is known of them before they are read.
+  """
+  sets = {train_set.split: train_set, eval_set.split: eval_set}
+  if any(dataset.stats is None for dataset in sets.values()):
+    return
+  found = findings.find_in_prepared(sets, config)
+  for finding in found:
+    if finding.level == 'warning' and jax.process_index() == 0:
+      _log.warning('warning: %s: %s', finding.kind, finding.message)
+  bad = [finding for finding in found if finding.level == 'error']
+  if bad:
+    more = f' ({len(bad)} errors in all)' if len(bad) > 1 else ''
+    raise errors.UserError(
+      f'{bad[0].kind}: {bad[0].message}{more}. --mode=inspect tells more, '
+      '--config.data.check=false trains all the same'
+    )
+
+
 def _check_best_metric(config) -> None:
   names = config_lib.class_names(config)
   nothing = np.zeros((1, len(names), len(names)), np.int64)
@@ -148,7 +171,8 @@ def _check_best_metric(config) -> None:
     )
 
 
-def _make_workdir(workdir: str) -> None:
+def make_workdir(workdir: str) -> None:
+  """Makes a folder that can be written to; raises UserError if it cannot."""
   try:
     os.makedirs(workdir, exist_ok=True)
     if not os.access(workdir, os.W_OK):

@@ -1,0 +1,160 @@
+"""Tests of unet_jax/data/suggest.py."""
+
+import folders
+import numpy as np
+import pytest
+
+from unet_jax import config as config_lib
+from unet_jax.data import scan, sources, suggest
+
+
+def measure(root, **data):
+  config = folders.make_config(root, **data)
+  source = sources.make_source(config, 'train')
+  return scan.scan(source, config)[0], config
+
+
+def suggested(root, **data):
+  """{field: value}"""
+  measurements, config = measure(root, **data)
+  found = suggest.suggest(measurements, config)
+  return {s.field: s.value for s in found}
+
+
+def with_masks(root, make_mask):
+  pairs = folders.make_pairs(5)
+  folders.write_pairs(
+    root, {k: (image, make_mask(mask)) for k, (image, mask) in pairs.items()}
+  )
+
+
+def _gray_255(mask):
+  return mask * np.uint8(255)
+
+
+def _three_values(mask):
+  mask = mask * np.uint8(4)
+  mask[:2] = 9
+  mask[-1, 0] = 255
+  return mask
+
+
+def _colors(mask):
+  colors = np.array([[10, 20, 30], [200, 0, 0]], np.uint8)
+  return colors[mask]
+
+
+@pytest.mark.parametrize(
+  'make_mask, table, num_classes',
+  [
+    (lambda mask: mask, (), 2),
+    (_gray_255, ((0, 0), (255, 1)), 2),
+    (_three_values, ((0, 0), (4, 1), (9, 2), (255, 255)), 3),
+    (_colors, (((10, 20, 30), 0), ((200, 0, 0), 1)), 2),
+  ],
+)
+def test_table_of_values(tmp_path, make_mask, table, num_classes):
+  with_masks(tmp_path, make_mask)
+  got = suggested(tmp_path)
+  assert got['data.mask_values'] == table
+  assert got['data.num_classes'] == num_classes
+
+
+def test_a_table_that_fits_stays(tmp_path):
+  with_masks(tmp_path, lambda mask: mask)
+  table = ((0, 1), (1, 0), (7, 255))
+  got = suggested(tmp_path, mask_values=table)
+  assert got['data.mask_values'] == table
+  # More classes than there are do not stay.
+  measurements, config = measure(tmp_path)
+  config.data.num_classes = 4
+  for m in measurements:
+    m.class_pixels = np.append(m.class_pixels[:2], [0, 0, 0])
+  found = {s.field: s for s in suggest.suggest(measurements, config)}
+  assert found['data.num_classes'].now == 4
+  assert found['data.num_classes'].value == 2
+
+
+def test_normalization_is_that_of_all_pixels(tmp_path):
+  pairs = folders.make_pairs(3)
+  pairs['00'] = folders.make_pair(9, size=(60, 90))
+  folders.write_pairs(tmp_path, pairs)
+  measurements, _ = measure(tmp_path, val_fraction=0.01)
+  assert len(measurements) == 2
+  pixels = [pairs[m.name[-6:-4]][0].reshape(-1, 3) for m in measurements]
+  pixels = np.concatenate(pixels) / 255
+  mean, std = suggest.normalization(measurements)
+  np.testing.assert_allclose(mean, pixels.mean(0), atol=6e-4)
+  np.testing.assert_allclose(std, pixels.std(0), atol=6e-4)
+
+
+def test_grey_files_have_one_channel(tmp_path):
+  pairs = folders.make_pairs(3)
+  folders.write_pairs(
+    tmp_path, {k: (i[..., 0], m) for k, (i, m) in pairs.items()}
+  )
+  got = suggested(tmp_path)
+  assert got['data.num_channels'] == 1 and len(got['data.mean']) == 1
+
+
+@pytest.mark.parametrize(
+  'sizes, size, resize, depth',
+  [
+    ([(128, 128)] * 3, (128, 128), 'stretch', 5),
+    ([(96, 40)] * 3, (96, 40), 'stretch', 3),
+    ([(500, 375), (480, 360)], (288, 224), 'stretch', 5),
+    ([(500, 300), (300, 500)], (256, 256), 'pad', 6),
+    ([(4000, 3000)] * 2, (256, 256), 'patch', 6),
+  ],
+)
+def test_size_and_depth(sizes, size, resize, depth):
+  config = folders.make_config('unused')
+  measurements = [
+    scan.Measurement(
+      'train', i, image_size=s, mean=np.full(3, 0.5), std=np.full(3, 0.2)
+    )
+    for i, s in enumerate(sizes)
+  ]
+  got = {s.field: s.value for s in suggest.suggest(measurements, config)}
+  assert got['data.image_size'] == size
+  assert got['data.resize'] == resize
+  assert got['model.depth'] == depth
+  assert min(size) / 2**depth >= 4
+
+
+def test_class_weights_are_median_frequencies():
+  config = folders.make_config('unused', class_names=())
+  config.data.num_classes = 3
+  values = [{0: 900, 1: 100}, {0: 880, 1: 100, 2: 20}]
+  measurements = [
+    scan.Measurement(
+      'train',
+      i,
+      values=v,
+      class_pixels=np.array([v.get(c, 0) for c in (0, 1, 2, 255)]),
+    )
+    for i, v in enumerate(values)
+  ]
+  got = {s.field: s.value for s in suggest.suggest(measurements, config)}
+  # Frequencies 0.89, 0.1 and 20 of the 1000 pixels of the one mask that has it.
+  expected = 0.1 / np.array([0.89, 0.1, 0.02])
+  np.testing.assert_allclose(got['loss.class_weights'], expected, rtol=5e-3)
+
+
+def test_the_config_file_runs(tmp_path):
+  with_masks(tmp_path, _three_values)
+  measurements, config = measure(tmp_path, class_names=('x', 'y'))
+  config.optimizer.learning_rate = 0.5
+  suggestions = suggest.suggest(measurements, config)
+  text = suggest.config_text(suggestions, config, 'a """place\\')
+  assert max(map(len, text.splitlines())) <= 100
+  namespace = {}
+  exec(text, namespace)
+  made = namespace['get_config']()
+  config_lib.validate(made)
+  assert made.data.mask_values == ((0, 0), (4, 1), (9, 2), (255, 255))
+  assert made.data.class_names == ()
+  assert made.data.dir == str(tmp_path)
+  assert made.optimizer.learning_rate == 0.5
+  for s in suggestions:
+    assert config_lib.flatten(made)[s.field] == s.value

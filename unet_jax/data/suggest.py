@@ -1,0 +1,252 @@
+"""The config that fits a data set, from the measurements of its examples."""
+
+import collections
+import dataclasses
+import pprint
+from typing import Any
+
+import numpy as np
+
+from configs import default
+from unet_jax import config as config_lib
+from unet_jax.data import scan
+
+# The edge that whole images are brought to, at most, and the edge of windows
+# that are cut from larger ones, in pixels.
+_LARGEST_IMAGE, _WINDOW = 512, 256
+# The smaller edge at the bottom of the U, in pixels, at least.
+_SMALLEST_BOTTOM = 4
+_LARGEST_DEPTH = 6
+# A class this much rarer than the most frequent one is worth a weight.
+_IMBALANCE = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Suggestion:
+  """A value for a field.
+
+  Attributes:
+    field: `section.name`.
+    now: its value in the config at hand.
+    value: the suggested one.
+    why: from what it follows.
+  """
+
+  field: str
+  now: Any
+  value: Any
+  why: str
+
+
+def suggest(measurements: list[scan.Measurement], config) -> list[Suggestion]:
+  """Returns a value for each field that follows from the data.
+
+  Args:
+    measurements: of the split to train on.
+    config: at hand.
+  """
+  flat = config_lib.flatten(config)
+  found = []
+
+  def add(field: str, value, why: str):
+    found.append(Suggestion(field, flat[field], value, why))
+
+  table, num_classes, why, order = _table(measurements, config)
+  add('data.mask_values', table, why)
+  add('data.num_classes', num_classes, why)
+  names = tuple(config.data.class_names)
+  if len(names) != max(num_classes, 2):
+    names = ()
+  add('data.class_names', names, 'one for each class, or () to number them')
+  known = [m for m in measurements if m.mean is not None]
+  if known:
+    mean, std = normalization(known)
+    why = f'measured over {len(known)} images'
+    files = [m.image_file for m in known if m.image_file]
+    if files and all(f.kind.startswith(('grey', '1 bit')) for f in files):
+      add('data.num_channels', 1, 'every image file is grey')
+      mean, std = mean[:1], std[:1]
+    add('data.mean', mean, why)
+    add('data.std', std, why)
+    size, resize, why = _image_size([m.image_size for m in known])
+    add('data.image_size', size, why)
+    add('data.resize', resize, why)
+    depth = 0
+    while (
+      depth < _LARGEST_DEPTH
+      and min(size) / 2 ** (depth + 1) >= _SMALLEST_BOTTOM
+    ):
+      depth += 1
+    add(
+      'model.depth',
+      depth,
+      f'the smaller edge stays at least {_SMALLEST_BOTTOM} px',
+    )
+  add('loss.class_weights', *_class_weights(measurements, order, num_classes))
+  return found
+
+
+def _table(measurements, config):
+  """Returns mask_values, num_classes, the reason, and {value: class}."""
+  values, masks = collections.Counter(), 0
+  for m in measurements:
+    if m.values:
+      values.update(m.values)
+      masks += 1
+  now = config.data
+  if masks and all(
+    m.class_pixels is not None for m in measurements if m.values
+  ):
+    occurring = np.sum(
+      [m.class_pixels for m in measurements if m.class_pixels is not None], 0
+    )
+    if occurring[:-1].all() or len(values) > 1 and now.mask_values:
+      order = _as_order(now.mask_values, max(now.num_classes, 2))
+      return now.mask_values, now.num_classes, 'fits the masks as it is', order
+  if len(values) > config_lib.IGNORE_LABEL or not values:
+    why = f'{len(values)} different values in the masks: not a map of classes'
+    order = _as_order(now.mask_values, max(now.num_classes, 2))
+    return now.mask_values, now.num_classes, why, order
+  numbers = [v for v in values if not isinstance(v, tuple)]
+  colors = [v for v in values if isinstance(v, tuple)]
+  # Of colours the most frequent is most likely the background.
+  ordered = sorted(numbers)
+  if colors:
+    ordered = [v for v, _ in values.most_common()]
+  ignored = []
+  # 255 beside small numbers is what many sets do not label.
+  if not colors and len(ordered) > 2 and ordered[-1] == config_lib.IGNORE_LABEL:
+    ignored = [ordered.pop()]
+  num_classes = max(len(ordered), 2)
+  order = {v: i for i, v in enumerate(ordered)}
+  order.update({v: config_lib.IGNORE_LABEL for v in ignored})
+  listed = ', '.join(map(str, list(order)[:12]))
+  why = f'the values in {masks} masks: {listed}'
+  plain = all(v == c for v, c in order.items())
+  return (() if plain else tuple(order.items())), num_classes, why, order
+
+
+def _as_order(table, num_names: int) -> dict:
+  if table:
+    return dict(table)
+  return {i: i for i in (*range(num_names), config_lib.IGNORE_LABEL)}
+
+
+def normalization(measurements):
+  """Returns mean and standard deviation over the pixels of all images.
+
+  Args:
+    measurements: at least one, each of an image that could be decoded.
+
+  Returns:
+    Two tuples of a number per channel, of values in 0..1.
+  """
+  weights = np.prod([m.image_size for m in measurements], axis=1)
+  mean = np.average([m.mean for m in measurements], 0, weights)
+  second = [m.mean**2 + m.std**2 for m in measurements]
+  second = np.average(second, 0, weights)
+  std = np.maximum(np.sqrt(np.maximum(second - mean**2, 0)), 1 / 255)
+  as_tuple = lambda x: tuple(round(float(v), 3) for v in x)
+  return as_tuple(mean), as_tuple(std)
+
+
+def _image_size(sizes):
+  """Returns image_size, resize and the reason."""
+  sizes = np.array(sizes)
+  height, width = np.median(sizes, 0)
+  same = np.all(sizes == sizes[0])
+  about = f'{"all" if same else "median"} {width:.0f} x {height:.0f} px'
+  if min(height, width) >= 2 * _LARGEST_IMAGE:
+    return (
+      (_WINDOW, _WINDOW),
+      'patch',
+      f'{about} (width x height): windows of full resolution',
+    )
+  if same and max(height, width) <= _LARGEST_IMAGE:
+    return (
+      (int(height), int(width)),
+      'stretch',
+      f'{about} (width x height): nothing to resize',
+    )
+  # The median aspect, in multiples of 32, which all depths divide well.
+  scale = min(1, _WINDOW / np.sqrt(height * width))
+  size = tuple(
+    max(32, int(round(n * scale / 32)) * 32) for n in (height, width)
+  )
+  ratio = (sizes[:, 1] / sizes[:, 0]) / (size[1] / size[0])
+  varied = np.mean(np.maximum(ratio, 1 / ratio) > 1.5) > 0.05
+  resize = 'pad' if varied else 'stretch'
+  reason = 'their aspect varies' if varied else 'their aspect is much the same'
+  return size, resize, f'{about} (width x height); {reason}'
+
+
+def _class_weights(measurements, order: dict, num_classes: int):
+  """Median-frequency balancing (Eigen and Fergus 2015, arXiv 1411.4734)."""
+  pixels = np.zeros(max(num_classes, 2))
+  present = np.zeros_like(pixels)  # Pixels of the masks that have the class.
+  for m in measurements:
+    mine = np.zeros_like(pixels)
+    for value, count in (m.values or {}).items():
+      c = order.get(value, config_lib.IGNORE_LABEL)
+      if c < len(mine):
+        mine[c] += count
+    pixels += mine
+    present += np.where(mine > 0, mine.sum(), 0)
+  if not pixels.all():
+    return (), 'a class does not occur, so that there is nothing to balance'
+  imbalance = pixels.max() / pixels.min()
+  if imbalance < _IMBALANCE:
+    return (), (
+      f'the most frequent class has {imbalance:.1f} times the pixels of the '
+      'rarest, which needs no weights'
+    )
+  frequency = pixels / present
+  weights = np.median(frequency) / frequency
+  rounded = tuple(float(f'{w:.3g}') for w in weights)
+  return rounded, (
+    f'median-frequency balancing; the most frequent class has {imbalance:.0f} '
+    'times the pixels of the rarest'
+  )
+
+
+def config_text(suggestions: list[Suggestion], config, source: str) -> str:
+  """Returns the Python text of a config file with the suggestions in it.
+
+  Args:
+    suggestions: see `suggest`.
+    config: at hand; what it changes of the defaults is kept.
+    source: what was inspected, for the docstring.
+  """
+  base = config_lib.flatten(default.get_config())
+  values = {
+    field: value
+    for field, value in config_lib.flatten(config).items()
+    if value != base[field]
+  }
+  # It is the suggestion's own switch.
+  values.pop('data.suggest', None)
+  values.update({s.field: s.value for s in suggestions})
+  sections = collections.defaultdict(dict)
+  for field, value in values.items():
+    section, _, name = field.rpartition('.')
+    sections[section][name] = value
+  why = {s.field: s.why for s in suggestions}
+  source = source.replace('\\', '\\\\').replace('"', '\\"')
+  lines = [
+    f'"""Suggested by --mode=inspect for {source}."""',
+    '',
+    'from configs import default',
+    '',
+    '',
+    'def get_config():',
+    '  config = default.get_config()',
+  ]
+  for section, fields in sections.items():
+    path = f'config.{section}' if section else 'config'
+    for name, value in fields.items():
+      reason = why.get(f'{section}.{name}')
+      if reason:
+        lines.append(f'  # {reason[0].upper()}{reason[1:]}.')
+      text = pprint.pformat(value, width=70, compact=True)
+      lines.append(f'  {path}.{name} = ' + text.replace('\n', '\n  '))
+  return '\n'.join([*lines, '  return config', ''])
