@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image
+from PIL import Image, ImageFile
 
 from unet_jax import errors
 from unet_jax.data import decode
@@ -302,6 +302,94 @@ def test_planar_deep_tiff_is_refused(dtype):
   planes = np.moveaxis(_DEEP_RGB, 2, 0).astype(dtype)
   with pytest.raises(errors.DecodeError):
     decode.decode_image(_tiff(planes, planarconfig='separate'), 'x', 3, 'image')
+
+
+def _pillow(data: bytes) -> np.ndarray | None:
+  """What Pillow alone makes of a file, None if it refuses it."""
+  try:
+    with Image.open(io.BytesIO(data)) as image:
+      image.load()
+      return np.array(image.convert('RGB'))
+  except (OSError, SyntaxError):
+    return None
+
+
+def _photo(grey: bool) -> np.ndarray:
+  """Smooth colours with noise, of odd sizes, so that rounding shows."""
+  rows, columns = np.mgrid[:61, :77]
+  waves = [128 + 90 * np.sin((rows + k * columns) / 9) for k in (1, 2, 3)]
+  noise = np.random.default_rng(0).normal(0, 20, (61, 77, 3))
+  image = np.clip(np.stack(waves, -1) + noise, 0, 255).astype(np.uint8)
+  return image[..., 0] if grey else image
+
+
+_TURN = Image.Exif()
+_TURN[0x0112] = 6  # By 90 degrees.
+_PLAIN_FILES = {
+  'jpeg': ('JPEG', {'subsampling': 2}),
+  'jpeg, poor': ('JPEG', {'quality': 10}),
+  'jpeg, halved in x': ('JPEG', {'subsampling': 1}),
+  'jpeg, restarts': ('JPEG', {'restart_marker_rows': 1}),
+  'jpeg, stored as RGB': ('JPEG', {'keep_rgb': True}),
+  'jpeg, to be turned': ('JPEG', {'exif': _TURN}),
+  'png': ('PNG', {}),
+  'png, to be turned': ('PNG', {'exif': _TURN}),
+}
+
+
+@pytest.mark.parametrize('grey', [False, True], ids=['rgb', 'grey'])
+@pytest.mark.parametrize('kind', _PLAIN_FILES)
+def test_plain_files_are_as_pillow_decodes_them(kind, grey, monkeypatch):
+  format_, options = _PLAIN_FILES[kind]
+  if format_ == 'JPEG':
+    options = {'quality': 90, **options}
+  data = _save(Image.fromarray(_photo(grey)), format_, **options)
+  expected = _pillow(data)
+  # The pixels, which take the time, are not loaded by Pillow.
+  monkeypatch.setattr(Image.Image, 'load', None)
+  monkeypatch.setattr(ImageFile.ImageFile, 'load', None)
+  if not grey:
+    got = decode.decode_image(data, 'x', 3, 'dtype')
+    np.testing.assert_array_equal(got, expected)
+  else:
+    got = decode.decode_image(data, 'x', 1, 'dtype')
+    np.testing.assert_array_equal(got[..., 0], expected[..., 0])
+    got = decode.decode_mask(data, 'x')
+    np.testing.assert_array_equal(got, expected[..., 0])
+
+
+@pytest.mark.parametrize(
+  'format_, options',
+  [
+    ('JPEG', {'quality': 75}),
+    ('JPEG', {'quality': 75, 'progressive': True}),
+    ('PNG', {}),
+  ],
+  ids=['jpeg', 'progressive', 'png'],
+)
+def test_damage_is_judged_as_pillow_does(format_, options):
+  """Bytes that are changed, lost or zeroed: the same pixels, or refused."""
+  whole = _save(Image.fromarray(_photo(grey=False)), format_, **options)
+  rng = np.random.default_rng(0)
+  refused = 0
+  # Without its last byte a JPEG file has all of its pixels, but no end.
+  for data in [whole[:-1] + b'\0', *(_damaged(whole, rng) for _ in range(200))]:
+    expected = _pillow(data)
+    if expected is None:
+      refused += 1
+      with pytest.raises(errors.DecodeError):
+        decode.decode_image(data, 'x', 3, 'dtype')
+    else:
+      got = decode.decode_image(data, 'x', 3, 'dtype')
+      np.testing.assert_array_equal(got, expected)
+  assert 5 < refused
+
+
+def _damaged(data: bytes, rng) -> bytes:
+  start, length = rng.integers(len(data)), rng.integers(1, 40)
+  cut = data[start : start + length]
+  other = [b'', bytes(len(cut)), rng.bytes(len(cut))][rng.integers(3)]
+  return data[:start] + other + data[start + length :]
 
 
 def _mask_files():

@@ -14,8 +14,7 @@
 The score is the mean, over the border, of the edges across it, divided by the
 mean over the whole image and all directions: 1 is chance. The same border is
 then looked up flipped, turned, transposed and moved, and so are the borders of
-other masks. As all of these are only places in the same small map, they cost a
-few percent of what the map costs.
+other masks. All of these are only places in the same small map.
 
 Edges and borders that are compared per direction are as in oriented chamfer
 matching (Shotton, Blake and Cipolla, 2008, Multiscale Categorical Object

@@ -30,6 +30,8 @@ _PLANES = np.linalg.qr(
     [np.ones((_THUMBNAIL,) * 2), *np.mgrid[:_THUMBNAIL, :_THUMBNAIL]], -1
   ).reshape(-1, 3)
 )[0].astype(np.float32)
+# Masks of other images that are tried on each.
+_TRIED = 4
 # Images whose mask is looked for, and the share of suspicious pairs from which
 # on others are tried too.
 _OWNERS = 32
@@ -133,10 +135,12 @@ def scan(source: sources.Source, config) -> tuple[list[Measurement], dict]:
     `decode` and `measure` took, and those that all of it took on the `wall`.
   """
   start, seconds = time.perf_counter(), {'decode': 0.0, 'measure': 0.0}
-
-  def work(index):
-    measurement, decoding, measuring = _measure(source, index, config)
-    return measurement, decoding, measuring
+  # The masks of some pairs, to be tried on the images of all others.
+  borders = {}
+  spread = np.linspace(0, len(source) - 1, _TRIED + 1, dtype=int).tolist()
+  for index in dict.fromkeys(spread):
+    fit = _measure(source, index, config, {})[0].fit
+    borders[index] = fit and fit.border
 
   bar = tqdm.tqdm(
     total=len(source),
@@ -149,7 +153,8 @@ def scan(source: sources.Source, config) -> tuple[list[Measurement], dict]:
   with bar, concurrent.futures.ThreadPoolExecutor(workers) as pool:
     try:
       for measurement, decoding, measuring in pool.map(
-        work, range(len(source))
+        lambda index: _measure(source, index, config, borders),
+        range(len(source)),
       ):
         measurements.append(measurement)
         seconds['decode'] += decoding
@@ -194,8 +199,15 @@ def find_owners(source: sources.Source, measurements, config) -> None:
     list(p.map(work, chosen))
 
 
-def _measure(source, index: int, config):
-  """Returns a measurement, and the seconds to decode and to measure."""
+def _measure(source, index: int, config, borders: dict):
+  """Returns a measurement, and the seconds to decode and to measure.
+
+  Args:
+    source: of the split.
+    index: of the pair.
+    config: of the run.
+    borders: {index: border of its mask}, the others of which are tried too.
+  """
   result = Measurement(source.split, index, f'{source.split}[{index}]')
   start = decoded = time.thread_time()
   try:
@@ -205,7 +217,8 @@ def _measure(source, index: int, config):
     decoded = time.thread_time()
     _measure_files(result, files)
     _measure_image(result, example['image'])
-    _measure_mask(result, example, config)
+    others = [b for i, b in borders.items() if i != index][:_TRIED]
+    _measure_mask(result, example, config, others)
   except errors.DecodeError as e:
     result.error = ('broken', str(e))
   except errors.UserError as e:
@@ -252,12 +265,11 @@ def _measure_image(result: Measurement, image: np.ndarray) -> None:
   mean, std = cv2.meanStdDev(image)
   result.mean, result.std = mean.ravel() / 255, std.ravel() / 255
   # Eight pixels along each edge of a thumbnail's pixel are enough.
-  step = max(min(result.image_size) // (8 * _THUMBNAIL), 1)
-  small = cv2.resize(
-    np.ascontiguousarray(image[::step, ::step]),
-    (_THUMBNAIL, _THUMBNAIL),
-    interpolation=cv2.INTER_AREA,
-  )
+  edges = (8 * _THUMBNAIL, 8 * _THUMBNAIL)
+  if min(result.image_size) > edges[0]:
+    image = cv2.resize(image, edges, interpolation=cv2.INTER_NEAREST)
+  edges = (_THUMBNAIL, _THUMBNAIL)
+  small = cv2.resize(image, edges, interpolation=cv2.INTER_AREA)
   grey = small.reshape(_THUMBNAIL**2, -1).mean(1, dtype=np.float32)
   grey -= _PLANES @ (_PLANES.T @ grey)
   norm = np.linalg.norm(grey)
@@ -265,7 +277,7 @@ def _measure_image(result: Measurement, image: np.ndarray) -> None:
   result.thumbnail = grey / norm if norm > _THUMBNAIL else 0 * grey
 
 
-def _measure_mask(result: Measurement, example: dict, config) -> None:
+def _measure_mask(result: Measurement, example, config, others) -> None:
   values = example['mask']
   result.mask_size = values.shape[:2]
   result.values = count_values(values)
@@ -287,14 +299,14 @@ def _measure_mask(result: Measurement, example: dict, config) -> None:
     if values.ndim == 2 and 1 < len(result.values) < 256:
       _, inverse = np.unique(values, return_inverse=True)
       classes = inverse.reshape(values.shape).astype(np.uint8)
-      result.fit = alignment.measure(example['image'], classes)
+      result.fit = alignment.measure(example['image'], classes, others)
     return
   num_names = max(config.data.num_classes, 2)
   result.class_pixels = _class_pixels(result, config.data, num_names)
   result.instances = _count_instances(
     classes, example.get('instances'), result.class_pixels[:-1]
   )
-  result.fit = alignment.measure(example['image'], classes)
+  result.fit = alignment.measure(example['image'], classes, others)
 
 
 def _histogram(values: np.ndarray) -> np.ndarray:

@@ -1,0 +1,228 @@
+"""How often unet_jax/data/alignment.py finds masks that do not fit.
+
+  python -m experiments.data_faults.measure [--data=../shared/data]
+    [--pairs=600] [--sets=oxford_pets_600,oxford_pets_128,isbi2012]
+
+Injects each fault into real pairs, one kind at a time, and prints tables: of
+single pairs, of sets in which all masks have the fault, and of the time.
+"""
+
+import argparse
+import math
+import pathlib
+import time
+
+import numpy as np
+
+from unet_jax.data import alignment, decode, prepare
+
+_SHIFTS = (4, 8, 16, 32)
+_OTHERS = 4  # Borders of other masks that each pair is compared with.
+# What mends a mask that was turned.
+_CURES = {
+  'flip left to right': 'flipped left to right',
+  'a quarter flipped left to right': 'flipped left to right',
+  'flip upside down': 'flipped upside down',
+  'turn by 180 degrees': 'turned by 180 degrees',
+  'transpose': 'transposed',
+  'turn by 90 degrees': 'turned by 90 degrees clockwise',
+}
+_PETS_TABLE = ((1, 0), (2, 1), (3, 2))
+
+
+def _files(folder: pathlib.Path, name: str, count: int, rng):
+  """Paths of up to `count` pairs: all in order, or a random choice."""
+  if name == 'isbi2012':
+    masks = (folder / 'train/masks').iterdir()
+    masks = sorted(masks, key=lambda p: int(p.stem))[:count]
+    return [(folder / 'train/images' / p.name, p) for p in masks]
+  masks = sorted((folder / 'annotations/trimaps').glob('[!.]*.png'))
+  chosen = sorted(rng.permutation(len(masks))[:count])
+  return [
+    (folder / 'images' / f'{masks[i].stem}.jpg', masks[i]) for i in chosen
+  ]
+
+
+def _load(name: str, files):
+  """Pairs [(image, mask)], and the median ms of decoding and of measuring."""
+  grey = name == 'isbi2012'
+  table = ((0, 0), (255, 1)) if grey else _PETS_TABLE
+  pairs, others, times = [], [], []
+  for image_path, mask_path in files:
+    image_bytes, mask_bytes = image_path.read_bytes(), mask_path.read_bytes()
+    start = time.perf_counter()
+    image = decode.decode_image(
+      image_bytes, str(image_path), 1 if grey else 3, 'dtype'
+    )
+    values = decode.decode_mask(mask_bytes, str(mask_path))
+    decoded = time.perf_counter()
+    mask = prepare.map_mask(values, table, 2 if grey else 3, str(mask_path))
+    mapped = time.perf_counter()
+    fit = alignment.measure(image, mask, others)
+    times.append([decoded - start, time.perf_counter() - mapped])
+    # What is tried of other masks: those of the last few pairs.
+    others = [*others, fit and fit.border][-_OTHERS:]
+    pairs.append((image, mask))
+  decoding, measuring = 1e3 * np.median(times, axis=0)
+  return pairs, decoding, measuring
+
+
+def _resize(mask: np.ndarray, size) -> np.ndarray:
+  rows, columns = (
+    (2 * np.arange(new) + 1) * old // (2 * new)
+    for new, old in zip(size, mask.shape)
+  )
+  return np.ascontiguousarray(mask[rows[:, None], columns])
+
+
+def _shift(mask: np.ndarray, pixels: int, angle: float) -> np.ndarray:
+  """Moves a mask; its outermost pixels fill what becomes free."""
+  offsets = round(pixels * math.sin(angle)), round(pixels * math.cos(angle))
+  rows, columns = (
+    np.clip(np.arange(n) - by, 0, n - 1) for n, by in zip(mask.shape, offsets)
+  )
+  return mask[rows[:, None], columns]
+
+
+def _faults(angles):
+  """Functions from (masks, index) to a faulty mask.
+
+  Args:
+    angles: directions of the shifts, of each pair, in radians.
+  """
+
+  def turned(turn):
+    return lambda masks, i: turn(masks[i])
+
+  def shifted(pixels):
+    return lambda masks, i: _shift(masks[i], pixels, angles[i])
+
+  return {
+    'none': turned(lambda m: m),
+    'flip left to right': turned(lambda m: m[:, ::-1]),
+    'flip upside down': turned(lambda m: m[::-1]),
+    'turn by 180 degrees': turned(lambda m: m[::-1, ::-1]),
+    'transpose': turned(lambda m: m.T),
+    'turn by 90 degrees': turned(np.rot90),
+    **{f'shift by {pixels} px': shifted(pixels) for pixels in _SHIFTS},
+  }
+
+
+def _fits(pairs, fault, others=None):
+  """Measures all pairs with a fault in each."""
+  masks = [mask for _, mask in pairs]
+  fits = []
+  for i, (image, _) in enumerate(pairs):
+    mask = _resize(fault(masks, i), image.shape[:2])
+    fits.append(alignment.measure(image, mask, others[i] if others else ()))
+  return fits
+
+
+def _single_pairs(pairs, rng) -> dict[str, float]:
+  """The share of pairs called suspicious, for each fault."""
+  n = len(pairs)
+  borders = [alignment.border(mask) for _, mask in pairs]
+  # Neither its own, nor that of the pair that a mask is taken from below.
+  steps = rng.integers(1, n, n)
+  others = []
+  for i in range(n):
+    allowed = np.setdiff1d(np.arange(n), [i, (i + steps[i]) % n])
+    others.append([borders[k] for k in rng.choice(allowed, _OTHERS)])
+  faults = _faults(rng.uniform(0, 2 * math.pi, n))
+  faults['mask of another image'] = lambda masks, i: masks[(i + steps[i]) % n]
+  shares = {}
+  for name, fault in faults.items():
+    fits = [fit for fit in _fits(pairs, fault, others) if fit is not None]
+    shares[name] = np.mean([alignment.is_suspicious(fit) for fit in fits])
+  return shares
+
+
+def _set_faults(size: int, rng):
+  faults = _faults(np.full(size, rng.uniform(0, 2 * math.pi)))
+  order = rng.permutation(size)
+  faults['mask of the next image'] = lambda masks, i: masks[(i + 1) % size]
+  faults['masks shuffled'] = lambda masks, i: masks[order[i]]
+  wrong = rng.random(size) < 0.25
+  faults['a quarter flipped left to right'] = lambda masks, i: (
+    masks[i][:, ::-1] if wrong[i] else masks[i]
+  )
+  return faults
+
+
+def _is_named(fault: str, verdict: alignment.Verdict) -> bool:
+  """Whether a verdict says what the fault is."""
+  if fault in _CURES:
+    cured = f' when {_CURES[fault]}'
+    return cured + ';' in verdict.message or cured + ',' in verdict.message
+  if fault.startswith('shift'):
+    return verdict.kind == 'moved'
+  return verdict.kind in ('shuffled', 'no fit')
+
+
+def _whole_sets(pairs, size: int, repeats: int, rng) -> dict[str, list]:
+  """Of sets of `size` neighbouring pairs: [share noticed, share named]."""
+  size = min(size, len(pairs))
+  counts: dict[str, list] = {}
+  for _ in range(repeats):
+    start = rng.integers(len(pairs) - size + 1)
+    chosen = pairs[start : start + size]
+    for name, fault in _set_faults(size, rng).items():
+      fits = _fits(chosen, fault)
+      finder = alignment.MaskFinder([fit and fit.border for fit in fits])
+      tried = range(0, size, max(1, size // 32))
+      found = {i: finder.find(chosen[i][0]) for i in tried}
+      owners = {i: owner[0] for i, owner in found.items() if owner}
+      verdicts = alignment.summarize(fits, owners)
+      row = counts.setdefault(name, [0.0, 0.0])
+      row[0] += bool(verdicts) / repeats
+      row[1] += any(_is_named(name, v) for v in verdicts) / repeats
+  return counts
+
+
+def _print_table(title: str, columns: dict[str, dict[str, str]]) -> None:
+  rows = list(dict.fromkeys(row for c in columns.values() for row in c))
+  print(f'\n| {title} | ' + ' | '.join(columns) + ' |')
+  print('|---' * (len(columns) + 1) + '|')
+  for row in rows:
+    cells = ' | '.join(column.get(row, '') for column in columns.values())
+    print(f'| {row} | {cells} |', flush=True)
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+  parser.add_argument('--data', type=pathlib.Path, default='../shared/data')
+  parser.add_argument('--pairs', type=int, default=600)
+  parser.add_argument('--sizes', default='16,64')
+  parser.add_argument('--repeats', type=int, default=25)
+  parser.add_argument(
+    '--sets', default='oxford_pets_600,oxford_pets_128,isbi2012'
+  )
+  args = parser.parse_args()
+  single, whole, times = {}, {}, {}
+  for name in args.sets.split(','):
+    rng = np.random.default_rng(0)
+    files = _files(args.data / name, name, args.pairs, rng)
+    pairs, decoding, measuring = _load(name, files)
+    times[name] = {
+      'decoding, ms a pair': f'{decoding:.2f}',
+      'measuring, ms a pair': f'{measuring:.2f}',
+      'share': f'{measuring / decoding:.0%}',
+    }
+    shares = _single_pairs(pairs, rng)
+    single[f'{name} ({len(pairs)})'] = {
+      fault: f'{share:.1%}' for fault, share in shares.items()
+    }
+    for size in map(int, args.sizes.split(',')):
+      size = min(size, len(pairs))
+      counts = _whole_sets(pairs, size, args.repeats, rng)
+      whole[f'{name}, sets of {size}'] = {
+        fault: f'{noticed:.0%} ({named:.0%})'
+        for fault, (noticed, named) in counts.items()
+      }
+  _print_table('fault, suspicious pairs', single)
+  _print_table('fault of all masks, sets noticed (named)', whole)
+  _print_table('time', times)
+
+
+if __name__ == '__main__':
+  main()
