@@ -1,7 +1,8 @@
 """Measures training and inference against PyTorch, the pipeline, the start.
 
   python -m experiments.speed.benchmark [--config=configs/NAME.py[:arg]]
-    [--what=step,pipeline,start] [--repeats=N] [--output=FILE.json]
+    [--what=step,pipeline,start,augment,loader] [--repeats=N]
+    [--output=FILE.json]
 
 What is compared runs in turn, round after round, in one process (the starts:
 in processes of their own). README.md says how to read the tables.
@@ -19,7 +20,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from experiments.speed import pipeline, start, step
+from experiments.speed import augment, loader, pipeline, start, step
 from unet_jax import config as config_lib
 from unet_jax import errors
 
@@ -28,7 +29,9 @@ _CONFIG = config_flags.DEFINE_config_file(
   'config', str(_DEFAULT_CONFIG), 'File with get_config().'
 )
 _WHAT = flags.DEFINE_list(
-  'what', 'step,pipeline,start', 'What to measure, of step, pipeline, start.'
+  'what',
+  'step,pipeline,start',
+  'What to measure, of step, pipeline, start, augment, loader.',
 )
 _REPEATS = flags.DEFINE_integer('repeats', 5, 'Rounds.', lower_bound=1)
 _STEPS = flags.DEFINE_integer(
@@ -56,6 +59,10 @@ _MEASURES = {
   ),
   'start': lambda config: start.measure(
     config, _config_arguments(), _REPEATS.value
+  ),
+  'loader': lambda config: loader.measure(config, _REPEATS.value, _STEPS.value),
+  'augment': lambda config: augment.measure(
+    config, _REPEATS.value, _STEPS.value
   ),
 }
 

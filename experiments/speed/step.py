@@ -62,7 +62,7 @@ class Ours:
     result.block_until_ready()
 
 
-def _random_batch(config) -> dict[str, np.ndarray]:
+def random_batch(config) -> dict[str, np.ndarray]:
   data, rng = config.data, np.random.default_rng(0)
   shape = (data.batch_size, *data.image_size)
   image = rng.integers(256, size=(*shape, data.num_channels), dtype=np.uint8)
@@ -136,7 +136,7 @@ def _torch_contenders(config, batch, compiles: bool):
 
 def measure(config, repeats: int, steps: int, torch_compile: bool) -> dict:
   """Times training and inference steps on one random batch on the device."""
-  batch, size = _random_batch(config), config.data.batch_size
+  batch, size = random_batch(config), config.data.batch_size
   contenders = {
     _OURS: _our_contender(config, batch),
     **_torch_contenders(config, batch, torch_compile),

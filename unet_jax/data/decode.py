@@ -21,9 +21,6 @@ EXTENSIONS = ('.png', '.jpg', '.jpeg', '.tif', '.tiff', '.bmp', '.gif', '.webp')
 # How TIFF files start, and those of more than 4 GiB.
 _TIFF = (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')
 
-# How a JPEG file ends (the marker EOI) of which nothing is missing.
-_JPEG_END = b'\xff\xd9'
-
 # OpenCV says what it cannot read on stderr; messages here name the file.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
@@ -63,7 +60,7 @@ def _decode_plain(image: Image.Image, data: bytes) -> np.ndarray | None:
   Both use the same libraries and get the same pixels, [H, W] of grey or
   [H, W, 3] of RGB. But Pillow keeps four bytes for a pixel of RGB and copies
   them twice on the way to an array, and its PNG filters are slower. What OpenCV
-  refuses, Pillow judges; OpenCV judges a JPEG file only if it has its end.
+  refuses, Pillow judges.
 
   Args:
     image: what Pillow opened, not loaded: headers are sound.
@@ -72,7 +69,7 @@ def _decode_plain(image: Image.Image, data: bytes) -> np.ndarray | None:
   if image.mode not in ('L', 'RGB'):
     return None
   if image.format == 'JPEG':
-    plain = data.endswith(_JPEG_END)
+    plain = _is_one_sound_scan(data)
   else:
     plain = (
       image.format == 'PNG'
@@ -89,6 +86,26 @@ def _decode_plain(image: Image.Image, data: bytes) -> np.ndarray | None:
     )
   except cv2.error:
     return None
+
+
+def _is_one_sound_scan(data: bytes) -> bool:
+  """Whether a JPEG file has one scan, from which no marker leads astray.
+
+  OpenCV stops at the last row. Pillow goes on to the end of the image, and
+  refuses a file that lacks it, or has a marker before it that makes no sense.
+  """
+  position = 2
+  while data[position : position + 1] == b'\xff':
+    is_scan = data[position + 1 : position + 2] == b'\xda'
+    position += 2 + int.from_bytes(data[position + 2 : position + 4], 'big')
+    if is_scan:
+      break
+  scan = np.frombuffer(data, np.uint8)[position:]
+  if not data.endswith(b'\xff\xd9') or len(scan) < 2:
+    return False
+  codes = scan[np.flatnonzero(scan[:-2] == 0xFF) + 1]
+  # 0 stands for the value 255 itself, 0xD0..0xD7 are restarts.
+  return bool(np.all((codes == 0) | (codes & 0xF8 == 0xD0)))
 
 
 def has_deep_colors(image: Image.Image) -> bool:

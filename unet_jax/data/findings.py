@@ -22,8 +22,10 @@ NEIGHBOURS = 'neighbours look alike'
 _CONSTANT = 2 / 255
 # Least correlation of the thumbnails of near duplicates.
 _NEAR = 0.95
-# Pairs of a prepared set whose fit is measured.
+# Pairs of a prepared set whose fit is measured, unless they are so large (in
+# pixels) that this would take long.
 _FITTED = 64
+_LARGE = 2**22
 # A stack's or a video's neighbours are alike by this much more than others.
 _ALIKE = 0.2
 
@@ -101,8 +103,10 @@ def find_in_prepared(sets: dict[str, Any], config) -> list[Finding]:
       for i, name in enumerate(stats.names)
     ]
     # Evenly spread, since neighbours may be alike.
-    for i in np.linspace(0, len(dataset) - 1, _FITTED, dtype=int):
-      example = dataset[int(i)]
+    for i in np.linspace(0, len(dataset) - 1, _FITTED, dtype=int).tolist():
+      if stats.sizes[i].prod() > _LARGE:
+        continue
+      example = dataset[i]
       fit = alignment.measure(example['image'], example['mask'])
       measurements[i].fit = fit
     found += _contents(split, measurements)
