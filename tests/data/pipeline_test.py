@@ -148,6 +148,23 @@ def test_parts_of_processes_are_the_batches_of_one(monkeypatch, num_processes):
     assert rows == one[k]['mask'][:, 0, 0].tolist()
 
 
+@pytest.mark.parametrize('num_processes', [2, 4])
+def test_processes_train_on_parts_of_the_same_batches(
+  monkeypatch, num_processes
+):
+  # 10 examples in batches of 4: the third lies in two epochs.
+  config, dataset = _config(), _Numbers(10)
+  whole = [
+    _indices(pipeline._ShuffledBatches(dataset, config)[i]) for i in (0, 2)
+  ]
+  monkeypatch.setattr(jax, 'process_count', lambda: num_processes)
+  batches = grain.MapDataset.source(pipeline._ShuffledBatches(dataset, config))
+  parts = [batches[i::num_processes] for i in range(num_processes)]
+  for i, expected in zip((0, 2), whole):
+    got = [index for part in parts for index in _indices(part[i])]
+    assert got == expected
+
+
 @pytest.mark.parametrize('length, batch_size', [(12, 4), (13, 4), (3, 8)])
 def test_evaluation_has_every_example_once_in_order(length, batch_size):
   batches = pipeline.eval_batches(

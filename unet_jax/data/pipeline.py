@@ -5,6 +5,8 @@ i-th n-th of every global batch, so that any number of processes trains on the
 same batches.
 """
 
+import functools
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +19,46 @@ from unet_jax import sharding
 from unet_jax.data import prepare, windows
 
 Batch = dict[str, Any]
+
+
+def _read(dataset, indices: np.ndarray) -> dict[str, np.ndarray]:
+  """Returns examples of one size, stacked."""
+  if isinstance(dataset, prepare.Prepared):
+    return dataset.read_batch(indices)
+  examples = [dataset[index] for index in indices]
+  return {k: np.stack([e[k] for e in examples]) for k in examples[0]}
+
+
+class _ShuffledBatches:
+  """The endless global batches of a set, in another order in each epoch.
+
+  An index of a batch gives its examples, by the seed alone. Grain's own
+  `shuffle().repeat().batch()` does the same example by example, at 80 us each,
+  which is ten times what it takes to copy an image of 128 x 128 pixels.
+  """
+
+  def __init__(self, dataset, config):
+    self._dataset, self._size = dataset, config.data.batch_size
+    self._seed, self._count = config.seed, jax.process_count()
+    self._order = functools.lru_cache(maxsize=2)(self._make_order)
+
+  def __len__(self) -> int:
+    return sys.maxsize // self._size  # Endless, as far as anyone can see.
+
+  def _make_order(self, epoch: int) -> np.ndarray:
+    rng = np.random.default_rng((epoch, self._seed))
+    return rng.permutation(len(self._dataset))
+
+  def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+    # Batches of all processes are numbered through: each has its part.
+    local = self._size // self._count
+    n = len(self._dataset)
+    epochs, places = np.divmod(index * local + np.arange(local), n)
+    indices = [
+      self._order(epoch)[places[epochs == epoch]]
+      for epoch in range(epochs[0], epochs[-1] + 1)
+    ]
+    return _read(self._dataset, np.concatenate(indices))
 
 
 class _WithPadding:
@@ -73,10 +115,10 @@ def train_batches(dataset, config, mesh: Mesh) -> grain.DatasetIterator:
     UserError: there is nothing to draw windows around.
   """
   if config.data.resize == 'patch':
-    examples = windows.train_windows(dataset, config)
+    batches = _local_batches(windows.train_windows(dataset, config), config)
   else:
-    examples = grain.MapDataset.source(dataset).shuffle(config.seed).repeat()
-  batches = _local_batches(examples, config)
+    batches = grain.MapDataset.source(_ShuffledBatches(dataset, config))
+    batches = batches[jax.process_index() :: jax.process_count()]
   return iter(_to_devices(batches, config, mesh))
 
 
