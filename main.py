@@ -69,6 +69,8 @@ def _leave(code: int) -> None:
 
 def main(_) -> None:
   _set_up_logging()
+  # Names of files may be no text.
+  sys.stdout.reconfigure(errors='backslashreplace')
   flag = flags.FLAGS['config']
   name = config_flags.get_config_filename(flag)
   workdir = os.path.abspath(_WORKDIR.value or config_lib.default_workdir(name))

@@ -34,13 +34,15 @@ def make_config(root, **data):
 
 
 def make_pair(seed=0, size=(40, 48)):
-  """A bright rectangle on noise, and its mask."""
+  """A bright rectangle on noise and blotches, and its mask."""
   rng = np.random.default_rng(seed)
   mask = np.zeros(size, np.uint8)
   top, left = rng.integers(3, 12, 2)
   mask[top : top + 17, left : left + 21] = 1
-  noise = rng.integers(0, 60, (*size, 3))
-  return (noise + 150 * mask[..., None]).astype(np.uint8), mask
+  coarse = Image.fromarray(rng.integers(0, 90, (5, 6), np.uint8))
+  blotches = np.asarray(coarse.resize(size[::-1], Image.Resampling.BILINEAR))
+  noise = rng.integers(0, 20, (*size, 3)) + blotches[..., None]
+  return (noise + 140 * mask[..., None]).astype(np.uint8), mask
 
 
 def make_pairs(count, start=0):

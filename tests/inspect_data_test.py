@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from unet_jax import config as config_lib
-from unet_jax import errors, inspect_data
+from unet_jax import errors, inspect_data, train
+from unet_jax.models import unet
 
 
 def make_config(root, tmp_path, **data):
@@ -44,7 +45,9 @@ def test_a_good_set(tmp_path, capsys):
   # Cross-entropy of equal classes, and half of about a half of Dice.
   assert math.log(2) + 0.1 < network['expected_loss'] < math.log(2) + 0.4
   assert set(network['terms']) == {'loss/cross_entropy', 'loss/dice'}
-  assert report['fit']['examples'][0]['suspicion'] is not None
+  assert [e['split'] for e in report['fit']['examples']].count('train') == 9
+  scores = [e['suspicion'] for e in report['fit']['examples']]
+  assert scores == sorted(scores, reverse=True)
   assert (tmp_path / 'run/inspect.html').stat().st_size > 10_000
   printed = capsys.readouterr().out
   assert '0 error(s)' in printed and 'inspect.html' in printed
@@ -52,6 +55,8 @@ def test_a_good_set(tmp_path, capsys):
   exec((tmp_path / 'run/suggested.py').read_text(), namespace)
   suggested = namespace['get_config']()
   config_lib.validate(suggested)
+  model = unet.create_model(suggested)
+  unet.output_size(suggested.data.image_size, model.depth, model.padding)
   assert suggested.data.dir == str(tmp_path / 'data')
   # Only what an inspection reads was kept: no arrays of the whole set.
   assert not (tmp_path / 'cache/prepared').exists()
@@ -69,7 +74,74 @@ def test_errors_are_told_after_the_report(tmp_path, capsys):
   report = json.loads((tmp_path / 'run/inspect.json').read_text())
   kinds = {f['kind'] for f in report['findings'] if f['level'] == 'error'}
   assert {'unpaired', 'unknown values', 'different sizes'} <= kinds
-  assert 'error' in report['network']
+  # The pairs that can be used still make a batch.
+  assert report['network']['error'] is None
+  assert report['network']['loss'] > 0
   printed = capsys.readouterr().out
   assert '03.png has no mask' in printed
   assert 'value 77' in printed
+
+
+def test_nothing_usable(tmp_path):
+  pairs = {k: (b'broken', m) for k, (_, m) in folders.make_pairs(5).items()}
+  folders.write_pairs(tmp_path / 'data', pairs)
+  config = make_config(tmp_path / 'data', tmp_path)
+  with pytest.raises(errors.UserError, match='error.s. in the data'):
+    inspect_data.run(config, str(tmp_path / 'run'))
+  report = json.loads((tmp_path / 'run/inspect.json').read_text())
+  assert report['network']['error'] == 'no pair of train can be used'
+
+
+def test_a_problem_of_a_shared_folder_is_told_once(tmp_path):
+  """Both splits are held out of one folder, whose pairs are incomplete."""
+  folders.write_pairs(tmp_path / 'data', folders.make_pairs(6))
+  (tmp_path / 'data/masks/03.png').unlink()
+  config = make_config(tmp_path / 'data', tmp_path)
+  _, _, found, _ = inspect_data._scan(config)
+  assert [(f.split, f.kind) for f in found if f.level == 'error'] == [
+    ('', 'unpaired')
+  ]
+
+
+def test_a_broken_file_that_is_skipped_is_a_warning(tmp_path):
+  write_splits(tmp_path / 'data')
+  (tmp_path / 'data/train/images/02.png').write_bytes(b'broken')
+  config = make_config(tmp_path / 'data', tmp_path, on_error='skip')
+  _, _, found, _ = inspect_data._scan(config)
+  assert {f.kind: f.level for f in found} == {'broken': 'warning'}
+
+
+def test_several_processes_are_refused(tmp_path, monkeypatch):
+  write_splits(tmp_path / 'data')
+  monkeypatch.setattr(inspect_data.jax, 'process_count', lambda: 2)
+  with pytest.raises(errors.UserError, match='runs in one process'):
+    inspect_data.run(
+      make_config(tmp_path / 'data', tmp_path), str(tmp_path / 'run')
+    )
+
+
+@pytest.mark.parametrize('cache', ['memory', 'none'])
+def test_a_training_stops_on_masks_that_do_not_fit(
+  tmp_path, monkeypatch, cache
+):
+  for split, seed in (('train', 0), ('val', 50)):
+    pairs = folders.make_pairs(16, seed)
+    flipped = {k: (i, m[:, ::-1].copy()) for k, (i, m) in pairs.items()}
+    folders.write_pairs(tmp_path / 'data' / split, flipped)
+  config = make_config(tmp_path / 'data', tmp_path, cache=cache)
+  with pytest.raises(
+    errors.UserError,
+    match='masks turned: .* flipped left to right.*2 errors in all.*data.check',
+  ):
+    train.run(config, str(tmp_path / 'run'))
+  config.data.check = False
+
+  class GoneOn(Exception):
+    pass
+
+  def go_on(*unused):
+    raise GoneOn
+
+  monkeypatch.setattr(train.optimizer_lib, 'make_optimizer', go_on)
+  with pytest.raises(GoneOn):
+    train.run(config, str(tmp_path / 'run2'))

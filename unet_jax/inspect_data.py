@@ -43,6 +43,8 @@ _log = logging.getLogger(__name__)
 
 # Images of the batch that the report shows.
 _BATCH_SHOWN = 16
+# Longest edge of the pictures that the report is made from, in pixels.
+_PICTURE = 480
 
 
 def run(config: ml_collections.ConfigDict, workdir: str) -> None:
@@ -59,8 +61,73 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   """
   start = time.perf_counter()
   runtime.initialize(config)
+  if jax.process_count() > 1:
+    raise errors.UserError(
+      '--mode=inspect runs in one process; start it on one machine, without '
+      'JAX_NUM_PROCESSES or srun'
+    )
   train.make_workdir(workdir)
-  problems, by_split, sources_by_split = [], {}, {}
+  by_split, by_source, found, seconds = _scan(config)
+  suggestions = _suggest(by_split, by_source, found, config)
+  network, batch = _try_network(by_split, by_source, config)
+  found = sorted(
+    found + _network_findings(network),
+    key=lambda f: findings.LEVELS.index(f.level),
+  )
+  data = config.data
+  where = {'tfds': data.dir or data.name, 'folder': data.dir}
+  report = {
+    'data': {
+      'source': data.source,
+      'dir': data.dir,
+      'name': data.name if data.source == 'tfds' else '',
+      'class_names': list(config_lib.class_names(config)),
+    },
+    'counts': {
+      level: sum(f.level == level for f in found) for level in findings.LEVELS
+    },
+    'findings': [{**vars(f), 'names': list(f.names)} for f in found],
+    'splits': {
+      split: _describe_split(measurements, config)
+      for split, measurements in by_split.items()
+    },
+    'fit': _describe_fit(by_split),
+    'network': network,
+    'suggestion': {
+      'text': suggest.config_text(
+        suggestions, config, where.get(data.source, data.source)
+      ),
+      'fields': [[s.field, s.now, s.value, s.why] for s in suggestions],
+    },
+    'seconds': {**seconds, 'total': time.perf_counter() - start},
+  }
+  pictures = {
+    'examples': _pictures(by_split, by_source, found, config),
+    'batch': batch,
+  }
+  metric_writer.write_json(os.path.join(workdir, 'inspect.json'), report)
+  page = os.path.join(workdir, 'inspect.html')
+  inspect_report.write(page, report, pictures)
+  _tell(report, suggestions, workdir)
+  if data.suggest:
+    _write_suggestion(
+      report['suggestion']['text'], suggestions, config, workdir
+    )
+  if report['counts']['error']:
+    raise errors.UserError(
+      f'{report["counts"]["error"]} error(s) in the data, told above and in '
+      f'{page}; mend them before training'
+    )
+
+
+def _scan(config):
+  """Goes through the splits.
+
+  Returns:
+    {split: measurements} and {split: source}, in the order of the splits; the
+    findings; and the seconds that it took.
+  """
+  by_split, by_source, problems = {}, {}, {}
   seconds = {'decode': 0.0, 'measure': 0.0, 'wall': 0.0}
   wanted = config.inspect.splits or (
     config.data.train_split,
@@ -69,81 +136,47 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   for name in dict.fromkeys(wanted):
     mine: list[sources.Problem] = []
     source = sources.make_source(config, name, mine)
-    if source.split in by_split:
+    split = source.split
+    if split in by_split:
       continue
-    _log.info('inspecting %s: %d examples', source.split, len(source))
-    by_split[source.split], took = scan.scan(source, config)
-    scan.find_owners(source, by_split[source.split], config)
-    sources_by_split[source.split] = source
+    _log.info('inspecting %s: %d examples', split, len(source))
+    by_split[split], took = scan.scan(source, config)
+    scan.find_owners(source, by_split[split], config)
+    by_source[split] = source
     seconds = {k: v + took[k] for k, v in seconds.items()}
-    problems += [
-      findings.Finding('error', p.kind, source.split, p.message, p.names)
-      for p in mine
-    ]
-  found = problems + findings.find(by_split, config)
-  suggestions = _suggest(by_split, found, config)
-  network, batch = _try_network(config)
-  found += _network_findings(network)
-  found.sort(key=lambda f: findings.LEVELS.index(f.level))
-  where = config.data.dir or config.data.name
-  text = suggest.config_text(suggestions, config, where)
-  report = {
-    'data': {
-      'source': config.data.source,
-      'dir': config.data.dir,
-      'name': config.data.name if config.data.source == 'tfds' else '',
-      'class_names': list(config_lib.class_names(config)),
-    },
-    'counts': {
-      level: sum(f.level == level for f in found) for level in findings.LEVELS
-    },
-    'findings': [{**vars(f), 'names': list(f.names)} for f in _merged(found)],
-    'splits': {
-      split: _describe_split(measurements, config)
-      for split, measurements in by_split.items()
-    },
-    'fit': _describe_fit(by_split),
-    'network': network,
-    'suggestion': {
-      'text': text,
-      'fields': [[s.field, s.now, s.value, s.why] for s in suggestions],
-    },
-    'seconds': {**seconds, 'total': time.perf_counter() - start},
-  }
-  pictures = {
-    'examples': _pictures(by_split, sources_by_split, found, config),
-    'batch': batch,
-  }
-  metric_writer.write_json(os.path.join(workdir, 'inspect.json'), report)
-  page = os.path.join(workdir, 'inspect.html')
-  inspect_report.write(page, report, pictures)
-  _tell(report, suggestions, workdir)
-  if config.data.suggest:
-    path = os.path.join(workdir, 'suggested.py')
-    with open(path, 'w') as f:
-      f.write(text)
-    print(f'suggested config: python main.py --config={path}')
-  if report['counts']['error']:
-    raise errors.UserError(
-      f'{report["counts"]["error"]} error(s) in the data, told above and in '
-      f'{page}; mend them before training'
-    )
+    for p in mine:
+      # Of a folder that both splits are taken from, both have the problem.
+      where = '' if p in problems else split
+      problems[p] = findings.Finding('error', p.kind, where, p.message, p.names)
+  found = [*problems.values(), *findings.find(by_split, config)]
+  return by_split, by_source, found, seconds
 
 
-def _merged(found):
-  """The same finding once, where two splits share the files."""
-  return list(dict.fromkeys(found))
-
-
-def _suggest(by_split, found, config) -> list[suggest.Suggestion]:
-  first = next(iter(by_split.values()))
-  suggestions = suggest.suggest(first, config)
+def _suggest(by_split, by_source, found, config) -> list[suggest.Suggestion]:
+  split, measurements = next(iter(by_split.items()))
+  suggestions = suggest.suggest(measurements, config)
   for f in found:
-    if f.kind == findings.NEIGHBOURS:
+    if f.kind == findings.NEIGHBOURS and by_source[split].held_out:
       suggestions.append(
         suggest.Suggestion('data.holdout', 'random', 'last', f.message)
       )
   return suggestions
+
+
+def _write_suggestion(text: str, suggestions, config, workdir: str) -> None:
+  """Writes suggested.py, and says how to use it or why it does not run."""
+  path = os.path.join(workdir, 'suggested.py')
+  with open(path, 'w', encoding='utf-8') as f:
+    f.write(text)
+  config = config.copy_and_resolve_references()
+  config.update_from_flattened_dict({s.field: s.value for s in suggestions})
+  try:
+    config_lib.validate(config)
+    model = unet.create_model(config)
+    unet.output_size(config.data.image_size, model.depth, model.padding)
+    print(f'suggested config: python main.py --config={shlex.quote(path)}')
+  except errors.UserError as e:
+    print(f'suggested config: {path}, which needs a change: {e}')
 
 
 def _describe_split(measurements, config) -> dict:
@@ -271,34 +304,60 @@ def _picture(source, m: scan.Measurement, caption: str, config) -> dict | None:
     )
   except errors.UserError:
     mask = None
-  return {
-    'name': m.name,
-    'caption': caption,
-    'image': example['image'],
-    'mask': mask,
-  }
+  image = example['image']
+  # No larger than it is shown, since two dozen scans of tissue fill a memory.
+  scale = _PICTURE / max(image.shape[:2])
+  if scale < 1:
+    size = tuple(max(round(n * scale), 1) for n in image.shape[:2])
+    blank = np.zeros(image.shape[:2], np.uint8) if mask is None else mask
+    image, small = prepare.resize_pair(image, blank, size, 'stretch')
+    mask = None if mask is None else small
+  return {'name': m.name, 'caption': caption, 'image': image, 'mask': mask}
 
 
-def _try_network(config) -> tuple[dict, list[dict]]:
+class _Some:
+  """A few examples of a source, as a source."""
+
+  def __init__(self, source: sources.Source, indices):
+    self._source, self._indices = source, indices
+    self.split, self.fingerprint = source.split, None
+
+  def __len__(self) -> int:
+    return len(self._indices)
+
+  def __getitem__(self, index: int) -> sources.Example:
+    return self._source[self._indices[index]]
+
+
+def _try_network(by_split, by_source, config) -> tuple[dict, list[dict]]:
   """The configured network on a real batch, or why that cannot be."""
+  split, measurements = next(iter(by_split.items()))
+  usable = [m.index for m in measurements if m.error is None]
+  if not usable:
+    return {'error': f'no pair of {split} can be used'}, []
+  spread = np.linspace(0, len(usable) - 1, config.data.batch_size, dtype=int)
+  chosen = sorted({usable[i] for i in spread.tolist()})
   try:
-    return _network(config)
+    return _network(_Some(by_source[split], chosen), config)
   except errors.UserError as e:
     return {'error': str(e)}, []
+  except jax.errors.JaxRuntimeError as e:
+    reason = str(e).splitlines()[0]
+    return {
+      'error': f'the step cannot run ({reason}); lower data.batch_size, '
+      'data.image_size or model.base_features'
+    }, []
 
 
-def _network(config) -> tuple[dict, list[dict]]:
+def _network(source, config) -> tuple[dict, list[dict]]:
   """One forward and backward pass, and the batch as the network sees it."""
   config = config.copy_and_resolve_references()
-  if config.data.resize != 'patch':
-    # Decoded as they are needed, since one batch is all; windows are drawn from
-    # what is known of the whole set.
-    config.data.cache, config.data.on_error = 'none', 'stop'
+  config.data.cache = 'memory'
   mesh = sharding.make_mesh(config)
   model = unet.create_model(config)
   size = tuple(config.data.image_size)
   output = unet.output_size(size, model.depth, model.padding)
-  dataset = prepare.prepare(config, config.data.train_split)
+  dataset = prepare.prepare_source(source, config)
   batches = pipeline.train_batches(dataset, config, mesh)
   try:
     batch = next(batches)

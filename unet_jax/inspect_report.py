@@ -259,7 +259,7 @@ def _batch(batch, names) -> str:
   height, width = batch[0]['mask'].shape
   text = (
     f'<h2>A training batch</h2>\n<p>{parts.plural(len(batch), "image")} of the '
-    'first batch after resizing and augmentation, as the network gets them '
+    'batch after resizing and augmentation, as the network gets them '
     'before they are normalised, with the mask that the loss gets.'
   )
   if (height, width) != batch[0]['image'].shape[:2]:

@@ -17,16 +17,21 @@ def _finite_or_none(value: float) -> float | None:
   return value if math.isfinite(value) else None
 
 
+def _clean(value: Any) -> Any:
+  """Floats that are not finite as None, at any depth."""
+  if isinstance(value, dict):
+    return {k: _clean(v) for k, v in value.items()}
+  if isinstance(value, list | tuple):
+    return [_clean(v) for v in value]
+  return _finite_or_none(value) if isinstance(value, float) else value
+
+
 def write_json(path: str, value: Any) -> None:
   """Writes a file whole or not at all; NaN becomes null."""
   if jax.process_index():
     return
-  clean = {
-    k: _finite_or_none(v) if isinstance(v, float) else v
-    for k, v in value.items()
-  }
   with open(path + '.tmp', 'w') as f:
-    json.dump(clean, f, indent=2)
+    json.dump(_clean(value), f, indent=2)
     f.write('\n')
   os.replace(path + '.tmp', path)
 

@@ -208,3 +208,9 @@ def test_a_mistake_in_the_data_reaches_the_caller(train):
   with pytest.raises(errors.UserError) as e:
     list(pipeline.eval_batches(numbers, config, _mesh()))
   assert str(e.value) == 'example 7 is bad; mend it'
+
+
+def test_a_batch_of_one(train):
+  """The 2015 paper's."""
+  batches = train(_Numbers(3), _config(batch_size=1))
+  assert sorted(_indices(next(batches))[0] for _ in range(3)) == [0, 1, 2]

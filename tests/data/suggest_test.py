@@ -6,6 +6,7 @@ import pytest
 
 from unet_jax import config as config_lib
 from unet_jax.data import scan, sources, suggest
+from unet_jax.models import unet
 
 
 def measure(root, **data):
@@ -158,3 +159,68 @@ def test_the_config_file_runs(tmp_path):
   assert made.optimizer.learning_rate == 0.5
   for s in suggestions:
     assert config_lib.flatten(made)[s.field] == s.value
+
+
+def test_black_masks_among_colors(tmp_path):
+  """A mask of one grey comes as one channel: it is the colour (0, 0, 0)."""
+  pairs = folders.make_pairs(6)
+  colors = np.array([[0, 0, 0], [200, 0, 0]], np.uint8)
+  pairs = {k: (image, colors[mask]) for k, (image, mask) in pairs.items()}
+  pairs['01'] = pairs['01'][0], 0 * pairs['01'][1]
+  folders.write_pairs(tmp_path, pairs)
+  got = suggested(tmp_path, val_fraction=0.01)
+  assert got['data.mask_values'] == (((0, 0, 0), 0), ((200, 0, 0), 1))
+  assert got['data.num_classes'] == 2
+  # All pixels are counted, those of the black mask too.
+  shares = np.mean([m[..., 0] > 0 for _, m in pairs.values() if m.ndim == 3])
+  weights = got['loss.class_weights']
+  assert weights == () or weights[1] / weights[0] > (1 - shares) / shares
+
+
+def _measurements(size, **fields):
+  return [
+    scan.Measurement(
+      'train',
+      i,
+      image_size=size,
+      mean=np.full(3, 0.5),
+      std=np.full(3, 0.2),
+      **fields,
+    )
+    for i in range(3)
+  ]
+
+
+@pytest.mark.parametrize('size', [(96, 96), (40, 70), (500, 375), (17, 500)])
+def test_sizes_of_a_valid_network_fit(size):
+  config = folders.make_config('unused')
+  config.model.update(padding='valid', depth=4)
+  found = suggest.suggest(_measurements(size), config)
+  got = {s.field: s.value for s in found}
+  output = unet.output_size(got['data.image_size'], got['model.depth'], 'valid')
+  assert all(2 * o >= n for o, n in zip(output, got['data.image_size']))
+
+
+def test_what_depends_on_a_suggestion_follows():
+  config = folders.make_config('unused', class_names=('a', 'b'), cache='none')
+  config.data.num_classes = 2
+  config.augment.rotate_90 = 0.5
+  config.augment.hue.probability = 0.5
+  config.eval.foreground = ('b',)
+  config.checkpoint.best_metric = 'eval/dataset_iou/b'
+  found = suggest.suggest(
+    _measurements(
+      (3000, 2000),
+      values={0: 5, 1: 4, 2: 3},
+      image_file=scan.FileInfo('grey 8 bit PNG'),
+    ),
+    config,
+  )
+  changed = {s.field: s.value for s in found}
+  assert changed['data.num_classes'] == 3
+  assert changed['eval.foreground'] == ()
+  assert changed['checkpoint.best_metric'] == 'eval/dataset_miou'
+  assert changed['data.resize'] == 'patch' and changed['data.cache'] == 'disk'
+  assert 'data.num_channels' not in changed  # hue needs colours.
+  config.update_from_flattened_dict(changed)
+  config_lib.validate(config)

@@ -21,6 +21,10 @@ EXTENSIONS = ('.png', '.jpg', '.jpeg', '.tif', '.tiff', '.bmp', '.gif', '.webp')
 # How TIFF files start, and those of more than 4 GiB.
 _TIFF = (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')
 
+# Pillow refuses images of more than 179 megapixels, as an attack; scans of
+# tissue and of the earth are larger. From here on it warns at 1 gigapixel.
+Image.MAX_IMAGE_PIXELS = 2**30
+
 # OpenCV says what it cannot read on stderr; messages here name the file.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 

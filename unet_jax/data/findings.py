@@ -26,6 +26,8 @@ _NEAR = 0.95
 # pixels) that this would take long.
 _FITTED = 64
 _LARGE = 2**22
+# Images from which on it can be told how alike two of a set usually are.
+_FEW = 20
 # A stack's or a video's neighbours are alike by this much more than others.
 _ALIKE = 0.2
 
@@ -49,6 +51,16 @@ class Finding:
   names: tuple[str, ...] = ()
 
 
+def _fit_some(dataset, measurements) -> None:
+  """Measures the fit of some pairs of a prepared set."""
+  # Evenly spread, since neighbours may be alike.
+  for i in np.linspace(0, len(dataset) - 1, _FITTED, dtype=int).tolist():
+    m = measurements[i]
+    if m.image_size is None or np.prod(m.image_size) <= _LARGE:
+      example = dataset[i]
+      m.fit = alignment.measure(example['image'], example['mask'])
+
+
 def _some(names, limit: int = 3) -> str:
   """'a, b, c and 4 more'."""
   shown = ', '.join(names[:limit])
@@ -65,9 +77,9 @@ def find(splits: dict[str, list[scan.Measurement]], config) -> list[Finding]:
   """
   found = []
   for split, measurements in splits.items():
-    found += _unusable(split, measurements)
+    found += _unusable(split, measurements, config)
     found += _files(split, measurements)
-    found += _contents(split, measurements)
+    found += _contents(split, measurements, config)
     found += _sizes(split, measurements, config)
     found += _classes(split, measurements, config, split == next(iter(splits)))
     found += _fit_of_the_set(split, measurements)
@@ -89,6 +101,13 @@ def find_in_prepared(sets: dict[str, Any], config) -> list[Finding]:
   found, splits = [], {}
   for split, dataset in sets.items():
     stats = dataset.stats
+    if stats is None:  # Nothing is known of what is decoded at each access.
+      splits[split] = measurements = [
+        scan.Measurement(split, i) for i in range(len(dataset))
+      ]
+      _fit_some(dataset, measurements)
+      found += _fit_of_the_set(split, measurements)
+      continue
     splits[split] = measurements = [
       scan.Measurement(
         split,
@@ -102,14 +121,8 @@ def find_in_prepared(sets: dict[str, Any], config) -> list[Finding]:
       )
       for i, name in enumerate(stats.names)
     ]
-    # Evenly spread, since neighbours may be alike.
-    for i in np.linspace(0, len(dataset) - 1, _FITTED, dtype=int).tolist():
-      if stats.sizes[i].prod() > _LARGE:
-        continue
-      example = dataset[i]
-      fit = alignment.measure(example['image'], example['mask'])
-      measurements[i].fit = fit
-    found += _contents(split, measurements)
+    _fit_some(dataset, measurements)
+    found += _contents(split, measurements, config)
     found += _classes(split, measurements, config, split == next(iter(sets)))
     found += _fit_of_the_set(split, measurements)
   found += _same_files(splits)
@@ -117,8 +130,9 @@ def find_in_prepared(sets: dict[str, Any], config) -> list[Finding]:
   return sorted(found, key=lambda f: LEVELS.index(f.level))
 
 
-def _unusable(split: str, measurements) -> list[Finding]:
+def _unusable(split: str, measurements, config) -> list[Finding]:
   """Broken files, unknown values, different sizes: an error of each kind."""
+  skips = config.data.on_error == 'skip'
   by_kind = collections.defaultdict(list)
   for m in measurements:
     if m.error:
@@ -135,7 +149,8 @@ def _unusable(split: str, measurements) -> list[Finding]:
       listed = ', '.join(str(v) for v, _ in values.most_common(8))
       message += f'; the values found in them: {listed}'
     names = tuple(m.name if kind == 'broken' else m.mask_name for m in bad)
-    found.append(Finding('error', kind, split, message, names))
+    level = 'warning' if kind == 'broken' and skips else 'error'
+    found.append(Finding(level, kind, split, message, names))
   return found
 
 
@@ -193,7 +208,7 @@ def _files(split: str, measurements) -> list[Finding]:
   return found
 
 
-def _contents(split: str, measurements) -> list[Finding]:
+def _contents(split: str, measurements, config) -> list[Finding]:
   """Images that show nothing, and masks that say nothing."""
   found = []
   constant = [
@@ -219,13 +234,14 @@ def _contents(split: str, measurements) -> list[Finding]:
     names = tuple(m.mask_name for m in ignored)
     level = 'error' if all_of_them else 'warning'
     found.append(Finding(level, 'ignored mask', split, text, names))
+  classes = config_lib.class_names(config)
   by_class = collections.defaultdict(list)
   for m in single:
     by_class[int(np.argmax(m.class_pixels[:-1]))].append(m)
   for c, ms in by_class.items():
     everything = len(ms) == len(measurements) and len(measurements) > 1
     text = (
-      f'{ms[0].mask_name} has one class only, {c}: {len(ms)} of '
+      f'{ms[0].mask_name} has one class only, {classes[c]}: {len(ms)} of '
       f'{len(measurements)} masks'
     )
     names = tuple(m.mask_name for m in ms)
@@ -320,12 +336,12 @@ def _fits(split: str, measurements) -> list[Finding]:
 
 
 def _same_files(splits) -> list[Finding]:
-  """Files that are in two splits at once."""
+  """Files that are in two splits at once: of one name and one content."""
   found, where = [], {}
   for split, measurements in splits.items():
-    names = [m.name for m in measurements]
+    files = {m.name: m.digest for m in measurements if m.digest}
     for other, others in where.items():
-      both = [n for n in names if n in others]
+      both = [n for n, digest in files.items() if others.get(n, '') == digest]
       if both:
         text = (
           f'{both[0]} is in {other} and in {split}: {len(both)} file(s) are; '
@@ -334,7 +350,7 @@ def _same_files(splits) -> list[Finding]:
         found.append(
           Finding('error', 'same files in two splits', '', text, tuple(both))
         )
-    where[split] = set(names)
+    where[split] = files
   return found
 
 
@@ -347,7 +363,13 @@ def _exact_duplicates(splits) -> list[Finding]:
       by_digest[m.digest].append(m)
   groups = [ms for ms in by_digest.values() if len(ms) > 1]
   found = _tell_duplicates('exact duplicates', groups)
-  differ = lambda a, b: not np.array_equal(a.class_pixels, b.class_pixels)
+
+  def differ(a, b):
+    """Whether two masks of one image differ: in their counts or their place."""
+    if a.fit is not None and b.fit is not None and a.fit.score != b.fit.score:
+      return True
+    return not np.array_equal(a.class_pixels, b.class_pixels)
+
   contradicting = [ms for ms in groups if any(differ(m, ms[0]) for m in ms)]
   if contradicting:
     a, b = contradicting[0][:2]
@@ -399,23 +421,25 @@ def near_duplicates(measurements) -> list[list[scan.Measurement]]:
   thumbs = np.stack([m.thumbnail for m in shown])
   edge = int(thumbs.shape[1] ** 0.5)
   mirrored = thumbs.reshape(-1, edge, edge)[:, :, ::-1].reshape(thumbs.shape)
-  rng = np.random.default_rng(0)
-  a, b = rng.integers(0, len(shown), (2, 20000))
-  usual = np.sum(thumbs[a] * thumbs[b], 1)[a != b]
-  threshold = max(_NEAR, 1 - 0.1 * (1 - np.median(usual)))
-  rows, columns = [], []
-  # In blocks: the whole matrix of a large set does not fit in memory.
+  threshold = _NEAR
+  if len(shown) >= _FEW:  # Of fewer, the pair itself would be what is usual.
+    rng = np.random.default_rng(0)
+    a, b = rng.integers(0, len(shown), (2, 20000))
+    usual = np.sum(thumbs[a] * thumbs[b], 1)[a != b]
+    threshold = max(_NEAR, 1 - 0.1 * (1 - np.median(usual)))
+  labels = np.arange(len(shown))
+  # In blocks, joined as they come: neither the whole matrix of a large set nor
+  # all the pairs of a large group fit in memory.
   for start in range(0, len(shown), 1024):
     block = thumbs[start : start + 1024]
     for others in (thumbs, mirrored):
       i, j = np.nonzero(block @ others[start:].T > threshold)
-      rows.append(i + start)
-      columns.append(j + start)
-  rows, columns = np.concatenate(rows), np.concatenate(columns)
-  graph = sparse.coo_matrix(
-    (np.ones(len(rows), bool), (rows, columns)), (len(shown),) * 2
-  )
-  _, labels = sparse.csgraph.connected_components(graph, directed=False)
+      ends = (labels[i + start], labels[j + start])
+      graph = sparse.coo_matrix(
+        (np.ones(len(i), bool), ends), (len(shown),) * 2
+      )
+      _, joined = sparse.csgraph.connected_components(graph, directed=False)
+      labels = joined[labels]
   groups = collections.defaultdict(list)
   for m, label in zip(shown, labels.tolist()):
     groups[label].append(m)

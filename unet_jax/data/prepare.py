@@ -457,7 +457,11 @@ def prepare(config, split: str):
     UserError: any example is bad (see `prepare_example` and the sources), or
       the cache cannot be written.
   """
-  source = sources.make_source(config, split)
+  return prepare_source(sources.make_source(config, split), config)
+
+
+def prepare_source(source: sources.Source, config) -> 'OnTheFly | Prepared':
+  """As `prepare`, of examples that are at hand."""
   prepared = _prepare(source, config)
   prepared.split = source.split
   return prepared

@@ -30,6 +30,8 @@ _PLANES = np.linalg.qr(
     [np.ones((_THUMBNAIL,) * 2), *np.mgrid[:_THUMBNAIL, :_THUMBNAIL]], -1
   ).reshape(-1, 3)
 )[0].astype(np.float32)
+# Values of a mask that are kept.
+_MANY_VALUES = 300
 # Masks of other images that are tried on each.
 _TRIED = 4
 # Images whose mask is looked for, and the share of suspicious pairs from which
@@ -95,7 +97,7 @@ class Measurement:
       if nothing is left).
     mean: per channel, of values in 0..1; likewise std.
     std: see mean.
-    values: {value or (r, g, b): pixels} of the mask as stored.
+    values: {value or (r, g, b): pixels} of the mask as stored, at most 300.
     class_pixels: int64 [classes + 1], the last are ignored.
     instances: int64 [classes]: the objects of each class, from the instance
       mask where there is one, else connected (8 neighbours) parts.
@@ -135,13 +137,6 @@ def scan(source: sources.Source, config) -> tuple[list[Measurement], dict]:
     `decode` and `measure` took, and those that all of it took on the `wall`.
   """
   start, seconds = time.perf_counter(), {'decode': 0.0, 'measure': 0.0}
-  # The masks of some pairs, to be tried on the images of all others.
-  borders = {}
-  spread = np.linspace(0, len(source) - 1, _TRIED + 1, dtype=int).tolist()
-  for index in dict.fromkeys(spread):
-    fit = _measure(source, index, config, {})[0].fit
-    borders[index] = fit and fit.border
-
   bar = tqdm.tqdm(
     total=len(source),
     desc=f'inspecting {source.split}',
@@ -150,7 +145,16 @@ def scan(source: sources.Source, config) -> tuple[list[Measurement], dict]:
   )
   workers = prepare.num_workers(config)
   measurements = []
-  with bar, concurrent.futures.ThreadPoolExecutor(workers) as pool:
+  pool = concurrent.futures.ThreadPoolExecutor(workers)
+  with warnings.catch_warnings(), bar, pool:
+    # Of odd metadata; what decodes is good enough.
+    warnings.simplefilter('ignore')
+    # The masks of some pairs, to be tried on the images of all others.
+    borders = {}
+    spread = np.linspace(0, len(source) - 1, _TRIED + 1, dtype=int).tolist()
+    for index in dict.fromkeys(spread):
+      fit = _measure(source, index, config, {})[0].fit
+      borders[index] = fit and fit.border
     try:
       for measurement, decoding, measuring in pool.map(
         lambda index: _measure(source, index, config, borders),
@@ -192,7 +196,7 @@ def find_owners(source: sources.Source, measurements, config) -> None:
 
   def work(m):
     found = finder.find(source[m.index]['image'])
-    if found is not None and found[1] > m.fit.score:
+    if found is not None:
       m.owner = found[0]
 
   with concurrent.futures.ThreadPoolExecutor(prepare.num_workers(config)) as p:
@@ -237,17 +241,15 @@ def _measure_files(result: Measurement, files: sources.Example) -> None:
 
 def describe(data: bytes) -> FileInfo:
   """Returns what the header of an image file says, without decoding it."""
-  with warnings.catch_warnings():
-    warnings.simplefilter('ignore')  # Of odd metadata; decoding decides.
-    try:
-      image = Image.open(io.BytesIO(data))
-      # Pillow would decode a PNG to look for it at the file's end.
-      has_exif = image.format != 'PNG' or 'exif' in image.info
-      exif = image.getexif() if has_exif else {}
-      orientation = exif.get(_ORIENTATION, 1)
-      pages = getattr(image, 'n_frames', 1)
-    except (OSError, SyntaxError, ValueError):
-      return FileInfo('unknown to Pillow')
+  try:
+    image = Image.open(io.BytesIO(data))
+    # Pillow would decode a PNG to look for it at the file's end.
+    has_exif = image.format != 'PNG' or 'exif' in image.info
+    exif = image.getexif() if has_exif else {}
+    orientation = exif.get(_ORIENTATION, 1)
+    pages = getattr(image, 'n_frames', 1)
+  except (OSError, SyntaxError, ValueError):
+    return FileInfo('unknown to Pillow')
   mode = _MODES.get(image.mode)
   if mode is None:
     mode = 'grey 16 bit' if image.mode.startswith('I;16') else image.mode
@@ -288,11 +290,10 @@ def _measure_mask(result: Measurement, example, config, others) -> None:
     )
   except errors.UserError as e:
     result.error = ('unknown values', str(e))
-  if result.mask_size != result.image_size:
-    try:
-      prepare.check_sizes(example)
-    except errors.UserError as e:
-      result.error = ('different sizes', str(e))
+  try:
+    prepare.check_sizes(example)
+  except errors.UserError as e:
+    result.error = ('different sizes', str(e))
     return
   if classes is None:
     # The fit of borders does not depend on what the values mean.
@@ -309,28 +310,26 @@ def _measure_mask(result: Measurement, example, config, others) -> None:
   result.fit = alignment.measure(example['image'], classes, others)
 
 
-def _histogram(values: np.ndarray) -> np.ndarray:
-  """Counts of each value of a uint8 array: int64 [256]."""
-  # OpenCV's is four times as fast, but counts in float32.
-  if values.size < 2**24:
-    counts = cv2.calcHist([values], [0], None, [256], [0, 256])
-    return counts.ravel().astype(np.int64)
-  return np.bincount(values.ravel(), minlength=256)
-
-
 def count_values(values: np.ndarray) -> dict:
-  """Returns {value or (r, g, b): pixels} of a mask as stored."""
+  """Returns {value or (r, g, b): pixels} of a mask as stored.
+
+  Of the most frequent values only: those of a mask that is a photograph, or was
+  stored as a JPEG, would fill the memory.
+  """
   if values.ndim == 3:
     codes = values.astype(np.int64) @ np.array([1 << 16, 1 << 8, 1])
     found, counts = np.unique(codes, return_counts=True)
     keys = [(v >> 16, v >> 8 & 255, v & 255) for v in found.tolist()]
   elif values.dtype == np.uint8:
-    counts = _histogram(values)
+    counts = prepare.histogram(values)
     keys = np.flatnonzero(counts).tolist()
     counts = counts[keys]
   else:
     found, counts = np.unique(values, return_counts=True)
     keys = found.tolist()
+  if len(keys) > _MANY_VALUES:
+    order = np.argsort(-counts, kind='stable')[:_MANY_VALUES]
+    keys, counts = [keys[i] for i in order.tolist()], counts[order]
   return dict(zip(keys, counts.tolist()))
 
 
@@ -352,7 +351,7 @@ def _count_instances(classes, instances, class_pixels) -> np.ndarray:
   counts = np.zeros(len(class_pixels), np.int64)
   present = np.flatnonzero(class_pixels)
   if instances is not None:
-    inside = instances > 0
+    inside = instances != 0
     pairs = np.unique(np.stack([classes[inside], instances[inside]]), axis=1)
     for c in present:
       counts[c] = np.sum(pairs[0] == c)

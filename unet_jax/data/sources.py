@@ -37,6 +37,7 @@ class Source(Protocol):
   """Random access over the examples of a split."""
 
   split: str  # Its name in the source, where `auto` was asked for.
+  held_out: bool  # Whether the source chose what is not trained on.
   fingerprint: Any
 
   def __len__(self) -> int: ...
@@ -99,6 +100,8 @@ def decode_example(example: Example, data) -> Example:
 class TfdsSource:
   """A split of a TFDS data set, read without TensorFlow."""
 
+  held_out = False
+
   def __init__(self, config, split: str, problems=None):
     del problems  # Pairs are records here.
     import tensorflow_datasets as tfds
@@ -151,7 +154,7 @@ class TfdsSource:
 
   def read(self, index: int) -> Example:
     record, data = self._records[index], self._data
-    name = record.get('file_name', f'{data.name}[{index}]')
+    name = record.get('file_name', f'{data.name}/{self.split}[{index}]')
     name = name.decode() if isinstance(name, bytes) else str(name)
     example = {
       'image': record[data.image_key],
@@ -217,7 +220,9 @@ class FolderSource:
       raise errors.UserError(
         f'--config.data.dir={config.data.dir}: no such folder'
       )
-    self.split, self._pairs = _find_pairs(root, split, config, problems)
+    self.split, self.held_out, self._pairs = _find_pairs(
+      root, split, config, problems
+    )
     self.fingerprint = [
       'folder',
       [_file_stamp(p) for pair in self._pairs for p in pair],
@@ -261,7 +266,10 @@ def _file_stamp(path: pathlib.Path) -> list:
 
 
 def _find_pairs(root: pathlib.Path, split: str, config, problems):
-  """Returns a split's name and its pairs, see `_pair_files`, in order."""
+  """Returns a split's name, whether it is held out, and its pairs.
+
+  The pairs, see `_pair_files`, are in order.
+  """
   folders = [s for s in ('train', 'val', 'test') if (root / s).is_dir()]
   usable = [s for s in folders if (root / s / 'masks').is_dir()]
   lists = [s for s in ('train', 'val', 'test') if (root / f'{s}.txt').is_file()]
@@ -290,7 +298,7 @@ def _find_pairs(root: pathlib.Path, split: str, config, problems):
     pairs = _listed(pairs, root / f'{part}.txt', problems)
   if held_out:
     pairs = _hold_out(pairs, split, config, folder)
-  return split, pairs
+  return split, held_out, pairs
 
 
 def _what_is_in(root: pathlib.Path) -> str:
@@ -395,6 +403,8 @@ def _hold_out(pairs, split: str, config, folder: pathlib.Path):
 
 class ShapesSource:
   """Drawn images; the example is a function of seed, split and index."""
+
+  held_out = False
 
   def __init__(self, config, split: str, problems=None):
     from unet_jax.data import shapes

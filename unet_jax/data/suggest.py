@@ -9,7 +9,9 @@ import numpy as np
 
 from configs import default
 from unet_jax import config as config_lib
+from unet_jax import errors
 from unet_jax.data import scan
+from unet_jax.models import unet
 
 # The edge that whole images are brought to, at most, and the edge of windows
 # that are cut from larger ones, in pixels.
@@ -17,6 +19,10 @@ _LARGEST_IMAGE, _WINDOW = 512, 256
 # The smaller edge at the bottom of the U, in pixels, at least.
 _SMALLEST_BOTTOM = 4
 _LARGEST_DEPTH = 6
+# Values of classes are most likely below this where 255 is what is ignored.
+_SMALL = 64
+# Augmentations that grey images do not have.
+_OF_COLORS = ('hue', 'saturation')
 # A class this much rarer than the most frequent one is worth a weight.
 _IMBALANCE = 5
 
@@ -58,32 +64,72 @@ def suggest(measurements: list[scan.Measurement], config) -> list[Suggestion]:
   if len(names) != max(num_classes, 2):
     names = ()
   add('data.class_names', names, 'one for each class, or () to number them')
+  if names != tuple(config.data.class_names):
+    # What names classes that are no longer there.
+    why = 'it named a class that the data do not have'
+    for field in ('eval.foreground', 'data.sample_classes'):
+      if flat[field]:
+        add(field, (), why)
+    if flat['checkpoint.best_metric'].count('/') > 1:
+      add('checkpoint.best_metric', 'eval/dataset_miou', why)
   known = [m for m in measurements if m.mean is not None]
   if known:
     mean, std = normalization(known)
     why = f'measured over {len(known)} images'
     files = [m.image_file for m in known if m.image_file]
-    if files and all(f.kind.startswith(('grey', '1 bit')) for f in files):
+    needs_color = any(flat[f'augment.{n}.probability'] for n in _OF_COLORS)
+    grey = all(f.kind.startswith(('grey', '1 bit')) for f in files)
+    if files and grey and not needs_color:
       add('data.num_channels', 1, 'every image file is grey')
       mean, std = mean[:1], std[:1]
     add('data.mean', mean, why)
     add('data.std', std, why)
     size, resize, why = _image_size([m.image_size for m in known])
+    if config.augment.rotate_90 and size[0] != size[1]:
+      side = max(32, round((size[0] * size[1]) ** 0.5 / 32) * 32)
+      size, why = (side, side), f'{why}; square for augment.rotate_90'
+    depth = int(np.log2(max(min(size) // _SMALLEST_BOTTOM, 1)))
+    depth = min(depth, _LARGEST_DEPTH)
+    reason = f'the smaller edge stays at least {_SMALLEST_BOTTOM} px'
+    if config.model.padding == 'valid':
+      size, depth = _valid_size(size, depth, config)
+      why += '; the nearest that model.padding=valid takes'
+      reason = 'at most half of the image is lost at its border'
     add('data.image_size', size, why)
     add('data.resize', resize, why)
-    depth = 0
-    while (
-      depth < _LARGEST_DEPTH
-      and min(size) / 2 ** (depth + 1) >= _SMALLEST_BOTTOM
-    ):
-      depth += 1
-    add(
-      'model.depth',
-      depth,
-      f'the smaller edge stays at least {_SMALLEST_BOTTOM} px',
-    )
+    add('model.depth', depth, reason)
+    if resize == 'patch' and config.data.cache == 'none':
+      add('data.cache', 'disk', 'windows are cut from kept arrays')
   add('loss.class_weights', *_class_weights(measurements, order, num_classes))
   return found
+
+
+def _valid_size(size, depth: int, config):
+  """Returns the size and the depth of a network without padding.
+
+  Args:
+    size: wanted; the next larger ones that fit are taken.
+    depth: at most.
+    config: at hand, whose depth is not exceeded either.
+  """
+
+  def fit(edge, depth):
+    """The next fitting edge, and that of its output."""
+    while True:
+      try:
+        output = unet.output_size((edge, edge), depth, 'valid')
+      except errors.UserError:
+        edge += 1
+      else:
+        return edge, output[0]
+
+  depth = min(depth, config.model.depth)
+  while depth:
+    edge, output = fit(min(size), depth)
+    if 2 * output >= edge:
+      break
+    depth -= 1
+  return tuple(fit(edge, depth)[0] for edge in size), depth
 
 
 def _table(measurements, config):
@@ -93,6 +139,10 @@ def _table(measurements, config):
     if m.values:
       values.update(m.values)
       masks += 1
+  colors = any(isinstance(v, tuple) for v in values)
+  if colors:
+    # A mask of grey pixels alone comes as one channel.
+    values = _as_colors(values)
   now = config.data
   if masks and all(
     m.class_pixels is not None for m in measurements if m.values
@@ -107,15 +157,18 @@ def _table(measurements, config):
     why = f'{len(values)} different values in the masks: not a map of classes'
     order = _as_order(now.mask_values, max(now.num_classes, 2))
     return now.mask_values, now.num_classes, why, order
-  numbers = [v for v in values if not isinstance(v, tuple)]
-  colors = [v for v in values if isinstance(v, tuple)]
   # Of colours the most frequent is most likely the background.
-  ordered = sorted(numbers)
+  ordered = sorted(values)
   if colors:
     ordered = [v for v, _ in values.most_common()]
   ignored = []
   # 255 beside small numbers is what many sets do not label.
-  if not colors and len(ordered) > 2 and ordered[-1] == config_lib.IGNORE_LABEL:
+  if (
+    not colors
+    and len(ordered) > 2
+    and ordered[-1] == config_lib.IGNORE_LABEL
+    and ordered[-2] < _SMALL
+  ):
     ignored = [ordered.pop()]
   num_classes = max(len(ordered), 2)
   order = {v: i for i, v in enumerate(ordered)}
@@ -124,6 +177,18 @@ def _table(measurements, config):
   why = f'the values in {masks} masks: {listed}'
   plain = all(v == c for v, c in order.items())
   return (() if plain else tuple(order.items())), num_classes, why, order
+
+
+def _as_color(value) -> tuple[int, int, int]:
+  return value if isinstance(value, tuple) else (value,) * 3
+
+
+def _as_colors(values) -> collections.Counter:
+  """{value or (r, g, b): count} with colours alone."""
+  colors = collections.Counter()
+  for value, count in values.items():
+    colors[_as_color(value)] += count
+  return colors
 
 
 def _as_order(table, num_names: int) -> dict:
@@ -187,7 +252,7 @@ def _class_weights(measurements, order: dict, num_classes: int):
   for m in measurements:
     mine = np.zeros_like(pixels)
     for value, count in (m.values or {}).items():
-      c = order.get(value, config_lib.IGNORE_LABEL)
+      c = order.get(value, order.get(_as_color(value), config_lib.IGNORE_LABEL))
       if c < len(mine):
         mine[c] += count
     pixels += mine
@@ -231,7 +296,8 @@ def config_text(suggestions: list[Suggestion], config, source: str) -> str:
     section, _, name = field.rpartition('.')
     sections[section][name] = value
   why = {s.field: s.why for s in suggestions}
-  source = source.replace('\\', '\\\\').replace('"', '\\"')
+  # Names of files may hold anything.
+  source = ascii(source)[1:-1].replace('"', '\\"')
   lines = [
     f'"""Suggested by --mode=inspect for {source}."""',
     '',

@@ -17,6 +17,8 @@ from unet_jax.models import unet
 
 Example = dict[str, np.ndarray]
 
+_EPOCHS = 2**31
+
 
 def _mirrored(start: int, length: int, size: int) -> np.ndarray:
   """Indices start, start + 1, ... mirrored at 0 and size - 1: int [length]."""
@@ -138,9 +140,10 @@ def train_windows(dataset: prepare.Prepared, config) -> grain.MapDataset:
   """
   draw = _Draw(dataset, config)
   tickets = grain.MapDataset.source(draw.tickets())
-  return (
-    tickets.shuffle(config.seed).repeat().random_map(draw, seed=config.seed)
-  )
+  # Endless, as far as anyone can see: grain's own repeat() is too long for
+  # Python once it is cut into batches of one.
+  endless = tickets.shuffle(config.seed).repeat(_EPOCHS)
+  return endless.random_map(draw, seed=config.seed)
 
 
 class Tiles(_Layout):
