@@ -103,10 +103,10 @@ def get_config() -> config_dict.ConfigDict:
   # Squeeze-and-excitation at the end of each stage: the factor by which its
   # hidden layer is narrower (16 in Hu et al. 2018, arXiv 1709.01507); 0: off.
   model.squeeze_excite = 0
-  # `none`, or `space_to_depth`: 2x2 pixels become one of four times the channels, and each
-  # logit four at the end; all stages run at half the size, for TPUs, whose
-  # products want many channels (Ying et al. 2018, arXiv 1811.06992, for the
-  # first layer; Ridnik et al. 2021, arXiv 2003.13630, as here). `none`.
+  # `none`, or `space_to_depth`: 2x2 pixels become one of four times the
+  # channels, and each logit four at the end. All stages run at half the size;
+  # for TPUs, whose products want many channels (as in MLPerf's ResNet on them,
+  # and Ridnik et al. 2021, arXiv 2003.13630).
   model.stem = 'none'
   # `max` or `average` (2x2), or `conv`: learned, 2x2, stride 2 (Milletari et
   # al. 2016, arXiv 1606.04797).
