@@ -169,26 +169,56 @@ def get_config() -> config_dict.ConfigDict:
   augment.cutout.mask = 'keep'
 
   config.model = model = config_dict.ConfigDict()
+  # 2: images. 3: volumes, with all that is said here of pixels and squares for
+  # voxels and cubes (Çiçek et al. 2016, arXiv 1606.06650).
+  model.spatial_dims = 2
   # Number of 2x downsamplings, 0 to 6.
   model.depth = 3
-  # Stage i has base_features * 2**i channels, at most max_features.
+  # Stage i has base_features * 2**i channels, at most max_features; or their
+  # numbers one by one, depth + 1 of them, the last is the bottleneck's.
   model.base_features = 16
   model.max_features = 1024
+  model.features = ()
+  # Convolutions per stage, and their side in pixels (odd).
+  model.convs = 2
+  model.kernel_size = 3
+  # `plain`, or `residual`: a stage's input is added before its last activation
+  # (He et al. 2016, arXiv 1512.03385; Zhang et al. 2018, arXiv 1711.10684),
+  # through a 1x1 convolution where the channels differ.
+  model.block = 'plain'
+  # Squeeze-and-excitation at the end of each stage: the factor by which its
+  # hidden layer is narrower (16 in Hu et al. 2018, arXiv 1709.01507); 0: off.
+  model.squeeze_excite = 0
+  # `none`, or `space_to_depth`: 2x2 pixels become one of four times the
+  # channels, and each logit four at the end. All stages run at half the size;
+  # for TPUs, whose products want many channels (as in MLPerf's ResNet on them,
+  # and Ridnik et al. 2021, arXiv 2003.13630).
+  model.stem = 'none'
+  # `max` or `average` (2x2), or `conv`: learned, 2x2, stride 2 (Milletari et
+  # al. 2016, arXiv 1606.04797).
+  model.downsample = 'max'
   # `transpose` (2x2, stride 2), `bilinear`, `nearest` or `pixel_shuffle`; the
   # last three are followed by a convolution of upsample_kernel x
   # upsample_kernel pixels (1, 2 or 3) that halves the channels.
   model.upsample = 'transpose'
   model.upsample_kernel = 1
-  # What the decoder does with the encoder's features: `concat`, `add`, `none`.
+  # What the decoder does with the encoder's features: `concat`, `add`, `none`,
+  # or `attention`: concat behind gates that the coarser stage controls (Oktay
+  # et al. 2018, arXiv 1804.03999), none at the first stage, as there.
   model.skip = 'concat'
   # `none`, `batch`, `group` (norm_groups groups, fewer where the channels do
-  # not divide), `instance` or `layer`; after each 3x3 convolution.
+  # not divide), `instance` or `layer`; after each convolution
+  # of a stage.
   model.norm = 'batch'
   model.norm_groups = 8
   # `relu`, `leaky_relu`, `elu`, `gelu` or `silu`.
   model.activation = 'relu'
   # Rate of the dropout at the end of the encoder, 0 to below 1.
   model.dropout = 0.0
+  # Weights of the losses of further heads at decoder stages 1, 2, ..., at 1/2,
+  # 1/4, ... of the size, in training only (Lee et al. 2015, arXiv 1409.5185;
+  # Dou et al. 2017, for U-Nets nnU-Net's 0.5, 0.25, ...); (): none.
+  model.deep_supervision = ()
   # `same`: output as large as the input, any size. `valid`: the 2015 paper's
   # unpadded convolutions; the output is smaller, the mask's centre is used.
   model.padding = 'same'

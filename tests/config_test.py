@@ -8,7 +8,14 @@ import re
 
 import pytest
 
-from configs import default, folder, oxford_pets, shapes
+from configs import (
+  default,
+  folder,
+  isbi_2012,
+  keras_lesson,
+  oxford_pets,
+  shapes,
+)
 from unet_jax import config as config_lib
 from unet_jax import errors
 from unet_jax.models import unet
@@ -17,6 +24,9 @@ _ROOT = pathlib.Path(__file__).resolve().parents[1]
 _CONFIGS = {
   'default': default.get_config(),
   'folder': folder.get_config(),
+  'isbi_2012': isbi_2012.get_config(),
+  'keras_lesson': keras_lesson.get_config(),
+  'keras_lesson:bilinear': keras_lesson.get_config('bilinear'),
   'oxford_pets': oxford_pets.get_config(),
   'oxford_pets:small': oxford_pets.get_config('small'),
   'shapes': shapes.get_config(),
@@ -137,9 +147,9 @@ def test_every_field_has_a_comment_above_it():
 
 @pytest.mark.parametrize('name', _CONFIGS)
 def test_configs_are_valid(name):
-  # `folder` has no default for its folder.
   config = _CONFIGS[name].copy_and_resolve_references()
-  if name == 'folder':
+  # There is no default for a folder.
+  if config.data.source == 'folder':
     assert _error(config_lib.validate, config) == (
       'the folder source needs --config.data.dir=DIR, a folder with images/ '
       'and masks/'
@@ -155,6 +165,15 @@ def test_every_config_of_the_project_is_tested():
   for stem in stems:
     module = importlib.import_module(f'configs.{stem}')
     assert module.__doc__ and '.' in module.__doc__.splitlines()[0]
+
+
+def test_unknown_upsampling_of_the_lesson():
+  with pytest.raises(ValueError) as e:
+    keras_lesson.get_config('nearest')
+  assert str(e.value) == (
+    'configs/keras_lesson.py:nearest: the upsampling is one of transpose, '
+    'bilinear'
+  )
 
 
 def test_unknown_size_of_oxford_pets():
@@ -423,6 +442,61 @@ def test_ranges_to_draw_from(field):
       '--config.loss.weights.cross_entropy=1',
     ),
     (
+      {'model.features': (8, 16)},
+      '--config.model.features=(8, 16): takes 4 numbers of channels '
+      '(model.depth=3 and the bottleneck), at least 1 each',
+    ),
+    (
+      {'model.features': (8, 16, 0, 8)},
+      '--config.model.features=(8, 16, 0, 8): takes 4 numbers of channels '
+      '(model.depth=3 and the bottleneck), at least 1 each',
+    ),
+    (
+      {'model.upsample': 'pixel_shuffle', 'model.features': (3, 8, 6, 8)},
+      '--config.model.upsample=pixel_shuffle makes 4 pixels of the channels of '
+      'one: those of all stages but the first, (8, 6, 8), must be multiples of '
+      '4; set model.features or base_features',
+    ),
+    (
+      {'model.kernel_size': 4},
+      '--config.model.kernel_size=4: must be odd, so that a convolution has a '
+      'middle',
+    ),
+    (
+      {'model.squeeze_excite': 17},
+      '--config.model.squeeze_excite=17 leaves nothing of the 16 channels of a '
+      'stage; at most 16',
+    ),
+    (
+      {'model.skip': 'attention', 'model.depth': 1},
+      '--config.model.skip=attention: at model.depth=1 there is no gate, since '
+      'the first stage has none; use concat, or a depth of 2',
+    ),
+    (
+      {'model.deep_supervision': (0.5, 0.0)},
+      '--config.model.deep_supervision=(0.5, 0.0): takes weights above 0',
+    ),
+    (
+      {'model.deep_supervision': (0.5, 0.25, 0.1)},
+      '--config.model.deep_supervision=(0.5, 0.25, 0.1): takes a weight for '
+      'each decoder stage but the first, at most 2 at model.depth=3',
+    ),
+    (
+      {'model.deep_supervision': (0.5,), 'model.depth': 0},
+      '--config.model.deep_supervision=(0.5,): takes a weight for each decoder '
+      'stage but the first, at most 0 at model.depth=0',
+    ),
+    (
+      {'model.deep_supervision': (0.5,), 'model.padding': 'valid'},
+      '--config.model.deep_supervision=(0.5,) needs model.padding=same: with '
+      'valid, the coarser logits cover more than the mask that is used',
+    ),
+    (
+      {'model.spatial_dims': 3},
+      '--config.model.spatial_dims=3: the network takes volumes, but no '
+      'data.source gives them yet',
+    ),
+    (
       {'data.on_error': 'skip', 'data.cache': 'none'},
       '--config.data.on_error=skip needs --config.data.cache=disk or memory: '
       'with none, files are first opened in the middle of training',
@@ -554,12 +628,13 @@ def test_values_that_can_be_used(values):
     (
       '--config=configs/shape.py',
       '--config=configs/shape.py: no such file (did you mean shapes?); '
-      'configs/ has default, folder, oxford_pets, shapes',
+      'configs/ has default, folder, isbi_2012, keras_lesson, oxford_pets, '
+      'shapes',
     ),
     (
       '--config=qqq.py:small',
       '--config=qqq.py:small: no such file; configs/ has default, folder, '
-      'oxford_pets, shapes',
+      'isbi_2012, keras_lesson, oxford_pets, shapes',
     ),
   ],
 )

@@ -55,8 +55,7 @@ def test_a_good_set(tmp_path, capsys):
   exec((tmp_path / 'run/suggested.py').read_text(), namespace)
   suggested = namespace['get_config']()
   config_lib.validate(suggested)
-  model = unet.create_model(suggested)
-  unet.output_size(suggested.data.image_size, model.depth, model.padding)
+  unet.create_model(suggested).output_size(suggested.data.image_size)
   assert suggested.data.dir == str(tmp_path / 'data')
   # Only what an inspection reads was kept: no arrays of the whole set.
   assert not (tmp_path / 'cache/prepared').exists()

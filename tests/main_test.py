@@ -378,7 +378,8 @@ def test_config_oxford_pets_small(tmp_path, cache):
     (
       [f'--config={_ROOT}/configs/shape.py'],
       f'--config={_ROOT}/configs/shape.py: no such file (did you mean shapes?)'
-      '; configs/ has default, folder, oxford_pets, shapes',
+      '; configs/ has default, folder, isbi_2012, keras_lesson, oxford_pets, '
+      'shapes',
     ),
     (
       [f'--config={_ROOT}/configs/oxford_pets.py:tiny'],

@@ -31,10 +31,14 @@ CHOICES = {
   'augment.cutout.mask': ('keep', 'ignore'),
   'loss.weight_map': ('none', 'border'),
   'loss.balance': ('none', 'image'),
+  'model.spatial_dims': (2, 3),
   'model.depth': (0, 1, 2, 3, 4, 5, 6),
+  'model.block': ('plain', 'residual'),
+  'model.stem': ('none', 'space_to_depth'),
+  'model.downsample': ('max', 'average', 'conv'),
   'model.upsample': ('transpose', 'bilinear', 'nearest', 'pixel_shuffle'),
   'model.upsample_kernel': (1, 2, 3),
-  'model.skip': ('concat', 'add', 'none'),
+  'model.skip': ('concat', 'add', 'none', 'attention'),
   'model.norm': ('none', 'batch', 'group', 'instance', 'layer'),
   'model.activation': ('relu', 'leaky_relu', 'elu', 'gelu', 'silu'),
   'model.padding': ('same', 'valid'),
@@ -56,6 +60,9 @@ AT_LEAST = {
   'augment.elastic.grid': 2,
   'model.base_features': 1,
   'model.max_features': 1,
+  'model.convs': 1,
+  'model.kernel_size': 1,
+  'model.squeeze_excite': 0,
   'model.norm_groups': 1,
   'loss.weights.cross_entropy': 0,
   'loss.weights.dice': 0,
@@ -133,6 +140,20 @@ FIXED_IN_EVALUATION = (
   'data.mean',
   'data.std',
 )
+
+
+def stage_features(model) -> tuple[int, ...]:
+  """Returns the channels of each stage, the bottleneck's last.
+
+  Args:
+    model: the section of a config, or the network made from it.
+  """
+  if model.features:
+    return tuple(model.features)
+  return tuple(
+    min(model.base_features * 2**i, model.max_features)
+    for i in range(model.depth + 1)
+  )
 
 
 def flatten(config: ml_collections.ConfigDict) -> dict[str, Any]:
@@ -377,6 +398,63 @@ def _check_windows(config: ml_collections.ConfigDict) -> None:
     )
 
 
+def _check_model(config: ml_collections.ConfigDict) -> None:
+  """Checks what the fields of the network ask of each other."""
+  m = config.model
+  if m.features and (
+    len(m.features) != m.depth + 1
+    or any(not isinstance(n, int) or n < 1 for n in m.features)
+  ):
+    raise errors.UserError(
+      f'--config.model.features={m.features}: takes {m.depth + 1} numbers of '
+      f'channels (model.depth={m.depth} and the bottleneck), at least 1 each'
+    )
+  features, pixels = stage_features(m), 2**m.spatial_dims
+  if m.upsample == 'pixel_shuffle' and any(n % pixels for n in features[1:]):
+    raise errors.UserError(
+      f'--config.model.upsample=pixel_shuffle makes {pixels} pixels of the '
+      f'channels of one: those of all stages but the first, {features[1:]}, '
+      f'must be multiples of {pixels}; set model.features or base_features'
+    )
+  if m.kernel_size % 2 == 0:
+    raise errors.UserError(
+      f'--config.model.kernel_size={m.kernel_size}: must be odd, so that a '
+      'convolution has a middle'
+    )
+  if m.squeeze_excite > min(features):
+    raise errors.UserError(
+      f'--config.model.squeeze_excite={m.squeeze_excite} leaves nothing of the '
+      f'{min(features)} channels of a stage; at most {min(features)}'
+    )
+  if m.skip == 'attention' and m.depth < 2:
+    raise errors.UserError(
+      f'--config.model.skip=attention: at model.depth={m.depth} there is no '
+      'gate, since the first stage has none; use concat, or a depth of 2'
+    )
+  weights = m.deep_supervision
+  if any(not isinstance(w, int | float) or not w > 0 for w in weights):
+    raise errors.UserError(
+      f'--config.model.deep_supervision={weights}: takes weights above 0'
+    )
+  if len(weights) > max(m.depth - 1, 0):
+    raise errors.UserError(
+      f'--config.model.deep_supervision={weights}: takes a weight for each '
+      f'decoder stage but the first, at most {max(m.depth - 1, 0)} at '
+      f'model.depth={m.depth}'
+    )
+  if weights and m.padding == 'valid':
+    raise errors.UserError(
+      f'--config.model.deep_supervision={weights} needs model.padding=same: '
+      'with valid, the coarser logits cover more than the mask that is used'
+    )
+  # Until a source gives volumes.
+  if m.spatial_dims == 3:
+    raise errors.UserError(
+      '--config.model.spatial_dims=3: the network takes volumes, but no '
+      'data.source gives them yet'
+    )
+
+
 def _check_combinations(config: ml_collections.ConfigDict) -> None:
   """Checks fields that only make sense together."""
   data = config.data
@@ -393,14 +471,6 @@ def _check_combinations(config: ml_collections.ConfigDict) -> None:
   if data.train_split == 'auto':
     raise errors.UserError(
       '--config.data.train_split=auto: name the split; auto is for eval_split'
-    )
-  m = config.model
-  widths = [min(m.base_features * 2**i, m.max_features) for i in range(1, 7)]
-  if m.upsample == 'pixel_shuffle' and any(w % 4 for w in widths[: m.depth]):
-    raise errors.UserError(
-      '--config.model.upsample=pixel_shuffle makes a pixel of four channels: '
-      f'2 * model.base_features ({m.base_features}) and model.max_features '
-      f'({m.max_features}) must be multiples of 4'
     )
   if data.on_error == 'skip' and data.cache == 'none':
     raise errors.UserError(
@@ -450,6 +520,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
   _check_table(config)
   _check_weight_map(config)
   _check_windows(config)
+  _check_model(config)
   _check_combinations(config)
 
 

@@ -172,8 +172,7 @@ def _write_suggestion(text: str, suggestions, config, workdir: str) -> None:
   config.update_from_flattened_dict({s.field: s.value for s in suggestions})
   try:
     config_lib.validate(config)
-    model = unet.create_model(config)
-    unet.output_size(config.data.image_size, model.depth, model.padding)
+    unet.create_model(config).output_size(config.data.image_size)
     print(f'suggested config: python main.py --config={shlex.quote(path)}')
   except errors.UserError as e:
     print(f'suggested config: {path}, which needs a change: {e}')
@@ -356,7 +355,7 @@ def _network(source, config) -> tuple[dict, list[dict]]:
   mesh = sharding.make_mesh(config)
   model = unet.create_model(config)
   size = tuple(config.data.image_size)
-  output = unet.output_size(size, model.depth, model.padding)
+  output = model.output_size(size)
   dataset = prepare.prepare_source(source, config)
   batches = pipeline.train_batches(dataset, config, mesh)
   try:

@@ -14,7 +14,7 @@ import optax
 from unet_jax import config as config_lib
 from unet_jax import losses, metrics
 from unet_jax.data import augment
-from unet_jax.models import unet
+from unet_jax.models import blocks, unet
 from unet_jax.train_state import TrainState
 
 Array = jax.Array
@@ -80,8 +80,7 @@ def train_step(
   """
   batch, dropout_key = augment_batch(batch, key, state.step, augmentation)
   image = batch['image']
-  shape = unet.output_size(image.shape[1:3], model.depth, model.padding)
-  mask, weight_map = targets(batch, shape)
+  mask, weight_map = targets(batch, model.output_size(image.shape[1:-1]))
   count = losses.counts(mask, loss_spec, weight_map)
 
   def loss_fn(params, batch_stats, inputs, key):
@@ -124,7 +123,7 @@ def train_step(
 
 def targets(batch: Batch, shape) -> tuple[Array, Array | None]:
   """A batch's mask and weight map (or None), cropped to the logits' size."""
-  crop = lambda x: unet.center_crop(x, *shape)
+  crop = lambda x: blocks.center_crop(x, *shape)
   weight_map = crop(batch['weight_map']) if 'weight_map' in batch else None
   return crop(batch['mask']), weight_map
 

@@ -53,7 +53,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   mesh = sharding.make_mesh(config)
   sharding.log_devices(mesh)
   model = unet.create_model(config)
-  unet.output_size(config.data.image_size, model.depth, model.padding)
+  model.output_size(config.data.image_size)
   _check_best_metric(config)
   make_workdir(workdir)
   lock = contextlib.nullcontext()

@@ -14,11 +14,20 @@ from unet_jax import config as config_lib
 
 # What this network is, in the words of the config.
 _FIXED = {
+  'spatial_dims': 2,
+  'features': (),
+  'convs': 2,
+  'kernel_size': 3,
+  'block': 'plain',
+  'squeeze_excite': 0,
+  'stem': 'none',
+  'downsample': 'max',
   'upsample': 'transpose',
   'skip': 'concat',
   'norm': 'batch',
   'activation': 'relu',
   'dropout': 0.0,
+  'deep_supervision': (),
   'padding': 'same',
 }
 

@@ -197,7 +197,9 @@ def test_sizes_of_a_valid_network_fit(size):
   config.model.update(padding='valid', depth=4)
   found = suggest.suggest(_measurements(size), config)
   got = {s.field: s.value for s in found}
-  output = unet.output_size(got['data.image_size'], got['model.depth'], 'valid')
+  config.model.depth = got['model.depth']
+  model = unet.create_model(config)
+  output = model.output_size(got['data.image_size'])
   assert all(2 * o >= n for o, n in zip(output, got['data.image_size']))
 
 

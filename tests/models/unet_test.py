@@ -1,167 +1,106 @@
-"""The network: shapes, wiring, and its fast forms against the stock layers."""
+"""The network and its variants: sizes, wiring, training, what a logit sees."""
 
 import functools
-import itertools
 
 import flax.linen as nn
+import flax.serialization
 import jax
 import jax.numpy as jnp
+import networks
 import numpy as np
+import optax
 import pytest
-import scipy.ndimage
 
+from configs import isbi_2012, keras_lesson
+from unet_jax import config as config_lib
 from unet_jax import errors
-from unet_jax.models import unet
+from unet_jax.models import blocks, unet
+
+_random, _small = networks.random, networks.small
 
 
-def _random(*shape, seed=0):
-  return jnp.asarray(
-    np.random.default_rng(seed).normal(size=shape), jnp.float32
-  )
-
-
-def _small(**fields):
-  defaults = dict(num_classes=3, depth=2, base_features=4, norm='batch')
-  return unet.UNet(**{**defaults, **fields})
-
-
-def _init(model, x):
-  """Variables drawn by NumPy: compiling `model.init` takes seconds."""
-  rng = np.random.default_rng(0)
-
-  def draw(path, leaf):
-    name = path[-1].key
-    if name == 'kernel':
-      scale = np.sqrt(2 / np.prod(leaf.shape[:-1]))
-      return jnp.asarray(rng.normal(size=leaf.shape) * scale, leaf.dtype)
-    center = 1 if name in ('scale', 'var') else 0
-    noise = rng.uniform(-0.1, 0.1, leaf.shape)
-    return jnp.asarray(center + noise, leaf.dtype)
-
-  shapes = jax.eval_shape(
-    lambda x: model.init(jax.random.key(0), x, train=False), x
-  )
-  return jax.tree.map_with_path(draw, shapes)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _apply(model, variables, x):
-  """Logits in evaluation mode, compiled: op by op is slower by far."""
-  return model.apply(variables, x, train=False)
-
-
-def _assert_same_value_and_gradient(ours, stock, *args):
-  np.testing.assert_allclose(ours(*args), stock(*args), rtol=1e-5, atol=1e-5)
-  weight = _random(*stock(*args).shape, seed=9)
-  argnums = tuple(range(len(args)))
-  gradient = lambda f: jax.jit(
-    jax.grad(lambda *a: jnp.sum(f(*a) * weight), argnums)
-  )
-  for a, b in zip(gradient(ours)(*args), gradient(stock)(*args), strict=True):
-    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize('size', [(8, 8), (7, 10), (2, 3)])
-def test_max_pool_equals_the_stock_layer(size):
-  _assert_same_value_and_gradient(
-    unet.max_pool_2x,
-    lambda x: nn.max_pool(x, (2, 2), (2, 2)),
-    _random(2, *size, 3),
-  )
-
-
-@pytest.mark.parametrize('size', [(8, 8), (5, 6), (1, 1), (1, 4)])
-def test_bilinear_equals_image_resize(size):
-  h, w = size
-  _assert_same_value_and_gradient(
-    unet.bilinear_2x,
-    lambda x: jax.image.resize(x, (2, 2 * h, 2 * w, 3), 'bilinear'),
-    _random(2, h, w, 3),
-  )
-
-
-def test_bilinear_equals_scipy_zoom():
-  x = _random(1, 6, 5, 1)
-  expected = scipy.ndimage.zoom(
-    x[0, ..., 0], 2, order=1, mode='nearest', grid_mode=True
-  )
-  np.testing.assert_allclose(
-    unet.bilinear_2x(x)[0, ..., 0], expected, rtol=1e-5, atol=1e-6
-  )
-
-
-def test_nearest_repeats_pixels():
-  x = _random(2, 3, 4, 5)
-  expected = np.repeat(np.repeat(x, 2, axis=1), 2, axis=2)
-  np.testing.assert_array_equal(unet.nearest_2x(x), expected)
-
-
-def test_transposed_convolution_equals_the_stock_layer_with_its_parameters():
-  x = _random(2, 5, 6, 7)
-  ours = unet.ConvTranspose2x(4)
-  stock = nn.ConvTranspose(4, (2, 2), (2, 2))
-  params = stock.init(jax.random.key(0), x)['params']
-  params['bias'] = _random(4)
-  shapes = jax.tree.map(jnp.shape, ours.init(jax.random.key(0), x)['params'])
-  assert shapes == jax.tree.map(jnp.shape, params)
-  _assert_same_value_and_gradient(
-    lambda x, k, b: ours.apply({'params': {'kernel': k, 'bias': b}}, x),
-    lambda x, k, b: stock.apply({'params': {'kernel': k, 'bias': b}}, x),
-    x,
-    params['kernel'],
-    params['bias'],
-  )
-
-
-@pytest.mark.parametrize('kind', ['bilinear', 'nearest'])
-def test_1x1_convolution_before_interpolating_equals_after(kind):
-  x = _random(2, 4, 5, 8)
-  up = unet.Upsample(4, kind, 1, functools.partial(nn.Conv), jnp.float32)
-  variables = up.init(jax.random.key(0), x)
-  variables['params']['conv']['bias'] = _random(4)
-  resize = {'bilinear': unet.bilinear_2x, 'nearest': unet.nearest_2x}[kind]
-  expected = nn.Conv(4, (1, 1)).apply(
-    {'params': variables['params']['conv']}, resize(x)
-  )
-  np.testing.assert_allclose(
-    up.apply(variables, x), expected, rtol=1e-5, atol=1e-5
-  )
-
-
-@pytest.mark.parametrize('depth', range(7))
-@pytest.mark.parametrize('size', [(64, 64), (67, 81)])
-def test_same_padding_takes_any_size(depth, size):
-  model = _small(depth=depth, base_features=2, max_features=8)
-  shape = jax.eval_shape(
+def _shape(model, *shape, train=False):
+  """Of the logits, without a computation."""
+  output = jax.eval_shape(
     lambda: model.init_with_output(
-      jax.random.key(0), jnp.zeros((1, *size, 3)), train=False
+      {'params': jax.random.key(0), 'dropout': jax.random.key(1)},
+      jnp.zeros(shape),
+      train=train,
     )[0]
   )
-  assert shape.shape == (1, *size, 3)
-  assert shape.dtype == jnp.float32
+  return jax.tree.map(jnp.shape, output)
 
 
-def test_image_too_small_for_the_depth_is_refused():
+def _num_parameters(model, *shape):
+  variables = jax.eval_shape(
+    lambda: model.init(jax.random.key(0), jnp.zeros(shape), train=False)
+  )
+  return sum(x.size for x in jax.tree.leaves(variables['params']))
+
+
+@pytest.mark.parametrize(
+  'depth,size', [(6, (64, 64)), *((depth, (67, 81)) for depth in range(7))]
+)
+def test_same_padding_takes_any_size(depth, size):
+  model = _small(depth=depth, base_features=2, max_features=8)
+  assert _shape(model, 1, *size, 3) == (1, *size, 3)
+
+
+@pytest.mark.parametrize('stem', ['none', 'space_to_depth'])
+@pytest.mark.parametrize('size', [(9, 10, 11), (15, 8, 13)])
+def test_volumes_of_any_size(size, stem):
+  model = _small(spatial_dims=3, stem=stem)
+  assert _shape(model, 1, *size, 2) == (1, *size, 3)
+
+
+@pytest.mark.parametrize(
+  'fields,message',
+  [
+    (
+      {'depth': 4},
+      'an image of 64 x 15 pixels cannot be halved 4 times (model.depth=4); '
+      'use at least 16 pixels or a smaller depth',
+    ),
+    (
+      {'depth': 3, 'stem': 'space_to_depth'},
+      'an image of 64 x 15 pixels cannot be halved 4 times (model.depth=3, '
+      'model.stem=space_to_depth); use at least 16 pixels or a smaller depth',
+    ),
+  ],
+)
+def test_image_too_small_for_the_depth_is_refused(fields, message):
   with pytest.raises(errors.UserError) as e:
-    unet.output_size((64, 15), 4, 'same')
+    _small(**fields).output_size((64, 15))
+  assert str(e.value) == message
+
+
+def test_other_number_of_axes_is_refused():
+  with pytest.raises(errors.UserError) as e:
+    _shape(_small(spatial_dims=3), 1, 16, 16, 3)
   assert str(e.value) == (
-    'an image of 64 x 15 pixels cannot be halved 4 times (model.depth=4); use'
-    ' at least 16 pixels or a smaller depth'
+    'model.spatial_dims=3 takes a batch of 5 axes (the first of images, the '
+    'last of channels), not one of shape (1, 16, 16, 3)'
   )
 
 
 @pytest.mark.parametrize(
-  'size,depth,expected', [(572, 4, 388), (188, 4, 4), (140, 3, 52), (9, 0, 5)]
+  'size,fields,expected',
+  [
+    (572, dict(depth=4), 388),
+    (188, dict(depth=4), 4),
+    (140, dict(depth=3), 52),
+    (9, dict(depth=0), 5),
+    (44, dict(convs=1, kernel_size=5), 4),
+    (66, dict(convs=3), 6),
+    (12, dict(kernel_size=1), 12),
+    (88, dict(stem='space_to_depth'), 8),
+    (44, dict(block='residual', skip='attention', downsample='conv'), 4),
+  ],
 )
-def test_valid_output_size(size, depth, expected):
-  model = _small(depth=depth, padding='valid', base_features=2)
-  assert unet.output_size((size, size), depth, 'valid') == (expected, expected)
-  shape = jax.eval_shape(
-    lambda: model.init_with_output(
-      jax.random.key(0), jnp.zeros((1, size, size, 3)), train=False
-    )[0]
-  ).shape
-  assert shape == (1, expected, expected, 3)
+def test_valid_output_size(size, fields, expected):
+  model = _small(padding='valid', base_features=2, **fields)
+  assert model.output_size((size, size)) == (expected, expected)
+  assert _shape(model, 1, size, size, 3) == (1, expected, expected, 3)
 
 
 @pytest.mark.parametrize(
@@ -169,137 +108,341 @@ def test_valid_output_size(size, depth, expected):
 )
 def test_valid_size_that_does_not_fit_names_the_nearest_two(size, nearest):
   with pytest.raises(errors.UserError, match=f'nearest that do are {nearest} '):
-    unet.output_size((size, size), 4, 'valid')
+    _small(depth=4, padding='valid').output_size((size, size))
 
 
-def test_paper_network_has_its_number_of_parameters():
-  # Counted from figure 1 of arXiv 1505.04597, one input channel, two classes.
-  total, channels = 0, 1
-  for width in (64, 128, 256, 512, 1024):
+def _count(widths, channels, classes):
+  """Parameters of a U-Net, counted from figure 1 of arXiv 1505.04597."""
+  total = 0
+  for width in widths:
     total += 9 * channels * width + width + 9 * width * width + width
     channels = width
-  for width in (512, 256, 128, 64):
+  for width in widths[-2::-1]:
     total += 4 * 2 * width * width + width
     total += 9 * 2 * width * width + width + 9 * width * width + width
-  total += 64 * 2 + 2
-  model = unet.UNet(num_classes=2, padding='valid')
-  variables = jax.eval_shape(
-    lambda: model.init(
-      jax.random.key(0), jnp.zeros((1, 572, 572, 1)), train=False
-    )
+  return total + widths[0] * classes + classes
+
+
+def test_paper_network():
+  model = unet.create_model(isbi_2012.get_config())
+  shape = (1, 572, 572, 1)
+  assert _shape(model, *shape) == (1, 388, 388, 2)
+  expected = _count((64, 128, 256, 512, 1024), 1, 2)
+  assert _num_parameters(model, *shape) == expected == 31030658
+
+
+@pytest.mark.parametrize('upsample', ['transpose', 'bilinear'])
+def test_lesson_network(upsample):
+  model = unet.create_model(keras_lesson.get_config(upsample))
+  shape = (1, 256, 256, 1)
+  assert model.upsample == upsample
+  assert _shape(model, *shape) == shape
+  expected = _count((64, 128, 256, 512), 1, 1)
+  assert _num_parameters(model, *shape) == expected == 7696193
+
+
+def test_widths_one_by_one():
+  model = _small(features=(3, 5, 4))
+  shapes = jax.eval_shape(
+    lambda: model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 2)), train=False)[
+      'params'
+    ]
   )
-  assert sum(x.size for x in jax.tree.leaves(variables)) == total == 31030658
+  kernel = lambda *path: (
+    functools.reduce(
+      lambda tree, name: tree[name], (*path, 'kernel'), shapes
+    ).shape
+  )
+  assert kernel('down_0', 'conv2') == (3, 3, 3, 3)
+  assert kernel('down_1', 'conv1') == (3, 3, 3, 5)
+  assert kernel('bottleneck', 'conv2') == (3, 3, 4, 4)
+  assert kernel('upsample_1', 'conv') == (2, 2, 4, 5)
+  assert kernel('up_0', 'conv1') == (3, 3, 6, 3)
 
 
-_AXES = dict(
-  upsample=['transpose', 'bilinear', 'nearest', 'pixel_shuffle'],
-  skip=['concat', 'add', 'none'],
-  norm=['none', 'batch', 'group', 'instance', 'layer'],
-  activation=list(unet.ACTIVATIONS),
-  padding=['same', 'valid'],
-  dtype=[jnp.float32, jnp.bfloat16],
-  upsample_kernel=[1, 2, 3],
-  remat=[False, True],
+# Each value of each field; what can be is together, for a compilation takes
+# longer than all the steps.
+_TOGETHER = [
+  dict(features=(4, 6), kernel_size=5, convs=1, downsample='average'),
+  dict(block='residual', convs=3, norm='batch'),
+  dict(depth=2, convs=1, skip='attention', deep_supervision=(0.5,)),
+  dict(squeeze_excite=1, stem='space_to_depth', downsample='conv'),
+  dict(spatial_dims=3, base_features=2, upsample='bilinear', norm='batch'),
+]
+_MOST = dict(
+  depth=2,
+  convs=1,
+  block='residual',
+  squeeze_excite=1,
+  skip='attention',
+  downsample='conv',
+  stem='space_to_depth',
 )
-_VARIANTS = [{}] + [
-  {axis: value} for axis, values in _AXES.items() for value in values[1:]
+_VARIANTS = [
+  dict(),
+  dict(upsample='bilinear', upsample_kernel=2, skip='add'),
+  dict(upsample='nearest', upsample_kernel=3, skip='none'),
+  dict(upsample='pixel_shuffle', norm='group', activation='leaky_relu'),
+  dict(norm='batch', activation='elu'),
+  dict(norm='instance', activation='gelu'),
+  dict(norm='layer', activation='silu', padding='valid'),
+  *_TOGETHER,
+  *(dict(fields, dtype=jnp.bfloat16, remat=True) for fields in _TOGETHER),
+  dict(_MOST, padding='valid'),
+  dict(_MOST, spatial_dims=3, deep_supervision=(0.5,)),
 ]
 
 
-@pytest.mark.parametrize('fields', _VARIANTS, ids=str)
-def test_every_parameter_of_every_variant_is_used(fields):
-  if 'upsample_kernel' in fields:
-    fields = {**fields, 'upsample': 'bilinear'}
-  size = (44, 44) if fields.get('padding') == 'valid' else (13, 18)
-  model = _small(**fields)
-  x = _random(2, *size, 3)
-  variables = _init(model, x)
-  assert {p.dtype for p in jax.tree.leaves(variables)} == {jnp.dtype('float32')}
+def test_variants_have_every_value_of_every_field():
+  fields = unet.UNet.__dataclass_fields__
+  default = {name: fields[name].default for name in fields}
+  for name, choices in config_lib.CHOICES.items():
+    name = name.removeprefix('model.')
+    if name in fields and name not in ('depth', 'upsample_kernel', 'dtype'):
+      tried = {variant.get(name, default[name]) for variant in _VARIANTS}
+      assert tried == set(choices), name
 
-  def loss(params):
+
+@pytest.mark.parametrize('fields', _VARIANTS, ids=str)
+def test_every_variant_trains_and_uses_every_parameter(fields):
+  """A few steps of plain SGD on noise, on odd sizes where they are allowed."""
+  model = _small(**{'depth': 1, 'norm': 'none', **fields})
+  size = (13, 18) if model.spatial_dims == 2 else (9, 11, 8)
+  if model.padding == 'valid':
+    size = (44, 44)
+  x = _random(2, *size, 3)
+  variables = networks.variables(model, x)
+  assert {p.dtype for p in jax.tree.leaves(variables)} == {np.dtype('float32')}
+  mask = np.random.default_rng(1).integers(0, 3, (2, *size)).astype(np.uint8)
+
+  def loss_of(params):
     logits, _ = model.apply(
       {**variables, 'params': params}, x, train=True, mutable=['batch_stats']
     )
-    assert logits.dtype == jnp.float32
-    assert logits.shape[1:3] == unet.output_size(size, 2, model.padding)
-    return jnp.mean(
-      jax.nn.log_softmax(logits)[..., 0] * _random(*logits.shape[:3])
-    )
+    if not model.deep_supervision:
+      logits = (logits, ())
+    assert logits[0].shape[1:-1] == model.output_size(size)
+    total = 0.0
+    for i, one in enumerate((logits[0], *logits[1])):
+      assert one.dtype == jnp.float32
+      s = 2**i
+      target = blocks.center_crop(mask, *logits[0].shape[1:-1])
+      target = target[(slice(None), *(slice(s // 2, None, s) for _ in size))]
+      target = target[(slice(None), *(slice(n) for n in one.shape[1:-1]))]
+      values = optax.softmax_cross_entropy_with_integer_labels(one, target)
+      total += (1, *model.deep_supervision)[i] * jnp.mean(values)
+    return total
 
-  grads = jax.jit(jax.grad(loss))(variables['params'])
-  for path, g in jax.tree_util.tree_leaves_with_path(grads):
+  @jax.jit
+  def step(params):
+    loss, grads = jax.value_and_grad(loss_of)(params)
+    norm = optax.tree.norm(grads)
+    params = jax.tree.map(lambda p, g: p - 0.05 * g / norm, params, grads)
+    return params, loss, grads
+
+  params, loss, grads = step(variables['params'])
+  for path, g in jax.tree_util.tree_leaves_with_path(jax.device_get(grads)):
     assert np.all(np.isfinite(g)), path
     assert np.any(g != 0), f'{path} has no influence'
+  for _ in range(3):
+    params, last, _ = step(params)
+  assert np.isfinite(last) and last < loss - 0.01
+
+  stored = flax.serialization.to_bytes(params)
+  again = flax.serialization.from_bytes(variables['params'], stored)
+  jax.tree.map(np.testing.assert_array_equal, again, params)
 
 
-@pytest.mark.parametrize('skip', ['concat', 'add', 'none'])
-def test_each_skip_and_stage_is_wired(skip):
+@pytest.mark.parametrize('stem', ['none', 'space_to_depth'])
+@pytest.mark.parametrize('size', range(16, 24))
+def test_logits_of_decoder_stages_have_a_pixel_of_the_mask_each(size, stem):
+  """As the docstring says how they are to be compared."""
+  weights = (0.5, 0.25, 0.125)
+  model = _small(depth=4 - (stem != 'none'), base_features=1, stem=stem)
+  model = model.clone(deep_supervision=weights[: model.depth - 1])
+  logits, others = _shape(model, 1, size, 47 - size, 3, train=True)
+  assert logits == (1, size, 47 - size, 3)
+  assert len(others) == model.depth - 1
+  for i, shape in enumerate(others, 1):
+    s = 2**i
+    # The sizes of both axes together are all those from 16 to 31.
+    for n, m in zip(logits[1:-1], shape[1:-1]):
+      target = np.arange(n)[s // 2 :: s][:m]
+      np.testing.assert_array_equal(target // s, np.arange(m))
+      assert n // s - 1 <= m <= n // s
+
+
+_ALL_AT_ONCE = dict(
+  block='residual',
+  squeeze_excite=2,
+  skip='attention',
+  downsample='conv',
+  deep_supervision=(0.5, 0.25),
+  stem='space_to_depth',
+)
+
+
+@pytest.mark.parametrize(
+  'fields',
+  [dict(skip='concat'), dict(skip='add'), dict(skip='none'), _ALL_AT_ONCE],
+  ids=str,
+)
+def test_each_skip_stage_and_head_is_wired(fields):
   """Zeroing a skip changes the output, unless there are to be none."""
-  model = _small(depth=3, skip=skip, norm='none')
+  model = _small(depth=3, norm='none', **fields)
   x = _random(1, 16, 16, 3)
-  variables = _init(model, x)
-  plain = _apply(model, variables, x)
+  variables = networks.variables(model, x)
+  zeros = jax.tree.map(np.zeros_like, variables['params'])
 
-  def run_without(level):
-    joined = itertools.count()
+  @jax.jit
+  def run(variables, factors):
+    factors = list(factors)
 
     def interceptor(next_fun, args, kwargs, context):
       if context.method_name == '_join':
         # Joins run from the deepest level up.
-        if next(joined) == model.depth - 1 - level:
-          args = (args[0], jnp.zeros_like(args[1]))
+        args = (args[0], args[1] * factors.pop())
       return next_fun(*args, **kwargs)
 
     with nn.intercept_methods(interceptor):
-      apply = jax.jit(functools.partial(model.apply, train=False))
-      return apply(variables, x)
+      logits = model.apply(variables, x, train=True)
+    assert not factors
+    return logits if model.deep_supervision else (logits, ())
 
+  ones = np.ones(3, np.float32)
+  plain, others = run(variables, ones)
+  # With train=False the logits are the same, and alone.
+  np.testing.assert_allclose(
+    networks.apply(model, variables, x), plain, rtol=1e-5, atol=1e-5
+  )
   for level in range(3):
-    changed = np.any(run_without(level) != plain)
-    assert changed == (skip != 'none'), f'skip {level}'
+    output, _ = run(variables, ones - np.eye(3, dtype=np.float32)[level])
+    changed = np.any(output != plain)
+    assert changed == (model.skip != 'none'), f'skip {level}'
+  gates = {name for name in variables['params'] if name.startswith('gate')}
+  assert gates == ({'gate_1', 'gate_2'} if model.skip == 'attention' else set())
+  aux_heads = {f'head_{i + 1}': i for i in range(len(others))}
+  assert aux_heads.keys() <= variables['params'].keys()
   for name in variables['params']:
-    zeroed = {
-      k: jax.tree.map(jnp.zeros_like, v) if k == name else v
-      for k, v in variables['params'].items()
-    }
-    output = _apply(model, {'params': zeroed}, x)
-    assert np.any(output != plain), name
+    zeroed = {**variables['params'], name: zeros[name]}
+    output, without = run({'params': zeroed}, ones)
+    changed = [np.any(a != b) for a, b in zip(without, others)]
+    if name in aux_heads:
+      assert changed == [i == aux_heads[name] for i in range(len(others))]
+      assert np.all(output == plain)
+    else:
+      assert np.any(output != plain), name
 
 
-def test_valid_equals_the_inside_of_same():
+@pytest.mark.parametrize(
+  'fields',
+  [
+    dict(),
+    dict(depth=0, convs=3),
+    dict(depth=3),
+    dict(downsample='max', convs=1, kernel_size=5, upsample='nearest'),
+    dict(upsample='bilinear', upsample_kernel=2),
+    dict(upsample='pixel_shuffle', upsample_kernel=3),
+    dict(skip='attention', block='residual', downsample='conv', convs=1),
+    dict(stem='space_to_depth', convs=1),
+  ],
+  ids=str,
+)
+def test_receptive_field_is_what_has_a_gradient(fields):
+  defaults = dict(norm='none', activation='gelu', downsample='average')
+  model = _small(num_classes=1, **{**defaults, **fields})
+  expected = unet.receptive_field(model)
+  period = 2 ** (model.depth + (model.stem == 'space_to_depth'))
+  start = -(-expected // period) * period
+  x = _random(1, 2 * start + period, period, 1)
+  variables = networks.variables(model, x)
+  # All positions in the grid of the coarsest stage: they see differently many.
+  logits = lambda x: model.apply(variables, x, train=False)[
+    0, start : start + period, 0, 0
+  ]
+  rows = jax.jit(jax.jacrev(logits))(x)[:, 0, :, :, 0]
+  seen = [np.flatnonzero(np.any(r != 0, axis=1)) for r in rows]
+  assert max(s[-1] - s[0] + 1 for s in seen) == expected
+  # The image is large enough to tell.
+  assert all(s[0] > 0 and s[-1] < x.shape[1] - 1 for s in seen)
+
+
+@pytest.mark.parametrize(
+  'depth,pixels', [(0, 5), (1, 18), (2, 44), (3, 100), (4, 204)]
+)
+def test_receptive_field_of_the_plain_network(depth, pixels):
+  assert unet.receptive_field(_small(depth=depth)) == pixels
+  assert unet.receptive_field(_small(depth=depth, padding='valid')) == pixels
+
+
+@pytest.mark.parametrize(
+  'fields',
+  [
+    dict(),
+    dict(block='residual', skip='attention', downsample='conv', convs=3),
+    dict(stem='space_to_depth', downsample='average', convs=1),
+  ],
+  ids=str,
+)
+def test_valid_equals_the_inside_of_same(fields):
   """Away from borders the two paddings compute the same function."""
-  x = _random(1, 76, 76, 2)
-  same = _small(norm='none')
-  valid = _small(norm='none', padding='valid')
-  variables = _init(same, x)
-  # The first two convolutions move the grid of the 4x4 windows by 2 pixels.
-  whole = _apply(same, variables, x[:, 2:-2, 2:-2])
-  inner = _apply(valid, variables, x)
-  assert inner.shape[1] == 36
-  # The zeros around the image reach somewhat further in than 20 pixels.
-  a = unet.center_crop(inner, 24, 24)
-  b = unet.center_crop(whole, 24, 24)
+  same = _small(norm='none', **fields)
+  valid = same.clone(padding='valid')
+  scale = 2 if same.stem == 'space_to_depth' else 1
+  # Each stage's unpadded convolutions move the grid of the next one's windows.
+  lost = same.convs
+  shift = scale * (lost + 2 * lost) % (4 * scale)
+  # The zeros around the image reach as far in as a logit sees.
+  margin = unet.receptive_field(same) // 2 + 4 * scale
+  size = 2 * margin + 16 * scale
+  while True:
+    try:
+      (inner_size, _) = valid.output_size((size, size))
+      break
+    except errors.UserError:
+      size += 1
+  x = _random(1, size, size, 2)
+  variables = networks.variables(same, x)
+  whole = networks.apply(
+    same, variables, x[:, shift : size - shift, shift : size - shift]
+  )
+  inner = networks.apply(valid, variables, x)
+  assert inner.shape[1] == inner_size
+  a = blocks.center_crop(inner, 8, 8)
+  b = blocks.center_crop(whole, 8, 8)
+  assert np.ptp(a) > 0.1
   np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize('kind', ['transpose', 'bilinear'])
-def test_translation_by_the_stride_translates_the_output(kind):
-  model = _small(norm='none', upsample=kind)
-  x = _random(1, 96, 96, 1)
-  variables = _init(model, x)
-  shifted = jnp.roll(x, 4, axis=1)
-  a = _apply(model, variables, x)
-  b = _apply(model, variables, shifted)
-  inside = (slice(None), slice(40, 56), slice(40, 56))
-  np.testing.assert_allclose(
-    jnp.roll(a, 4, axis=1)[inside], b[inside], rtol=1e-4, atol=1e-5
-  )
+@pytest.mark.parametrize(
+  'fields',
+  [
+    dict(),
+    dict(upsample='bilinear', downsample='average'),
+    dict(block='residual', skip='attention', stem='space_to_depth', convs=1),
+    dict(spatial_dims=3, convs=1, downsample='conv'),
+  ],
+  ids=str,
+)
+def test_translation_by_the_stride_translates_the_output(fields):
+  model = _small(norm='none', **fields)
+  stride = 2 ** (model.depth + (model.stem == 'space_to_depth'))
+  # Along the first axis; further than the zeros at its ends reach.
+  length = -(-unet.receptive_field(model) // stride) * stride + 4 * stride
+  x = _random(1, length, *(stride,) * (model.spatial_dims - 1), 1)
+  variables = networks.variables(model, x)
+  a = networks.apply(model, variables, x)
+  b = networks.apply(model, variables, jnp.roll(x, stride, axis=1))
+  middle = slice(length // 2 - 1, length // 2 + 1)
+  moved = jnp.roll(a, stride, axis=1)[:, middle]
+  np.testing.assert_allclose(moved, b[:, middle], rtol=1e-4, atol=1e-5)
+  assert np.any(np.abs(a[:, middle] - moved) > 1e-3)
 
 
 def test_remat_changes_no_number_but_saves_less():
   x = _random(1, 16, 16, 3)
-  plain, remat = _small(), _small(remat=True)
-  variables = _init(plain, x)
+  plain, remat = _small(depth=1), _small(depth=1, remat=True)
+  variables = networks.variables(plain, x)
 
   def gradient(model):
     def loss(params):
@@ -327,13 +470,13 @@ def test_remat_changes_no_number_but_saves_less():
 def test_dropout_acts_in_training_only():
   model = _small(dropout=0.5, norm='none')
   x = _random(1, 16, 16, 3)
-  variables = _init(model, x)
+  variables = networks.variables(model, x)
   apply = jax.jit(
     lambda seed: model.apply(
       variables, x, train=True, rngs={'dropout': jax.random.key(seed)}
     )
   )
-  evaluated = _apply(model, variables, x)
+  evaluated = networks.apply(model, variables, x)
   np.testing.assert_array_equal(apply(1), apply(1))
   assert np.any(apply(1) != apply(2))
   assert np.any(apply(1) != evaluated)

@@ -91,6 +91,8 @@ def suggest(measurements: list[scan.Measurement], config) -> list[Suggestion]:
     depth = int(np.log2(max(min(size) // _SMALLEST_BOTTOM, 1)))
     depth = min(depth, _LARGEST_DEPTH)
     reason = f'the smaller edge stays at least {_SMALLEST_BOTTOM} px'
+    if config.model.features:  # A number for each stage.
+      depth, reason = config.model.depth, 'model.features says it'
     if config.model.padding == 'valid':
       size, depth = _valid_size(size, depth, config)
       why += '; the nearest that model.padding=valid takes'
@@ -117,13 +119,14 @@ def _valid_size(size, depth: int, config):
     """The next fitting edge, and that of its output."""
     while True:
       try:
-        output = unet.output_size((edge, edge), depth, 'valid')
+        output = model.clone(depth=depth).output_size((edge, edge))
       except errors.UserError:
         edge += 1
       else:
         return edge, output[0]
 
-  depth = min(depth, config.model.depth)
+  model = unet.create_model(config)
+  depth = min(depth, model.depth)
   while depth:
     edge, output = fit(min(size), depth)
     if 2 * output >= edge:

@@ -60,12 +60,10 @@ class _Layout:
   """The sizes of windows and outputs, and a prepared set to lay them on."""
 
   def __init__(self, dataset: prepare.Prepared, config):
-    model = config.model
     self._dataset = dataset
     self._window = np.array(config.data.image_size)
-    self._output = np.array(
-      unet.output_size(config.data.image_size, model.depth, model.padding)
-    )
+    model = unet.create_model(config)
+    self._output = np.array(model.output_size(config.data.image_size))
     self._sizes = dataset.stats.sizes
 
   def _read(self, index: int, start) -> Example:

@@ -1,0 +1,64 @@
+"""The 2015 paper (arXiv 1505.04597): cells in electron microscopy, ISBI 2012.
+
+572 x 572 pixels in, 388 x 388 out: unpadded convolutions, cropped and
+concatenated skips, depth 4, 64 to 1024 features, dropout at the end of the
+encoder, He-normal initialisation, SGD of momentum 0.99 on one tile at a time;
+31,030,658 parameters.
+
+  python main.py --config=configs/isbi_2012.py --config.data.dir=DIR
+
+DIR holds the training stack as `images/` and `masks/`, 30 pairs of one name,
+512 x 512 pixels; 0 is a membrane, 255 a cell. The last fifth of the stack is
+held out; the paper trains on all of it. Not measured yet.
+"""
+
+from configs import default
+
+
+def get_config():
+  config = default.get_config()
+  config.data.update(
+    source='folder',
+    image_size=(572, 572),
+    num_channels=1,
+    num_classes=2,
+    class_names=('membrane', 'cell'),
+    mask_values=((0, 0), (255, 1)),
+    # Neighbouring slices look alike.
+    holdout='last',
+    # Of the training stack.
+    mean=(0.495,),
+    std=(0.173,),
+    batch_size=1,
+  )
+  # Overlapping tiles, mirrored at the borders of the slices.
+  config.data.resize = 'patch'
+  config.augment.flip_vertical = 0.5
+  config.augment.rotate_90 = 0.75
+  # Of 3 x 3 displacements of 10 pixels: the defaults.
+  config.augment.elastic.probability = 1.0
+  config.loss.weight_map = 'border'
+  config.loss.balance = 'image'
+  config.model.update(
+    depth=4,
+    base_features=64,
+    padding='valid',
+    norm='none',
+    # The rate in the authors' published network.
+    dropout=0.5,
+  )
+  # The paper gives no learning rate. A tenth of what is usual with a momentum
+  # of 0.9: 0.99 adds up ten times as many gradients.
+  config.optimizer.update(
+    name='sgd',
+    learning_rate=1e-3,
+    momentum=0.99,
+    schedule='constant',
+    weight_decay=0.0,
+    ema_decay=0.0,
+  )
+  config.train.num_steps = 20000
+  config.eval.every = 1000
+  config.checkpoint.every = 500
+  config.log.every = 50
+  return config

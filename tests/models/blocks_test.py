@@ -1,0 +1,203 @@
+"""Fast forms against the stock layers, in 2-D and 3-D; gates against Torch."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import networks
+import numpy as np
+import pytest
+import scipy.ndimage
+
+from unet_jax.models import blocks
+
+_random = networks.random
+_assert_same = networks.assert_same_value_and_gradient
+
+
+@pytest.mark.parametrize('size', [(7, 10), (2, 3), (4, 5, 7)])
+@pytest.mark.parametrize('kind', ['max', 'average'])
+def test_pooling_equals_the_stock_layer(kind, size):
+  ours, stock = {
+    'max': (blocks.max_pool_2x, nn.max_pool),
+    'average': (blocks.average_pool_2x, nn.avg_pool),
+  }[kind]
+  two = (2,) * len(size)
+  _assert_same(ours, lambda x: stock(x, two, two), _random(2, *size, 3))
+
+
+@pytest.mark.parametrize('size', [(5, 6), (1, 1), (2, 3, 1)])
+def test_bilinear_equals_image_resize(size):
+  shape = (2, *(2 * n for n in size), 3)
+  _assert_same(
+    blocks.bilinear_2x,
+    lambda x: jax.image.resize(x, shape, 'bilinear'),
+    _random(2, *size, 3),
+  )
+
+
+@pytest.mark.parametrize('size', [(6, 5), (3, 4, 5)])
+def test_bilinear_equals_scipy_zoom(size):
+  x = _random(1, *size, 1)
+  expected = scipy.ndimage.zoom(
+    x[0, ..., 0], 2, order=1, mode='nearest', grid_mode=True
+  )
+  np.testing.assert_allclose(
+    jax.jit(blocks.bilinear_2x)(x)[0, ..., 0], expected, rtol=1e-5, atol=1e-6
+  )
+
+
+@pytest.mark.parametrize('size', [(3, 4), (2, 3, 4)])
+def test_nearest_repeats_pixels(size):
+  x = _random(2, *size, 5)
+  expected = x
+  for axis in range(1, 1 + len(size)):
+    expected = np.repeat(expected, 2, axis=axis)
+  np.testing.assert_array_equal(blocks.nearest_2x(x), expected)
+
+
+@pytest.mark.parametrize('size', [(4, 6), (7, 5), (2, 4, 3)])
+def test_space_to_depth_lists_windows_and_depth_to_space_undoes_it(size):
+  x = np.asarray(_random(2, *size, 3))
+  y = blocks.space_to_depth_2x(jnp.asarray(x))
+  # The window's pixels in row-major order, each with its channels.
+  for i, offset in enumerate(np.ndindex(*(2,) * len(size))):
+    window = tuple(
+      slice(o, n // 2 * 2, 2) for o, n in zip(offset, size, strict=True)
+    )
+    np.testing.assert_array_equal(y[..., 3 * i : 3 * i + 3], x[:, *window])
+  even = (slice(n // 2 * 2) for n in size)
+  np.testing.assert_array_equal(blocks.depth_to_space_2x(y), x[:, *even])
+
+
+@pytest.mark.parametrize('size', [(5, 6), (2, 3, 4)])
+@pytest.mark.parametrize('kind', ['transpose', 'strided'])
+def test_product_equals_the_stock_convolution_with_its_parameters(kind, size):
+  two = (2,) * len(size)
+  ours, stock = {
+    'transpose': (blocks.ConvTranspose2x(4), nn.ConvTranspose(4, two, two)),
+    'strided': (blocks.Conv2x(4), nn.Conv(4, two, two, padding='VALID')),
+  }[kind]
+  x = _random(2, *size, 7)
+  shapes = jax.eval_shape(stock.init, jax.random.key(0), x)
+  assert shapes == jax.eval_shape(ours.init, jax.random.key(0), x)
+  _assert_same(
+    lambda x, k, b: ours.apply({'params': {'kernel': k, 'bias': b}}, x),
+    lambda x, k, b: stock.apply({'params': {'kernel': k, 'bias': b}}, x),
+    x,
+    _random(*two, 7, 4),
+    _random(4),
+  )
+
+
+@pytest.mark.parametrize('kind', ['bilinear', 'nearest'])
+def test_1x1_convolution_before_interpolating_equals_after(kind):
+  x = _random(2, 4, 5, 8)
+  up = blocks.Upsample(4, kind, 1, functools.partial(nn.Conv), jnp.float32)
+  conv = {'kernel': _random(1, 1, 8, 4), 'bias': _random(4)}
+  resize = {'bilinear': blocks.bilinear_2x, 'nearest': blocks.nearest_2x}[kind]
+  expected = nn.Conv(4, (1, 1)).apply({'params': conv}, resize(x))
+  np.testing.assert_allclose(
+    jax.jit(up.apply)({'params': {'conv': conv}}, x),
+    expected,
+    rtol=1e-5,
+    atol=1e-5,
+  )
+
+
+def test_squeeze_excite_equals_its_equations():
+  x = np.asarray(_random(2, 5, 3, 6))
+  block = blocks.SqueezeExcite(2, functools.partial(nn.Conv))
+  w1, b1 = np.asarray(_random(6, 3, seed=1)), np.asarray(_random(3, seed=2))
+  w2, b2 = np.asarray(_random(3, 6, seed=3)), np.asarray(_random(6, seed=4))
+  hidden = np.maximum(x.mean((1, 2)) @ w1 + b1, 0)
+  scale = 1 / (1 + np.exp(-(hidden @ w2 + b2)))
+  assert np.any(hidden == 0) and np.any(hidden > 0)
+  output = block.apply(
+    {
+      'params': {
+        'reduce': {'kernel': w1[None, None], 'bias': b1},
+        'expand': {'kernel': w2[None, None], 'bias': b2},
+      }
+    },
+    x,
+  )
+  np.testing.assert_allclose(
+    output, x * scale[:, None, None], rtol=1e-5, atol=1e-6
+  )
+
+
+@pytest.mark.parametrize('size', [(8, 6), (7, 9), (4, 7, 6)])
+def test_attention_gate_equals_one_of_torch(size):
+  torch = pytest.importorskip('torch')
+  F = torch.nn.functional
+  n, c, gating_c = len(size), 4, 6
+  skip = np.asarray(_random(2, *size, c))
+  gating = np.asarray(_random(2, *(s // 2 for s in size), gating_c, seed=1))
+  gate = blocks.AttentionGate(functools.partial(nn.Conv), jnp.float32)
+  variables = networks.draw(gate.init, skip, gating)
+  ours, params = (
+    jax.jit(gate.apply)(variables, skip, gating),
+    variables['params'],
+  )
+
+  to_torch = lambda x: torch.from_numpy(np.moveaxis(np.array(x), -1, 1).copy())
+  # [..., C, F] to [F, C, ...].
+  weight = lambda p: torch.from_numpy(
+    np.array(p['kernel']).transpose(n + 1, n, *range(n)).copy()
+  )
+  bias = lambda p: torch.from_numpy(np.array(p['bias']))
+  conv = {2: F.conv2d, 3: F.conv3d}[n]
+  x, g = to_torch(skip), to_torch(gating)
+  q = conv(x, weight(params['skip']), stride=2)
+  q = torch.relu(q + conv(g, weight(params['gating']), bias(params['gating'])))
+  q = torch.sigmoid(conv(q, weight(params['psi']), bias(params['psi'])))
+  mode = {2: 'bilinear', 3: 'trilinear'}[n]
+  q = F.interpolate(q, scale_factor=2, mode=mode, align_corners=False)
+  # The row that halving dropped has its neighbour's coefficient.
+  pad = [p for s in reversed(size) for p in (0, s % 2)]
+  q = F.pad(q, pad, mode='replicate')
+  expected = np.moveaxis((x * q).numpy(), 1, -1)
+  np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_untrained_attention_gate_lets_nearly_everything_pass():
+  gate = blocks.AttentionGate(functools.partial(nn.Conv), jnp.float32)
+  skip, gating = _random(1, 4, 4, 2), _random(1, 2, 2, 3)
+  # Only the biases: compiling the draws of kernels takes seconds.
+  biases = jax.jit(
+    lambda: [
+      gate.init(jax.random.key(0), skip, gating)['params'][name]['bias']
+      for name in ('gating', 'psi')
+    ]
+  )()
+  np.testing.assert_array_equal(biases[0], [0, 0])
+  assert 0.9 < jax.nn.sigmoid(biases[1][0]) < 1
+
+
+@pytest.mark.parametrize('channels', [4, 6])
+@pytest.mark.parametrize('padding', ['SAME', 'VALID'])
+def test_residual_block_adds_its_input(channels, padding):
+  """In front of the last activation; projected where the channels differ."""
+  x = _random(2, 9, 8, channels)
+  conv = functools.partial(nn.Conv, padding=padding)
+  block = blocks.ConvBlock(4, conv, None, nn.relu, residual=True)
+  params = networks.draw(block.init, x)['params']
+  assert ('shortcut' in params) == (channels != 4)
+  first = nn.relu(
+    nn.Conv(4, (3, 3), padding=padding).apply({'params': params['conv1']}, x)
+  )
+  second = nn.Conv(4, (3, 3), padding=padding).apply(
+    {'params': params['conv2']}, first
+  )
+  shortcut = x if padding == 'SAME' else x[:, 2:-2, 2:-2]
+  if channels != 4:
+    kernel = params['shortcut']['kernel'][0, 0]
+    shortcut = shortcut @ kernel + params['shortcut']['bias']
+  np.testing.assert_allclose(
+    jax.jit(block.apply)({'params': params}, x),
+    nn.relu(second + shortcut),
+    rtol=1e-5,
+    atol=1e-5,
+  )
