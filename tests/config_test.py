@@ -285,8 +285,8 @@ def test_ranges_to_draw_from(field):
     (least, float('nan')),
   ):
     assert _error(config_lib.validate, _changed(field, value)) == (
-      f'--config.{field}={value}: takes two numbers, low and high, such as '
-      f'{least},{greatest}'
+      f'--config.{field}={value}: takes two numbers, the lower one first, '
+      f'such as {least},{greatest}'
     )
   config_lib.validate(_changed(field, (least, greatest)))
   config_lib.validate(_changed(field, (greatest, greatest)))

@@ -392,3 +392,51 @@ def test_evaluation_uses_running_statistics_of_the_parameters_asked_for():
   np.testing.assert_array_equal(
     _eval(config, state, one)['prediction'][0], raw['prediction'][3]
   )
+
+
+@pytest.mark.parametrize('accumulate', [1, 2])
+def test_deep_supervision_adds_the_losses_of_the_coarser_heads(accumulate):
+  config = tiny.make_config(
+    model={'depth': 3, 'norm': 'none', 'deep_supervision': (0.5, 0.25)},
+    optimizer={'accumulate_steps': accumulate},
+    data={'image_size': (16, 24)},
+    augment=_NO_FLIPS,
+  )
+  state, step = _setup(config)
+  model = unet.create_model(config)
+  batch = tiny.make_batch(config)
+  image = steps.normalize(batch['image'], config.data.mean, config.data.std)
+
+  def expected(params):
+    """By hand: each pixel of a mask alone, the heads one by one."""
+    logits, coarse = model.apply({'params': params}, image, train=True)
+    heads = [(1.0, logits, batch['mask'])]
+    for i, weight, out in zip((1, 2), (0.5, 0.25), coarse):
+      edge = 2**i
+      rows = np.arange(out.shape[1]) * edge + edge // 2
+      columns = np.arange(out.shape[2]) * edge + edge // 2
+      heads.append((weight, out, batch['mask'][:, rows][:, :, columns]))
+    losses_ = []
+    for weight, out, mask in heads:
+      log_p = jax.nn.log_softmax(out)
+      valid = mask != 255
+      picked = jnp.take_along_axis(
+        log_p, np.where(valid, mask, 0)[..., None].astype(int), -1
+      )[..., 0]
+      losses_.append(-weight * jnp.sum(picked * valid) / valid.sum())
+    return sum(losses_), losses_
+
+  (_, parts), grads = jax.value_and_grad(expected, has_aux=True)(state.params)
+  old, grads = _numpy(state.params), _numpy(grads)
+  new_state, figures = step(state, batch, _KEY)
+  np.testing.assert_allclose(figures['loss'], parts[0], rtol=1e-5)
+  np.testing.assert_allclose(
+    figures['loss/deep_supervision'], parts[1] + parts[2], rtol=1e-5
+  )
+  np.testing.assert_allclose(
+    figures['grad_norm'], optax.tree.norm(grads), rtol=1e-5
+  )
+  changed = jax.tree.map(
+    lambda a, b: np.abs(a - b).max(), new_state.params, old
+  )
+  assert changed['head_1']['kernel'] > 0 and changed['head_2']['kernel'] > 0

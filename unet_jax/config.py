@@ -327,8 +327,8 @@ def _check_augmentation(config: ml_collections.ConfigDict) -> None:
     numbers = [v for v in limits if isinstance(v, int | float)]
     if len(limits) != 2 or len(numbers) != 2 or not limits[0] <= limits[1]:
       raise errors.UserError(
-        f'--config.{field}={limits}: takes two numbers, low and high, such as '
-        f'{least},{greatest}'
+        f'--config.{field}={limits}: takes two numbers, the lower one first, '
+        f'such as {least},{greatest}'
       )
     if not least <= limits[0] <= limits[1] <= greatest:
       raise errors.UserError(

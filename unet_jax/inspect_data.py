@@ -70,8 +70,10 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   by_split, by_source, found, seconds = _scan(config)
   suggestions = _suggest(by_split, by_source, found, config)
   network, batch = _try_network(by_split, by_source, config)
+  if not (network['error'] and any(f.level == 'error' for f in found)):
+    found += _network_findings(network)  # Otherwise it is the same again.
   found = sorted(
-    found + _network_findings(network),
+    found,
     key=lambda f: findings.LEVELS.index(f.level),
   )
   data = config.data
@@ -111,7 +113,11 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   _tell(report, suggestions, workdir)
   if data.suggest:
     _write_suggestion(
-      report['suggestion']['text'], suggestions, config, workdir
+      report['suggestion']['text'],
+      suggestions,
+      config,
+      workdir,
+      mended_first=bool(report['counts']['error']),
     )
   if report['counts']['error']:
     raise errors.UserError(
@@ -163,7 +169,9 @@ def _suggest(by_split, by_source, found, config) -> list[suggest.Suggestion]:
   return suggestions
 
 
-def _write_suggestion(text: str, suggestions, config, workdir: str) -> None:
+def _write_suggestion(
+  text: str, suggestions, config, workdir: str, mended_first: bool
+) -> None:
   """Writes suggested.py, and says how to use it or why it does not run."""
   path = os.path.join(workdir, 'suggested.py')
   with open(path, 'w', encoding='utf-8') as f:
@@ -173,7 +181,10 @@ def _write_suggestion(text: str, suggestions, config, workdir: str) -> None:
   try:
     config_lib.validate(config)
     unet.create_model(config).output_size(config.data.image_size)
-    print(f'suggested config: python main.py --config={shlex.quote(path)}')
+    after = ', once the errors are mended' if mended_first else ''
+    print(
+      f'suggested config{after}: python main.py --config={shlex.quote(path)}'
+    )
   except errors.UserError as e:
     print(f'suggested config: {path}, which needs a change: {e}')
 
@@ -391,7 +402,8 @@ def _network(source, config) -> tuple[dict, list[dict]]:
   ]
   if weight_map is not None:
     for picture, w in zip(pictures, weight_map):
-      picture['weight_map'] = np.asarray(w, np.float32)
+      ignored = picture['mask'] == config_lib.IGNORE_LABEL
+      picture['weight_map'] = np.where(ignored, 0, w).astype(np.float32)
   described = {
     'input': [*size, config.data.num_channels],
     'output': list(output),

@@ -76,12 +76,14 @@ def train_step(
 
   Returns:
     The new state, and float32 scalars: `loss`, `grad_norm` (before clipping),
-    `learning_rate`, and `loss/TERM` where there are several terms.
+    `learning_rate`, `loss/TERM` where there are several terms, and
+    `loss/deep_supervision`, what the heads of the coarser stages add to `loss`
+    for the gradient.
   """
   batch, dropout_key = augment_batch(batch, key, state.step, augmentation)
   image = batch['image']
-  mask, weight_map = targets(batch, model.output_size(image.shape[1:-1]))
-  count = losses.counts(mask, loss_spec, weight_map)
+  target = targets(batch, model.output_size(image.shape[1:-1]))
+  count = losses.counts(target[0], loss_spec, target[1])
 
   def loss_fn(params, batch_stats, inputs, key):
     image, mask, weight_map = inputs
@@ -92,12 +94,27 @@ def train_step(
       rngs={'dropout': key},
       mutable=['batch_stats'],
     )
+    coarse_logits = ()
+    if model.deep_supervision:
+      logits, coarse_logits = logits
     total = losses.totals(logits, mask, loss_spec, weight_map)
     loss = losses.weighted_sum(total, count, loss_spec)
+    for i, coarse in enumerate(coarse_logits):
+      size, weight = coarse.shape[1:-1], model.deep_supervision[i]
+      part = coarse_targets(mask, weight_map, i + 1, size)
+      # Of the whole batch, as `count` is.
+      whole = coarse_targets(*target, i + 1, size)
+      more = weight * losses.weighted_sum(
+        losses.totals(coarse, part[0], loss_spec, part[1]),
+        losses.counts(whole[0], loss_spec, whole[1]),
+        loss_spec,
+      )
+      loss += more
+      total['deep_supervision'] = total.get('deep_supervision', 0.0) + more
     return loss, (total, updates.get('batch_stats', {}))
 
   grads, total, batch_stats = _accumulated_gradients(
-    loss_fn, state, (image, mask, weight_map), dropout_key, accumulate_steps
+    loss_fn, state, (image, *target), dropout_key, accumulate_steps
   )
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
@@ -118,6 +135,8 @@ def train_step(
     for name, _ in loss_spec.weights:
       alone = loss_spec._replace(weights=((name, 1.0),))
       figures[f'loss/{name}'] = losses.weighted_sum(total, count, alone)
+  if model.deep_supervision:
+    figures['loss/deep_supervision'] = total['deep_supervision']
   return new_state, figures
 
 
@@ -126,6 +145,26 @@ def targets(batch: Batch, shape) -> tuple[Array, Array | None]:
   crop = lambda x: blocks.center_crop(x, *shape)
   weight_map = crop(batch['weight_map']) if 'weight_map' in batch else None
   return crop(batch['mask']), weight_map
+
+
+def coarse_targets(
+  mask: Array, weight_map: Array | None, stage: int, size: tuple[int, ...]
+) -> tuple[Array, Array | None]:
+  """A mask and weight map as the head of a decoder stage is compared with them.
+
+  Args:
+    mask: [B, H, W].
+    weight_map: [B, H, W] or None.
+    stage: 1, 2, ...; a pixel of its logits covers 2**stage x 2**stage pixels.
+    size: of its logits.
+
+  Returns:
+    [B, *size]: of each square, the pixel nearest to its middle.
+  """
+  edge = 2**stage
+  index = tuple(slice(edge // 2, edge // 2 + n * edge, edge) for n in size)
+  take = lambda x: None if x is None else x[(slice(None), *index)]
+  return take(mask), take(weight_map)
 
 
 def _accumulated_gradients(loss_fn, state, inputs, key, parts):

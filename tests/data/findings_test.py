@@ -68,7 +68,7 @@ def test_absent_classes(tmp_path):
 def test_broken_and_unpaired_files_are_all_named(tmp_path):
   pairs = make_pairs(5)
   pairs['01'] = b'broken', pairs['01'][1]
-  pairs['03'] = folders.encode(pairs['03'][0])[:200], pairs['03'][1]
+  pairs['03'] = pairs['03'][0], folders.encode(pairs['03'][1])[:55]
   pairs['04'] = pairs['04'][0], pairs['04'][1] * 9
   write_splits(tmp_path, train=pairs, val=make_pairs(2, 50))
   (tmp_path / 'train/images/alone.png').write_bytes(
@@ -83,11 +83,53 @@ def test_broken_and_unpaired_files_are_all_named(tmp_path):
   assert len(source) == 5
   assert [p.kind for p in problems] == ['same stem', 'unpaired']
   assert problems[1].names == (str(tmp_path / 'train/images/alone.png'),)
+  config = folders.make_config(tmp_path)
+  source = sources.make_source(config, 'train', [])
+  measured = {'train': scan.scan(source, config)[0]}
+  found = findings.find(measured, config)
+  # Each with its own reason, and the file that is to blame.
+  broken = [f for f in found if f.kind == 'broken']
+  assert [f.names for f in broken] == [
+    (str(tmp_path / 'train/images/01.png'),),
+    (str(tmp_path / 'train/masks/03.png'),),
+  ]
+  assert all(f.names[0] in f.message for f in broken)
+  (values,) = [f for f in found if f.kind == 'unknown values']
+  assert values.level == 'error'
+  assert values.names == (str(tmp_path / 'train/masks/04.png'),)
+  # Of many, the rest is told together.
+  for m in measured['train']:
+    m.error = ('broken', f'{m.name} cannot be decoded')
+  measured['train'] *= 3
+  broken = [f for f in findings.find(measured, config) if f.kind == 'broken']
+  assert len(broken) == 8 and len(broken[-1].names) == 8
+  assert broken[-1].message.endswith('(and 7 more files)')
+
+
+def test_unknown_values_are_told_one_by_one(tmp_path):
+  pairs = make_pairs(6)
+  for stem, value in (('01', 7), ('04', 7), ('05', 4)):
+    mask = pairs[stem][1].copy()
+    mask[0, :3] = value
+    pairs[stem] = pairs[stem][0], mask
+  write_splits(tmp_path, train=pairs, val=make_pairs(2, 50))
+  message = find(tmp_path)['unknown values'].message
+  mask = lambda stem: str(tmp_path / 'train/masks' / f'{stem}.png')
+  assert message.endswith(
+    '(3 of 6 masks hold values outside the table: '
+    f'7: 6 pixels of 2 mask(s), first {mask("01")}; '
+    f'4: 3 pixels of 1 mask(s), first {mask("05")})'
+  )
+
+
+def test_jpeg_masks(tmp_path):
+  pairs = make_pairs(3)
+  jpeg = folders.encode(pairs['01'][1] * np.uint8(255), 'JPEG')
+  pairs['01'] = pairs['01'][0], jpeg
+  write_splits(tmp_path, train=pairs, val=make_pairs(2, 50))
   found = find(tmp_path)
-  assert [n[-6:] for n in found['broken'].names] == ['01.png', '03.png']
-  assert '(2 of 5 pairs are like this)' in found['broken'].message
-  assert found['unknown values'].level == 'error'
-  assert found['unknown values'].message.endswith('found in them: 0, 9')
+  assert found['JPEG masks'].names == (str(tmp_path / 'train/masks/01.png'),)
+  assert 'PNG' in found['JPEG masks'].message
 
 
 def test_exif_rotation_and_kinds(tmp_path):

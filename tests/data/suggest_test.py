@@ -148,7 +148,7 @@ def test_the_config_file_runs(tmp_path):
   config.optimizer.learning_rate = 0.5
   suggestions = suggest.suggest(measurements, config)
   text = suggest.config_text(suggestions, config, 'a """place\\')
-  assert max(map(len, text.splitlines())) <= 100
+  assert max(map(len, text.splitlines())) <= 80
   namespace = {}
   exec(text, namespace)
   made = namespace['get_config']()
@@ -226,3 +226,61 @@ def test_what_depends_on_a_suggestion_follows():
   assert 'data.num_channels' not in changed  # hue needs colours.
   config.update_from_flattened_dict(changed)
   config_lib.validate(config)
+
+
+def _of_values(*masks, **fields):
+  """Measurements of masks {value: pixels}."""
+  return [
+    scan.Measurement('train', i, values=dict(values), **fields)
+    for i, values in enumerate(masks)
+  ]
+
+
+def test_slips_of_the_pen_are_no_classes():
+  config = folders.make_config('unused')
+  plain = [{0: 5000, 255: 4000}] * 20
+  slip = {0: 5000, 255: 3991, 128: 9}
+  found = suggest.suggest(_of_values(*plain, slip), config)
+  got = {s.field: s for s in found}
+  assert got['data.mask_values'].value == ((0, 0), (255, 1))
+  assert 'left out' in got['data.mask_values'].why
+  assert '128' in got['data.mask_values'].why
+  # A rare class is in many masks, or large in a few.
+  for rare in ([{0: 9000, 1: 5}] * 21, [{0: 9000}] * 20 + [{0: 8000, 1: 999}]):
+    found = suggest.suggest(_of_values(*rare), config)
+    assert {s.field: s.value for s in found}['data.num_classes'] == 2
+  # A table that explains nearly all masks stays.
+  config.data.mask_values = ((0, 0), (255, 1))
+  measurements = _of_values(*plain, slip)
+  for m in measurements[:-1]:
+    m.class_pixels = np.array([5000, 4000, 0])
+  found = {s.field: s for s in suggest.suggest(measurements, config)}
+  assert found['data.mask_values'].value == ((0, 0), (255, 1))
+  assert found['data.mask_values'].why == 'fits all masks but 1, to be mended'
+
+
+def test_jpeg_masks_suggest_no_table():
+  config = folders.make_config('unused')
+  masks = [{v: 100 for v in (*range(9), *range(246, 256))}] * 4
+  jpeg = scan.FileInfo('grey 8 bit JPEG')
+  found = suggest.suggest(_of_values(*masks, mask_file=jpeg), config)
+  got = {s.field: s.value for s in found}
+  assert got['data.mask_values'] == () and got['data.num_classes'] == 2
+
+
+def test_deep_images_that_are_nearly_black():
+  config = folders.make_config('unused')
+  measurements = _measurements(
+    (64, 64), image_file=scan.FileInfo('grey 16 bit PNG')
+  )
+  for m in measurements:
+    m.mean = np.full(3, 0.02)
+  got = {s.field: s.value for s in suggest.suggest(measurements, config)}
+  assert got['data.intensity'] == 'image' and got['data.mean'] == (0.5,)
+
+
+def test_no_weight_is_huge():
+  config = folders.make_config('unused')
+  measurements = _of_values({0: 10**7, 1: 100}, {0: 10**7, 1: 100})
+  got = {s.field: s.value for s in suggest.suggest(measurements, config)}
+  assert got['loss.class_weights'] == (0.5, 10.0)

@@ -96,7 +96,8 @@ _MOVES = tuple(
   if x or y
 )
 _AS_IT_IS = 'as it is'
-_OTHER = 'replaced by the mask of another image'
+# What `Fit.best` says where another mask fits best.
+OTHER = 'replaced by the mask of another image'
 
 # The map of edges is [_ROW, _ROW, 4], with room for what is moved out.
 _PAD = max(_DISTANCES)
@@ -302,7 +303,7 @@ def measure(
     if other is not None:
       other_score = float(_mean_strength(edges, _PLACES[0, other], mean))
       if other_score > best_score:
-        best_score, words = other_score, _OTHER
+        best_score, words = other_score, OTHER
   # Of an image without edges all scores are 0, and nothing is known.
   gain = max(best_score, _EXPECTED) / score - 1 if score else 0.0
   suspicion = gain * len(places) / _MAX_PLACES

@@ -12,7 +12,7 @@ import numpy as np
 from scipy import sparse
 
 from unet_jax import config as config_lib
-from unet_jax.data import alignment, scan, sources
+from unet_jax.data import alignment, prepare, scan, sources
 
 LEVELS = ('error', 'warning', 'note')
 NEIGHBOURS = 'neighbours look alike'
@@ -22,6 +22,8 @@ NEIGHBOURS = 'neighbours look alike'
 _CONSTANT = 2 / 255
 # Least correlation of the thumbnails of near duplicates.
 _NEAR = 0.95
+# Files of a kind of error, and values, that are told one by one.
+_TOLD = 8
 # Pairs of a prepared set whose fit is measured, unless they are so large (in
 # pixels) that this would take long.
 _FITTED = 64
@@ -82,8 +84,7 @@ def find(splits: dict[str, list[scan.Measurement]], config) -> list[Finding]:
     found += _contents(split, measurements, config)
     found += _sizes(split, measurements, config)
     found += _classes(split, measurements, config, split == next(iter(splits)))
-    found += _fit_of_the_set(split, measurements)
-    found += _fits(split, measurements)
+    found += _fit_of_the_set(split, measurements) or _fits(split, measurements)
   found += _same_files(splits)
   found += _exact_duplicates(splits)
   found += _near_duplicates(splits)
@@ -131,7 +132,7 @@ def find_in_prepared(sets: dict[str, Any], config) -> list[Finding]:
 
 
 def _unusable(split: str, measurements, config) -> list[Finding]:
-  """Broken files, unknown values, different sizes: an error of each kind."""
+  """Broken files, unknown values, different sizes: all are errors."""
   skips = config.data.on_error == 'skip'
   by_kind = collections.defaultdict(list)
   for m in measurements:
@@ -139,24 +140,67 @@ def _unusable(split: str, measurements, config) -> list[Finding]:
       by_kind[m.error[0]].append(m)
   found = []
   for kind, bad in by_kind.items():
-    message = bad[0].error[1]
-    if len(bad) > 1:
-      message += f' ({len(bad)} of {len(measurements)} pairs are like this)'
-    if kind == 'unknown values':
-      values = collections.Counter()
-      for m in bad:
-        values.update(m.values)
-      listed = ', '.join(str(v) for v, _ in values.most_common(8))
-      message += f'; the values found in them: {listed}'
-    names = tuple(m.name if kind == 'broken' else m.mask_name for m in bad)
     level = 'warning' if kind == 'broken' and skips else 'error'
-    found.append(Finding(level, kind, split, message, names))
+    # The message starts with the file that is to blame.
+    names = [
+      m.name if m.error[1].startswith(f'{m.name} ') else m.mask_name
+      for m in bad
+    ]
+    if kind == 'unknown values':
+      message = _tell_values(bad, len(measurements), config)
+      found.append(Finding(level, kind, split, message, tuple(names)))
+      continue
+    # Each has a reason of its own; of many, the rest is like the last.
+    for i, (m, name) in enumerate(zip(bad, names)):
+      message, rest = m.error[1], (name,)
+      if i == _TOLD - 1 and len(bad) > _TOLD:
+        message += f' (and {len(bad) - _TOLD} more files)'
+        rest = tuple(names[i:])
+      found.append(Finding(level, kind, split, message, rest))
+      if len(rest) > 1:
+        break
   return found
+
+
+def _tell_values(bad, total: int, config) -> str:
+  """Which values are unknown, how often, and where first."""
+  pixels, masks, first = collections.Counter(), collections.Counter(), {}
+  for m in bad:
+    for value, count in prepare.unknown_values(m.values, config.data).items():
+      pixels[value] += count
+      masks[value] += 1
+      first.setdefault(value, m.mask_name)
+  # First what is in all masks, most likely a table that is missing; then what
+  # is odd.
+  listed = [
+    f'{value}: {n} pixels of {masks[value]} mask(s), first {first[value]}'
+    for value, n in pixels.most_common(_TOLD)
+  ]
+  if len(pixels) > _TOLD:
+    listed.append(f'and {len(pixels) - _TOLD} more values')
+  message = bad[0].error[1]
+  if len(bad) > 1 or len(pixels) > 1:
+    message += (
+      f' ({len(bad)} of {total} masks hold values outside the table: '
+      f'{"; ".join(listed)})'
+    )
+  return message
 
 
 def _files(split: str, measurements) -> list[Finding]:
   """EXIF rotation, several pages, kinds of files that vary."""
   found = []
+  lossy = [
+    m.mask_name
+    for m in measurements
+    if m.mask_file and m.mask_file.kind.endswith('JPEG')
+  ]
+  if lossy:
+    text = (
+      f'{lossy[0]} is a JPEG, which changes the values of a mask along its '
+      f'borders: {len(lossy)} mask(s); make them anew as PNG'
+    )
+    found.append(Finding('warning', 'JPEG masks', split, text, tuple(lossy)))
   read = [m for m in measurements if m.image_file]
   turned = collections.defaultdict(list)
   for m in read:
@@ -201,8 +245,10 @@ def _files(split: str, measurements) -> list[Finding]:
       counts = ', '.join(f'{len(names)} {kind}' for kind, names in ranked)
       odd = tuple(name for _, names in ranked[1:] for name in names)
       text = f'the {what}s are stored in {len(kinds)} ways: {counts}'
+      if len(kinds) > 1 and any('more than 8' in k or '16' in k for k in kinds):
+        text += '; the same value may mean another brightness in each'
       # Depth that varies may change the scale of the values.
-      depths = {'more than 8' in k or '16' in k or '32' in k for k in kinds}
+      depths = {scan.FileInfo(kind).is_deep for kind in kinds}
       level = 'warning' if len(depths) > 1 else 'note'
       found.append(Finding(level, f'kinds of {what}s', split, text, odd))
   return found
@@ -215,10 +261,16 @@ def _contents(split: str, measurements, config) -> list[Finding]:
     m for m in measurements if m.std is not None and m.std.max() < _CONSTANT
   ]
   if constant:
-    text = (
-      f'{constant[0].name} is nearly one colour ({len(constant)} image(s)); '
-      'remove such pairs, or scale by data.intensity=image if it is 16 bit'
-    )
+    text = f'{constant[0].name} is nearly one colour'
+    deep = [m for m in constant if m.image_file and m.image_file.is_deep]
+    if deep and config.data.intensity != 'image':
+      text += (
+        '; its values fill a small part of the range of their type: '
+        '--config.data.intensity=image scales each image by its own'
+      )
+    else:
+      text += '; remove such pairs, unless they are meant'
+    text += f' ({len(constant)} of {len(measurements)} images)'
     names = tuple(m.name for m in constant)
     found.append(Finding('warning', 'constant image', split, text, names))
   mapped = [m for m in measurements if m.class_pixels is not None]
@@ -300,6 +352,11 @@ def _fit_of_the_set(split: str, measurements) -> list[Finding]:
   """Masks that fit better when all of them are flipped, moved or renumbered."""
   owners = {m.index: m.owner for m in measurements if m.owner is not None}
   verdicts = alignment.summarize([m.fit for m in measurements], owners)
+  names = tuple(
+    m.mask_name
+    for m in measurements
+    if m.fit and alignment.is_suspicious(m.fit)
+  )
   return [
     # Masks may mean what has no edges: that is for a person to judge.
     Finding(
@@ -307,6 +364,7 @@ def _fit_of_the_set(split: str, measurements) -> list[Finding]:
       f'masks {verdict.kind}' if verdict.kind != 'no fit' else 'masks unfit',
       split,
       verdict.message,
+      names,
     )
     for verdict in verdicts
   ]
@@ -320,16 +378,18 @@ def _fits(split: str, measurements) -> list[Finding]:
     return []
   odd.sort(key=lambda m: -m.fit.suspicion)
   first = odd[0]
-  how = f'fits its image better {first.fit.best}'
-  if first.owner is not None and first.owner != first.index:
-    how = (
-      f'fits its image worse than {measurements[first.owner].mask_name} does'
-    )
+  scores = f'{first.fit.best_score:.2f} against {first.fit.score:.2f}'
+  how = f'fits its image better {first.fit.best} ({scores})'
+  if first.fit.best == alignment.OTHER:
+    how = f'fits its image worse than the mask of another one ({scores})'
+    if first.owner is not None and first.owner != first.index:
+      how += f', such as {measurements[first.owner].mask_name}'
   elif first.fit.best_score <= first.fit.score:
-    how = 'fits its image no better than chance'
+    how = f'fits its image no better than chance ({first.fit.score:.2f})'
   text = (
-    f'{first.mask_name} {how}: {len(odd)} of {len(fits)} masks are like this '
-    '(about 1 in 100 is by accident); look at them in the report'
+    f'{first.mask_name} {how}; {len(odd)} of {len(fits)} masks do not lie on '
+    'the edges of their images, or not well (about 1 in 100 right ones is '
+    'among them): look at them in the report'
   )
   names = tuple(m.mask_name for m in odd)
   return [Finding('warning', 'mask beside the edges', split, text, names)]
@@ -401,6 +461,10 @@ def _tell_duplicates(kind: str, groups) -> list[Finding]:
     if chosen:
       first = _some([f'{m.name} ({m.split})' for m in chosen[0]])
       text = f'{len(chosen)} group(s) of {kind} {where}; the first: {first}'
+      if chosen is across:
+        splits = collections.Counter(m.split for g in chosen for m in g)
+        counts = ', '.join(f'{n} of {split}' for split, n in splits.items())
+        text += f'; images concerned: {counts}. Take them out of one split'
       names = tuple(' = '.join(m.name for m in g) for g in chosen)
       kind_here = f'{kind}, leakage' if chosen is across else kind
       found.append(Finding(level, kind_here, '', text, names))
@@ -467,7 +531,7 @@ def _neighbours(splits, config) -> list[Finding]:
     return []
   text = (
     f'images whose names follow one another look alike (correlation {near:.2f} '
-    f'against {usual:.2f} of any two), as in a stack or a video; if a part is '
-    'held out, use --config.data.holdout=last'
+    f'against {usual:.2f} of any two), as in a stack or a video: a part held '
+    'out at random leaks; use --config.data.holdout=last'
   )
   return [Finding('warning', NEIGHBOURS, '', text)]

@@ -110,6 +110,27 @@ def map_mask(
   return mapped
 
 
+def unknown_values(found: dict, data) -> dict:
+  """Returns those of a mask's values that `map_mask` would not take.
+
+  Args:
+    found: {value or (r, g, b): pixels} of one mask.
+    data: the section `data` of the config.
+  """
+  num_names = max(data.num_classes, 2)
+  if any(isinstance(value, tuple) for value in found):
+    known = _color_table(data.mask_values)
+    key = lambda value: int(np.array(value) @ _COLOR_WEIGHTS)
+    return {v: n for v, n in found.items() if key(v) not in known}
+  if data.mask_values:
+    known = _grey_table(data.mask_values)
+  else:
+    known = {*range(num_names), config_lib.IGNORE_LABEL}
+    if num_names == 2 and set(found) <= {0, 255}:
+      known = {0}
+  return {v: n for v, n in found.items() if v not in known}
+
+
 # Kept, since they are asked for with each mask.
 @functools.cache
 def _color_table(table) -> dict[int, int]:

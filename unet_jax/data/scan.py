@@ -77,6 +77,11 @@ class FileInfo:
   orientation: int = 1
   pages: int = 1
 
+  @property
+  def is_deep(self) -> bool:
+    """Whether there are more than 8 bits in a channel."""
+    return any(depth in self.kind for depth in ('more than 8', '16', '32'))
+
 
 @dataclasses.dataclass
 class Measurement:

@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import pprint
+import textwrap
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,16 @@ _SMALLEST_BOTTOM = 4
 _LARGEST_DEPTH = 6
 # Values of classes are most likely below this where 255 is what is ignored.
 _SMALL = 64
+# A table stays that fits this share of the masks. A value that is in less than
+# these shares of pixels and of masks is most likely a slip of the pen.
+_MOST = 0.9
+_STRAY_PIXELS, _STRAY_MASKS = 1e-3, 0.05
+# No class weighs more than this, or less than its inverse.
+_LARGEST_WEIGHT = 10
 # Augmentations that grey images do not have.
 _OF_COLORS = ('hue', 'saturation')
+# Mean of values in 0..1 below which deep images most likely use fewer bits.
+_DARK = 0.1
 # A class this much rarer than the most frequent one is worth a weight.
 _IMBALANCE = 5
 
@@ -82,6 +91,15 @@ def suggest(measurements: list[scan.Measurement], config) -> list[Suggestion]:
     if files and grey and not needs_color:
       add('data.num_channels', 1, 'every image file is grey')
       mean, std = mean[:1], std[:1]
+    if config.data.intensity == 'dtype' and _fills_little(known):
+      # What they will be: each image fills its range.
+      mean, std = (0.5,) * len(mean), (0.25,) * len(std)
+      why = 'the usual ones, until it was looked at with data.intensity=image'
+      add(
+        'data.intensity',
+        'image',
+        'the images fill a small part of the range of their type',
+      )
     add('data.mean', mean, why)
     add('data.std', std, why)
     size, resize, why = _image_size([m.image_size for m in known])
@@ -90,7 +108,10 @@ def suggest(measurements: list[scan.Measurement], config) -> list[Suggestion]:
       size, why = (side, side), f'{why}; square for augment.rotate_90'
     depth = int(np.log2(max(min(size) // _SMALLEST_BOTTOM, 1)))
     depth = min(depth, _LARGEST_DEPTH)
-    reason = f'the smaller edge stays at least {_SMALLEST_BOTTOM} px'
+    reason = (
+      f'the smaller edge stays at least {_SMALLEST_BOTTOM} px; take less for '
+      'few images or little memory'
+    )
     if config.model.features:  # A number for each stage.
       depth, reason = config.model.depth, 'model.features says it'
     if config.model.padding == 'valid':
@@ -104,6 +125,12 @@ def suggest(measurements: list[scan.Measurement], config) -> list[Suggestion]:
       add('data.cache', 'disk', 'windows are cut from kept arrays')
   add('loss.class_weights', *_class_weights(measurements, order, num_classes))
   return found
+
+
+def _fills_little(known) -> bool:
+  """Whether most images of more than 8 bits are nearly black."""
+  deep = [m.mean.max() for m in known if m.image_file and m.image_file.is_deep]
+  return len(deep) > len(known) / 2 and np.median(deep) < _DARK
 
 
 def _valid_size(size, depth: int, config):
@@ -147,19 +174,37 @@ def _table(measurements, config):
     # A mask of grey pixels alone comes as one channel.
     values = _as_colors(values)
   now = config.data
-  if masks and all(
-    m.class_pixels is not None for m in measurements if m.values
-  ):
-    occurring = np.sum(
-      [m.class_pixels for m in measurements if m.class_pixels is not None], 0
-    )
+  order = _as_order(now.mask_values, max(now.num_classes, 2))
+  same = lambda why: (now.mask_values, now.num_classes, why, order)
+  mapped = [m for m in measurements if m.class_pixels is not None]
+  occurring = np.sum([m.class_pixels for m in mapped], 0) if mapped else None
+  if mapped and len(mapped) >= _MOST * masks:
     if occurring[:-1].all() or len(values) > 1 and now.mask_values:
-      order = _as_order(now.mask_values, max(now.num_classes, 2))
-      return now.mask_values, now.num_classes, 'fits the masks as it is', order
+      left = masks - len(mapped)
+      return same(
+        f'fits all masks but {left}, to be mended'
+        if left
+        else 'fits the masks as it is'
+      )
+  if any(m.mask_file and 'JPEG' in m.mask_file.kind for m in measurements):
+    return same('masks that are JPEGs have lost their values')
+  in_masks = collections.Counter(
+    v for m in measurements for v in m.values or ()
+  )
+  if colors:
+    in_masks = _as_colors(in_masks)
+  stray = [
+    v
+    for v, pixels in values.items()
+    if pixels < _STRAY_PIXELS * values.total()
+    and in_masks[v] <= max(_STRAY_MASKS * masks, 1)
+  ]
+  for v in stray:
+    del values[v]
   if len(values) > config_lib.IGNORE_LABEL or not values:
-    why = f'{len(values)} different values in the masks: not a map of classes'
-    order = _as_order(now.mask_values, max(now.num_classes, 2))
-    return now.mask_values, now.num_classes, why, order
+    return same(
+      f'{len(values)} different values in the masks: not a map of classes'
+    )
   # Of colours the most frequent is most likely the background.
   ordered = sorted(values)
   if colors:
@@ -178,6 +223,11 @@ def _table(measurements, config):
   order.update({v: config_lib.IGNORE_LABEL for v in ignored})
   listed = ', '.join(map(str, list(order)[:12]))
   why = f'the values in {masks} masks: {listed}'
+  if stray:
+    why += (
+      f'; left out, since they are in few pixels of few masks: '
+      f'{", ".join(map(str, sorted(stray)[:12]))}: mend those masks'
+    )
   plain = all(v == c for v, c in order.items())
   return (() if plain else tuple(order.items())), num_classes, why, order
 
@@ -266,14 +316,15 @@ def _class_weights(measurements, order: dict, num_classes: int):
   if imbalance < _IMBALANCE:
     return (), (
       f'the most frequent class has {imbalance:.1f} times the pixels of the '
-      'rarest, which needs no weights'
+      f'rarest: below {_IMBALANCE}, no weights'
     )
   frequency = pixels / present
   weights = np.median(frequency) / frequency
+  weights = weights.clip(1 / _LARGEST_WEIGHT, _LARGEST_WEIGHT)
   rounded = tuple(float(f'{w:.3g}') for w in weights)
   return rounded, (
-    f'median-frequency balancing; the most frequent class has {imbalance:.0f} '
-    'times the pixels of the rarest'
+    f'median-frequency balancing, at most {_LARGEST_WEIGHT}; the most frequent '
+    f'class has {imbalance:.1f} times the pixels of the rarest'
   )
 
 
@@ -315,7 +366,10 @@ def config_text(suggestions: list[Suggestion], config, source: str) -> str:
     for name, value in fields.items():
       reason = why.get(f'{section}.{name}')
       if reason:
-        lines.append(f'  # {reason[0].upper()}{reason[1:]}.')
+        text = f'{reason[0].upper()}{reason[1:]}.'
+        lines += textwrap.wrap(
+          text, 80, initial_indent='  # ', subsequent_indent='  # '
+        )
       text = pprint.pformat(value, width=70, compact=True)
       lines.append(f'  {path}.{name} = ' + text.replace('\n', '\n  '))
   return '\n'.join([*lines, '  return config', ''])
