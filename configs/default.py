@@ -111,9 +111,11 @@ def get_config() -> config_dict.ConfigDict:
   # `max` or `average` (2x2), or `conv`: learned, 2x2, stride 2 (Milletari et
   # al. 2016, arXiv 1606.04797).
   model.downsample = 'max'
-  # `transpose` (2x2, stride 2), `bilinear`, `nearest` or `pixel_shuffle`; the
-  # last three are followed by a convolution of upsample_kernel x
-  # upsample_kernel pixels (1, 2 or 3) that halves the channels.
+  # `transpose` (2x2, stride 2), `bilinear`, `bilinear_corners` (the corner
+  # pixels stay in place: align_corners=True of PyTorch), `nearest` or
+  # `pixel_shuffle`; the last four are followed by a convolution of
+  # upsample_kernel x upsample_kernel pixels (1, 2 or 3) that halves the
+  # channels. 0: by none; a stage's last convolution halves them beforehand.
   model.upsample = 'transpose'
   model.upsample_kernel = 1
   # What the decoder does with the encoder's features: `concat`, `add`, `none`,
@@ -125,6 +127,8 @@ def get_config() -> config_dict.ConfigDict:
   # of a stage.
   model.norm = 'batch'
   model.norm_groups = 8
+  # Added to the variance; Keras' own default is 1e-3.
+  model.norm_epsilon = 1e-5
   # `relu`, `leaky_relu`, `elu`, `gelu` or `silu`.
   model.activation = 'relu'
   # Rate of the dropout at the end of the encoder, 0 to below 1.

@@ -236,7 +236,7 @@ def _other(choices):
       'model.upsample',
       'bilinar',
       '--config.model.upsample=bilinar: not one of transpose, bilinear, '
-      'nearest, pixel_shuffle (did you mean bilinear?)',
+      'bilinear_corners, nearest, pixel_shuffle (did you mean bilinear?)',
     ),
     (
       'data.source',

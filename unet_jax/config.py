@@ -31,8 +31,14 @@ CHOICES = {
   'model.block': ('plain', 'residual'),
   'model.stem': ('none', 'space_to_depth'),
   'model.downsample': ('max', 'average', 'conv'),
-  'model.upsample': ('transpose', 'bilinear', 'nearest', 'pixel_shuffle'),
-  'model.upsample_kernel': (1, 2, 3),
+  'model.upsample': (
+    'transpose',
+    'bilinear',
+    'bilinear_corners',
+    'nearest',
+    'pixel_shuffle',
+  ),
+  'model.upsample_kernel': (0, 1, 2, 3),
   'model.skip': ('concat', 'add', 'none', 'attention'),
   'model.norm': ('none', 'batch', 'group', 'instance', 'layer'),
   'model.activation': ('relu', 'leaky_relu', 'elu', 'gelu', 'silu'),
@@ -58,6 +64,7 @@ AT_LEAST = {
   'model.kernel_size': 1,
   'model.squeeze_excite': 0,
   'model.norm_groups': 1,
+  'model.norm_epsilon': 0,
   'loss.weights.cross_entropy': 0,
   'loss.weights.dice': 0,
   'optimizer.learning_rate': 0,
@@ -297,6 +304,11 @@ def _check_model(config: ml_collections.ConfigDict) -> None:
       f'--config.model.upsample=pixel_shuffle makes {pixels} pixels of the '
       f'channels of one: those of all stages but the first, {features[1:]}, '
       f'must be multiples of {pixels}; set model.features or base_features'
+    )
+  if m.upsample_kernel == 0 and m.upsample in ('transpose', 'pixel_shuffle'):
+    raise errors.UserError(
+      f'--config.model.upsample={m.upsample} changes the channels: '
+      'model.upsample_kernel=0 is for bilinear, bilinear_corners and nearest'
     )
   if m.kernel_size % 2 == 0:
     raise errors.UserError(
