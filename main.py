@@ -1,4 +1,6 @@
-"""Trains or evaluates a U-Net: `python main.py --config=configs/NAME.py`.
+"""Trains, evaluates, imports or exports a U-Net.
+
+  python main.py --config=configs/NAME.py --mode=MODE
 
 Flags, logging and dispatch on --mode; everything else is in unet_jax/.
 """
@@ -19,11 +21,14 @@ _ROOT = pathlib.Path(__file__).resolve().parent
 _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Folder of the run; default runs/NAME, after the config.'
 )
-_MODE = flags.DEFINE_enum('mode', 'train', ['train', 'evaluate'], 'What to do.')
+_MODES = ('train', 'evaluate', 'import', 'export')
+_MODE = flags.DEFINE_enum('mode', 'train', _MODES, 'What to do.')
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
   """Parses flags; a mistake ends in one line and exit code 2."""
+  # `import` is a keyword of Python, whose parser reads the names of fields.
+  argv = [re.sub(r'^(--?config\.import)\.', r'\1_.', a) for a in argv]
   try:
     config_lib.check_arguments(argv[1:], _ROOT / 'configs')
     # Defined here since the definition itself parses --config.* already.
@@ -74,19 +79,34 @@ def _leave(code: int) -> None:
 
 def main(_) -> None:
   _set_up_logging()
+  if _MODE.value == 'import' and not _WORKDIR.value:
+    print(
+      'error: --mode=import needs --workdir=DIR, a new run', file=sys.stderr
+    )
+    _leave(2)
   workdir = os.path.abspath(_WORKDIR.value or _default_workdir())
   try:
     flag = flags.FLAGS['config']
     config = flag.value
+    # What runs is imported here: jax and its company take seconds.
     if _MODE.value != 'train' and not flag.present:
       overrides = config_flags.get_override_values(flag)
-      config = config_lib.read(workdir, overrides) or config
+      if _MODE.value == 'import':
+        from unet_jax import import_weights
+
+        config = import_weights.deduced_config(overrides)
+      else:
+        config = config_lib.read(workdir, overrides) or config
     config_lib.validate(config)
-    # Imported here: jax and its company take seconds.
-    if _MODE.value == 'train':
-      from unet_jax import train as mode
-    else:
-      from unet_jax import evaluate as mode
+    match _MODE.value:
+      case 'train':
+        from unet_jax import train as mode
+      case 'evaluate':
+        from unet_jax import evaluate as mode
+      case 'import':
+        from unet_jax import import_weights as mode
+      case 'export':
+        from unet_jax import export_weights as mode
     mode.run(config, workdir)
   except (errors.UserError, OSError) as e:
     print(f'error: {errors.one_line(e, workdir)}', file=sys.stderr)

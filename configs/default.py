@@ -213,6 +213,23 @@ def get_config() -> config_dict.ConfigDict:
   checkpoint.which = 'latest'
   checkpoint.step = -1
 
+  # --mode=import; on the command line also --config.import.path=FILE (`import`
+  # itself is a word of Python's).
+  config.import_ = import_ = config_dict.ConfigDict()
+  # A .pth, .safetensors, .npz, .keras, .weights.h5 or .h5 file.
+  import_.path = ''
+  # Keras: the order of the inputs of `Concatenate`, `skip_first` or `up_first`;
+  # `auto`: as the file says (weights alone do not: skip_first).
+  import_.concat = 'auto'
+
+  config.export = export = config_dict.ConfigDict()
+  # --mode=export: the .safetensors file that is written. eval.params and
+  # checkpoint.which say which parameters.
+  export.path = ''
+  # Names and layouts: `unet_jax`, or `milesial` (PyTorch, as in
+  # github.com/milesial/Pytorch-UNet).
+  export.format = 'unet_jax'
+
   config.mesh = mesh = config_dict.ConfigDict()
   # Devices along each axis; -1: all that the others leave. The batch is split
   # over data and fsdp, rows of an image over spatial, parameters and optimiser

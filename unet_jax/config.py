@@ -47,6 +47,8 @@ CHOICES = {
   'optimizer.name': ('adamw', 'sgd'),
   'optimizer.schedule': ('cosine', 'linear', 'constant'),
   'eval.params': ('ema', 'raw'),
+  'import_.concat': ('auto', 'skip_first', 'up_first'),
+  'export.format': ('unet_jax', 'milesial'),
   'checkpoint.which': ('latest', 'best'),
 }
 
@@ -102,6 +104,8 @@ FREE_TO_CHANGE = (
   'eval',
   'checkpoint',
   'mesh',
+  'import_',
+  'export',
   'data.cache',
   'data.cache_dir',
   'data.num_workers',
@@ -528,15 +532,23 @@ def check_resumable(old, new, workdir: str) -> None:
     )
 
 
-def check_evaluable(old, new, workdir: str) -> None:
+def is_of_network(field: str) -> bool:
+  """Whether a checkpoint's parameters make no sense with another value."""
+  return _under(field, FIXED_IN_EVALUATION) and field != 'model.remat'
+
+
+def check_evaluable(
+  old,
+  new,
+  workdir: str,
+  remedy: str = 'Leave --config out to evaluate with the config of the workdir',
+) -> None:
   """Raises UserError where parameters of `old` do not fit `new`."""
   fields = sorted(set(flatten(old)) | set(flatten(new)))
-  fixed = [
-    f for f in fields if _under(f, FIXED_IN_EVALUATION) and f != 'model.remat'
-  ]
+  fixed = [f for f in fields if is_of_network(f)]
   differences = _difference(old, new, fixed)
   if differences:
     raise errors.UserError(
-      f'{workdir} holds checkpoints of another network: {differences}. Leave '
-      '--config out to evaluate with the config of the workdir'
+      f'{workdir} holds checkpoints of another network: {differences}. '
+      + remedy
     )
