@@ -27,8 +27,9 @@ _MODE = flags.DEFINE_enum('mode', 'train', _MODES, 'What to do.')
 
 def _parse_flags(argv: list[str]) -> list[str]:
   """Parses flags; a mistake ends in one line and exit code 2."""
-  # `import` is a keyword of Python, whose parser reads the names of fields.
-  argv = [re.sub(r'^(--?config\.import)\.', r'\1_.', a) for a in argv]
+  # `import` is a keyword of Python, whose parser reads the names of fields. In
+  # place: config_flags looks at sys.argv.
+  argv[:] = [re.sub(r'^(--?config\.import)\.', r'\1_.', a) for a in argv]
   try:
     config_lib.check_arguments(argv[1:], _ROOT / 'configs')
     # Defined here since the definition itself parses --config.* already.

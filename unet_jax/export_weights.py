@@ -57,7 +57,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   ) as checkpoints:
     step, which, variables = _variables(config, workdir, checkpoints)
   arrays = naming.flatten(variables)
-  named = _named(arrays, config)
+  exported = named(arrays, config)
   metadata = {
     'writer': 'unet_jax',
     'config': config_lib.to_json(config),
@@ -66,9 +66,9 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     'naming': config.export.format,
   }
   if jax.process_index() == 0:
-    files.write_safetensors(path, named, metadata)
+    files.write_safetensors(path, exported, metadata)
     print(
-      f'wrote {len(named)} arrays ({which} parameters, step {step}): {path}'
+      f'wrote {len(exported)} arrays ({which} parameters, step {step}): {path}'
     )
 
 
@@ -92,7 +92,7 @@ def _variables(config, workdir: str, checkpoints):
   return step, which, jax.tree.map(np.asarray, variables)
 
 
-def _named(arrays: dict[str, np.ndarray], config) -> dict[str, np.ndarray]:
+def named(arrays: dict[str, np.ndarray], config) -> dict[str, np.ndarray]:
   """Returns the arrays under the names of `export.format`."""
   if config.export.format == 'unet_jax':
     return {k.replace('/', '.'): v for k, v in arrays.items()}

@@ -168,18 +168,24 @@ def _check_fit(
   for title, lines in (
     ('in the file, not in the network', left),
     ('in the network, not in the file', lacking),
-    ('of another shape: the file', other),
+    ('of another shape, the file', other),
   ):
     for line in lines:
       _log.info('%s: %s', title, line)
   if not (left or lacking or other):
     return
   fields, unsure = _deduced(file, config)
+  ours = config_lib.flatten(config)
+  widest = lambda flat: min(
+    flat['model.base_features'] * 2 ** flat['model.depth'],
+    flat['model.max_features'],
+  )
+  if fields and widest(ours) == widest({**ours, **fields}):
+    del fields['model.max_features']
   different = {
     k: v
     for k, v in fields.items()
-    if k.startswith(('model.', 'data.num_'))
-    and not _same(config_lib.flatten(config)[k], v)
+    if k.startswith(('model.', 'data.num_')) and not _same(ours[k], v)
   }
   advice = 'choose the config that it was trained with'
   if different:

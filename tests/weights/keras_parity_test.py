@@ -31,6 +31,8 @@ pytestmark = [
 
 _FEATURES = (4, 8, 16, 32)
 _SIZE = 32
+_BATCH_NORM = {'norm': True, 'features': _FEATURES[:3]}
+_OUR_BATCH_NORM = {'depth': 2, 'norm': 'batch', 'norm_epsilon': 1e-3}
 
 
 def _network(
@@ -95,14 +97,15 @@ def _fill(network):
       )
 
 
-def _config(**fields):
+def _config(**model):
+  fields = {'depth': 3, 'base_features': 4, 'norm': 'none', **model}
   return parity.make_config(
-    data__image_size=(_SIZE, _SIZE),
-    data__num_channels=1,
-    data__num_classes=1,
-    model__depth=3,
-    model__base_features=4,
-    **{'model__norm': 'none', **fields},
+    {
+      'data.image_size': (_SIZE, _SIZE),
+      'data.num_channels': 1,
+      'data.num_classes': 1,
+      **{f'model.{k}': v for k, v in fields.items()},
+    }
   )
 
 
@@ -135,19 +138,11 @@ def _theirs(network, images, weight, train):
     ({}, {}, False),
     (
       {'upsample': 'bilinear', 'up_first': True},
-      {'model__upsample': 'bilinear', 'model__upsample_kernel': 2},
+      {'upsample': 'bilinear', 'upsample_kernel': 2},
       False,
     ),
-    (
-      {'norm': True},
-      {'model__norm': 'batch', 'model__norm_epsilon': 1e-3},
-      False,
-    ),
-    (
-      {'norm': True},
-      {'model__norm': 'batch', 'model__norm_epsilon': 1e-3},
-      True,
-    ),
+    (_BATCH_NORM, _OUR_BATCH_NORM, False),
+    (_BATCH_NORM, _OUR_BATCH_NORM, True),
   ],
   ids=['lesson', 'bilinear', 'batch_norm', 'batch_norm_training'],
 )
@@ -180,3 +175,86 @@ def test_outputs_and_gradients_equal_keras(network, fields, train, tmp_path):
   if train:
     differences['statistics'] = parity.difference(stats, after['batch_stats'])
   parity.check(differences)
+
+
+def test_the_lesson_has_7_696_193_parameters():
+  features = (64, 128, 256, 512)
+  network = _network(256, features, initializer='zeros')
+  config = _config(base_features=features[0])
+  wanted = naming.abstract_variables(unet.create_model(config), (256, 256, 1))
+  count = sum(x.size for x in jax.tree.leaves(wanted['params']))
+  assert count == network.count_params() == 7_696_193
+
+
+@pytest.fixture(scope='module')
+def saved(tmp_path_factory):
+  """A folder with one network in each of Keras' formats."""
+  folder = tmp_path_factory.mktemp('keras')
+  network = _network(16, (4, 8), norm=True, up_first=True)
+  _fill(network)
+  for name in ('network.keras', 'network.h5', 'network.weights.h5'):
+    save = network.save_weights if 'weights' in name else network.save
+    save(folder / name)
+  return folder
+
+
+def _small_config(**model):
+  return _config(**{**_OUR_BATCH_NORM, 'depth': 1, **model})
+
+
+def test_each_format_gives_the_same_weights(saved):
+  config = _small_config()
+  expected = parity.load(saved / 'network.keras', config)
+  actual = parity.load(saved / 'network.h5', config)
+  assert parity.difference(actual, expected) == 0
+  # Weights alone do not tell the order of the inputs of Concatenate.
+  of_weights = lambda: parity.load(saved / 'network.weights.h5', config)
+  kernel = lambda variables: variables['params']['up_0']['conv1']['kernel']
+  np.testing.assert_array_equal(
+    np.roll(kernel(of_weights()), 4, axis=2), kernel(expected)
+  )
+  config.import_.concat = 'up_first'
+  assert parity.difference(of_weights(), expected) == 0
+
+
+def test_the_network_is_deduced_from_the_description(saved):
+  config = import_weights.deduced_config(
+    {'import_.path': str(saved / 'network.keras'), 'data.std': (0.5,)}
+  )
+  changed = {
+    k: v
+    for k, v in import_weights._network(config).items()
+    if k.startswith('model.')
+  }
+  assert changed == {
+    'model.depth': 1,
+    'model.base_features': 4,
+    'model.max_features': 8,
+    'model.norm_epsilon': 1e-3,
+  }
+  assert (config.data.num_channels, config.data.num_classes) == (1, 1)
+  assert (config.data.mean, config.data.std) == ((0.5,), (0.5,))
+  assert config.data.image_size == (16, 16)
+
+
+def test_a_description_that_differs_is_refused(saved):
+  config = _small_config(activation='elu')
+  with pytest.raises(errors.UserError) as e:
+    parity.load(saved / 'network.keras', config)
+  assert str(e.value) == (
+    f"{saved / 'network.keras'}: the file's network is another one than the "
+    "config's; it fits with --config.model.activation=relu"
+  )
+
+
+def test_activations_elsewhere_are_refused(tmp_path):
+  layers = keras.layers
+  image = keras.Input((8, 8, 1))
+  x = layers.Conv2D(4, 3, padding='same', activation='relu', name='first')(
+    image
+  )
+  x = layers.BatchNormalization(name='second')(x)
+  keras.Model(image, x).save(tmp_path / 'network.keras')
+  graph = files.read(str(tmp_path / 'network.keras')).graph
+  with pytest.raises(errors.UserError, match='second normalises what an activ'):
+    deduce.fields_of_graph(graph)

@@ -11,9 +11,13 @@ import numpy as np
 import parity
 import pytest
 
+from unet_jax import config as config_lib
+from unet_jax import import_weights
+from unet_jax.models import unet
 from unet_jax.weights import files, naming
 
 torch = pytest.importorskip('torch', reason='needs PyTorch')
+safetensors_torch = pytest.importorskip('safetensors.torch')
 
 _WIDTHS = (4, 8, 16)
 _SIZE = (27, 22)  # Odd at each pooling, of one side or both.
@@ -118,20 +122,19 @@ def _network(bilinear):
 
 
 def _config(bilinear):
-  fields = {}
+  fields = {
+    'data.image_size': _SIZE,
+    'data.num_classes': 2,
+    'model.depth': 2,
+    'model.base_features': 4,
+  }
   if bilinear:
-    fields = dict(
-      model__upsample='bilinear_corners',
-      model__upsample_kernel=0,
-      model__max_features=_WIDTHS[-2],
-    )
-  return parity.make_config(
-    data__image_size=_SIZE,
-    data__num_classes=2,
-    model__depth=2,
-    model__base_features=4,
-    **fields,
-  )
+    fields |= {
+      'model.upsample': 'bilinear_corners',
+      'model.upsample_kernel': 0,
+      'model.max_features': _WIDTHS[-2],
+    }
+  return parity.make_config(fields)
 
 
 def _to_torch(x):
@@ -212,3 +215,56 @@ def test_outputs_and_gradients_equal_pytorch(bilinear, train, tmp_path):
     )
     differences['statistics'] = parity.difference(stats, expected_stats)
   parity.check(differences)
+
+
+@pytest.mark.parametrize(
+  'bilinear', [False, True], ids=['transpose', 'bilinear']
+)
+def test_the_network_is_deduced_and_exported_again(bilinear, tmp_path):
+  state = _network(bilinear).state_dict()
+  path = str(tmp_path / 'training.pt')
+  # As training scripts save it, of a network under DataParallel.
+  wrapped = {f'module.{k}': v for k, v in state.items()}
+  torch.save(
+    {
+      'epoch': 3,
+      'state_dict': wrapped | {'mask_values': [[0, 0, 0], [9, 8, 7]]},
+    },
+    path,
+  )
+  config = import_weights.deduced_config({'import_.path': path})
+  config_lib.validate(config)
+  expected = _config(bilinear)
+  expected.model.max_features = 8 if bilinear else 16
+  assert config.model == expected.model
+  assert config.data.mask_values == (((0, 0, 0), 0), ((9, 8, 7), 1))
+  assert (config.data.mean, config.data.std) == ((0.0,) * 3, (1.0,) * 3)
+  variables = parity.load(path, config)
+  arrays, nameless = naming.to_milesial(
+    naming.flatten(variables), config.model.depth
+  )
+  assert not nameless
+  exported = str(tmp_path / 'exported.safetensors')
+  files.write_safetensors(exported, arrays, {})
+  loaded = safetensors_torch.load_file(exported)
+  network = _network(bilinear)
+  torch.nn.init.zeros_(network.outc.conv.weight)
+  network.load_state_dict(loaded)
+  for name, tensor in network.state_dict().items():
+    assert torch.equal(tensor, state[name]), name
+
+
+def test_biases_beside_batch_norm_change_nothing(tmp_path, caplog):
+  network, config = _network(False).eval(), _config(False)
+  for module in network.modules():
+    if isinstance(module, torch.nn.Conv2d) and module.bias is None:
+      module.bias = torch.nn.Parameter(torch.randn(module.out_channels))
+  torch.save(network.state_dict(), tmp_path / 'network.pth')
+  with caplog.at_level('INFO', 'unet_jax'):
+    variables = parity.load(tmp_path / 'network.pth', config)
+  assert '10 biases of convolutions went into the running means' in caplog.text
+  assert 'left out: 10 num_batches_tracked' in caplog.text
+  images = parity.draw(1, *_SIZE, 3)
+  expected = network.double()(_to_torch(images))
+  actual = unet.create_model(config).apply(variables, images, train=False)
+  assert parity.difference(np.asarray(actual), _from_torch(expected)) < 1e-5

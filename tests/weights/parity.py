@@ -10,12 +10,10 @@ from unet_jax.models import unet
 from unet_jax.weights import files, naming
 
 
-def make_config(**fields):
-  """The default config with {'section__field': value}."""
+def make_config(fields):
+  """The default config with {'section.field': value}."""
   config = default.get_config()
-  config.update_from_flattened_dict(
-    {k.replace('__', '.'): v for k, v in fields.items()}
-  )
+  config.update_from_flattened_dict(fields)
   channels = config.data.num_channels
   config.data.update(mean=(0.0,) * channels, std=(1.0,) * channels)
   return config
@@ -68,7 +66,7 @@ def difference(ours, theirs) -> float:
 
 
 def check(differences: dict[str, float]) -> None:
-  """Checks that nothing but float32's rounding is left; `pytest -s` shows it."""
+  """Checks that float32's rounding alone is left; `pytest -s` shows it."""
   print({k: f'{v:.1e}' for k, v in differences.items()})
   # A value at the edge of a ReLU may fall on either side, which shows in the
   # gradients first; a wrong connection or layout gives 0.1 and more.
