@@ -27,11 +27,10 @@ _MODE = flags.DEFINE_enum('mode', 'train', _MODES, 'What to do.')
 
 def _parse_flags(argv: list[str]) -> list[str]:
   """Parses flags; a mistake ends in one line and exit code 2."""
-  # `import` is a keyword of Python, whose parser reads the names of fields. In
-  # place: config_flags looks at sys.argv.
-  argv[:] = [re.sub(r'^(--?config\.import)\.', r'\1_.', a) for a in argv]
   try:
     config_lib.check_arguments(argv[1:], _ROOT / 'configs')
+    # In place: config_flags looks at sys.argv.
+    argv[:] = [config_lib.spelled_for_python(a) for a in argv]
     # Defined here since the definition itself parses --config.* already.
     config_flags.DEFINE_config_file(
       'config', str(_ROOT / 'configs/shapes.py'), 'File with get_config().'

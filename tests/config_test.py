@@ -594,6 +594,8 @@ def test_continued_run_may_change_the_free_fields_alone(field):
     'eval',
     'checkpoint',
     'mesh',
+    'import_',
+    'export',
   ) or field in (
     'data.cache',
     'data.cache_dir',

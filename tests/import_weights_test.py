@@ -266,10 +266,10 @@ def test_training_goes_on_from_what_was_imported(tmp_path):
     *(f'--workdir={workdir}', *data),
   )
   flags = (
-    '--config.model.depth=1 --config.model.base_features=2 '
+    '--config.model.base_features=2 --config.model.depth=1 '
     '--config.model.max_features=4'
   )
-  assert out.endswith(f'To train or evaluate with: {flags}\n')
+  assert out.endswith(f'step 0. Its network: {flags}\n')
   assert 'deduced from the file: --config.data.num_channels=3 ' in err
   saved = json.loads((workdir / 'config.json').read_text())
   assert saved['model']['max_features'] == 4

@@ -8,6 +8,7 @@ import difflib
 import json
 import os
 import pathlib
+import re
 from typing import Any
 
 import ml_collections
@@ -156,6 +157,15 @@ def nearest(name: str, valid) -> str:
   return f' (did you mean {matches[0]}?)' if matches else ''
 
 
+def spelled_for_python(argument: str) -> str:
+  """`--config.import.path=X` as `--config.import_.path=X`.
+
+  config_flags reads names of fields with Python's parser, for which `import` is
+  a keyword.
+  """
+  return re.sub(r'^(-*config\.import)\.', r'\1_.', argument)
+
+
 def check_arguments(arguments, configs: pathlib.Path) -> None:
   """Checks what --config and --config.* name, before they are parsed.
 
@@ -172,7 +182,7 @@ def check_arguments(arguments, configs: pathlib.Path) -> None:
   fields = flatten(default.get_config())
   first = None
   for argument in arguments:
-    name, _, value = argument.lstrip('-').partition('=')
+    name, _, value = spelled_for_python(argument).lstrip('-').partition('=')
     if name == 'config':
       path = value.partition(':')[0]
       if first:

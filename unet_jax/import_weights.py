@@ -61,8 +61,8 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   if jax.process_index() == 0:
     count = sum(x.size for x in jax.tree.leaves(variables['params']))
     print(
-      f'{config.import_.path}: {count} parameters in {workdir}, step 0. To '
-      f'train or evaluate with: {_flags(_network(config))}'
+      f'{config.import_.path}: {count} parameters in {workdir}, step 0. Its '
+      f'network: {_flags(_network(config))}'
     )
 
 

@@ -44,6 +44,7 @@ def _network(
   initializer='he_normal',
 ):
   layers = keras.layers
+  keras.utils.set_random_seed(0)
 
   def stage(x, channels):
     for _ in range(2):
@@ -247,14 +248,40 @@ def test_a_description_that_differs_is_refused(saved):
   )
 
 
-def test_activations_elsewhere_are_refused(tmp_path):
-  layers = keras.layers
+def _norm_after_activation(layers, x):
+  x = layers.Conv2D(4, 3, activation='relu')(x)
+  return layers.BatchNormalization(name='wrong')(x)
+
+
+def _activation_after_upsampling(layers, x):
+  x = layers.UpSampling2D()(x)
+  return layers.Conv2D(4, 2, activation='relu', name='wrong')(x)
+
+
+def _active_transpose(layers, x):
+  return layers.Conv2DTranspose(4, 2, 2, activation='relu', name='wrong')(x)
+
+
+@pytest.mark.parametrize(
+  'make,message',
+  [
+    (_norm_after_activation, 'normalises what an activation gives'),
+    (_activation_after_upsampling, 'has an activation; ours has none behind'),
+    (_active_transpose, 'has an activation; ours has none behind'),
+    (
+      lambda layers, x: layers.AveragePooling2D()(x),
+      'it pools averages, not maxima',
+    ),
+    (
+      lambda layers, x: layers.Conv2D(4, 3, activation='tanh')(x),
+      'its activations are tanh; ours has one of relu, ',
+    ),
+  ],
+)
+def test_a_network_that_is_not_ours_is_refused(make, message, tmp_path):
   image = keras.Input((8, 8, 1))
-  x = layers.Conv2D(4, 3, padding='same', activation='relu', name='first')(
-    image
-  )
-  x = layers.BatchNormalization(name='second')(x)
-  keras.Model(image, x).save(tmp_path / 'network.keras')
+  network = keras.Model(image, make(keras.layers, image))
+  network.save(tmp_path / 'network.keras')
   graph = files.read(str(tmp_path / 'network.keras')).graph
-  with pytest.raises(errors.UserError, match='second normalises what an activ'):
+  with pytest.raises(errors.UserError, match=message):
     deduce.fields_of_graph(graph)

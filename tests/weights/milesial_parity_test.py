@@ -7,6 +7,7 @@ has half of the channels; zeros appended where the sizes were odd; the skip
 first.
 """
 
+import jax
 import numpy as np
 import parity
 import pytest
@@ -252,6 +253,20 @@ def test_the_network_is_deduced_and_exported_again(bilinear, tmp_path):
   network.load_state_dict(loaded)
   for name, tensor in network.state_dict().items():
     assert torch.equal(tensor, state[name]), name
+
+
+@pytest.mark.parametrize(
+  'bilinear,count', [(False, 31_037_698), (True, 17_263_042)]
+)
+def test_at_full_size_it_has_the_parameters_of_theirs(bilinear, count):
+  with torch.device('meta'):
+    network = _UNet(3, 2, (64, 128, 256, 512, 1024), bilinear)
+  config = _config(bilinear)
+  config.model.update(depth=4, base_features=64)
+  config.model.max_features = 512 if bilinear else 1024
+  wanted = naming.abstract_variables(unet.create_model(config), (64, 64, 3))
+  ours = sum(x.size for x in jax.tree.leaves(wanted['params']))
+  assert ours == sum(p.numel() for p in network.parameters()) == count
 
 
 def test_biases_beside_batch_norm_change_nothing(tmp_path, caplog):

@@ -201,9 +201,9 @@ def fields_of_graph(graph: dict[str, Any]) -> Fields:
     )
   if acts:
     fields['model.activation'] = acts.pop().replace('swish', 'silu')
-  for name, layer in layers.items():
+  for layer in layers.values():
     for source in map(layers.get, _sources(layer['inbound_nodes'])):
-      _check_pair(name, layer['class_name'], source)
+      _check_pair(layer, source)
   if of('AveragePooling2D'):
     raise _differs('it pools averages, not maxima')
   convs, joins = of('Conv2D'), of('Add')
@@ -224,8 +224,9 @@ def fields_of_graph(graph: dict[str, Any]) -> Fields:
   return fields
 
 
-def _check_pair(name: str, kind: str, source: dict[str, Any]) -> None:
+def _check_pair(layer: dict[str, Any], source: dict[str, Any]) -> None:
   """Raises where an activation stands elsewhere than in our network."""
+  name, kind = layer['config']['name'], layer['class_name']
   is_active = _activation(source['config']) not in _OUTPUTS
   if kind.endswith('Normalization') and (
     is_active or source['class_name'] in ('Activation', 'ReLU', 'LeakyReLU')
@@ -234,10 +235,12 @@ def _check_pair(name: str, kind: str, source: dict[str, Any]) -> None:
       f'the layer {name} normalises what an activation gives; ours has the '
       'norm before the activation'
     )
-  if is_active and source['class_name'].endswith('Transpose'):
+  upsamples = kind.endswith('Transpose') or (
+    kind == 'Conv2D' and source['class_name'].startswith('UpSampling')
+  )
+  if upsamples and _activation(layer['config']) not in _OUTPUTS:
     raise _differs(
-      f'the layer {source["config"]["name"]} has an activation; ours has none '
-      'behind the upsampling'
+      f'the layer {name} has an activation; ours has none behind the upsampling'
     )
 
 

@@ -272,8 +272,8 @@ def write_safetensors(
   """Writes a file whole or not at all."""
   from safetensors import numpy as safetensors
 
-  temporary = path + '.tmp'
-  # safetensors writes the buffer as it lies in memory.
+  # safetensors takes the buffer as it lies in memory.
   arrays = {k: np.ascontiguousarray(v) for k, v in arrays.items()}
-  safetensors.save_file(arrays, temporary, metadata)
-  os.replace(temporary, path)
+  with open(path + '.tmp', 'wb') as f:
+    f.write(safetensors.save(arrays, metadata))
+  os.replace(path + '.tmp', path)
