@@ -269,7 +269,7 @@ def _active_transpose(layers, x):
     (_activation_after_upsampling, 'has an activation; ours has none behind'),
     (_active_transpose, 'has an activation; ours has none behind'),
     (
-      lambda layers, x: layers.AveragePooling2D()(x),
+      lambda layers, x: layers.AveragePooling2D(2)(x),
       'it pools averages, not maxima',
     ),
     (
@@ -285,3 +285,41 @@ def test_a_network_that_is_not_ours_is_refused(make, message, tmp_path):
   graph = files.read(str(tmp_path / 'network.keras')).graph
   with pytest.raises(errors.UserError, match=message):
     deduce.fields_of_graph(graph)
+
+
+def test_the_order_of_inputs_in_descriptions_of_keras_2():
+  kinds = {'in': 'InputLayer', 'up': 'Conv2DTranspose', 'join': 'Concatenate'}
+  node = lambda *names: [[[name, 0, 0, {}] for name in names]]
+  inbound = {'in': [], 'up': node('in'), 'join': node('up', 'in')}
+  graph = {
+    'config': {
+      'layers': [
+        {
+          'class_name': kinds[name],
+          'config': {'name': name},
+          'inbound_nodes': inbound[name],
+        }
+        for name in kinds
+      ]
+    }
+  }
+  assert deduce.concat_has_up_first(graph) is True
+  graph['config']['layers'][-1]['inbound_nodes'] = node('in', 'up')
+  assert deduce.concat_has_up_first(graph) is False
+
+
+def test_a_network_written_as_a_class_is_refused(tmp_path):
+  class Network(keras.Model):
+    def __init__(self):
+      super().__init__()
+      self.first = keras.layers.Conv2D(4, 3)
+
+    def call(self, x):
+      return self.first(x)
+
+  network = Network()
+  network(jnp.zeros((1, 8, 8, 1)))
+  path = tmp_path / 'network.keras'
+  network.save(path)
+  with pytest.raises(errors.UserError, match='that is a class of its own'):
+    files.read(str(path))

@@ -219,7 +219,7 @@ def fields_of_graph(graph: dict[str, Any]) -> Fields:
     fields['model.upsample'] = config['interpolation']
   for config in of('InputLayer'):
     shape = config.get('batch_shape') or config.get('batch_input_shape')
-    if None not in shape[1:3]:
+    if shape and None not in shape[1:3]:
       fields['data.image_size'] = tuple(shape[1:3])
   return fields
 

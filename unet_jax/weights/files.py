@@ -152,6 +152,8 @@ def _read_keras(path: str) -> WeightFile:
 
   with zipfile.ZipFile(path) as archive:
     graph = json.loads(archive.read('config.json'))
+    # A network written as a class has no description.
+    graph = graph if 'layers' in graph['config'] else None
     with archive.open('model.weights.h5') as f, h5py.File(f) as h5:
       return _keras_weights(path, h5, graph)
 
@@ -208,6 +210,11 @@ def _class_and_number(group: str) -> tuple[str, int]:
 
 def _keras_weights(path: str, h5, graph) -> WeightFile:
   """Keras 3's layout: layers/CLASS_NUMBER/vars/0, numbered in their order."""
+  if 'layers' not in h5:
+    raise errors.UserError(
+      f'{path}: of a Keras network that is a class of its own; build it from '
+      'layers (keras.Model(inputs, outputs)) and save that'
+    )
   layers = []
   for group in sorted(h5['layers'], key=_class_and_number):
     node = h5['layers'][group]
