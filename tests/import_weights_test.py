@@ -137,6 +137,7 @@ def test_another_network_is_told_by_its_flags(tmp_path):
       {'upsample': 'nearest', 'skip': 'add'},
       'nearest from bilinear; the file does not tell model.skip add from none',
     ),
+    ({'features': (4, 6, 16), 'convs': 3, 'kernel_size': 5}, ''),
     ({'norm': 'group'}, 'group from instance and layer, nor model.norm_groups'),
     ({'upsample': 'nearest', 'upsample_kernel': 0}, 'nearest from bilinear'),
   ],

@@ -180,7 +180,11 @@ def _check_fit(
     flat['model.base_features'] * 2 ** flat['model.depth'],
     flat['model.max_features'],
   )
-  if fields and widest(ours) == widest({**ours, **fields}):
+  if (
+    fields
+    and not config.model.features
+    and widest(ours) == widest({**ours, **fields})
+  ):
     del fields['model.max_features']
   different = {
     k: v

@@ -42,7 +42,14 @@ def fields_of_arrays(
     'model.depth': depth,
     'model.base_features': widths[0],
     'model.max_features': max(widths),
+    'model.convs': sum(
+      bool(re.fullmatch(r'bottleneck/conv\d+/kernel', k)) for k in arrays
+    ),
+    'model.kernel_size': first.shape[0],
   }
+  doubled = [min(widths[0] * 2**i, max(widths)) for i in range(depth + 1)]
+  if widths != doubled:
+    fields['model.features'] = tuple(widths)
   unsure = []
   norm, line = _norm(arrays)
   fields['model.norm'] = norm
