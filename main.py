@@ -1,4 +1,6 @@
-"""Trains or evaluates a U-Net: `python main.py --config=configs/NAME.py`.
+"""Trains, evaluates, imports or exports a U-Net.
+
+  python main.py --config=configs/NAME.py --mode=MODE
 
 Flags, logging and dispatch on --mode; everything else is in unet_jax/.
 """
@@ -19,15 +21,16 @@ _ROOT = pathlib.Path(__file__).resolve().parent
 _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Folder of the run; default runs/NAME, after the config.'
 )
-_MODE = flags.DEFINE_enum(
-  'mode', 'train', ['train', 'evaluate', 'inspect'], 'What to do.'
-)
+_MODES = ('train', 'evaluate', 'inspect', 'import', 'export')
+_MODE = flags.DEFINE_enum('mode', 'train', _MODES, 'What to do.')
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
   """Parses flags; a mistake ends in one line and exit code 2."""
   try:
     config_lib.check_arguments(argv[1:], _ROOT / 'configs')
+    # In place: config_flags looks at sys.argv.
+    argv[:] = [config_lib.spelled_for_python(a) for a in argv]
     # Defined here since the definition itself parses --config.* already.
     config_flags.DEFINE_config_file(
       'config', str(_ROOT / 'configs/shapes.py'), 'File with get_config().'
@@ -71,16 +74,26 @@ def main(_) -> None:
   _set_up_logging()
   # Names of files may be no text.
   sys.stdout.reconfigure(errors='backslashreplace')
+  if _MODE.value == 'import' and not _WORKDIR.value:
+    print(
+      'error: --mode=import needs --workdir=DIR, a new run', file=sys.stderr
+    )
+    _leave(2)
   flag = flags.FLAGS['config']
   name = config_flags.get_config_filename(flag)
   workdir = os.path.abspath(_WORKDIR.value or config_lib.default_workdir(name))
   try:
     config = flag.value
+    # What runs is imported here: jax and its company take seconds.
     if _MODE.value != 'train' and not flag.present:
       overrides = config_flags.get_override_values(flag)
-      config = config_lib.read(workdir, overrides) or config
+      if _MODE.value == 'import':
+        from unet_jax import import_weights
+
+        config = import_weights.deduced_config(overrides)
+      else:
+        config = config_lib.read(workdir, overrides) or config
     config_lib.validate(config)
-    # Imported here: jax and its company take seconds.
     match _MODE.value:
       case 'train':
         from unet_jax import train as mode
@@ -88,6 +101,10 @@ def main(_) -> None:
         from unet_jax import evaluate as mode
       case 'inspect':
         from unet_jax import inspect_data as mode
+      case 'import':
+        from unet_jax import import_weights as mode
+      case 'export':
+        from unet_jax import export_weights as mode
     mode.run(config, workdir)
   except (errors.UserError, OSError) as e:
     print(f'error: {errors.one_line(e, workdir)}', file=sys.stderr)

@@ -197,9 +197,11 @@ def get_config() -> config_dict.ConfigDict:
   # `max` or `average` (2x2), or `conv`: learned, 2x2, stride 2 (Milletari et
   # al. 2016, arXiv 1606.04797).
   model.downsample = 'max'
-  # `transpose` (2x2, stride 2), `bilinear`, `nearest` or `pixel_shuffle`; the
-  # last three are followed by a convolution of upsample_kernel x
-  # upsample_kernel pixels (1, 2 or 3) that halves the channels.
+  # `transpose` (2x2, stride 2), `bilinear`, `bilinear_corners` (the corner
+  # pixels stay in place: align_corners=True of PyTorch), `nearest` or
+  # `pixel_shuffle`; the last four are followed by a convolution of
+  # upsample_kernel x upsample_kernel pixels (1, 2 or 3) that halves the
+  # channels. 0: by none; a stage's last convolution halves them beforehand.
   model.upsample = 'transpose'
   model.upsample_kernel = 1
   # What the decoder does with the encoder's features: `concat`, `add`, `none`,
@@ -211,6 +213,8 @@ def get_config() -> config_dict.ConfigDict:
   # of a stage.
   model.norm = 'batch'
   model.norm_groups = 8
+  # Added to the variance; Keras' own default is 1e-3.
+  model.norm_epsilon = 1e-5
   # `relu`, `leaky_relu`, `elu`, `gelu` or `silu`.
   model.activation = 'relu'
   # Rate of the dropout at the end of the encoder, 0 to below 1.
@@ -313,6 +317,23 @@ def get_config() -> config_dict.ConfigDict:
   # --mode=evaluate: `latest` or `best`, or the step where it is not -1.
   checkpoint.which = 'latest'
   checkpoint.step = -1
+
+  # --mode=import; on the command line also --config.import.path=FILE (`import`
+  # itself is a word of Python's).
+  config.import_ = import_ = config_dict.ConfigDict()
+  # A .pth, .safetensors, .npz, .keras, .weights.h5 or .h5 file.
+  import_.path = ''
+  # Keras: the order of the inputs of `Concatenate`, `skip_first` or `up_first`;
+  # `auto`: as the file says (weights alone do not: skip_first).
+  import_.concat = 'auto'
+
+  config.export = export = config_dict.ConfigDict()
+  # --mode=export: the .safetensors file that is written. eval.params and
+  # checkpoint.which say which parameters.
+  export.path = ''
+  # Names and layouts: `unet_jax`, or `milesial` (PyTorch, as in
+  # github.com/milesial/Pytorch-UNet).
+  export.format = 'unet_jax'
 
   config.mesh = mesh = config_dict.ConfigDict()
   # Devices along each axis; -1: all that the others leave. The batch is split

@@ -237,7 +237,7 @@ def _other(choices):
       'model.upsample',
       'bilinar',
       '--config.model.upsample=bilinar: not one of transpose, bilinear, '
-      'nearest, pixel_shuffle (did you mean bilinear?)',
+      'bilinear_corners, nearest, pixel_shuffle (did you mean bilinear?)',
     ),
     (
       'data.source',
@@ -702,6 +702,8 @@ def test_continued_run_may_change_the_free_fields_alone(field):
     'inspect',
     'checkpoint',
     'mesh',
+    'import_',
+    'export',
   ) or field in (
     'data.check',
     'data.suggest',

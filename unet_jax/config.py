@@ -8,6 +8,7 @@ import difflib
 import json
 import os
 import pathlib
+import re
 from typing import Any
 
 import ml_collections
@@ -36,8 +37,14 @@ CHOICES = {
   'model.block': ('plain', 'residual'),
   'model.stem': ('none', 'space_to_depth'),
   'model.downsample': ('max', 'average', 'conv'),
-  'model.upsample': ('transpose', 'bilinear', 'nearest', 'pixel_shuffle'),
-  'model.upsample_kernel': (1, 2, 3),
+  'model.upsample': (
+    'transpose',
+    'bilinear',
+    'bilinear_corners',
+    'nearest',
+    'pixel_shuffle',
+  ),
+  'model.upsample_kernel': (0, 1, 2, 3),
   'model.skip': ('concat', 'add', 'none', 'attention'),
   'model.norm': ('none', 'batch', 'group', 'instance', 'layer'),
   'model.activation': ('relu', 'leaky_relu', 'elu', 'gelu', 'silu'),
@@ -46,6 +53,8 @@ CHOICES = {
   'optimizer.name': ('adamw', 'sgd'),
   'optimizer.schedule': ('cosine', 'linear', 'constant'),
   'eval.params': ('ema', 'raw'),
+  'import_.concat': ('auto', 'skip_first', 'up_first'),
+  'export.format': ('unet_jax', 'milesial'),
   'checkpoint.which': ('latest', 'best'),
 }
 
@@ -64,6 +73,7 @@ AT_LEAST = {
   'model.kernel_size': 1,
   'model.squeeze_excite': 0,
   'model.norm_groups': 1,
+  'model.norm_epsilon': 0,
   'loss.weights.cross_entropy': 0,
   'loss.weights.dice': 0,
   'loss.border_weight': 0,
@@ -125,6 +135,8 @@ FREE_TO_CHANGE = (
   'mesh',
   'data.check',
   'data.suggest',
+  'import_',
+  'export',
   'data.cache',
   'data.cache_dir',
   'data.num_workers',
@@ -175,6 +187,15 @@ def nearest(name: str, valid) -> str:
   return f' (did you mean {matches[0]}?)' if matches else ''
 
 
+def spelled_for_python(argument: str) -> str:
+  """`--config.import.path=X` as `--config.import_.path=X`.
+
+  config_flags reads names of fields with Python's parser, for which `import` is
+  a keyword.
+  """
+  return re.sub(r'^(-*config\.import)\.', r'\1_.', argument)
+
+
 def check_arguments(arguments, configs: pathlib.Path) -> None:
   """Checks what --config and --config.* name, before they are parsed.
 
@@ -191,7 +212,7 @@ def check_arguments(arguments, configs: pathlib.Path) -> None:
   fields = flatten(default.get_config())
   first = None
   for argument in arguments:
-    name, _, value = argument.lstrip('-').partition('=')
+    name, _, value = spelled_for_python(argument).lstrip('-').partition('=')
     if name == 'config':
       path = value.partition(':')[0]
       if first:
@@ -416,6 +437,11 @@ def _check_model(config: ml_collections.ConfigDict) -> None:
       f'channels of one: those of all stages but the first, {features[1:]}, '
       f'must be multiples of {pixels}; set model.features or base_features'
     )
+  if m.upsample_kernel == 0 and m.upsample in ('transpose', 'pixel_shuffle'):
+    raise errors.UserError(
+      f'--config.model.upsample={m.upsample} changes the channels: '
+      'model.upsample_kernel=0 is for bilinear, bilinear_corners and nearest'
+    )
   if m.kernel_size % 2 == 0:
     raise errors.UserError(
       f'--config.model.kernel_size={m.kernel_size}: must be odd, so that a '
@@ -639,15 +665,23 @@ def check_resumable(old, new, workdir: str) -> None:
     )
 
 
-def check_evaluable(old, new, workdir: str) -> None:
+def is_of_network(field: str) -> bool:
+  """Whether a checkpoint's parameters make no sense with another value."""
+  return _under(field, FIXED_IN_EVALUATION) and field != 'model.remat'
+
+
+def check_evaluable(
+  old,
+  new,
+  workdir: str,
+  remedy: str = 'Leave --config out to evaluate with the config of the workdir',
+) -> None:
   """Raises UserError where parameters of `old` do not fit `new`."""
   fields = sorted(set(flatten(old)) | set(flatten(new)))
-  fixed = [
-    f for f in fields if _under(f, FIXED_IN_EVALUATION) and f != 'model.remat'
-  ]
+  fixed = [f for f in fields if is_of_network(f)]
   differences = _difference(old, new, fixed)
   if differences:
     raise errors.UserError(
-      f'{workdir} holds checkpoints of another network: {differences}. Leave '
-      '--config out to evaluate with the config of the workdir'
+      f'{workdir} holds checkpoints of another network: {differences}. '
+      + remedy
     )

@@ -71,9 +71,13 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
 def _train(config, workdir: str, mesh, model, checkpoints) -> None:
   """The run proper; no other run has the workdir."""
   if checkpoints.steps:
-    config_lib.check_resumable(
-      checkpoints.saved_config(checkpoints.steps[-1]), config, workdir
-    )
+    saved = checkpoints.saved_config(checkpoints.steps[-1])
+    if checkpoints.steps[-1]:
+      config_lib.check_resumable(saved, config, workdir)
+    else:
+      config_lib.check_evaluable(
+        saved, config, workdir, 'Choose another --workdir, or undo the change'
+      )
   metric_writer.write_json(
     os.path.join(workdir, 'config.json'), config.to_dict()
   )
@@ -85,9 +89,18 @@ def _train(config, workdir: str, mesh, model, checkpoints) -> None:
   batches = pipeline.train_batches(train_set, config, mesh)
   root = jax.random.key(config.seed)
 
-  # Where a run starts from: the newest whole checkpoint of its workdir; without
-  # one, a new state from the seed.
-  if checkpoints.steps:
+  # Where a run starts from: the newest whole checkpoint of its workdir (of an
+  # imported one, which has step 0, the parameters alone); without one, a new
+  # state from the seed.
+  if checkpoints.steps == [0]:
+    abstract = train_state.abstract_train_state(
+      saved, model, optimizer_lib.make_optimizer(saved), mesh
+    )
+    state, _ = checkpoints.restore(0, abstract)
+    state = train_state.state_of_variables(
+      state.variables(), config, model, optimizer, mesh
+    )
+  elif checkpoints.steps:
     abstract = train_state.abstract_train_state(config, model, optimizer, mesh)
     state, position = checkpoints.restore(checkpoints.steps[-1], abstract)
     batches.set_state(position)

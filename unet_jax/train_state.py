@@ -52,7 +52,15 @@ def _create(
   """Returns the state at step 0; `image_shape` is (H, W, C)."""
   variables = model.init(key, jnp.zeros((1, *image_shape)), train=False)
   params = variables['params']
-  batch_stats = variables.get('batch_stats', {})
+  return _state_at_0(params, variables.get('batch_stats', {}), optimizer, ema)
+
+
+def _state_at_0(
+  params: PyTree,
+  batch_stats: PyTree,
+  optimizer: optax.GradientTransformation,
+  ema: bool,
+) -> TrainState:
   # Copies, not aliases: the state's buffers are donated one by one.
   copy = lambda tree: jax.tree.map(jnp.copy, tree) if ema else None
   return TrainState(
@@ -85,6 +93,36 @@ def abstract_train_state(config, model, optimizer, mesh: Mesh) -> TrainState:
     shapes,
     sharding.state_sharding(mesh, shapes),
   )
+
+
+def state_of_variables(
+  variables: dict[str, PyTree], config, model, optimizer, mesh: Mesh
+) -> TrainState:
+  """Returns the state at step 0 of a network that has its parameters already.
+
+  Args:
+    variables: `params` and `batch_stats`, on host or devices.
+    config: of the run.
+    model: whose variables they are.
+    optimizer: of the run.
+    mesh: where the state lives.
+  """
+  abstract = abstract_train_state(config, model, optimizer, mesh)
+  shardings = jax.tree.map(lambda x: x.sharding, abstract)
+
+  def create(variables):
+    return _state_at_0(
+      # Copies, not what was given: the state's buffers are donated.
+      *jax.tree.map(jnp.copy, (variables['params'], variables['batch_stats'])),
+      optimizer,
+      bool(config.optimizer.ema_decay),
+    )
+
+  return jax.jit(
+    create,
+    out_shardings=shardings,
+    compiler_options=runtime.compiler_options(for_init=True),
+  )(variables)
 
 
 def create_train_state(

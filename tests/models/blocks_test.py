@@ -91,6 +91,14 @@ def test_product_equals_the_stock_convolution_with_its_parameters(kind, size):
   )
 
 
+@pytest.mark.parametrize('size', [(6, 5), (4, 3, 5)], ids=str)
+def test_bilinear_with_aligned_corners_equals_scipy_zoom(size):
+  x = _random(1, *size, 1)
+  expected = scipy.ndimage.zoom(x[0, ..., 0], 2, order=1)
+  actual = blocks.bilinear_2x(x, align_corners=True)[0, ..., 0]
+  np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize('kind', ['bilinear', 'nearest'])
 def test_1x1_convolution_before_interpolating_equals_after(kind):
   x = _random(2, 4, 5, 8)
@@ -182,7 +190,7 @@ def test_residual_block_adds_its_input(channels, padding):
   """In front of the last activation; projected where the channels differ."""
   x = _random(2, 9, 8, channels)
   conv = functools.partial(nn.Conv, padding=padding)
-  block = blocks.ConvBlock(4, conv, None, nn.relu, residual=True)
+  block = blocks.ConvBlock(4, 4, conv, None, nn.relu, residual=True)
   params = networks.draw(block.init, x)['params']
   assert ('shortcut' in params) == (channels != 4)
   first = nn.relu(

@@ -103,15 +103,27 @@ def nearest_2x(x: Array) -> Array:
   return x.reshape(b, *(2 * s for s in size), c)
 
 
-def bilinear_2x(x: Array) -> Array:
+def bilinear_2x(x: Array, align_corners: bool = False) -> Array:
   """Doubles height and width: [B, H, W, C] to [B, 2H, 2W, C].
 
   Equals `jax.image.resize(x, ..., 'bilinear')` (pixel centres aligned, borders
   repeated), as two shifted sums per axis instead of a dense matrix product.
   Volumes: trilinear.
+
+  Args:
+    x: [B, H, W, C].
+    align_corners: the middles of the corner pixels stay where they are instead,
+      as in `torch.nn.Upsample(2, mode='bilinear', align_corners=True)`: pixel i
+      of the 2 N is interpolated at i (N - 1) / (2 N - 1).
   """
   for axis in range(1, x.ndim - 1):
     n = x.shape[axis]
+    before_weight = after_weight = 0.25
+    if align_corners:
+      shape = [n if i == axis else 1 for i in range(x.ndim)]
+      ramp = jnp.arange(n).reshape(shape) / (2 * n - 1)
+      before_weight = ramp.astype(x.dtype)
+      after_weight = jnp.flip(before_weight, axis)
     first = jax.lax.slice_in_dim(x, 0, 1, axis=axis)
     last = jax.lax.slice_in_dim(x, n - 1, n, axis=axis)
     before = jnp.concatenate(
@@ -120,7 +132,10 @@ def bilinear_2x(x: Array) -> Array:
     after = jnp.concatenate(
       [jax.lax.slice_in_dim(x, 1, n, axis=axis), last], axis
     )
-    pair = [0.75 * x + 0.25 * before, 0.75 * x + 0.25 * after]
+    pair = [
+      (1 - before_weight) * x + before_weight * before,
+      (1 - after_weight) * x + after_weight * after,
+    ]
     shape = x.shape[:axis] + (2 * n,) + x.shape[axis + 1 :]
     x = jnp.stack(pair, axis + 1).reshape(shape)
   return x
@@ -247,7 +262,8 @@ class ConvBlock(nn.Module):
   H - convs * (kernel_size - 1) with `valid`.
 
   Attributes:
-    features: F.
+    features: of all convolutions but the last.
+    out_features: F, of the last.
     conv: makes a convolution; its dtype and padding are bound.
     norm: makes a norm; None: none.
     activation: of arrays.
@@ -262,6 +278,7 @@ class ConvBlock(nn.Module):
   """
 
   features: int
+  out_features: int
   conv: ModuleDef
   norm: ModuleDef | None
   activation: Callable[[Array], Array]
@@ -274,7 +291,8 @@ class ConvBlock(nn.Module):
   def __call__(self, x: Array) -> Array:
     shortcut, n = x, x.ndim - 2
     for i in range(1, self.convs + 1):
-      x = self.conv(self.features, (self.kernel_size,) * n, name=f'conv{i}')(x)
+      features = self.features if i < self.convs else self.out_features
+      x = self.conv(features, (self.kernel_size,) * n, name=f'conv{i}')(x)
       if self.norm is not None:
         x = self.norm(name=f'norm{i}')(x)
       if i < self.convs or not self.residual:
@@ -286,8 +304,9 @@ class ConvBlock(nn.Module):
     if not self.residual:
       return x
     shortcut = center_crop(shortcut, *x.shape[1:-1])
-    if shortcut.shape[-1] != self.features:
-      shortcut = self.conv(self.features, (1,) * n, name='shortcut')(shortcut)
+    if shortcut.shape[-1] != self.out_features:
+      conv = self.conv(self.out_features, (1,) * n, name='shortcut')
+      shortcut = conv(shortcut)
       if self.norm is not None:
         shortcut = self.norm(name='shortcut_norm')(shortcut)
     return self.activation(x + shortcut)
@@ -297,8 +316,9 @@ class Upsample(nn.Module):
   """Doubles height and width: [B, H, W, C] to [B, 2H, 2W, F].
 
   `transpose` learns the upsampling. The others are fixed and followed by a
-  convolution: `bilinear`, `nearest` and `pixel_shuffle` (Shi et al. 2016, arXiv
-  1609.05158: C channels become C/4 at twice the size).
+  convolution: `bilinear`, `bilinear_corners` (see `bilinear_2x`), `nearest` and
+  `pixel_shuffle` (Shi et al. 2016, arXiv 1609.05158: C channels become C/4 at
+  twice the size). With a `kernel_size` of 0 there is no convolution, and F = C.
   """
 
   features: int
@@ -311,6 +331,14 @@ class Upsample(nn.Module):
   def __call__(self, x: Array) -> Array:
     if self.kind == 'transpose':
       return ConvTranspose2x(self.features, dtype=self.dtype, name='conv')(x)
+    resize = {
+      'bilinear': bilinear_2x,
+      'bilinear_corners': functools.partial(bilinear_2x, align_corners=True),
+      'nearest': nearest_2x,
+      'pixel_shuffle': depth_to_space_2x,
+    }[self.kind]
+    if self.kernel_size == 0:
+      return resize(x)
     conv = self.conv(
       self.features,
       (self.kernel_size,) * (x.ndim - 2),
@@ -318,10 +346,7 @@ class Upsample(nn.Module):
       use_bias=True,
       name='conv',
     )
-    if self.kind == 'pixel_shuffle':
-      return conv(depth_to_space_2x(x))
-    resize = {'bilinear': bilinear_2x, 'nearest': nearest_2x}[self.kind]
-    if self.kernel_size == 1:
+    if self.kernel_size == 1 and self.kind != 'pixel_shuffle':
       # A 1x1 convolution and an interpolation commute, borders and bias too;
       # this order has a quarter of the products.
       return resize(conv(x))
@@ -329,7 +354,7 @@ class Upsample(nn.Module):
 
 
 def make_norm(
-  kind: str, groups: int, train: bool, dtype: Any
+  kind: str, groups: int, epsilon: float, train: bool, dtype: Any
 ) -> ModuleDef | None:
   """Returns a factory of norm layers; their statistics are float32."""
   if kind == 'batch':  # Ioffe and Szegedy 2015, arXiv 1502.03167.
@@ -337,15 +362,16 @@ def make_norm(
       nn.BatchNorm,
       use_running_average=not train,
       momentum=0.9,
-      epsilon=1e-5,
+      epsilon=epsilon,
       dtype=dtype,
     )
+  group_norm = functools.partial(_GroupNorm, epsilon=epsilon, dtype=dtype)
   if kind == 'group':  # Wu and He 2018, arXiv 1803.08494.
-    return functools.partial(_GroupNorm, groups=groups, dtype=dtype)
+    return functools.partial(group_norm, groups=groups)
   if kind == 'instance':  # Ulyanov et al. 2016, arXiv 1607.08022.
-    return functools.partial(_GroupNorm, groups=None, dtype=dtype)
+    return functools.partial(group_norm, groups=None)
   if kind == 'layer':  # Ba et al. 2016, arXiv 1607.06450: H, W and C together.
-    return functools.partial(_GroupNorm, groups=1, dtype=dtype)
+    return functools.partial(group_norm, groups=1)
   return None
 
 
@@ -353,6 +379,7 @@ class _GroupNorm(nn.Module):
   """Group norm of at most `groups` groups; None: one group per channel."""
 
   groups: int | None
+  epsilon: float
   dtype: Any
 
   @nn.compact
@@ -360,5 +387,5 @@ class _GroupNorm(nn.Module):
     c = x.shape[-1]
     groups = c if self.groups is None else math.gcd(self.groups, c)
     return nn.GroupNorm(
-      groups, epsilon=1e-5, dtype=self.dtype, name='group_norm'
+      groups, epsilon=self.epsilon, dtype=self.dtype, name='group_norm'
     )(x)

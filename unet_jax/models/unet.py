@@ -47,6 +47,7 @@ class UNet(nn.Module):
   skip: str = 'concat'
   norm: str = 'none'
   norm_groups: int = 8
+  norm_epsilon: float = 1e-5
   activation: str = 'relu'
   dropout: float = 0.0
   deep_supervision: tuple[float, ...] = ()
@@ -89,7 +90,9 @@ class UNet(nn.Module):
       )
     size = x.shape[1:-1]
     output_size = self.output_size(size)
-    norm = blocks.make_norm(self.norm, self.norm_groups, train, self.dtype)
+    norm = blocks.make_norm(
+      self.norm, self.norm_groups, self.norm_epsilon, train, self.dtype
+    )
     conv = functools.partial(
       nn.Conv,
       padding=self.padding.upper(),
@@ -109,6 +112,11 @@ class UNet(nn.Module):
       squeeze_excite=self.squeeze_excite,
     )
     features = config_lib.stage_features(self)
+    # What a decoder stage, or the bottleneck, hands up. Without a convolution
+    # in between, it already has the channels of the next stage.
+    handed_up = features
+    if self.upsample_kernel == 0:
+      handed_up = (features[0], *features)
 
     x = x.astype(self.dtype)
     if self.stem == 'space_to_depth':
@@ -116,10 +124,10 @@ class UNet(nn.Module):
       x = blocks.space_to_depth_2x(x)
     skips, aux_logits = [], []
     for i in range(self.depth):
-      x = block(features[i], name=f'down_{i}')(x)
+      x = block(features[i], features[i], name=f'down_{i}')(x)
       skips.append(x)
       x = self._downsample(x, f'downsample_{i}')
-    x = block(features[-1], name='bottleneck')(x)
+    x = block(features[-1], handed_up[self.depth], name='bottleneck')(x)
     x = nn.Dropout(self.dropout, deterministic=not train)(x)
     for i in reversed(range(self.depth)):
       coarse, skip = x, skips.pop()
@@ -142,7 +150,7 @@ class UNet(nn.Module):
           skip, coarse
         )
       x = self._join(x, skip)
-      x = block(features[i], name=f'up_{i}')(x)
+      x = block(features[i], handed_up[i], name=f'up_{i}')(x)
       if 0 < i <= len(self.deep_supervision):
         # Not for training only, so that they are initialised in any case; the
         # compiler drops what is not returned.
@@ -266,7 +274,8 @@ def _seen(model: UNet, position: int) -> tuple[int, int]:
   """First and last pixel, along an axis, that the logit at `position` sees."""
   block = model.convs * (model.kernel_size - 1) // 2
   # An even kernel, with `same` padding, reaches one pixel further to the right.
-  left, right = (model.upsample_kernel - 1) // 2, model.upsample_kernel // 2
+  kernel = max(model.upsample_kernel, 1)
+  left, right = (kernel - 1) // 2, kernel // 2
   has_stem = model.stem == 'space_to_depth'
   low = high = position
   if has_stem:
@@ -277,7 +286,7 @@ def _seen(model: UNet, position: int) -> tuple[int, int]:
     wide = ((low - 1) // 2, (high + 1) // 2)
     if model.upsample != 'transpose':
       low, high = low - left, high + right
-    if model.upsample == 'bilinear':
+    if model.upsample.startswith('bilinear'):
       low, high = (low - 1) // 2, (high + 1) // 2
     else:
       low, high = low // 2, high // 2

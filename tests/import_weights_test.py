@@ -1,0 +1,299 @@
+"""Import and export: files, names that do not match, and main.py."""
+
+import json
+import os
+import pathlib
+import pickle
+import subprocess
+import sys
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors
+import tiny
+from safetensors import numpy as safetensors_numpy
+
+from unet_jax import (
+  checkpoint,
+  errors,
+  export_weights,
+  import_weights,
+  optimizer,
+  sharding,
+)
+from unet_jax.models import unet
+from unet_jax.weights import files, naming
+
+_ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+def _arrays(config):
+  """A network's arrays by name, drawn."""
+  shape = (*config.data.image_size, config.data.num_channels)
+  wanted = naming.abstract_variables(unet.create_model(config), shape)
+  rng = np.random.default_rng(0)
+  return {
+    name: rng.uniform(0.5, 1.5, leaf.shape).astype(np.float32)
+    for name, leaf in naming.flatten(wanted).items()
+  }
+
+
+def _take(path, config):
+  """Arrays by name, as an import takes them."""
+  variables = import_weights.variables_of_file(files.read(str(path)), config)
+  return naming.flatten(variables)
+
+
+def _error(function, *args):
+  with pytest.raises(errors.UserError) as e:
+    function(*args)
+  assert '\n' not in str(e.value)
+  return str(e.value)
+
+
+def _assert_same(actual, expected):
+  assert set(actual) == set(expected)
+  for name, array in expected.items():
+    np.testing.assert_array_equal(actual[name], array, err_msg=name)
+
+
+@pytest.mark.parametrize(
+  'model',
+  [{}, {'norm': 'group', 'upsample': 'bilinear'}, {'norm': 'none', 'depth': 0}],
+  ids=str,
+)
+@pytest.mark.parametrize('separator', ['/', '.'])
+def test_npz_with_our_names(model, separator, tmp_path):
+  config = tiny.make_config(model=model)
+  arrays = _arrays(config)
+  prefix = lambda name: (
+    'batch_stats' if name.endswith(('mean', 'var')) else 'params'
+  )
+  np.savez(
+    tmp_path / 'weights.npz',
+    **{
+      f'{prefix(k)}/{k}'.replace('/', separator): v for k, v in arrays.items()
+    },
+  )
+  _assert_same(_take(tmp_path / 'weights.npz', config), arrays)
+
+
+@pytest.mark.parametrize('dtype', [np.float16, ml_dtypes.bfloat16, np.float64])
+def test_other_types_become_float32(dtype, tmp_path, caplog):
+  config = tiny.make_config()
+  arrays = {k: v.astype(dtype) for k, v in _arrays(config).items()}
+  path = tmp_path / 'weights.safetensors'
+  safetensors_numpy.save_file(arrays, path)
+  with caplog.at_level('INFO', 'unet_jax'):
+    actual = _take(path, config)
+  assert f'head/bias: {np.dtype(dtype)} to float32' in caplog.text
+  assert {a.dtype for a in actual.values()} == {np.dtype(np.float32)}
+  _assert_same(actual, {k: v.astype(np.float32) for k, v in arrays.items()})
+
+
+def test_names_that_do_not_match_are_listed_on_both_sides(tmp_path, caplog):
+  config = tiny.make_config(model={'norm': 'none'})
+  arrays = _arrays(config)
+  del arrays['head/bias']
+  arrays['teapot.handle'] = np.ones(2)
+  arrays['up_0/conv1/kernel'] = np.ones((3, 3, 8, 5))
+  np.savez(tmp_path / 'weights.npz', **arrays)
+  with caplog.at_level('INFO', 'unet_jax'):
+    line = _error(_take, tmp_path / 'weights.npz', config)
+  assert line == (
+    f"{tmp_path}/weights.npz does not fit the config's network: 1 arrays of "
+    'the file are not in the network, 1 of the network are not in the file, 1 '
+    'have another shape (all listed above); choose the config that it was '
+    'trained with'
+  )
+  assert caplog.messages == [
+    'in the file, not in the network: teapot.handle (teapot/handle) (2,)',
+    'in the network, not in the file: head/bias (3,)',
+    'of another shape, the file: up_0/conv1/kernel (3, 3, 8, 5), the network '
+    '(3, 3, 8, 4)',
+  ]
+
+
+def test_another_network_is_told_by_its_flags(tmp_path):
+  other = tiny.make_config(
+    model={'depth': 2, 'base_features': 3, 'max_features': 6},
+    data={'num_classes': 5},
+  )
+  np.savez(tmp_path / 'weights.npz', **_arrays(other))
+  line = _error(_take, tmp_path / 'weights.npz', tiny.make_config())
+  assert line.endswith(
+    'try --config.data.num_classes=5 --config.model.depth=2 '
+    '--config.model.base_features=3 --config.model.max_features=6'
+  )
+
+
+@pytest.mark.parametrize(
+  'model,told',
+  [
+    ({'upsample': 'pixel_shuffle', 'upsample_kernel': 3}, ''),
+    (
+      {'upsample': 'nearest', 'skip': 'add'},
+      'nearest from bilinear; the file does not tell model.skip add from none',
+    ),
+    ({'features': (4, 6, 16), 'convs': 3, 'kernel_size': 5}, ''),
+    ({'norm': 'group'}, 'group from instance and layer, nor model.norm_groups'),
+    ({'upsample': 'nearest', 'upsample_kernel': 0}, 'nearest from bilinear'),
+  ],
+  ids=str,
+)
+def test_shapes_tell_the_network(model, told, tmp_path, caplog):
+  config = tiny.make_config(model={'depth': 2, 'max_features': 16, **model})
+  path = str(tmp_path / 'weights.npz')
+  np.savez(path, **_arrays(config))
+  with caplog.at_level('INFO', 'unet_jax'):
+    deduced = import_weights.deduced_config({'import_.path': path})
+  assert deduced.model == config.model
+  assert '; '.join(caplog.messages[1:]).endswith(told)
+
+
+def test_a_pickle_that_would_run_code_is_refused(tmp_path):
+  pytest.importorskip('torch', reason='needs PyTorch')
+
+  class Bomb:
+    def __reduce__(self):
+      return os.mkdir, (str(tmp_path / 'bang'),)
+
+  path = tmp_path / 'bomb.pth'
+  path.write_bytes(pickle.dumps({'head.weight': Bomb()}, protocol=2))
+  line = _error(files.read, str(path))
+  assert line.startswith(f'{path}: cannot be read (UnpicklingError: ')
+  assert not (tmp_path / 'bang').exists()
+
+
+def test_files_that_cannot_be_read(tmp_path, monkeypatch):
+  missing = tmp_path / 'weights.pth'
+  assert _error(files.read, str(missing)) == (
+    f'--config.import.path={missing}: no such file; give a .pth, .safetensors, '
+    '.npz, .keras or .h5 file'
+  )
+  cut = tmp_path / 'cut.safetensors'
+  safetensors_numpy.save_file({'a': np.ones(99)}, cut)
+  cut.write_bytes(cut.read_bytes()[:-1])
+  assert 'cannot be read (SafetensorError: ' in _error(files.read, str(cut))
+  monkeypatch.setitem(sys.modules, 'h5py', None)
+  (tmp_path / 'x.h5').write_bytes(b'\x89HDF\r\n\x1a\n')
+  assert _error(files.read, str(tmp_path / 'x.h5')) == (
+    f'{tmp_path}/x.h5: reading it needs the package h5py: pip install h5py'
+  )
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+  """A workdir with a checkpoint whose ema differs from its parameters."""
+  workdir = str(tmp_path_factory.mktemp('run'))
+  config = tiny.make_config(optimizer={'ema_decay': 0.9})
+  mesh = sharding.make_mesh(config)
+  model = unet.create_model(config)
+  state = tiny.make_state(config, model, optimizer.make_optimizer(config), mesh)
+  state = state.replace(
+    ema_params=jax.tree.map(lambda x: x + 0.1, state.ema_params)
+  )
+  checkpoints = checkpoint.Checkpoints(workdir, config)
+  checkpoints.save(state, 7, {})
+  checkpoints.wait()
+  checkpoints.close()
+  return workdir, config, jax.device_get(state)
+
+
+@pytest.mark.parametrize('which', ['ema', 'raw'])
+def test_an_export_is_imported_bit_for_bit(run, which, tmp_path, capsys):
+  workdir, config, state = run
+  path = str(tmp_path / 'weights.safetensors')
+  config.export.path, config.eval.params = path, which
+  export_weights.run(config, workdir)
+  expected = naming.flatten(state.variables(which))
+  with safetensors.safe_open(path, framework='numpy') as f:
+    assert 'down_0.norm1.mean' in f.keys()
+    metadata = f.metadata()
+  assert (metadata['step'], metadata['params']) == ('7', which)
+  assert json.loads(metadata['config'])['model']['base_features'] == 4
+  taken = import_weights.deduced_config({'import_.path': path})
+  assert taken.model == config.model
+  _assert_same(_take(path, taken), expected)
+  assert capsys.readouterr().out.startswith('wrote ')
+
+
+def test_export_in_names_that_the_network_does_not_have(run, tmp_path):
+  workdir, config, _ = run
+  config = config.copy_and_resolve_references()
+  config.export.update(path=str(tmp_path / 'x.pth'), format='milesial')
+  assert _error(export_weights.run, config, workdir) == (
+    f'--config.export.path={tmp_path}/x.pth: takes a file name that ends in '
+    '.safetensors, in a folder that exists'
+  )
+  config.model.norm = 'group'
+  assert _error(export_weights.named, {}, config) == (
+    '--config.export.format=milesial: that network has model.norm=batch, this '
+    'run has group'
+  )
+
+
+def _main(*flags, code=0):
+  process = subprocess.run(
+    [sys.executable, str(_ROOT / 'main.py'), *map(str, flags)],
+    cwd=_ROOT,
+    env={
+      **os.environ,
+      'JAX_PLATFORMS': 'cpu',
+      'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
+    },
+    capture_output=True,
+    text=True,
+    timeout=240,
+  )
+  assert process.returncode == code, process.stderr
+  return process.stdout, process.stderr
+
+
+def test_training_goes_on_from_what_was_imported(tmp_path):
+  model = {'depth': 1, 'base_features': 2, 'max_features': 4}
+  config = tiny.make_config(model=model, data={'num_classes': 4})
+  arrays = _arrays(config)
+  path, workdir = tmp_path / 'weights.npz', tmp_path / 'run'
+  np.savez(path, **arrays)
+  data = [
+    f'--config.data.cache_dir={tmp_path}',
+    '--config.data.image_size=16,16',
+  ]
+  out, err = _main(
+    *('--mode=import', f'--config.import.path={path}'),
+    *(f'--workdir={workdir}', *data),
+  )
+  flags = (
+    '--config.model.base_features=2 --config.model.depth=1 '
+    '--config.model.max_features=4'
+  )
+  assert out.endswith(f'step 0. Its network: {flags}\n')
+  assert 'deduced from the file: --config.data.num_channels=3 ' in err
+  saved = json.loads((workdir / 'config.json').read_text())
+  assert saved['model']['max_features'] == 4
+  # Another config (configs/shapes.py) and optimiser, the same network.
+  _, err = _main(
+    *(f'--workdir={workdir}', *flags.split(), *data),
+    *('--config.data.mean=(0.5,0.5,0.5)', '--config.data.num_train=8'),
+    *('--config.data.num_eval=2', '--config.optimizer.name=sgd'),
+    *('--config.optimizer.learning_rate=0.0', '--config.train.num_steps=1'),
+    *('--config.data.batch_size=4', '--config.log.tensorboard=false'),
+  )
+  exported = tmp_path / 'exported.safetensors'
+  _main(
+    *('--mode=export', f'--workdir={workdir}', '--config.eval.params=raw'),
+    f'--config.export.path={exported}',
+  )
+  # A step without a learning rate changes the running statistics alone.
+  actual = files.read(str(exported)).arrays
+  for name, array in arrays.items():
+    same = np.array_equal(actual[name.replace('/', '.')], array)
+    assert same != name.endswith(('/mean', '/var')), name
+
+
+def test_mistakes_on_the_command_line(tmp_path):
+  out, err = _main('--mode=import', '--config.import.path=x', code=2)
+  assert err == 'error: --mode=import needs --workdir=DIR, a new run\n'

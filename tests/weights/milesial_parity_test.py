@@ -1,0 +1,285 @@
+"""A PyTorch U-Net in the names of github.com/milesial/Pytorch-UNet, and ours.
+
+Written from its description: two 3x3 convolutions without bias, each with batch
+norm and ReLU; 2x2 max pooling; a 2x2 transposed convolution that halves the
+channels, or bilinear upsampling with aligned corners, for which the stage below
+has half of the channels; zeros appended where the sizes were odd; the skip
+first.
+"""
+
+import jax
+import numpy as np
+import parity
+import pytest
+
+from unet_jax import config as config_lib
+from unet_jax import import_weights
+from unet_jax.models import unet
+from unet_jax.weights import files, naming
+
+torch = pytest.importorskip('torch', reason='needs PyTorch')
+safetensors_torch = pytest.importorskip('safetensors.torch')
+
+_WIDTHS = (4, 8, 16)
+_SIZE = (27, 22)  # Odd at each pooling, of one side or both.
+
+
+class _DoubleConv(torch.nn.Module):
+  def __init__(self, channels, out, middle=None):
+    super().__init__()
+    layers = []
+    for before, after in ((channels, middle or out), (middle or out, out)):
+      layers += [
+        torch.nn.Conv2d(before, after, 3, padding=1, bias=False),
+        torch.nn.BatchNorm2d(after),
+        torch.nn.ReLU(),
+      ]
+    self.double_conv = torch.nn.Sequential(*layers)
+
+  def forward(self, x):
+    return self.double_conv(x)
+
+
+class _Down(torch.nn.Module):
+  def __init__(self, channels, out):
+    super().__init__()
+    self.maxpool_conv = torch.nn.Sequential(
+      torch.nn.MaxPool2d(2), _DoubleConv(channels, out)
+    )
+
+  def forward(self, x):
+    return self.maxpool_conv(x)
+
+
+class _Up(torch.nn.Module):
+  def __init__(self, channels, out, bilinear):
+    super().__init__()
+    if bilinear:
+      self.up = torch.nn.Upsample(
+        scale_factor=2, mode='bilinear', align_corners=True
+      )
+      self.conv = _DoubleConv(channels, out, channels // 2)
+    else:
+      self.up = torch.nn.ConvTranspose2d(channels, channels // 2, 2, 2)
+      self.conv = _DoubleConv(channels, out)
+
+  def forward(self, x, skip):
+    x = self.up(x)
+    rows, columns = (skip.shape[i] - x.shape[i] for i in (2, 3))
+    padding = [
+      columns // 2,
+      columns - columns // 2,
+      rows // 2,
+      rows - rows // 2,
+    ]
+    x = torch.nn.functional.pad(x, padding)
+    return self.conv(torch.cat([skip, x], dim=1))
+
+
+class _Head(torch.nn.Module):
+  def __init__(self, channels, out):
+    super().__init__()
+    self.conv = torch.nn.Conv2d(channels, out, 1)
+
+  def forward(self, x):
+    return self.conv(x)
+
+
+class _UNet(torch.nn.Module):
+  def __init__(self, channels, classes, widths, bilinear):
+    super().__init__()
+    factor = 2 if bilinear else 1
+    depth = len(widths) - 1
+    self.inc = _DoubleConv(channels, widths[0])
+    for i in range(1, depth + 1):
+      last = factor if i == depth else 1
+      self.add_module(f'down{i}', _Down(widths[i - 1], widths[i] // last))
+    for i in range(1, depth + 1):
+      below, here = widths[depth - i + 1], widths[depth - i]
+      out = here if i == depth else here // factor
+      self.add_module(f'up{i}', _Up(below, out, bilinear))
+    self.outc = _Head(widths[0], classes)
+    self.depth = depth
+
+  def forward(self, x):
+    skips = [self.inc(x)]
+    for i in range(1, self.depth + 1):
+      skips.append(getattr(self, f'down{i}')(skips[-1]))
+    x = skips.pop()
+    for i in range(1, self.depth + 1):
+      x = getattr(self, f'up{i}')(x, skips.pop())
+    return self.outc(x)
+
+
+def _network(bilinear):
+  torch.manual_seed(0)
+  network = _UNet(3, 2, _WIDTHS, bilinear)
+  for module in network.modules():
+    if isinstance(module, torch.nn.BatchNorm2d):
+      for tensor in (module.weight, module.bias, module.running_mean):
+        torch.nn.init.uniform_(tensor, 0.5, 1.5)
+      torch.nn.init.uniform_(module.running_var, 0.5, 1.5)
+  return network
+
+
+def _config(bilinear):
+  fields = {
+    'data.image_size': _SIZE,
+    'data.num_classes': 2,
+    'model.depth': 2,
+    'model.base_features': 4,
+  }
+  if bilinear:
+    fields |= {
+      'model.upsample': 'bilinear_corners',
+      'model.upsample_kernel': 0,
+      'model.max_features': _WIDTHS[-2],
+    }
+  return parity.make_config(fields)
+
+
+def _to_torch(x):
+  return torch.from_numpy(x.transpose(0, 3, 1, 2)).double()
+
+
+def _from_torch(x):
+  return x.detach().numpy().transpose(0, 2, 3, 1)
+
+
+def _biased(stats, before, counts, names):
+  """Running variances after one step as flax and Keras have them.
+
+  PyTorch takes the batch's unbiased variance into the running one (and the
+  biased one to normalise with), flax and Keras the biased one.
+  """
+  after, before = naming.flatten({'': stats}), naming.flatten({'': before})
+  for name in after:
+    if name.endswith('/var'):
+      n = counts[names[name].removesuffix('.running_var')]
+      kept = 0.9 * before[name]
+      after[name] = kept + (after[name] - kept) * (n - 1) / n
+  return naming.unflatten(after, {'': stats})['']
+
+
+def _count_values(network):
+  """Returns {batch norm: values per channel}, once the network has run."""
+  counts = {}
+
+  def record(name):
+    def hook(module, args, output):
+      counts[name] = args[0].numel() // args[0].shape[1]
+
+    return hook
+
+  for name, module in network.named_modules():
+    if isinstance(module, torch.nn.BatchNorm2d):
+      module.register_forward_hook(record(name))
+  return counts
+
+
+@pytest.mark.parametrize('train', [False, True], ids=['evaluation', 'training'])
+@pytest.mark.parametrize(
+  'bilinear', [False, True], ids=['transpose', 'bilinear']
+)
+def test_outputs_and_gradients_equal_pytorch(bilinear, train, tmp_path):
+  config = _config(bilinear)
+  network = _network(bilinear).train(train)
+  path = tmp_path / 'network.pth'
+  torch.save(network.state_dict() | {'mask_values': [0, 1]}, path)
+  variables = parity.load(path, config)
+  images = parity.draw(2, *_SIZE, 3)
+  weight = parity.draw(2, *_SIZE, 2, seed=1)
+  outputs, gradients, stats = parity.ours(
+    config, variables, images, weight, train
+  )
+
+  # In float64, so that one side alone rounds.
+  counts = _count_values(network.double())
+  expected = network(_to_torch(images))
+  torch.sum(expected * _to_torch(weight)).backward()
+  state = network.state_dict()
+  torch.save(state | {k: p.grad for k, p in network.named_parameters()}, path)
+  differences = {
+    'outputs': parity.difference(outputs, _from_torch(expected)),
+    'gradients': parity.difference(
+      gradients, parity.load(path, config)['params']
+    ),
+  }
+  if train:
+    torch.save(state, path)
+    names = naming.from_milesial(files.read(str(path))).names
+    expected_stats = _biased(
+      parity.load(path, config)['batch_stats'],
+      variables['batch_stats'],
+      counts,
+      names,
+    )
+    differences['statistics'] = parity.difference(stats, expected_stats)
+  parity.check(differences)
+
+
+@pytest.mark.parametrize(
+  'bilinear', [False, True], ids=['transpose', 'bilinear']
+)
+def test_the_network_is_deduced_and_exported_again(bilinear, tmp_path):
+  state = _network(bilinear).state_dict()
+  path = str(tmp_path / 'training.pt')
+  # As training scripts save it, of a network under DataParallel.
+  wrapped = {f'module.{k}': v for k, v in state.items()}
+  torch.save(
+    {
+      'epoch': 3,
+      'state_dict': wrapped | {'mask_values': [[0, 0, 0], [9, 8, 7]]},
+    },
+    path,
+  )
+  config = import_weights.deduced_config({'import_.path': path})
+  config_lib.validate(config)
+  expected = _config(bilinear)
+  expected.model.max_features = 8 if bilinear else 16
+  assert config.model == expected.model
+  assert config.data.mask_values == (((0, 0, 0), 0), ((9, 8, 7), 1))
+  assert (config.data.mean, config.data.std) == ((0.0,) * 3, (1.0,) * 3)
+  variables = parity.load(path, config)
+  arrays, nameless = naming.to_milesial(
+    naming.flatten(variables), config.model.depth
+  )
+  assert not nameless
+  exported = str(tmp_path / 'exported.safetensors')
+  files.write_safetensors(exported, arrays, {})
+  loaded = safetensors_torch.load_file(exported)
+  network = _network(bilinear)
+  torch.nn.init.zeros_(network.outc.conv.weight)
+  network.load_state_dict(loaded)
+  for name, tensor in network.state_dict().items():
+    assert torch.equal(tensor, state[name]), name
+
+
+@pytest.mark.parametrize(
+  'bilinear,count', [(False, 31_037_698), (True, 17_263_042)]
+)
+def test_at_full_size_it_has_the_parameters_of_theirs(bilinear, count):
+  with torch.device('meta'):
+    network = _UNet(3, 2, (64, 128, 256, 512, 1024), bilinear)
+  config = _config(bilinear)
+  config.model.update(depth=4, base_features=64)
+  config.model.max_features = 512 if bilinear else 1024
+  wanted = naming.abstract_variables(unet.create_model(config), (64, 64, 3))
+  ours = sum(x.size for x in jax.tree.leaves(wanted['params']))
+  assert ours == sum(p.numel() for p in network.parameters()) == count
+
+
+def test_biases_beside_batch_norm_change_nothing(tmp_path, caplog):
+  network, config = _network(False).eval(), _config(False)
+  for module in network.modules():
+    if isinstance(module, torch.nn.Conv2d) and module.bias is None:
+      module.bias = torch.nn.Parameter(torch.randn(module.out_channels))
+  torch.save(network.state_dict(), tmp_path / 'network.pth')
+  with caplog.at_level('INFO', 'unet_jax'):
+    variables = parity.load(tmp_path / 'network.pth', config)
+  assert '10 biases of convolutions went into the running means' in caplog.text
+  assert 'left out: 10 num_batches_tracked' in caplog.text
+  images = parity.draw(1, *_SIZE, 3)
+  expected = network.double()(_to_torch(images))
+  actual = unet.create_model(config).apply(variables, images, train=False)
+  assert parity.difference(np.asarray(actual), _from_torch(expected)) < 1e-5

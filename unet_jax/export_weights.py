@@ -1,0 +1,126 @@
+"""Export of a checkpoint's parameters to one file, for other programs."""
+
+import contextlib
+import logging
+import os
+
+import jax
+import ml_collections
+import numpy as np
+from jax.experimental import multihost_utils
+
+from unet_jax import checkpoint, errors, runtime, sharding, train_state
+from unet_jax import config as config_lib
+from unet_jax import optimizer as optimizer_lib
+from unet_jax.models import unet
+from unet_jax.weights import files, naming
+
+_log = logging.getLogger(__name__)
+
+# What github.com/milesial/Pytorch-UNet computes, field by field.
+_MILESIAL = {
+  'model.upsample': ('transpose', 'bilinear_corners'),
+  'model.skip': ('concat',),
+  'model.norm': ('batch',),
+  'model.norm_epsilon': (1e-5,),
+  'model.activation': ('relu',),
+  'model.padding': ('same',),
+}
+
+
+def run(config: ml_collections.ConfigDict, workdir: str) -> None:
+  """Writes the parameters of a checkpoint as safetensors.
+
+  Args:
+    config: `export`, `checkpoint.which`, `checkpoint.step` and `eval.params`
+      say what is written where.
+    workdir: absolute path of a run.
+
+  Raises:
+    UserError: there is no such checkpoint, or the network has no counterpart in
+      the names that are asked for.
+  """
+  runtime.initialize(config)
+  path = config.export.path
+  folder = os.path.dirname(os.path.abspath(path))
+  if not path.endswith('.safetensors') or not os.path.isdir(folder):
+    raise errors.UserError(
+      f'--config.export.path={path}: takes a file name that ends in '
+      '.safetensors, in a folder that exists'
+    )
+  if not os.path.isdir(os.path.join(workdir, 'checkpoints')):
+    raise errors.UserError(
+      f'{workdir} has no checkpoints/; train first, or name the right --workdir'
+    )
+  with contextlib.closing(
+    checkpoint.Checkpoints(workdir, config, read_only=True)
+  ) as checkpoints:
+    step, which, variables = _variables(config, workdir, checkpoints)
+  arrays = naming.flatten(variables)
+  exported = named(arrays, config)
+  metadata = {
+    'writer': 'unet_jax',
+    'config': config_lib.to_json(config),
+    'step': str(step),
+    'params': which,
+    'naming': config.export.format,
+  }
+  if jax.process_index() == 0:
+    files.write_safetensors(path, exported, metadata)
+    print(
+      f'wrote {len(exported)} arrays ({which} parameters, step {step}): {path}'
+    )
+
+
+def _variables(config, workdir: str, checkpoints):
+  """Returns the step, `ema` or `raw`, and the variables on the host."""
+  step = checkpoints.select(config.checkpoint.which, config.checkpoint.step)
+  saved = checkpoints.saved_config(step)
+  config_lib.check_evaluable(saved, config, workdir)
+  # The optimiser's state has the shape that the checkpoint was saved with.
+  abstract = train_state.abstract_train_state(
+    saved,
+    unet.create_model(config),
+    optimizer_lib.make_optimizer(saved),
+    sharding.make_mesh(config),
+  )
+  state, _ = checkpoints.restore(step, abstract)
+  which = config.eval.params if state.ema_params is not None else 'raw'
+  variables = multihost_utils.process_allgather(
+    state.variables(which), tiled=True
+  )
+  return step, which, jax.tree.map(np.asarray, variables)
+
+
+def named(arrays: dict[str, np.ndarray], config) -> dict[str, np.ndarray]:
+  """Returns the arrays under the names of `export.format`."""
+  if config.export.format == 'unet_jax':
+    return {k.replace('/', '.'): v for k, v in arrays.items()}
+  flat = config_lib.flatten(config)
+  for field, allowed in _MILESIAL.items():
+    if flat[field] not in allowed:
+      raise errors.UserError(
+        f'--config.export.format=milesial: that network has {field}='
+        f'{" or ".join(map(str, allowed))}, this run has {flat[field]}'
+      )
+  named, nameless = naming.to_milesial(arrays, config.model.depth)
+  if nameless:
+    raise errors.UserError(
+      '--config.export.format=milesial has no names for ' + ', '.join(nameless)
+    )
+  if config.model.depth != 4 or config.model.base_features != 64:
+    _log.info(
+      "milesial's UNet class itself has a depth of 4 and 64 features; this "
+      'network has %d and %d',
+      config.model.depth,
+      config.model.base_features,
+    )
+  mean, std = config.data.mean, config.data.std
+  if any(mean) or any(s != 1 for s in std):
+    _log.info(
+      'the network takes (value - mean) / std of images in 0..1, with mean %s '
+      "and std %s; milesial's programs do not do that",
+      mean,
+      std,
+    )
+  return named
