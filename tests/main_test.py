@@ -387,7 +387,7 @@ def test_config_oxford_pets_small(tmp_path, cache):
     ),
     (
       ['--mode=predicct'],
-      '--mode=predicct: value should be one of <train|evaluate|inspect>',
+      '--mode=predicct: value should be one of <train|evaluate|inspect|import|export>',
     ),
     (
       ['--worksdir=a'],
@@ -411,7 +411,7 @@ def test_mistakes_in_flags(flags, message):
     (
       ['--config.model.upsample=bilinar'],
       '--config.model.upsample=bilinar: not one of transpose, bilinear, '
-      'nearest, pixel_shuffle (did you mean bilinear?)',
+      'bilinear_corners, nearest, pixel_shuffle (did you mean bilinear?)',
     ),
     (
       ['--config.model.padding=valid', '--config.data.image_size=96,96'],
