@@ -33,7 +33,7 @@ from unet_jax.data import sources, weight_map
 _log = logging.getLogger(__name__)
 
 # Raise it when the same sources and config would give other arrays.
-_VERSION = 2
+_VERSION = 3
 # Fields that prepared arrays depend on, besides the source's fingerprint.
 _FIELDS = (
   'image_size',
@@ -45,6 +45,8 @@ _FIELDS = (
   'on_error',
 )
 
+# Examples that a thread prepares before it takes others.
+_CHUNK = 8
 # Pixels of each class whose places are kept, of each image.
 _NUM_PLACES = 1000
 
@@ -653,8 +655,6 @@ def _fill(source, config, arrays: dict[str, Any], description: str):
   stop = threading.Event()
 
   def work(index):
-    if stop.is_set():
-      return
     try:
       example = source[index]
       name = example['name']
@@ -668,6 +668,17 @@ def _fill(source, config, arrays: dict[str, Any], description: str):
       array[index] = example[key]
     found[index] = _describe(example, name, index, config)
 
+  def work_through(indices):
+    for index in indices:
+      if not stop.is_set():
+        work(index)
+    return len(indices)
+
+  # Several at once: to hand one over takes as long as to decode a small one.
+  chunks = [
+    range(i, min(i + _CHUNK, len(source)))
+    for i in range(0, len(source), _CHUNK)
+  ]
   _log.info('%s: %d examples', description, len(source))
   bar = tqdm.tqdm(
     total=len(source),
@@ -677,8 +688,8 @@ def _fill(source, config, arrays: dict[str, Any], description: str):
   )
   with bar, concurrent.futures.ThreadPoolExecutor(num_workers(config)) as pool:
     try:
-      for _ in pool.map(work, range(len(source))):
-        bar.update()
+      for count in pool.map(work_through, chunks):
+        bar.update(count)
     except BaseException:
       stop.set()  # What is queued returns at once.
       raise
@@ -698,7 +709,8 @@ def _describe(example, name: str, index: int, config) -> dict[str, Any]:
       counts[:num_names], counts[config_lib.IGNORE_LABEL]
     ),
     'digests': np.frombuffer(
-      hashlib.blake2b(np.ascontiguousarray(image), digest_size=16).digest(),
+      # Of those that hashlib has, the one that processors have built in.
+      hashlib.sha1(np.ascontiguousarray(image)).digest()[:16],
       np.uint8,
     ),
     'stds': cv2.meanStdDev(image)[1].max(),
