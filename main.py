@@ -1,4 +1,4 @@
-"""Trains or evaluates a U-Net: `python main.py --config=configs/NAME.py`.
+"""Runs a U-Net: `python main.py --mode=MODE --config=configs/NAME.py`.
 
 Flags, logging and dispatch on --mode; everything else is in unet_jax/.
 """
@@ -19,7 +19,9 @@ _ROOT = pathlib.Path(__file__).resolve().parent
 _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Folder of the run; default runs/NAME, after the config.'
 )
-_MODE = flags.DEFINE_enum('mode', 'train', ['train', 'evaluate'], 'What to do.')
+_MODE = flags.DEFINE_enum(
+  'mode', 'train', ['train', 'evaluate', 'summary'], 'What to do.'
+)
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
@@ -81,10 +83,12 @@ def main(_) -> None:
     if _MODE.value != 'train' and not flag.present:
       overrides = config_flags.get_override_values(flag)
       config = config_lib.read(workdir, overrides) or config
-    config_lib.validate(config)
+    config_lib.validate(config, needs_data=_MODE.value != 'summary')
     # Imported here: jax and its company take seconds.
     if _MODE.value == 'train':
       from unet_jax import train as mode
+    elif _MODE.value == 'summary':
+      from unet_jax import summary as mode
     else:
       from unet_jax import evaluate as mode
     mode.run(config, workdir)

@@ -209,6 +209,11 @@ def get_config() -> config_dict.ConfigDict:
   checkpoint.which = 'latest'
   checkpoint.step = -1
 
+  config.summary = summary = config_dict.ConfigDict()
+  # --mode=summary: compile the train step too, for its memory and FLOP; without
+  # it the table and the drawing take seconds for any network.
+  summary.compile = True
+
   config.mesh = mesh = config_dict.ConfigDict()
   # Devices along each axis; -1: all that the others leave. The batch is split
   # over data and fsdp, rows of an image over spatial, parameters and optimiser

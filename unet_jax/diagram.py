@@ -7,6 +7,7 @@ left, is made first; matplotlib then draws it, as SVG with real text and as PNG.
 """
 
 import math
+import re
 from typing import NamedTuple
 
 import matplotlib
@@ -126,6 +127,15 @@ def size_label(shape: tuple[int, ...]) -> str:
   return '×'.join(map(str, sides))
 
 
+def quantity(n: int) -> str:
+  """Three digits and a prefix: 31030658 is '31.0 M'."""
+  for prefix, unit in (('T', 1e12), ('G', 1e9), ('M', 1e6), ('k', 1e3)):
+    if n >= 0.9995 * unit:
+      digits = 2 - len(str(int(float(f'{n / unit:.3g}')))) + 1
+      return f'{n / unit:.{digits}f} {prefix}'
+  return f'{n} '
+
+
 def _text_width(text: str, size: float) -> float:
   path = TextPath((0, 0), text, size=size, prop=FontProperties('DejaVu Sans'))
   return path.get_extents().width
@@ -148,6 +158,7 @@ class _Drawing:
 
   def __init__(self, network: graph.Network):
     self._network = network
+    self._input = 'image' if len(network.image) == 3 else 'volume'
     self._boxes, self._arrows, self._marks = [], [], []
     self._outlines, self._texts = [], []
     self._stages: dict[str, _Stage] = {}
@@ -186,7 +197,7 @@ class _Drawing:
   def _add_box(self, name, kind, shape, x, row, centered=False) -> Box:
     width, height = self._box_width(shape), self._box_height(shape)
     if kind == 'image':
-      width = max(width, 6.0)
+      width = max(width, 7.0)
     x = x - width / 2 if centered else x
     box = Box(name, kind, x, row - height / 2, width, height, shape)
     self._boxes.append(box)
@@ -276,7 +287,9 @@ class _Drawing:
       gap += 4 if len(stage.convs) > 1 else 12
     bottom = max(s.level for s in self._network.stages)
     if stage.level == bottom and stage.level > 0:
-      widths = [self._box_width(s) for s in (stage.input, *dict(stage.convs).values())]
+      widths = [
+        self._box_width(s) for s in (stage.input, *dict(stage.convs).values())
+      ]
       span = sum(widths) - (widths[0] + widths[-1]) / 2
       wanted = _WIDTH + self._skip_room(bottom - 1) + 18
       gap = max(gap, (wanted - span) / len(stage.convs))
@@ -285,9 +298,7 @@ class _Drawing:
   def _skip_room(self, level: int) -> float:
     """What a level needs between its encoder and its upsampled features."""
     up = next(
-      s
-      for s in self._network.stages
-      if s.level == level and s.entry == 'up'
+      s for s in self._network.stages if s.level == level and s.entry == 'up'
     )
     room = self._box_width(up.came) / 2
     if up.skip is not None:
@@ -298,14 +309,14 @@ class _Drawing:
   def _draw_image(self, stage: graph.Stage, row: float) -> list[Box]:
     image = self._add_box('image', 'image', self._network.image, 0.0, row)
     self._texts.append(
-      Text(image.x - 5, row, 'image', _FONT, '#222222', rotation=90)
+      Text(image.x - 5, row, self._input, _FONT, '#222222', rotation=90)
     )
     if stage.input == self._network.image:
       return [image]
     self._label([image], _channels(image.shape), True)
     half = self._half_of(stage.input, True)
     x = image.center + max(
-      self._half([image], '', True) + half + 4,
+      self._half([image], _channels(image.shape), True) + half + 4,
       image.width / 2 + _GAP + self._box_width(stage.input) / 2,
     )
     box = self._add_box(
@@ -346,14 +357,13 @@ class _Drawing:
     return boxes
 
   def _draw_gate(self, skip: graph.Skip, x: float, row: float) -> None:
-    gating = self._stages[skip.gating].boxes[-1]
-    top = gating.y - _LABEL
-    # Leaves beside the upsampling, which comes from the same box.
-    start = (gating.center - 2, top)
-    corner = top - 5
-    self._arrow(
-      'gate', start, (start[0], corner), (x, corner), (x, row + 4)
-    )
+    boxes = self._stages[skip.gating].boxes
+    gating = boxes[-1]
+    # Leaves beside the upsampling, which comes from the same box, and passes
+    # over what is added to it.
+    start = (gating.center - 2, gating.y - _LABEL)
+    corner = min(b.y for b in boxes) - _LABEL - 6
+    self._arrow('gate', start, (start[0], corner), (x, corner), (x, row + 4))
     self._marks.append(Mark('gate', x, row, '×'))
 
   def _draw_residual(self, drawn: _Stage, row: float) -> None:
@@ -457,14 +467,14 @@ class _Drawing:
 
   def _free_corner(self, width, height, left, right, bottom):
     """A place for the legend: beside the bottom of the U, or below it."""
-    for y in [bottom - height]:
+    y = bottom - height
+    while y < bottom + 10:
       low = [b for b in self._boxes if b.bottom + 2 * _LABEL > y]
-      edge = max((b.right for b in low), default=left) + 26
-      if edge + width <= right:
+      if max(b.right for b in low) + 26 + width <= right:
         return right - width, y
-      edge = min((b.x for b in low), default=right) - 26
-      if edge - width >= left:
+      if min(b.x for b in low) - 26 - width >= left:
         return left, y
+      y += 4
     return left, bottom + 10
 
   def _legend_entries(self) -> list[tuple[str, str]]:
@@ -499,9 +509,11 @@ class _Drawing:
       entries['head', h.kind] = None
       if h.rearranged:
         entries['stem', h.rearranged] = None
-    millions = self._network.parameters / 1e6
-    giga = self._network.flops / 1e9
-    entries['', f'{millions:.3g} M parameters, {giga:.3g} GFLOP an image'] = None
+    parameters = quantity(self._network.parameters)
+    flops = quantity(self._network.flops)
+    entries['', f'{parameters} parameters, {flops}FLOP per {self._input}'] = (
+      None
+    )
     return list(entries)
 
   def _legend_entry(self, kind: str, text: str, x: float, y: float) -> None:
@@ -511,7 +523,7 @@ class _Drawing:
       self._arrow(kind, (x, y), (x + 24, y))
     if kind == 'gate':
       self._marks.append(Mark('gate', x + 12, y, '×'))
-    text = text.replace('x', '×') if any(c.isdigit() for c in text) else text
+    text = re.sub(r'(?<=\d)x(?=\d)', '×', text)
     start = x + 32 if kind else x
     self._texts.append(Text(start, y, text, align='left'))
 
@@ -545,7 +557,12 @@ def _render(layout: Layout):
   for o in layout.outlines:
     axes.add_patch(
       Rectangle(
-        (o.x, o.y), o.width, o.height, fill=False, ec='#555555', lw=0.6,
+        (o.x, o.y),
+        o.width,
+        o.height,
+        fill=False,
+        ec='#555555',
+        lw=0.6,
         ls=(0, (2, 1.5)),
       )
     )
@@ -578,9 +595,7 @@ def _render_box(axes, box: Box) -> None:
       )
     fill = 'none'
   axes.add_patch(
-    Rectangle(
-      (box.x, box.y), box.width, box.height, fc=fill, ec=edge, lw=0.7
-    )
+    Rectangle((box.x, box.y), box.width, box.height, fc=fill, ec=edge, lw=0.7)
   )
 
 
@@ -626,6 +641,9 @@ def _render_mark(axes, mark: Mark) -> None:
     ends = [(-r, -r, r, r), (-r, r, r, -r)]
   for a, b, c, d in ends:
     axes.plot(
-      (mark.x + a, mark.x + c), (mark.y + b, mark.y + d), color=color, lw=0.9,
+      (mark.x + a, mark.x + c),
+      (mark.y + b, mark.y + d),
+      color=color,
+      lw=0.9,
       zorder=5,
     )

@@ -348,9 +348,7 @@ class _Reader:
 
   def _stage_before(self, name: str) -> str:
     """Goes back to the stage that a layer's input comes from."""
-    while name and not isinstance(
-      self._calls[name,].module, blocks.ConvBlock
-    ):
+    while name and not isinstance(self._calls[name,].module, blocks.ConvBlock):
       (edge,) = self._edges(self._inputs((name,)))
       name = edge.source
     return name
@@ -369,7 +367,10 @@ class _Reader:
       entry, source = 'up', self._stage_before(up.source)
       level = before[source].level - 1
       entry_kind = self._upsample_kind(up.source)
-      came = (*shape[:-1], self._calls[up.source,].output.shape[-1])
+      *size, channels = self._calls[up.source,].output.shape
+      came = (*shape[:-1], channels)
+      if came[:-1] != tuple(size):
+        entry_kind += ', zero-padded'
       others = [e for e in edges if e is not up]
       if others:
         skip = self._skip(*others, shape)
@@ -406,15 +407,16 @@ class _Reader:
 
   def _convs(self, name: str) -> list[Path]:
     """The convolutions of a stage that follow one another."""
-    chain, names = [], [e.source for e in self._edges(self._results((name,)), (name,))]
+    chain, names = (
+      [],
+      [e.source for e in self._edges(self._results((name,)), (name,))],
+    )
     # The first of the sources is the chain, the other the shortcut.
     while names and names[0]:
       path = (name, names[0])
       if isinstance(self._calls[path].module, nn.Conv):
         chain.insert(0, path)
-      names = [
-        e.source for e in self._edges(self._inputs(path), (name,))
-      ]
+      names = [e.source for e in self._edges(self._inputs(path), (name,))]
     return chain
 
   def _conv_kind(self, name: str) -> str:
