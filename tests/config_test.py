@@ -593,6 +593,7 @@ def test_continued_run_may_change_the_free_fields_alone(field):
     'log',
     'eval',
     'checkpoint',
+    'summary',
     'mesh',
   ) or field in (
     'data.cache',

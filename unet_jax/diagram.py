@@ -127,13 +127,13 @@ def size_label(shape: tuple[int, ...]) -> str:
   return '×'.join(map(str, sides))
 
 
-def quantity(n: int) -> str:
+def quantity(n: float) -> str:
   """Three digits and a prefix: 31030658 is '31.0 M'."""
   for prefix, unit in (('T', 1e12), ('G', 1e9), ('M', 1e6), ('k', 1e3)):
     if n >= 0.9995 * unit:
-      digits = 2 - len(str(int(float(f'{n / unit:.3g}')))) + 1
+      digits = 3 - len(f'{float(f"{n / unit:.3g}"):.0f}')
       return f'{n / unit:.{digits}f} {prefix}'
-  return f'{n} '
+  return f'{n:.3g} '
 
 
 def _text_width(text: str, size: float) -> float:
@@ -580,7 +580,8 @@ def _render(layout: Layout):
       ha=t.align,
       va='center_baseline' if not t.rotation else 'center',
       rotation=t.rotation,
-      family='DejaVu Sans',
+      # Of this font's widths; the other where an SVG's reader lacks it.
+      family=['DejaVu Sans', 'sans-serif'],
     )
   return figure
 

@@ -146,8 +146,12 @@ def _train_step(config, model: unet.UNet) -> dict[str, Any]:
   }
 
 
-def _mib(n: float | None) -> str:
-  return 'not given' if n is None else f'{n / 2**20:,.2f} MiB'
+def _memory(n: float | None) -> str:
+  if n is None:
+    return 'not given'
+  if n < 2**20:
+    return f'{n / 2**10:.1f} KiB'
+  return f'{n / 2**20:,.1f} MiB'
 
 
 def _flop(n: float | None) -> str:
@@ -187,13 +191,13 @@ def format_summary(summary: dict[str, Any]) -> str:
         _sides(layer['output']),
         f'{layer["parameters"]:,}' if layer['parameters'] else '',
         _flop(layer['flops']) if layer['flops'] else '',
-        _mib(layer['bytes']),
+        _memory(layer['bytes']),
       )
     )
   totals = (
     f'{summary["parameters"]:,}',
     _flop(summary['flops']),
-    _mib(summary['activation_bytes']),
+    _memory(summary['activation_bytes']),
   )
   rows.append(('total', '', '', *totals))
   notes = [
@@ -231,8 +235,8 @@ def _step_lines(summary: dict[str, Any]) -> list[str]:
   facts = [
     ('FLOP, 3 x forward x images', _flop(ours)),
     ('FLOP (compiler)', _flop(step['flops'])),
-    *((name, _mib(step[key])) for key, (_, name) in _MEMORY.items()),
-    ('all memory', _mib(step['total_bytes'])),
+    *((name, _memory(step[key])) for key, (_, name) in _MEMORY.items()),
+    ('all memory', _memory(step['total_bytes'])),
   ]
   title = (
     f'Train step of {step["batch_size"]} images, for each of '
