@@ -1,6 +1,4 @@
-"""Trains, evaluates, imports or exports a U-Net.
-
-  python main.py --config=configs/NAME.py --mode=MODE
+"""Runs a U-Net: `python main.py --mode=MODE --config=configs/NAME.py`.
 
 Flags, logging and dispatch on --mode; everything else is in unet_jax/.
 """
@@ -21,7 +19,7 @@ _ROOT = pathlib.Path(__file__).resolve().parent
 _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Folder of the run; default runs/NAME, after the config.'
 )
-_MODES = ('train', 'evaluate', 'inspect', 'import', 'export')
+_MODES = ('train', 'evaluate', 'inspect', 'summary', 'import', 'export')
 _MODE = flags.DEFINE_enum('mode', 'train', _MODES, 'What to do.')
 
 
@@ -93,7 +91,7 @@ def main(_) -> None:
         config = import_weights.deduced_config(overrides)
       else:
         config = config_lib.read(workdir, overrides) or config
-    config_lib.validate(config)
+    config_lib.validate(config, needs_data=_MODE.value != 'summary')
     match _MODE.value:
       case 'train':
         from unet_jax import train as mode
@@ -101,6 +99,8 @@ def main(_) -> None:
         from unet_jax import evaluate as mode
       case 'inspect':
         from unet_jax import inspect_data as mode
+      case 'summary':
+        from unet_jax import summary as mode
       case 'import':
         from unet_jax import import_weights as mode
       case 'export':

@@ -318,6 +318,11 @@ def get_config() -> config_dict.ConfigDict:
   checkpoint.which = 'latest'
   checkpoint.step = -1
 
+  config.summary = summary = config_dict.ConfigDict()
+  # --mode=summary: compile the train step too, for its memory and FLOP; without
+  # it the table and the drawing take seconds for any network.
+  summary.compile = True
+
   # --mode=import; on the command line also --config.import.path=FILE (`import`
   # itself is a word of Python's).
   config.import_ = import_ = config_dict.ConfigDict()

@@ -701,6 +701,7 @@ def test_continued_run_may_change_the_free_fields_alone(field):
     'eval',
     'inspect',
     'checkpoint',
+    'summary',
     'mesh',
     'import_',
     'export',

@@ -387,8 +387,8 @@ def test_config_oxford_pets_small(tmp_path, cache):
     ),
     (
       ['--mode=predicct'],
-      '--mode=predicct: value should be one of <train|evaluate|inspect|import|'
-      'export>',
+      '--mode=predicct: value should be one of <train|evaluate|inspect|'
+      'summary|import|export>',
     ),
     (
       ['--worksdir=a'],

@@ -132,6 +132,7 @@ FREE_TO_CHANGE = (
   'eval',
   'inspect',
   'checkpoint',
+  'summary',
   'mesh',
   'data.check',
   'data.suggest',
@@ -481,7 +482,9 @@ def _check_model(config: ml_collections.ConfigDict) -> None:
     )
 
 
-def _check_combinations(config: ml_collections.ConfigDict) -> None:
+def _check_combinations(
+  config: ml_collections.ConfigDict, needs_data: bool
+) -> None:
   """Checks fields that only make sense together."""
   data = config.data
   if data.num_classes > IGNORE_LABEL:
@@ -509,15 +512,22 @@ def _check_combinations(config: ml_collections.ConfigDict) -> None:
       f'optimizer.accumulate_steps={config.optimizer.accumulate_steps} equal '
       'parts; choose a multiple'
     )
-  if data.source == 'folder' and not data.dir:
+  if needs_data and data.source == 'folder' and not data.dir:
     raise errors.UserError(
       'the folder source needs --config.data.dir=DIR, a folder with images/ '
       'and masks/'
     )
 
 
-def validate(config: ml_collections.ConfigDict) -> None:
-  """Raises UserError, one line, for the first field that cannot be used."""
+def validate(
+  config: ml_collections.ConfigDict, *, needs_data: bool = True
+) -> None:
+  """Raises UserError, one line, for the first field that cannot be used.
+
+  Args:
+    config: complete.
+    needs_data: False where nothing is read, so that data.dir may be missing.
+  """
   flat = flatten(config)
   for field, choices in CHOICES.items():
     if flat[field] not in choices:
@@ -547,7 +557,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
   _check_weight_map(config)
   _check_windows(config)
   _check_model(config)
-  _check_combinations(config)
+  _check_combinations(config, needs_data)
 
 
 def class_names(config: ml_collections.ConfigDict) -> tuple[str, ...]:

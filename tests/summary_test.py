@@ -1,0 +1,187 @@
+"""--mode=summary, through main.py and alone."""
+
+import json
+import math
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import pytest
+import tiny
+from PIL import Image
+
+from configs import isbi_2012, keras_lesson
+from unet_jax import config as config_lib
+from unet_jax import errors, optimizer, sharding, summary, train_state
+from unet_jax.models import graph, unet
+
+_ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+def _config(**sections):
+  sections.setdefault('summary', {'compile': False})
+  return tiny.make_config(**sections)
+
+
+def _run(config, workdir):
+  summary.run(config, str(workdir))
+  return json.loads((workdir / 'summary.json').read_text())
+
+
+def test_main(tmp_path):
+  """The lesson's config asks for a folder, but nothing is read."""
+  workdir = tmp_path / 'deep' / 'run'
+  flags = [
+    '--mode=summary',
+    '--config=configs/keras_lesson.py',
+    '--config.data.image_size=16,16',
+    '--config.model.base_features=2',
+    '--config.model.depth=1',
+    f'--config.data.cache_dir={tmp_path}',
+    f'--workdir={workdir}',
+  ]
+  process = subprocess.run(
+    [sys.executable, str(_ROOT / 'main.py'), *flags],
+    cwd=_ROOT,
+    env={
+      **os.environ,
+      'JAX_PLATFORMS': 'cpu',
+      'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
+    },
+    capture_output=True,
+    text=True,
+    timeout=240,
+  )
+  assert process.returncode == 0, process.stderr
+  assert sorted(p.name for p in workdir.iterdir()) == [
+    'network.png',
+    'network.svg',
+    'summary.json',
+    'summary.txt',
+  ]
+  assert (workdir / 'summary.txt').read_text() == process.stdout
+  figures = json.loads((workdir / 'summary.json').read_text())
+  # Two 3x3 convolutions of 2, two of 4, back to 2 and to 1 channel.
+  assert figures['parameters'] == sum(
+    [20, 38, 76, 148, 2 * 4 * 4 + 2, 74, 38, 3]
+  )
+  assert f'parameters                    {431}\n' in process.stdout
+  step = figures['train_step']
+  assert step['backend'] == 'cpu' and step['devices'] == 1
+  assert step['temp_bytes'] > 0 and step['flops'] > figures['flops']
+  with Image.open(workdir / 'network.png') as image:
+    image.load()
+
+
+def test_totals_are_sums_of_the_printed_rows(tmp_path, capsys):
+  figures = _run(_config(), tmp_path)
+  lines = capsys.readouterr().out.splitlines()
+  rule = [i for i, line in enumerate(lines) if set(line) == {'-'}]
+  assert len(rule) == 2
+  rows = lines[rule[0] + 1 : rule[1]]
+  assert len(rows) == len(figures['layers'])
+  for row, layer in zip(rows, figures['layers']):
+    assert row.startswith(layer['path'] + ' ')
+    assert ' x '.join(map(str, layer['output'])) in row
+  for name, key in (
+    ('parameters', 'parameters'),
+    ('flops', 'flops'),
+    ('activation_bytes', 'bytes'),
+  ):
+    assert figures[name] == sum(layer[key] for layer in figures['layers'])
+  assert lines[rule[1] + 1].split()[1] == f'{figures["parameters"]:,}'
+  assert figures['train_step'] is None
+  assert lines[-1] == 'The train step was not compiled (summary.compile=False).'
+
+
+def test_memory_of_the_train_step(tmp_path):
+  """What goes in is the state, a batch and a key; the state comes back."""
+  config = _config(mesh={'data': 4, 'fsdp': 2}, summary={'compile': True})
+  step = _run(config, tmp_path)['train_step']
+  assert step['devices'] == 8 and step['batch_size'] == 8
+  model, mesh = unet.create_model(config), sharding.make_mesh(config)
+  state = train_state.abstract_train_state(
+    config, model, optimizer.make_optimizer(config), mesh
+  )
+  shard = lambda x: (
+    x.dtype.itemsize * math.prod(x.sharding.shard_shape(x.shape))
+  )
+  state_bytes = sum(map(shard, jax.tree.leaves(state)))
+  image_bytes = 16 * 16 * (3 + 1)  # One image and mask for each device.
+  key_bytes = 8
+  assert step['argument_bytes'] == state_bytes + image_bytes + key_bytes
+  # All of the state is donated; the rest are the figures, and pointers.
+  assert step['alias_bytes'] == state_bytes
+  assert state_bytes < step['output_bytes'] < state_bytes + 1000
+  assert step['total_bytes'] == (
+    step['argument_bytes']
+    + step['output_bytes']
+    - step['alias_bytes']
+    + step['temp_bytes']
+  )
+
+
+def test_backend_that_tells_nothing():
+  figures = {
+    'image': (8, 8, 1),
+    'output': (8, 8, 1),
+    'parameters': 1,
+    'flops': 2,
+    'compiler_flops': None,
+    'activation_bytes': 4,
+    'receptive_field': 1,
+    'layers': [
+      {
+        'path': 'head',
+        'kind': 'conv 1x1',
+        'output': (8, 8, 1),
+        'parameters': 1,
+        'flops': 2,
+        'bytes': 4,
+      }
+    ],
+    'train_step': dict.fromkeys(summary._MEMORY)
+    | {
+      'backend': 'tpu',
+      'devices': 2,
+      'batch_size': 4,
+      'flops': None,
+      'total_bytes': None,
+    },
+  }
+  lines = summary.format_summary(figures).splitlines()
+  told = {line[:30].strip(): line[30:] for line in lines if len(line) > 30}
+  assert told['FLOP, 3 x forward x images'] == '12'
+  for name in ('arguments', 'temporaries', 'all memory'):
+    assert told[name] == 'not given'
+
+
+@pytest.mark.parametrize(
+  'config,parameters,output',
+  [
+    (keras_lesson.get_config(), 7_696_193, (256, 256, 1)),
+    (keras_lesson.get_config('bilinear'), 7_696_193, (256, 256, 1)),
+    (isbi_2012.get_config(), 31_030_658, (388, 388, 2)),
+  ],
+)
+def test_named_networks(config, parameters, output):
+  image = (*config.data.image_size, config.data.num_channels)
+  network = graph.read(unet.create_model(config), image)
+  assert network.parameters == parameters
+  assert network.heads[-1].output == output
+
+
+def test_validation_without_data():
+  config = keras_lesson.get_config()
+  config_lib.validate(config, needs_data=False)
+  with pytest.raises(errors.UserError, match='needs --config.data.dir=DIR'):
+    config_lib.validate(config)
+
+
+def test_workdir_that_cannot_be_written(tmp_path):
+  file = tmp_path / 'file'
+  file.write_text('')
+  with pytest.raises(errors.UserError, match='cannot be written .*another'):
+    summary.run(_config(), str(file / 'run'))

@@ -1,0 +1,247 @@
+"""--mode=summary: what a network costs, as a table, and what it is, drawn."""
+
+import logging
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from unet_jax import (
+  diagram,
+  errors,
+  metric_writer,
+  runtime,
+  sharding,
+  train,
+  train_state,
+)
+from unet_jax import optimizer as optimizer_lib
+from unet_jax.data import weight_map
+from unet_jax.models import graph, unet
+
+_log = logging.getLogger(__name__)
+
+# Names in the compiler's report, and in words. Its peak is left as it is told:
+# on CPUs it leaves out the temporaries.
+_MEMORY = {
+  'argument_bytes': ('argument_size_in_bytes', 'arguments'),
+  'output_bytes': ('output_size_in_bytes', 'outputs'),
+  'alias_bytes': ('alias_size_in_bytes', 'outputs over arguments'),
+  'temp_bytes': ('temp_size_in_bytes', 'temporaries'),
+  'peak_bytes': ('peak_memory_in_bytes', 'peak, as told'),
+}
+
+
+def run(config: ml_collections.ConfigDict, workdir: str) -> None:
+  """Prints a table of layers and writes summary.json, .txt, network.svg, .png.
+
+  No array of the network is made: all shapes come from tracing, and the train
+  step, where `summary.compile` is on, is compiled for abstract arguments.
+
+  Args:
+    config: of the network, and of the step that is compiled.
+    workdir: absolute path.
+
+  Raises:
+    UserError: the image does not fit the network, or the mesh the devices.
+  """
+  runtime.initialize(config)
+  model = unet.create_model(config)
+  image = (*config.data.image_size, config.data.num_channels)
+  network = graph.read(model, image)
+  summary = {
+    'image': image,
+    'output': network.heads[-1].output,
+    'parameters': network.parameters,
+    'flops': network.flops,
+    'compiler_flops': _forward_flops(model, image),
+    'activation_bytes': network.bytes,
+    'receptive_field': unet.receptive_field(model),
+    'layers': [layer._asdict() for layer in network.layers],
+    'train_step': _train_step(config, model)
+    if config.summary.compile
+    else None,
+  }
+  if config.summary.compile:
+    summary['train_step'] = _train_step(config, model)
+  text = format_summary(summary)
+  if jax.process_index():
+    return
+  _write(workdir, summary, text, network)
+  print(text)
+  _log.info('wrote summary.* and network.* into %s', workdir)
+
+
+def _write(workdir: str, summary, text: str, network: graph.Network) -> None:
+  try:
+    os.makedirs(workdir, exist_ok=True)
+    with open(os.path.join(workdir, 'summary.txt'), 'w') as f:
+      f.write(text + '\n')
+  except OSError as e:
+    raise errors.UserError(
+      f'--workdir={workdir}: cannot be written ({e.strerror}); choose another'
+    ) from e
+  metric_writer.write_json(os.path.join(workdir, 'summary.json'), summary)
+  diagram.draw(
+    network,
+    os.path.join(workdir, 'network.svg'),
+    os.path.join(workdir, 'network.png'),
+  )
+
+
+def _forward_flops(model: unet.UNet, image: graph.Shape) -> float | None:
+  """XLA's count for one image, forward, before it optimises; no compiling."""
+
+  def apply(variables, x, key):
+    return model.apply(
+      variables,
+      x,
+      train=True,
+      rngs={'dropout': key},
+      mutable=['batch_stats'],
+    )
+
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  x = jax.ShapeDtypeStruct((1, *image), jnp.float32)
+  variables = jax.eval_shape(
+    lambda key, x: model.init(key, x, train=False), key, x
+  )
+  cost = jax.jit(apply).lower(variables, x, key).cost_analysis()
+  return (cost or {}).get('flops')
+
+
+def _train_step(config, model: unet.UNet) -> dict[str, Any]:
+  """What the compiler says of the train step, per device; None: not told."""
+  mesh = sharding.make_mesh(config)
+  optimizer = optimizer_lib.make_optimizer(config)
+  state = train_state.abstract_train_state(config, model, optimizer, mesh)
+  size, batch = config.data.image_size, config.data.batch_size
+  shapes = {
+    'image': ((batch, *size, config.data.num_channels), jnp.uint8),
+    'mask': ((batch, *size), jnp.uint8),
+  }
+  if weight_map.make_weight_map(config) is not None:
+    shapes['weight_map'] = ((batch, *size), jnp.float16)
+  where = sharding.batch_sharding(mesh)
+  arguments = {
+    k: jax.ShapeDtypeStruct(*v, sharding=where[k]) for k, v in shapes.items()
+  }
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  step = train.make_train_step(config, model, optimizer, mesh, state)
+  compiled = step.lower(state, arguments, key).compile()
+  memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+  # Backends that do not tell return None.
+  told = {k: getattr(memory, name, None) for k, (name, _) in _MEMORY.items()}
+  total = None
+  if memory is not None:
+    total = told['argument_bytes'] + told['output_bytes'] + told['temp_bytes']
+    total -= told['alias_bytes']
+  return {
+    'backend': jax.default_backend(),
+    'devices': mesh.size,
+    'batch_size': batch,
+    'flops': (cost or {}).get('flops'),
+    **told,
+    'total_bytes': total,
+  }
+
+
+def _memory(n: float | None) -> str:
+  if n is None:
+    return 'not given'
+  if n < 2**20:
+    return f'{n / 2**10:.1f} KiB'
+  return f'{n / 2**20:,.1f} MiB'
+
+
+def _flop(n: float | None) -> str:
+  return 'not given' if n is None else diagram.quantity(n).strip()
+
+
+def _sides(shape) -> str:
+  return ' x '.join(map(str, shape))
+
+
+def _table(rows: list[tuple[str, ...]]) -> list[str]:
+  """Aligned lines, the first two columns to the left; the last row apart."""
+  widths = [max(map(len, column)) for column in zip(*rows)]
+  lines = []
+  for row in rows:
+    cells = [
+      cell.ljust(width) if i < 2 else cell.rjust(width)
+      for i, (cell, width) in enumerate(zip(row, widths))
+    ]
+    lines.append('  '.join(cells).rstrip())
+  rule = '-' * len(lines[0])
+  return [lines[0], rule, *lines[1:-1], rule, lines[-1]]
+
+
+def format_summary(summary: dict[str, Any]) -> str:
+  """Returns the table of layers and what follows it, as text.
+
+  Args:
+    summary: as in summary.json.
+  """
+  rows = [('layer', 'kind', 'output', 'parameters', 'FLOP', 'activations')]
+  for layer in summary['layers']:
+    rows.append(
+      (
+        layer['path'],
+        layer['kind'],
+        _sides(layer['output']),
+        f'{layer["parameters"]:,}' if layer['parameters'] else '',
+        _flop(layer['flops']) if layer['flops'] else '',
+        _memory(layer['bytes']),
+      )
+    )
+  totals = (
+    f'{summary["parameters"]:,}',
+    _flop(summary['flops']),
+    _memory(summary['activation_bytes']),
+  )
+  rows.append(('total', '', '', *totals))
+  notes = [
+    'For one image, forward, with all heads. FLOP: of convolutions and',
+    'products; a multiply and an add are 2, padding counts as pixels do.',
+    "Activations: the layers' outputs.",
+  ]
+  facts = [
+    ('image', _sides(summary['image'])),
+    ('logits', _sides(summary['output'])),
+    ('receptive field', f'{summary["receptive_field"]} pixels'),
+    ('parameters', totals[0]),
+    ('FLOP', totals[1]),
+    (
+      'FLOP (compiler)',
+      f'{_flop(summary["compiler_flops"])}, with norms and the like, without '
+      'padding',
+    ),
+  ]
+  lines = [*_table(rows), '', *notes, '', *_aligned(facts), '']
+  return '\n'.join(lines + _step_lines(summary))
+
+
+def _aligned(facts: list[tuple[str, str]]) -> list[str]:
+  return [f'{name:<30}{value}' for name, value in facts]
+
+
+def _step_lines(summary: dict[str, Any]) -> list[str]:
+  """What the compiler says of the train step."""
+  step = summary['train_step']
+  if step is None:
+    return ['The train step was not compiled (summary.compile=False).']
+  # A convolution's gradients, by its input and its kernel, cost as much each.
+  ours = 3 * summary['flops'] * step['batch_size'] / step['devices']
+  facts = [
+    ('FLOP, 3 x forward x images', _flop(ours)),
+    ('FLOP (compiler)', _flop(step['flops'])),
+    *((name, _memory(step[key])) for key, (_, name) in _MEMORY.items()),
+    ('all memory', _memory(step['total_bytes'])),
+  ]
+  title = (
+    f'Train step of {step["batch_size"]} images, for each of '
+    f'{step["devices"]} {step["backend"]} device(s), from the compiler:'
+  )
+  return [title, '', *_aligned(facts)]
