@@ -9,6 +9,16 @@ jax.config.update('jax_num_cpu_devices', 8)
 # Tests compile much and run little. Runs of main.py are not affected.
 jax.config.update('jax_disable_most_optimizations', True)
 
+# Files whose tests start whole runs, or compile many steps.
+_LONG = ('train_test.py', 'main_test.py', 'speed_test.py', 'steps_test.py')
+
+
+def pytest_collection_modifyitems(items):
+  """The long files first, so that no core waits for the last of them."""
+  order = {name: i for i, name in enumerate(_LONG)}
+  items.sort(key=lambda item: order.get(item.path.name, len(_LONG)))
+
+
 _SHARED_DATA = pathlib.Path(__file__).resolve().parents[2] / 'shared' / 'data'
 
 
