@@ -202,6 +202,7 @@ def test_sizes_of_a_valid_network_fit(size):
   model = unet.create_model(config)
   output = model.output_size(got['data.image_size'])
   assert all(2 * o >= n for o, n in zip(output, got['data.image_size']))
+  assert got['data.resize'] == 'patch'
 
 
 def test_what_depends_on_a_suggestion_follows():

@@ -116,7 +116,9 @@ def suggest(measurements: list[scan.Measurement], config) -> list[Suggestion]:
       depth, reason = config.model.depth, 'model.features says it'
     if config.model.padding == 'valid':
       size, depth = _valid_size(size, depth, config)
-      why += '; the nearest that model.padding=valid takes'
+      # As the 2015 paper does, instead of losing the image's border.
+      resize = 'patch'
+      why += '; the nearest that model.padding=valid takes, in mirrored tiles'
       reason = 'at most half of the image is lost at its border'
     add('data.image_size', size, why)
     add('data.resize', resize, why)
