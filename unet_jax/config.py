@@ -125,6 +125,22 @@ DRAWN = {
   'augment.cutout.range': (0, 1),
 }
 
+# What volumes take where images have a choice, until the rest is written for
+# three axes.
+_OF_VOLUMES = {
+  'data.source': 'shapes',
+  'data.resize': 'stretch',
+  'augment.rotate_90': 0.0,
+  'augment.affine.probability': 0.0,
+  'augment.elastic.probability': 0.0,
+  'augment.crop.probability': 0.0,
+  'augment.blur.probability': 0.0,
+  'augment.cutout.probability': 0.0,
+  'loss.weight_map': 'none',
+  'loss.balance': 'none',
+}
+_DIMS = {2: 'two', 3: 'three'}
+
 # What a run may change when it continues; whole sections, or fields.
 # train.num_steps may grow, see `check_resumable`.
 FREE_TO_CHANGE = (
@@ -258,8 +274,13 @@ def _check_lengths(config: ml_collections.ConfigDict) -> None:
   """Checks the tuples that belong to channels, classes and pixels."""
   data = config.data
   num_names = max(data.num_classes, 2)
+  dims = config.model.spatial_dims
   lengths = {
-    'data.image_size': (data.image_size, 2, 'height, width'),
+    'data.image_size': (
+      data.image_size,
+      dims,
+      'height, width' if dims == 2 else 'depth, height, width of a volume',
+    ),
     'data.mean': (data.mean, data.num_channels, 'data.num_channels'),
     'data.std': (data.std, data.num_channels, 'data.num_channels'),
     'data.class_names': (data.class_names, num_names, 'the classes'),
@@ -278,8 +299,8 @@ def _check_lengths(config: ml_collections.ConfigDict) -> None:
       raise errors.UserError(f'--config.{field}={value}: takes numbers')
   if any(not isinstance(n, int) or n < 1 for n in data.image_size):
     raise errors.UserError(
-      f'--config.data.image_size={data.image_size}: takes two numbers of '
-      'pixels, at least 1 each'
+      f'--config.data.image_size={data.image_size}: takes {_DIMS[dims]} '
+      'numbers of pixels, at least 1 each'
     )
   if any(s <= 0 for s in data.std):
     raise errors.UserError(f'--config.data.std={data.std}: must be above 0')
@@ -473,12 +494,24 @@ def _check_model(config: ml_collections.ConfigDict) -> None:
       f'--config.model.deep_supervision={weights} needs model.padding=same: '
       'with valid, the coarser logits cover more than the mask that is used'
     )
-  # Until a source gives volumes.
-  if m.spatial_dims == 3:
+
+
+def _check_volumes(config: ml_collections.ConfigDict, mode: str) -> None:
+  """Refuses what works on images only."""
+  if config.model.spatial_dims == 2:
+    return
+  flat = flatten(config)
+  if mode == 'inspect':
     raise errors.UserError(
-      '--config.model.spatial_dims=3: the network takes volumes, but no '
-      'data.source gives them yet'
+      '--mode=inspect looks at images, not at volumes (model.spatial_dims=3); '
+      'a training run checks what it can (data.check)'
     )
+  for field, allowed in _OF_VOLUMES.items():
+    if flat[field] != allowed:
+      raise errors.UserError(
+        f'--config.{field}={flat[field]} is for images: volumes '
+        f'(model.spatial_dims=3) take {allowed} only'
+      )
 
 
 def _check_combinations(config: ml_collections.ConfigDict) -> None:
@@ -516,8 +549,13 @@ def _check_combinations(config: ml_collections.ConfigDict) -> None:
     )
 
 
-def validate(config: ml_collections.ConfigDict) -> None:
-  """Raises UserError, one line, for the first field that cannot be used."""
+def validate(config: ml_collections.ConfigDict, mode: str = 'train') -> None:
+  """Raises UserError, one line, for the first field that cannot be used.
+
+  Args:
+    config: any.
+    mode: what is to be done with it, see main.py.
+  """
   flat = flatten(config)
   for field, choices in CHOICES.items():
     if flat[field] not in choices:
@@ -536,6 +574,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
         f'--config.{field}={flat[field]}: must be at least {low} and below '
         f'{high}'
       )
+  _check_volumes(config, mode)
   _check_augmentation(config)
   if config.mesh.data != -1 and config.mesh.data < 1:
     raise errors.UserError(

@@ -19,6 +19,7 @@ _log = logging.getLogger(__name__)
 
 # What github.com/milesial/Pytorch-UNet computes, field by field.
 _MILESIAL = {
+  'model.spatial_dims': (2,),
   'model.upsample': ('transpose', 'bilinear_corners'),
   'model.skip': ('concat',),
   'model.norm': ('batch',),
