@@ -22,9 +22,12 @@ def get_config():
   )
   # The drawings look alike upside down.
   config.augment.flip_vertical = 0.5
-  config.model.update(spatial_dims=3, depth=2, base_features=8)
-  config.optimizer.update(learning_rate=4e-3, ema_decay=0.98)
-  config.train.num_steps = 400
-  config.eval.every = 200
-  config.checkpoint.every = 200
+  # On CPUs, several times as fast as all stages at the full size.
+  config.model.update(
+    spatial_dims=3, depth=2, base_features=8, stem='space_to_depth'
+  )
+  config.optimizer.update(learning_rate=8e-3, ema_decay=0.98)
+  config.train.num_steps = 700
+  config.eval.every = 350
+  config.checkpoint.every = 350
   return config
