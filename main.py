@@ -91,7 +91,7 @@ def main(_) -> None:
         config = import_weights.deduced_config(overrides)
       else:
         config = config_lib.read(workdir, overrides) or config
-    config_lib.validate(config, needs_data=_MODE.value != 'summary')
+    config_lib.validate(config, _MODE.value)
     match _MODE.value:
       case 'train':
         from unet_jax import train as mode

@@ -18,7 +18,7 @@ def get_config() -> config_dict.ConfigDict:
 
   config.data = data = config_dict.ConfigDict()
   # `tfds` (TensorFlow Datasets), `folder` (images/ and masks/) or `shapes`
-  # (drawn on the fly).
+  # (drawn on the fly; volumes too).
   data.source = 'shapes'
   # folder: the folder. tfds: '' downloads; otherwise a local copy in the layout
   # of the original archives. shapes: not used.
@@ -48,7 +48,8 @@ def get_config() -> config_dict.ConfigDict:
   # shapes: how many images are drawn for `train` and for `test`.
   data.num_train = 2000
   data.num_eval = 400
-  # Height and width of what enters the network, in pixels.
+  # Height and width of what enters the network, in pixels; depth, height and
+  # width where model.spatial_dims is 3.
   data.image_size = (64, 64)
   # Channels of what enters the network: 1 (grey) or 3 (RGB).
   data.num_channels = 3
@@ -97,7 +98,8 @@ def get_config() -> config_dict.ConfigDict:
 
   config.augment = augment = config_dict.ConfigDict()
   # Probabilities, per image; all of it runs on the device inside the step, in
-  # the order of unet_jax/data/augment.py. Ranges are (low, high).
+  # the order of unet_jax/data/augment.py. Ranges are (low, high). Volumes are
+  # flipped along W and H, and take what changes values but no blur or cutout.
   augment.flip_horizontal = 0.5
   augment.flip_vertical = 0.0
   # Of a turn by 90, 180 or 270 degrees; needs square images.
@@ -170,7 +172,7 @@ def get_config() -> config_dict.ConfigDict:
 
   config.model = model = config_dict.ConfigDict()
   # 2: images. 3: volumes, with all that is said here of pixels and squares for
-  # voxels and cubes (Çiçek et al. 2016, arXiv 1606.06650).
+  # voxels and cubes (Çiçek et al. 2016, arXiv 1606.06650); data.source: shapes.
   model.spatial_dims = 2
   # Number of 2x downsamplings, 0 to 6.
   model.depth = 3

@@ -47,7 +47,8 @@ def get_config():
     # The rate in the authors' published network.
     dropout=0.5,
   )
-  # The paper gives no learning rate. A tenth of what is usual with a momentum
+  # The default warm-up and clip_norm stay; the paper has neither.
+  # It gives no learning rate. A tenth of what is usual with a momentum
   # of 0.9: 0.99 adds up ten times as many gradients.
   config.optimizer.update(
     name='sgd',

@@ -15,6 +15,7 @@ from configs import (
   keras_lesson,
   oxford_pets,
   shapes,
+  volumes,
 )
 from unet_jax import config as config_lib
 from unet_jax import errors
@@ -30,6 +31,7 @@ _CONFIGS = {
   'oxford_pets': oxford_pets.get_config(),
   'oxford_pets:small': oxford_pets.get_config('small'),
   'shapes': shapes.get_config(),
+  'volumes': volumes.get_config(),
 }
 _FIELDS = config_lib.flatten(default.get_config())
 
@@ -492,11 +494,6 @@ def test_ranges_to_draw_from(field):
       'valid, the coarser logits cover more than the mask that is used',
     ),
     (
-      {'model.spatial_dims': 3},
-      '--config.model.spatial_dims=3: the network takes volumes, but no '
-      'data.source gives them yet',
-    ),
-    (
       {'data.on_error': 'skip', 'data.cache': 'none'},
       '--config.data.on_error=skip needs --config.data.cache=disk or memory: '
       'with none, files are first opened in the middle of training',
@@ -629,12 +626,12 @@ def test_values_that_can_be_used(values):
       '--config=configs/shape.py',
       '--config=configs/shape.py: no such file (did you mean shapes?); '
       'configs/ has default, folder, isbi_2012, keras_lesson, oxford_pets, '
-      'shapes',
+      'shapes, volumes',
     ),
     (
       '--config=qqq.py:small',
       '--config=qqq.py:small: no such file; configs/ has default, folder, '
-      'isbi_2012, keras_lesson, oxford_pets, shapes',
+      'isbi_2012, keras_lesson, oxford_pets, shapes, volumes',
     ),
   ],
 )

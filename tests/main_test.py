@@ -379,7 +379,7 @@ def test_config_oxford_pets_small(tmp_path, cache):
       [f'--config={_ROOT}/configs/shape.py'],
       f'--config={_ROOT}/configs/shape.py: no such file (did you mean shapes?)'
       '; configs/ has default, folder, isbi_2012, keras_lesson, oxford_pets, '
-      'shapes',
+      'shapes, volumes',
     ),
     (
       [f'--config={_ROOT}/configs/oxford_pets.py:tiny'],

@@ -175,7 +175,7 @@ def test_named_networks(config, parameters, output):
 
 def test_validation_without_data():
   config = keras_lesson.get_config()
-  config_lib.validate(config, needs_data=False)
+  config_lib.validate(config, 'summary')
   with pytest.raises(errors.UserError, match='needs --config.data.dir=DIR'):
     config_lib.validate(config)
 

@@ -125,6 +125,25 @@ DRAWN = {
   'augment.cutout.range': (0, 1),
 }
 
+# What volumes take where images have a choice, until the rest is written for
+# three axes.
+_OF_VOLUMES = {
+  'data.source': 'shapes',
+  'data.resize': 'stretch',
+  'augment.rotate_90': 0.0,
+  'augment.affine.probability': 0.0,
+  'augment.elastic.probability': 0.0,
+  'augment.crop.probability': 0.0,
+  'augment.blur.probability': 0.0,
+  'augment.cutout.probability': 0.0,
+  'loss.weight_map': 'none',
+  'loss.balance': 'none',
+  # Split along a spatial axis, XLA's gradients of 3-D networks are wrong on
+  # CPUs (jax 0.10.2): 6 % off in their norm.
+  'mesh.spatial': 1,
+}
+_DIMS = {2: 'two', 3: 'three'}
+
 # What a run may change when it continues; whole sections, or fields.
 # train.num_steps may grow, see `check_resumable`.
 FREE_TO_CHANGE = (
@@ -259,8 +278,13 @@ def _check_lengths(config: ml_collections.ConfigDict) -> None:
   """Checks the tuples that belong to channels, classes and pixels."""
   data = config.data
   num_names = max(data.num_classes, 2)
+  dims = config.model.spatial_dims
   lengths = {
-    'data.image_size': (data.image_size, 2, 'height, width'),
+    'data.image_size': (
+      data.image_size,
+      dims,
+      'height, width' if dims == 2 else 'depth, height, width of a volume',
+    ),
     'data.mean': (data.mean, data.num_channels, 'data.num_channels'),
     'data.std': (data.std, data.num_channels, 'data.num_channels'),
     'data.class_names': (data.class_names, num_names, 'the classes'),
@@ -279,8 +303,8 @@ def _check_lengths(config: ml_collections.ConfigDict) -> None:
       raise errors.UserError(f'--config.{field}={value}: takes numbers')
   if any(not isinstance(n, int) or n < 1 for n in data.image_size):
     raise errors.UserError(
-      f'--config.data.image_size={data.image_size}: takes two numbers of '
-      'pixels, at least 1 each'
+      f'--config.data.image_size={data.image_size}: takes {_DIMS[dims]} '
+      'numbers of pixels, at least 1 each'
     )
   if any(s <= 0 for s in data.std):
     raise errors.UserError(f'--config.data.std={data.std}: must be above 0')
@@ -474,17 +498,27 @@ def _check_model(config: ml_collections.ConfigDict) -> None:
       f'--config.model.deep_supervision={weights} needs model.padding=same: '
       'with valid, the coarser logits cover more than the mask that is used'
     )
-  # Until a source gives volumes.
-  if m.spatial_dims == 3:
+
+
+def _check_volumes(config: ml_collections.ConfigDict, mode: str) -> None:
+  """Refuses what works on images only."""
+  if config.model.spatial_dims == 2:
+    return
+  flat = flatten(config)
+  if mode == 'inspect':
     raise errors.UserError(
-      '--config.model.spatial_dims=3: the network takes volumes, but no '
-      'data.source gives them yet'
+      '--mode=inspect looks at images, not at volumes (model.spatial_dims=3); '
+      'a training run checks what it can (data.check)'
     )
+  for field, allowed in _OF_VOLUMES.items():
+    if flat[field] != allowed:
+      raise errors.UserError(
+        f'--config.{field}={flat[field]} is for images: volumes '
+        f'(model.spatial_dims=3) take {allowed} only'
+      )
 
 
-def _check_combinations(
-  config: ml_collections.ConfigDict, needs_data: bool
-) -> None:
+def _check_combinations(config: ml_collections.ConfigDict, mode: str) -> None:
   """Checks fields that only make sense together."""
   data = config.data
   if data.num_classes > IGNORE_LABEL:
@@ -512,21 +546,21 @@ def _check_combinations(
       f'optimizer.accumulate_steps={config.optimizer.accumulate_steps} equal '
       'parts; choose a multiple'
     )
-  if needs_data and data.source == 'folder' and not data.dir:
+  # The other modes read no data.
+  reads = mode in ('train', 'evaluate', 'inspect')
+  if reads and data.source == 'folder' and not data.dir:
     raise errors.UserError(
       'the folder source needs --config.data.dir=DIR, a folder with images/ '
       'and masks/'
     )
 
 
-def validate(
-  config: ml_collections.ConfigDict, *, needs_data: bool = True
-) -> None:
+def validate(config: ml_collections.ConfigDict, mode: str = 'train') -> None:
   """Raises UserError, one line, for the first field that cannot be used.
 
   Args:
-    config: complete.
-    needs_data: False where nothing is read, so that data.dir may be missing.
+    config: any.
+    mode: what is to be done with it, see main.py.
   """
   flat = flatten(config)
   for field, choices in CHOICES.items():
@@ -546,6 +580,7 @@ def validate(
         f'--config.{field}={flat[field]}: must be at least {low} and below '
         f'{high}'
       )
+  _check_volumes(config, mode)
   _check_augmentation(config)
   if config.mesh.data != -1 and config.mesh.data < 1:
     raise errors.UserError(
@@ -557,7 +592,7 @@ def validate(
   _check_weight_map(config)
   _check_windows(config)
   _check_model(config)
-  _check_combinations(config, needs_data)
+  _check_combinations(config, mode)
 
 
 def class_names(config: ml_collections.ConfigDict) -> tuple[str, ...]:

@@ -19,7 +19,15 @@ _log = logging.getLogger(__name__)
 
 # What github.com/milesial/Pytorch-UNet computes, field by field.
 _MILESIAL = {
+  'model.spatial_dims': (2,),
   'model.upsample': ('transpose', 'bilinear_corners'),
+  'model.downsample': ('max',),
+  'model.stem': ('none',),
+  'model.block': ('plain',),
+  'model.convs': (2,),
+  'model.kernel_size': (3,),
+  'model.squeeze_excite': (0,),
+  'model.deep_supervision': ((),),
   'model.skip': ('concat',),
   'model.norm': ('batch',),
   'model.norm_epsilon': (1e-5,),

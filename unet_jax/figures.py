@@ -14,8 +14,8 @@ from unet_jax import config as config_lib
 
 
 def _center(array: np.ndarray, shape) -> np.ndarray:
-  top, left = [(a - b) // 2 for a, b in zip(array.shape, shape)]
-  return array[top : top + shape[0], left : left + shape[1]]
+  starts = [(a - b) // 2 for a, b in zip(array.shape, shape)]
+  return array[tuple(slice(a, a + n) for a, n in zip(starts, shape))]
 
 
 def draw_predictions(
@@ -26,7 +26,8 @@ def draw_predictions(
   Args:
     path: of the PNG.
     examples: `image` uint8 [H, W, C], `mask` uint8 [H, W], `prediction` uint8
-      [H', W'] (of a `valid` network: the centre).
+      [H', W'] (of a `valid` network: the centre); of volumes, with an axis D
+      before H, the middle slice is drawn.
     names: of the classes, for the legend.
   """
   rows, titles = len(examples), ('image', 'mask', 'prediction', 'errors')
@@ -37,6 +38,11 @@ def draw_predictions(
     prediction = example['prediction']
     image = _center(example['image'], prediction.shape)
     mask = _center(example['mask'], prediction.shape)
+    if prediction.ndim == 3:
+      middle = len(prediction) // 2
+      image, mask, prediction = (
+        array[middle] for array in (image, mask, prediction)
+      )
     ignored = mask == config_lib.IGNORE_LABEL
     wrong = (mask != prediction) & ~ignored
     panels = (

@@ -112,7 +112,7 @@ def _named(file: files.WeightFile, config) -> naming.Weights:
 
 def _order(config) -> list[tuple[str, str]]:
   # As small as fits: only names are asked for.
-  size = (2**config.model.depth,) * 2
+  size = (2**config.model.depth,) * config.model.spatial_dims
   if config.model.padding == 'valid':
     size = config.data.image_size
   return naming.modules_in_order(

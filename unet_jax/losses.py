@@ -21,7 +21,8 @@ class Loss(NamedTuple):
   """`total(logits, mask, spec, weight_map)`, `count(mask, spec, weight_map)`.
 
   Both are scalars. `weight_map` is floats [B, H, W], at least 0, or None where
-  all pixels count alike; only the cross-entropy uses it.
+  all pixels count alike; only the cross-entropy uses it. Shapes are written for
+  images; of volumes, masks are [B, D, H, W].
   """
 
   total: Callable[..., Array]
@@ -117,18 +118,24 @@ def _dice_total(
     hot = mask[..., None] == classes
     class_weights = jnp.asarray(spec.class_weights or jnp.ones(classes.shape))
   probability = probability * valid
-  both = jnp.sum(probability * hot, axis=(1, 2))
-  sizes = jnp.sum(probability, axis=(1, 2)) + jnp.sum(
-    hot, axis=(1, 2), dtype=jnp.float32
+  pixels = _pixel_axes(mask)
+  both = jnp.sum(probability * hot, axis=pixels)
+  sizes = jnp.sum(probability, axis=pixels) + jnp.sum(
+    hot, axis=pixels, dtype=jnp.float32
   )
   dice = (2 * both + 1) / (sizes + 1)
   per_image = 1 - jnp.average(dice, axis=-1, weights=class_weights)
   return jnp.sum(per_image * _has_valid(mask))
 
 
+def _pixel_axes(mask: Array) -> tuple[int, ...]:
+  """The axes of [B, H, W] that are summed over: all but the first."""
+  return tuple(range(1, mask.ndim))
+
+
 def _has_valid(mask: Array) -> Array:
   """1.0 for each image with a pixel that is not ignored: [B]."""
-  valid = jnp.any(mask != config_lib.IGNORE_LABEL, axis=(1, 2))
+  valid = jnp.any(mask != config_lib.IGNORE_LABEL, axis=_pixel_axes(mask))
   return valid.astype(jnp.float32)
 
 

@@ -12,6 +12,7 @@ A class that is in no mask and no prediction has no score (NaN) and is left out
 of every mean.
 """
 
+import math
 import warnings
 
 import jax
@@ -39,9 +40,9 @@ def confusion_counts(
   """Counts pixels by class in the mask and in the prediction, per image.
 
   Args:
-    mask: integers [B, H, W]; values outside 0..num_classes-1 (ignored pixels)
-      count nowhere.
-    prediction: integers [B, H, W].
+    mask: integers [B, H, W], or [B, D, H, W] of volumes; values outside
+      0..num_classes-1 (ignored pixels) count nowhere.
+    prediction: integers of the same shape.
     num_classes: 2 for a sigmoid channel.
 
   Returns:
@@ -49,7 +50,7 @@ def confusion_counts(
     image b with class i in the mask and class j in the prediction.
   """
   classes = jnp.arange(num_classes, dtype=mask.dtype)
-  pixels = mask.shape[1] * mask.shape[2]
+  pixels = math.prod(mask.shape[1:])
   shape = (mask.shape[0], pixels, 1)
   # A product of one-hot matrices, which every backend does fast; float32 sums
   # of ones are exact up to 2**24, larger images go in parts.

@@ -2,7 +2,8 @@
 
 Batches are dicts with `image` uint8 [B, H, W, C], `mask` uint8 [B, H, W] and,
 where the config asks for one, `weight_map` float16 [B, H, W]; normalising,
-augmenting and cropping masks to the logits happen in here.
+augmenting and cropping masks to the logits happen in here. Of volumes, there is
+an axis D before H.
 """
 
 from typing import Any
@@ -258,8 +259,9 @@ def eval_step(
   logits = predict_step(
     variables, batch['image'], model=model, mean=mean, std=std
   )
-  mask, weight_map = targets(batch, logits.shape[1:3])
-  padding = (batch['weight'] == 0)[:, None, None]
+  size = logits.shape[1:-1]
+  mask, weight_map = targets(batch, size)
+  padding = (batch['weight'] == 0)[:, *(None for _ in size)]
   mask = jnp.where(padding, config_lib.IGNORE_LABEL, mask)
   prediction = metrics.predict_classes(logits)
   return {

@@ -64,8 +64,6 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     if config.summary.compile
     else None,
   }
-  if config.summary.compile:
-    summary['train_step'] = _train_step(config, model)
   text = format_summary(summary)
   if jax.process_index():
     return

@@ -58,8 +58,9 @@ def test_rim_is_where_classes_meet():
 
 
 def _region(kind, radius=40.0, angle=0.5):
-  y, x = np.mgrid[-75:76, -75:76].astype(float)
-  return shapes._signed_distance(kind, y, x, radius, angle)
+  offsets = np.mgrid[-75:76, -75:76].astype(float)
+  direction = (np.sin(angle), np.cos(angle))
+  return shapes._signed_distance(kind, offsets, radius, direction)
 
 
 def test_outlines():

@@ -14,6 +14,11 @@ from unet_jax.models import blocks, graph, unet
 
 _VARIANTS = {
   'plain': ({}, (16, 16, 3)),
+  'no_convolution': (
+    {'upsample': 'bilinear_corners', 'upsample_kernel': 0},
+    (16, 16, 3),
+  ),
+  'dropout_alone': ({'depth': 0, 'dropout': 0.5}, (16, 16, 3)),
   'odd': ({'norm': 'group', 'stem': 'space_to_depth'}, (19, 22, 1)),
   'valid': ({'padding': 'valid', 'skip': 'add', 'remat': True}, (44, 48, 1)),
   'volume': (

@@ -12,6 +12,9 @@ contrast, saturation, hue, gamma, blur, noise, cutout. Images stay uint8 through
 flips and turns and are float32, 0 to 255, after anything else. An image for
 which nothing was drawn keeps its values exactly. Masks are looked up, never
 interpolated: they gain no value, except 255 where that is asked for.
+
+Volumes [B, D, H, W, C] take the flips and what changes each voxel's values by
+themselves; config.py refuses the rest for them.
 """
 
 import dataclasses
@@ -75,7 +78,8 @@ class Flip:
   """Mirrors each image and its mask with a probability.
 
   Attributes:
-    axis: 1 turns rows (vertical), 2 columns (horizontal).
+    axis: of the batch; of images, 1 turns rows (vertical), 2 columns
+      (horizontal).
     probability: 0 to 1, drawn for each image.
   """
 
@@ -435,7 +439,7 @@ def brightness(image: Array, amount: Array, key: Array) -> Array:
 def contrast(image: Array, amount: Array, key: Array) -> Array:
   """Multiplies the distance from the image's mean grey by the amount."""
   del key
-  mean = jnp.mean(_grey(image), (1, 2, 3), keepdims=True)
+  mean = jnp.mean(_grey(image), tuple(range(1, image.ndim)), keepdims=True)
   return mean + amount * (image - mean)
 
 
@@ -517,7 +521,7 @@ class Photometric:
 
   Attributes:
     change: called with image float32 [B, H, W, C], amount float32 [B, 1, 1, 1]
-      and a key; returns the new image.
+      (of volumes an axis more) and a key; returns the new image.
     probability: 0 to 1, drawn for each image.
     range: of the amount, drawn for each image.
     log: draws the amount evenly on a log scale.
@@ -534,9 +538,10 @@ class Photometric:
     drawn, amount = _uniform(key, 2, len(image))
     drawn = drawn < self.probability
     amount = _between(amount, self.range, self.log)
-    new = self.change(image, _per_image(amount, 4), key_change)
+    ndim = image.ndim
+    new = self.change(image, _per_image(amount, ndim), key_change)
     new = jnp.clip(new, 0, 255)
-    return {**batch, 'image': jnp.where(_per_image(drawn, 4), new, image)}
+    return {**batch, 'image': jnp.where(_per_image(drawn, ndim), new, image)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -591,8 +596,11 @@ def make_augmentation(config) -> Augmentation:
   """Returns the transforms of a config; those of probability 0 are left out."""
   a = config.augment
   on = lambda *transforms: tuple(t for t in transforms if t.probability)
+  columns = len(config.data.image_size)  # The last axis but channels.
   moves = on(
-    Flip(2, a.flip_horizontal), Flip(1, a.flip_vertical), Turn(a.rotate_90)
+    Flip(columns, a.flip_horizontal),
+    Flip(columns - 1, a.flip_vertical),
+    Turn(a.rotate_90),
   )
   affine = on(
     Affine(

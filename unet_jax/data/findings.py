@@ -60,7 +60,10 @@ def _fit_some(dataset, measurements) -> None:
     m = measurements[i]
     if m.image_size is None or np.prod(m.image_size) <= _LARGE:
       example = dataset[i]
-      m.fit = alignment.measure(example['image'], example['mask'])
+      image, mask = example['image'], example['mask']
+      if mask.ndim == 3:  # The middle slice of a volume.
+        image, mask = image[len(image) // 2], mask[len(mask) // 2]
+      m.fit = alignment.measure(image, mask)
 
 
 def _some(names, limit: int = 3) -> str:

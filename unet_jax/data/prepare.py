@@ -4,7 +4,8 @@ A prepared set holds `image` [H, W, C] and `mask` [H, W], both uint8, and the
 `weight_map` [H, W], float16, where the config asks for one, at random access:
 all of one size, or with data.resize `patch` each of its own. `prepare` makes it
 in memory, on disk (memory-mapped, keyed by everything that it depends on, so
-that it is never stale) or at each access.
+that it is never stale) or at each access. Of volumes, all have an axis D before
+H; they are not resized.
 """
 
 import concurrent.futures
@@ -13,6 +14,7 @@ import functools
 import hashlib
 import json
 import logging
+import math
 import os
 import pathlib
 import shutil
@@ -233,7 +235,8 @@ def resize_pair(
   mask = _resize_labels(mask, target, resize, config_lib.IGNORE_LABEL)
   if resize == 'patch':
     return image, mask
-  old, size = image.shape[:2], _scaled_size(image.shape[:2], target, resize)
+  old = image.shape[:-1]
+  size = _scaled_size(old, target, resize)
   if size != old:
     # One after the other, since INTER_AREA averages only where no side grows.
     small = tuple(min(n, t) for n, t in zip(old, size))
@@ -267,7 +270,7 @@ def check_sizes(example: sources.Example) -> None:
       (example['instances'], f'the instance mask of {example["name"]}')
     )
   for mask, name in named:
-    if image.shape[:2] == mask.shape[:2]:
+    if image.shape[:-1] == mask.shape[: image.ndim - 1]:
       continue
     hint = ''
     if image.shape[:2] == mask.shape[1::-1]:
@@ -300,9 +303,15 @@ def prepare_example(
     UserError: sizes differ, or a mask value is not in the table.
   """
   check_sizes(example)
+  values = example['mask']
+  is_volume = len(data.image_size) == 3
+  if is_volume:  # Three axes are an RGB image to map_mask.
+    values = _flat_planes(values)
   mask = map_mask(
-    example['mask'], data.mask_values, data.num_classes, example['mask_name']
+    values, data.mask_values, data.num_classes, example['mask_name']
   )
+  if is_volume:
+    mask = mask.reshape(example['mask'].shape)
   image, mask = resize_pair(
     example['image'], mask, data.image_size, data.resize
   )
@@ -313,6 +322,11 @@ def prepare_example(
       instances = _resize_labels(instances, data.image_size, data.resize, 0)
     result['weight_map'] = make_weights(mask, instances)
   return result
+
+
+def _flat_planes(array: np.ndarray) -> np.ndarray:
+  """[D, H, ...] to [D * H, ...], for what takes images only."""
+  return array.reshape(math.prod(array.shape[:2]), *array.shape[2:])
 
 
 def histogram(mask: np.ndarray) -> np.ndarray:
@@ -332,7 +346,8 @@ class Stats:
 
   Attributes:
     names: of the examples, for people.
-    sizes: int64 [N, 2]: height and width in pixels.
+    sizes: int64 [N, 2]: height and width in pixels; [N, 3] of volumes, with the
+      depth first.
     class_pixels: int64 [N, C + 1]: pixels of each class, and last those that
       are ignored.
     digests: uint8 [N, 16] of the image's bytes: equal for equal images.
@@ -700,11 +715,14 @@ def _fill(source, config, arrays: dict[str, Any], description: str):
 def _describe(example, name: str, index: int, config) -> dict[str, Any]:
   """An example's entries of Stats and Places."""
   image, mask = example['image'], example['mask']
+  size = mask.shape
+  if len(size) == 3:
+    image, mask = _flat_planes(image), _flat_planes(mask)
   counts = histogram(mask)
   num_names = max(config.data.num_classes, 2)
   result = {
     'names': name,
-    'sizes': mask.shape,
+    'sizes': size,
     'class_pixels': np.append(
       counts[:num_names], counts[config_lib.IGNORE_LABEL]
     ),
@@ -726,7 +744,9 @@ def _collect(found: list[dict[str, Any]], config):
   width = max(config.data.num_classes, 2) + 1
   stats = Stats(
     names=tuple(column('names')),
-    sizes=np.array(column('sizes'), np.int64).reshape(-1, 2),
+    sizes=np.array(column('sizes'), np.int64).reshape(
+      -1, len(config.data.image_size)
+    ),
     class_pixels=np.array(column('class_pixels'), np.int64).reshape(-1, width),
     digests=np.array(column('digests'), np.uint8).reshape(-1, 16),
     stds=np.array(column('stds'), np.float32),

@@ -1,9 +1,12 @@
-"""Drawn images for the embedded default: a pure function of a seed.
+"""Drawn images and volumes: a pure function of a seed.
 
-Disks, rings and bars of random size, angle, colour and texture overlap on a
-textured background under uneven light, with noise. Nothing but the outline
-tells the class.
+Disks, rings and bars (balls, shells and rods in volumes) of random size, angle,
+colour and texture overlap on a textured background under uneven light, with
+noise. Nothing but the outline tells the class.
 """
+
+import functools
+import itertools
 
 import numpy as np
 
@@ -14,6 +17,9 @@ NUM_CLASSES = len(CLASSES)
 # Half the width of the rim that the mask ignores around an outline, in pixels;
 # a pixel there belongs to two classes.
 _RIM = 1.0
+# Least and greatest radius, as shares of the shortest edge, by the number of
+# axes. Volumes have few voxels a side, and shells must be thicker than rims.
+_RADII = {2: (0.17, 0.25), 3: (0.3, 0.4)}
 # Least distance between two colours of a picture, of 441 from black to white.
 _CONTRAST = 80
 
@@ -27,64 +33,79 @@ def _color(rng: np.random.Generator, taken: list[np.ndarray]) -> np.ndarray:
       return color
 
 
-def _texture(rng: np.random.Generator, color: np.ndarray, y, x) -> np.ndarray:
+def _direction(rng: np.random.Generator, dims: int, turn: float):
+  """A random unit vector; in a plane, that of an angle below `turn`."""
+  if dims == 2:
+    angle = rng.uniform(0, turn)
+    return np.sin(angle), np.cos(angle)
+  vector = rng.normal(size=dims)
+  return tuple(vector / np.linalg.norm(vector))
+
+
+def _texture(rng: np.random.Generator, color: np.ndarray, grid) -> np.ndarray:
   """A colour with a random plane wave on it: float [H, W, 3]."""
-  angle, period = rng.uniform(0, np.pi), rng.uniform(3, 12)
-  phase = x * np.cos(angle) + y * np.sin(angle) + rng.uniform(0, period)
+  direction, period = _direction(rng, len(grid), np.pi), rng.uniform(3, 12)
+  phase = sum(x * d for x, d in zip(grid, direction)) + rng.uniform(0, period)
   wave = np.sin(2 * np.pi / period * phase)
   return color + wave[..., None] * rng.uniform(-25, 25, 3)
 
 
-def _signed_distance(kind: int, y, x, radius: float, angle: float):
+def _signed_distance(kind: int, offsets, radius: float, direction):
   """Distance of each pixel to a shape's outline in pixels, negative inside.
 
   Args:
     kind: an index into CLASSES, 1 or more.
-    y: pixels below the centre, [H, W].
-    x: pixels right of the centre, [H, W].
+    offsets: pixels below and right of the centre, two of [H, W]; of volumes
+      three of [D, H, W].
     radius: of the disk and the ring's outer edge; the bar is 2.8 radius long.
-    angle: of the bar, in radians.
+    direction: unit vector along the bar.
   """
+  length = lambda parts: np.abs(functools.reduce(np.hypot, parts))
   if kind == 1:
-    return np.hypot(y, x) - radius
+    return length(offsets) - radius
   if kind == 2:
-    return np.abs(np.hypot(y, x) - 0.75 * radius) - 0.25 * radius
-  along = np.abs(x * np.cos(angle) + y * np.sin(angle)) - 1.4 * radius
-  across = np.abs(y * np.cos(angle) - x * np.sin(angle)) - 0.35 * radius
-  return np.maximum(along, across)
+    return np.abs(length(offsets) - 0.75 * radius) - 0.25 * radius
+  pairs = list(zip(offsets, direction))
+  along = np.abs(sum(x * d for x, d in pairs)) - 1.4 * radius
+  # The cross product with the direction, which in a plane is one number.
+  cross = [x * e - y * d for (x, d), (y, e) in itertools.combinations(pairs, 2)]
+  return np.maximum(along, length(cross) - 0.35 * radius)
 
 
-def draw(seed: tuple[int, ...], size: tuple[int, int]):
+def draw(seed: tuple[int, ...], size: tuple[int, ...]):
   """Draws one example.
 
   Args:
     seed: any integers; equal seeds give equal examples.
-    size: height and width in pixels.
+    size: height and width in pixels; depth, height and width of a volume.
 
   Returns:
-    image: uint8 [H, W, 3].
-    mask: uint8 [H, W], an index into CLASSES, 255 on the rims of outlines.
+    image: uint8 [H, W, 3] or [D, H, W, 3].
+    mask: uint8 [H, W] or [D, H, W], an index into CLASSES, 255 on the rims of
+      outlines.
   """
   rng = np.random.default_rng(seed)
-  y, x = np.mgrid[: size[0], : size[1]].astype(np.float32)
+  dims = len(size)
+  grid = np.indices(size).astype(np.float32)
   colors = []
-  image = _texture(rng, _color(rng, colors), y, x)
+  image = _texture(rng, _color(rng, colors), grid)
   mask = np.zeros(size, np.uint8)
   scale = min(size)
   for _ in range(rng.integers(2, 4)):
     kind = int(rng.integers(1, NUM_CLASSES))
-    center = rng.uniform(0.15, 0.85, 2) * size
-    radius = rng.uniform(0.17, 0.25) * scale
-    distance = _signed_distance(
-      kind, y - center[0], x - center[1], radius, rng.uniform(0, 2 * np.pi)
-    )
+    center = rng.uniform(0.15, 0.85, dims) * size
+    radius = rng.uniform(*_RADII[dims]) * scale
+    offsets = [x - c for x, c in zip(grid, center)]
+    direction = _direction(rng, dims, 2 * np.pi)
+    distance = _signed_distance(kind, offsets, radius, direction)
     alpha = np.clip(0.5 - distance, 0, 1)[..., None]
-    texture = _texture(rng, _color(rng, colors), y, x)
+    texture = _texture(rng, _color(rng, colors), grid)
     image += alpha * (texture - image)
     mask[distance < 0] = kind
     mask[np.abs(distance) < _RIM] = config_lib.IGNORE_LABEL
   # Light that falls off to one side.
-  slope = rng.uniform(-0.35, 0.35, 2)
-  light = 1 + slope[0] * (y / size[0] - 0.5) + slope[1] * (x / size[1] - 0.5)
+  light = 1
+  for slope, x, n in zip(rng.uniform(-0.35, 0.35, dims), grid, size):
+    light = light + slope * (x / n - 0.5)
   image = image * light[..., None] + rng.normal(0, 8, image.shape)
   return np.clip(np.rint(image), 0, 255).astype(np.uint8), mask

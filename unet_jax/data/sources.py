@@ -9,6 +9,8 @@ A source is random access over one split: `len(source)` and `source[i]`, a dict
   instances: where the data has them: integers [H, W], 0 is none, each other
     value is one object
 
+Volumes are [D, H, W, C] and [D, H, W]; only shapes has them.
+
 `source.read(i)` is the same with the bytes of the files in place of the arrays,
 where there are files. `source.fingerprint` is a JSON-able value that changes
 with the examples. Sources are read from many threads at once.

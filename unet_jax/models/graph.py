@@ -437,8 +437,10 @@ class _Reader:
     return 0.0
 
   def _upsample_kind(self, name: str) -> str:
-    conv = self._kind((name, 'conv'))
     kind = self._module(name).kind.replace('_', ' ')
+    if (name, 'conv') not in self._calls:
+      return f'{kind} upsampling'
+    conv = self._kind((name, 'conv'))
     return conv if kind == 'transpose' else f'{kind} upsampling, {conv}'
 
   def _glue_kind(self, edge: _Edge, shape: Shape) -> str:
@@ -485,7 +487,7 @@ class _Reader:
         Head(
           path=edge.source,
           kind=self._kind((edge.source,)),
-          source=before.source,
+          source=self._stage_before(before.source),
           features=features,
           output=output,
           rearranged=f'depth to space {square}' if output != features else '',

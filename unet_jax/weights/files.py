@@ -141,9 +141,9 @@ def _read_torch(path: str) -> WeightFile:
     if not isinstance(value, torch.Tensor):
       others[name] = value
     elif value.dtype == torch.bfloat16:  # Which NumPy does not have.
-      arrays[name] = value.float().numpy()
+      arrays[name] = value.detach().float().numpy()
     else:
-      arrays[name] = value.numpy()
+      arrays[name] = value.detach().numpy()
   return WeightFile(path, arrays, others=others)
 
 

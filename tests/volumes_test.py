@@ -1,0 +1,346 @@
+"""Volumes from the drawing to the figures, against NumPy and themselves."""
+
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from scipy import ndimage
+
+from configs import volumes
+from unet_jax import config as config_lib
+from unet_jax import errors, evaluate, figures, losses, sharding, steps, train
+from unet_jax import optimizer as optimizer_lib
+from unet_jax.data import augment, pipeline, prepare, shapes
+from unet_jax.models import unet
+
+_SIZE = (8, 16, 12)
+_MANY = [shapes.draw((0, 0, i), (24, 32, 32)) for i in range(20)]
+
+
+def _config(**fields):
+  """configs/volumes.py at a tiny size, in memory."""
+  config = volumes.get_config()
+  config.update_from_flattened_dict(
+    {
+      'data.image_size': _SIZE,
+      'data.cache': 'memory',
+      'data.num_train': 16,
+      'data.num_eval': 11,
+      'data.batch_size': 8,
+      'model.depth': 1,
+      'model.base_features': 4,
+      'optimizer.name': 'sgd',
+      'optimizer.learning_rate': 0.1,
+      'optimizer.warmup_steps': 0,
+      'optimizer.schedule': 'constant',
+      'log.num_figures': 2,
+      **fields,
+    }
+  )
+  config_lib.validate(config)
+  return config
+
+
+def _setup(config):
+  mesh = sharding.make_mesh(config)
+  model = unet.create_model(config)
+  optimizer = optimizer_lib.make_optimizer(config)
+  state = tiny.make_state(config, model, optimizer, mesh)
+  step = train.make_train_step(config, model, optimizer, mesh, state)
+  return mesh, model, state, step
+
+
+def test_drawn_volumes_are_a_function_of_the_seed():
+  for i in (7, 3):
+    image, mask = shapes.draw((0, 0, i), (24, 32, 32))
+    np.testing.assert_array_equal(image, _MANY[i][0])
+    np.testing.assert_array_equal(mask, _MANY[i][1])
+  other, _ = shapes.draw((1, 0, 3), (24, 32, 32))
+  assert np.mean(other != _MANY[3][0]) > 0.9
+  image, mask = shapes.draw((0, 0, 0), _SIZE)
+  assert image.shape == (*_SIZE, 3) and image.dtype == np.uint8
+  assert mask.shape == _SIZE and mask.dtype == np.uint8
+
+
+def test_drawn_volumes_have_every_class_and_a_rim_where_they_meet():
+  masks = np.stack([mask for _, mask in _MANY])
+  assert set(np.unique(masks)) == {0, 1, 2, 3, 255}
+  for kind in range(4):
+    assert np.mean(masks == kind) > 0.003, kind
+  for axis in (1, 2, 3):
+    a, b = np.delete(masks, -1, axis), np.delete(masks, 0, axis)
+    assert not np.any((a != b) & (a != 255) & (b != 255))
+
+
+def test_outlines_of_ball_shell_and_rod():
+  offsets = np.mgrid[-40:41, -40:41, -40:41].astype(float)
+  direction = np.array([2, -1, 2]) / 3
+  ball, shell, rod = (
+    shapes._signed_distance(kind, offsets, 20.0, direction) < 0
+    for kind in (1, 2, 3)
+  )
+  volume = 4 / 3 * np.pi * 20**3
+  assert ball.sum() == pytest.approx(volume, rel=0.01)
+  # A ball of half the radius is missing, and closed in.
+  assert shell.sum() == pytest.approx(volume * 7 / 8, rel=0.01)
+  np.testing.assert_array_equal(ndimage.binary_fill_holes(shell), ball)
+  assert rod.sum() == pytest.approx(np.pi * 7**2 * 56, rel=0.02)
+  places = np.argwhere(rod) - 40.0
+  _, vectors = np.linalg.eigh(places.T @ places)
+  assert abs(vectors[:, -1] @ direction) > 0.999
+
+
+def test_dice_loss_of_volumes():
+  rng = np.random.default_rng(0)
+  logits = rng.normal(size=(3, 4, 5, 6, 3)).astype(np.float32)
+  mask = rng.integers(0, 3, (3, 4, 5, 6)).astype(np.uint8)
+  mask[rng.random(mask.shape) < 0.2] = 255
+  mask[2] = 255
+  expected = []
+  for x, m in zip(logits[:2].astype(float), mask[:2]):
+    p = np.exp(x) / np.exp(x).sum(-1, keepdims=True)
+    p, m = p[m != 255], m[m != 255]
+    dice = [
+      (2 * p[m == c, c].sum() + 1) / (p[:, c].sum() + (m == c).sum() + 1)
+      for c in range(3)
+    ]
+    expected.append(1 - np.mean(dice))
+  spec = losses.LossSpec(weights=(('dice', 1.0),))
+  total = losses.totals(jnp.asarray(logits), jnp.asarray(mask), spec)['dice']
+  np.testing.assert_allclose(total, sum(expected), rtol=1e-5)
+  assert losses.counts(jnp.asarray(mask), spec)['dice'] == 2
+
+
+@pytest.mark.parametrize(
+  'field, axis', [('flip_horizontal', 3), ('flip_vertical', 2)]
+)
+def test_flips_move_volume_and_mask_together(field, axis):
+  config = _config(**{'augment.flip_vertical': 0.0})
+  config.augment.update(flip_horizontal=0.0)
+  config.augment[field] = 0.5
+  batch = tiny.make_batch(config)
+  flipped = augment.make_augmentation(config)(jax.random.key(3), batch)
+  chosen = []
+  for i in range(len(batch['mask'])):
+    turned = np.any(flipped['mask'][i] != batch['mask'][i])
+    chosen.append(turned)
+    for name in ('image', 'mask'):
+      expected = batch[name][i]
+      expected = np.flip(expected, axis - 1) if turned else expected
+      np.testing.assert_array_equal(flipped[name][i], expected)
+  assert any(chosen) and not all(chosen)
+
+
+def test_changes_of_values_take_volumes():
+  """As of an image whose rows are those of all planes."""
+  config = _config()
+  config.augment.update(flip_horizontal=0.0, flip_vertical=0.0)
+  names = ('brightness', 'contrast', 'saturation', 'hue', 'gamma', 'noise')
+  for name in names:
+    config.augment[name].probability = 1.0
+  batch = tiny.make_batch(config)
+  d, h, w = _SIZE
+  flat = {k: v.reshape(-1, d * h, w, *v.shape[4:]) for k, v in batch.items()}
+  for transform in augment.make_augmentation(config).transforms:
+    key = jax.random.key(1)
+    actual = transform(key, batch)
+    assert np.any(actual['image'] != batch['image'])
+    if transform.change is augment.noise:  # Drawn in the shape of the batch.
+      spread = np.asarray(actual['image'] - batch['image'], float).std()
+      assert 2 < spread < 15
+      continue
+    expected = transform(key, flat)['image'].reshape(batch['image'].shape)
+    np.testing.assert_allclose(actual['image'], expected, atol=2e-3)
+
+
+def test_loss_falls_and_sharding_changes_nothing():
+  """Deep supervision and Dice as well."""
+  fields = {
+    'model.depth': 2,
+    'model.convs': 1,
+    'model.stem': 'none',
+    'model.deep_supervision': (0.5,),
+    'optimizer.learning_rate': 0.3,
+    'loss.weights.dice': 1.0,
+    'augment.flip_horizontal': 0.0,
+    'augment.flip_vertical': 0.0,
+  }
+  histories = []
+  for parts in ({'mesh.data': 8}, {'mesh.data': 4, 'mesh.fsdp': 2}):
+    config = _config(**fields, **parts)
+    mesh, _, state, step = _setup(config)
+    batch = sharding.to_devices(tiny.make_batch(config), mesh)
+    history = []
+    for _ in range(6):
+      state, values = step(state, batch, jax.random.key(0))
+      history.append(float(values['loss']))
+    histories.append(history)
+  assert histories[0][-1] < 0.9 * histories[0][0]
+  np.testing.assert_allclose(*histories, rtol=1e-4)
+
+
+def test_evaluation_counts_as_numpy_does(tmp_path):
+  config = _config()
+  dataset = prepare.prepare(config, 'test')
+  assert dataset.stats.sizes.tolist() == [list(_SIZE)] * 11
+  mesh, model, state, _ = _setup(config)
+  variables = state.variables('raw')
+  evaluator = evaluate.Evaluator(config, model, dataset, mesh)
+  result, shown = evaluator.run(variables)
+  image, mask = (
+    np.stack([dataset[i][k] for i in range(11)]) for k in ('image', 'mask')
+  )
+  logits = steps.predict_step(
+    variables, image, model=model, mean=config.data.mean, std=config.data.std
+  )
+  predicted = np.argmax(logits, -1)
+  valid = mask != 255
+  ious = []
+  for c, name in enumerate(config.data.class_names):
+    both = (valid & (mask == c) & (predicted == c)).sum()
+    either = (valid & ((mask == c) | (predicted == c))).sum()
+    ious.append(both / either)
+    assert result[f'eval/dataset_iou/{name}'] == pytest.approx(ious[-1])
+  assert result['eval/dataset_miou'] == pytest.approx(np.mean(ious))
+  accuracy = (mask == predicted)[valid].mean()
+  assert result['eval/pixel_accuracy'] == pytest.approx(accuracy)
+  counts = [np.sum(dataset.stats.class_pixels[:, c]) for c in range(5)]
+  assert counts == [(mask == c).sum() for c in (0, 1, 2, 3, 255)]
+  # The middle slice of each is drawn.
+  assert shown[0]['image'].shape == (*_SIZE, 3)
+  path = tmp_path / 'volume.png'
+  figures.draw_predictions(str(path), shown, config.data.class_names)
+  middle = [{k: v[_SIZE[0] // 2] for k, v in e.items()} for e in shown]
+  figures.draw_predictions(
+    str(tmp_path / 'slice.png'), middle, config.data.class_names
+  )
+  assert path.read_bytes() == (tmp_path / 'slice.png').read_bytes()
+
+
+def test_batches_go_on_where_they_were():
+  config = _config()
+  mesh = sharding.make_mesh(config)
+  dataset = prepare.prepare(config, 'train')
+  batches = pipeline.train_batches(dataset, config, mesh)
+  next(batches)
+  position = batches.get_state()
+  expected = next(batches)
+  again = pipeline.train_batches(dataset, config, mesh)
+  again.set_state(position)
+  np.testing.assert_array_equal(next(again)['image'], expected['image'])
+  assert expected['image'].shape == (8, *_SIZE, 3)
+  batches.close()
+  again.close()
+
+
+def test_run_of_main_is_continued(tmp_path):
+  root = pathlib.Path(__file__).resolve().parents[1]
+  command = [
+    sys.executable,
+    'main.py',
+    '--config=configs/volumes.py',
+    f'--config.data.cache_dir={tmp_path}/cache',
+    '--config.data.image_size=8,16,12',
+    '--config.data.num_train=24',
+    '--config.data.num_eval=5',
+    '--config.model.depth=1',
+    '--config.model.base_features=4',
+    '--config.train.num_steps=8',
+    '--config.checkpoint.every=4',
+    '--config.optimizer.schedule=constant',
+    '--config.log.every=1',
+    '--config.log.tensorboard=False',
+  ]
+
+  def run(workdir):
+    subprocess.run(
+      [*command, f'--workdir={workdir}'],
+      cwd=root,
+      check=True,
+      capture_output=True,
+      timeout=120,
+    )
+    lines = (workdir / 'metrics.jsonl').read_text().splitlines()
+    return {
+      line['step']: (line['train/loss'], line.get('eval/loss'))
+      for line in map(json.loads, lines)
+      if 'train/loss' in line
+    }
+
+  whole = run(tmp_path / 'whole')
+  shutil.copytree(tmp_path / 'whole', tmp_path / 'parts')
+  # As if it had been killed after step 4.
+  shutil.rmtree(tmp_path / 'parts/checkpoints/00000008')
+  (tmp_path / 'parts/eval.json').unlink()
+  assert run(tmp_path / 'parts') == whole and len(whole) == 8
+  assert (tmp_path / 'parts/figures/predictions.png').is_file()
+  result = json.loads((tmp_path / 'parts/eval.json').read_text())
+  assert result['step'] == 8 and result['num_examples'] == 5
+
+
+@pytest.mark.parametrize(
+  'field, value, allowed',
+  [
+    ('data.source', 'tfds', 'shapes'),
+    ('data.source', 'folder', 'shapes'),
+    ('data.resize', 'patch', 'stretch'),
+    ('data.resize', 'pad', 'stretch'),
+    ('augment.rotate_90', 0.5, '0.0'),
+    ('augment.affine.probability', 0.5, '0.0'),
+    ('augment.elastic.probability', 0.5, '0.0'),
+    ('augment.crop.probability', 0.5, '0.0'),
+    ('augment.blur.probability', 0.5, '0.0'),
+    ('augment.cutout.probability', 0.5, '0.0'),
+    ('loss.weight_map', 'border', 'none'),
+    ('loss.balance', 'image', 'none'),
+  ],
+)
+def test_what_is_for_images_is_refused(field, value, allowed):
+  with pytest.raises(errors.UserError) as e:
+    _config(**{field: value})
+  assert str(e.value) == (
+    f'--config.{field}={value} is for images: volumes (model.spatial_dims=3) '
+    f'take {allowed} only'
+  )
+
+
+@pytest.mark.parametrize(
+  'fields, message',
+  [
+    (
+      {'data.image_size': (16, 16)},
+      '--config.data.image_size=(16, 16): takes 3 values (depth, height, width '
+      'of a volume), not 2',
+    ),
+    (
+      {'model.spatial_dims': 2},
+      '--config.data.image_size=(8, 16, 12): takes 2 values (height, width), '
+      'not 3',
+    ),
+    (
+      {'data.image_size': (8, 0, 16)},
+      '--config.data.image_size=(8, 0, 16): takes three numbers of pixels, at '
+      'least 1 each',
+    ),
+  ],
+)
+def test_sizes_that_are_no_volumes_are_refused(fields, message):
+  with pytest.raises(errors.UserError) as e:
+    _config(**fields)
+  assert str(e.value) == message
+
+
+def test_inspection_of_volumes_is_refused():
+  with pytest.raises(errors.UserError) as e:
+    config_lib.validate(volumes.get_config(), 'inspect')
+  assert str(e.value) == (
+    '--mode=inspect looks at images, not at volumes (model.spatial_dims=3); a '
+    'training run checks what it can (data.check)'
+  )
