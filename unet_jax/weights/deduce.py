@@ -184,6 +184,37 @@ def _chains(arrays: dict[str, np.ndarray]) -> bool:
 
 _ACTIVATIONS = ('relu', 'leaky_relu', 'elu', 'gelu', 'silu', 'swish')
 _OUTPUTS = ('linear', 'sigmoid', 'softmax')
+_ACTIVATION_LAYERS = {'ReLU': 'relu', 'LeakyReLU': 'leaky_relu', 'ELU': 'elu'}
+# Keras' names of what is another function here.
+_OTHER_FUNCTIONS = {
+  'leaky_relu': 'whose slope is 0.2 in Keras and 0.01 here',
+  'gelu': 'which is exact in Keras and approximated by tanh here',
+}
+_CONV = {'dilation_rate': (1, 1), 'groups': 1}
+# Layers that our network has, and what their fields must be.
+_KNOWN_LAYERS: dict[str, dict[str, Any]] = {
+  'InputLayer': {},
+  'Conv2D': {**_CONV, 'strides': (1, 1)},
+  'Conv2DTranspose': {
+    'dilation_rate': (1, 1),
+    'strides': (2, 2),
+    'kernel_size': (2, 2),
+  },
+  'MaxPooling2D': {'pool_size': (2, 2), 'strides': (2, 2)},
+  'AveragePooling2D': {},
+  'UpSampling2D': {'size': (2, 2)},
+  'Concatenate': {},
+  'Add': {},
+  'BatchNormalization': {},
+  'GroupNormalization': {},
+  'Activation': {},
+  'ReLU': {'max_value': None, 'negative_slope': 0.0, 'threshold': 0.0},
+  'LeakyReLU': {'negative_slope': 0.01, 'alpha': 0.01},
+  'ELU': {'alpha': 1.0},
+  # Nothing in an evaluation; of our own, model.dropout says.
+  'Dropout': {},
+  'SpatialDropout2D': {},
+}
 
 
 def fields_of_graph(graph: dict[str, Any]) -> Fields:
@@ -198,9 +229,13 @@ def fields_of_graph(graph: dict[str, Any]) -> Fields:
     x['config'] for x in layers.values() if x['class_name'] in kinds
   ]
   fields: Fields = {}
-  acts = {_activation(c) for c in of('Conv2D', 'Activation')}
-  acts |= {'relu' for _ in of('ReLU')} | {'leaky_relu' for _ in of('LeakyReLU')}
-  acts -= set(_OUTPUTS)
+  for layer in layers.values():
+    _check_layer(layer)
+  listed = [_activation(c) for c in of('Conv2D', 'Activation')]
+  for kind, name in _ACTIVATION_LAYERS.items():
+    listed += [name for _ in of(kind)]
+  listed = [name for name in listed if name not in _OUTPUTS]
+  acts = set(listed)
   if len(acts) > 1 or not acts <= set(_ACTIVATIONS):
     raise _differs(
       f'its activations are {", ".join(sorted(acts))}; ours has one of '
@@ -214,6 +249,10 @@ def fields_of_graph(graph: dict[str, Any]) -> Fields:
   if of('AveragePooling2D'):
     raise _differs('it pools averages, not maxima')
   convs, joins = of('Conv2D'), of('Add')
+  _check_activations(layers, len(listed))
+  paddings = {c['padding'] for c in convs if tuple(c['kernel_size']) != (1, 1)}
+  if len(paddings) > 1:
+    raise _differs('some of its convolutions are padded, some are not')
   if convs:
     fields['model.padding'] = convs[0]['padding']
   if joins:
@@ -229,6 +268,51 @@ def fields_of_graph(graph: dict[str, Any]) -> Fields:
     if shape and None not in shape[1:3]:
       fields['data.image_size'] = tuple(shape[1:3])
   return fields
+
+
+def _check_layer(layer: dict[str, Any]) -> None:
+  """Raises for a layer that ours does not have, or has otherwise."""
+  config, kind = layer['config'], layer['class_name']
+  if kind not in _KNOWN_LAYERS:
+    raise _differs(
+      f'the layer {config["name"]} is a {kind}; known are '
+      + ', '.join(_KNOWN_LAYERS)
+    )
+  for field, allowed in _KNOWN_LAYERS[kind].items():
+    value = config.get(field, allowed)
+    value = tuple(value) if isinstance(value, list) else value
+    if isinstance(allowed, float) and value is not None:
+      same = abs(value - allowed) < 1e-6
+    else:
+      same = value == allowed
+    if not same:
+      raise _differs(
+        f'the layer {config["name"]} has {field}={value}; ours is {allowed}'
+      )
+  if _activation(config) in _OTHER_FUNCTIONS:
+    raise _differs(
+      f'the layer {config["name"]} has the activation {_activation(config)}, '
+      f'{_OTHER_FUNCTIONS[_activation(config)]}'
+    )
+
+
+def _check_activations(layers: dict[str, Any], count: int) -> None:
+  """Raises unless each convolution of a stage has an activation behind it."""
+  convs = [
+    name
+    for name, layer in layers.items()
+    if layer['class_name'] == 'Conv2D'
+    and tuple(layer['config']['kernel_size']) != (1, 1)
+    and not any(
+      layers[source]['class_name'].startswith('UpSampling')
+      for source in _sources(layer['inbound_nodes'])
+    )
+  ]
+  if count != len(convs):
+    raise _differs(
+      f'it has {count} activations behind {len(convs)} convolutions of its '
+      'stages; ours has one behind each'
+    )
 
 
 def _check_pair(layer: dict[str, Any], source: dict[str, Any]) -> None:

@@ -1,0 +1,80 @@
+"""Tests of unet_jax/weights/deduce.py: what must not pass for our network."""
+
+import pytest
+
+from unet_jax import errors
+from unet_jax.weights import deduce
+
+
+def _graph(*extra, **conv):
+  """Keras' description of a convolution with ReLU, and further layers."""
+  config = {
+    'name': 'conv',
+    'kernel_size': [3, 3],
+    'strides': [1, 1],
+    'dilation_rate': [1, 1],
+    'groups': 1,
+    'padding': 'same',
+    'activation': 'relu',
+  }
+  layers = [
+    ('InputLayer', {'name': 'image', 'batch_shape': [None, 8, 8, 1]}),
+    ('Conv2D', {**config, **conv}),
+    *extra,
+  ]
+  return {
+    'config': {
+      'layers': [
+        {
+          'class_name': kind,
+          'config': config,
+          'inbound_nodes': [[[layers[i - 1][1]['name'], 0, 0, {}]]]
+          if i
+          else [],
+        }
+        for i, (kind, config) in enumerate(layers)
+      ]
+    }
+  }
+
+
+def test_a_plain_convolution_passes():
+  fields = deduce.fields_of_graph(_graph())
+  assert fields['model.activation'] == 'relu'
+  assert fields['model.padding'] == 'same'
+  assert fields['data.image_size'] == (8, 8)
+
+
+@pytest.mark.parametrize(
+  'graph, message',
+  [
+    (_graph(dilation_rate=[2, 2]), 'conv has dilation_rate=(2, 2); ours is'),
+    (_graph(strides=[2, 2]), 'conv has strides=(2, 2)'),
+    (_graph(groups=2), 'conv has groups=2'),
+    (_graph(activation='linear'), '0 activations behind 1 convolutions'),
+    (_graph(activation='leaky_relu'), 'whose slope is 0.2 in Keras'),
+    (_graph(activation='gelu'), 'exact in Keras'),
+    (
+      _graph(('Rescaling', {'name': 'scale', 'scale': 0.1})),
+      'the layer scale is a Rescaling',
+    ),
+    (
+      _graph(('LeakyReLU', {'name': 'act', 'negative_slope': 0.3})),
+      'act has negative_slope=0.3; ours is 0.01',
+    ),
+    (
+      _graph(('ReLU', {'name': 'act', 'max_value': 6.0})),
+      'act has max_value=6.0',
+    ),
+    (
+      _graph(
+        ('MaxPooling2D', {'name': 'pool', 'pool_size': 3, 'strides': [2, 2]})
+      ),
+      'pool has pool_size=3',
+    ),
+  ],
+)
+def test_another_function_is_refused(graph, message):
+  with pytest.raises(errors.UserError) as e:
+    deduce.fields_of_graph(graph)
+  assert message in str(e.value)
