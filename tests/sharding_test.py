@@ -200,6 +200,11 @@ def test_mesh_of_a_config(mesh, expected):
       'and fsdp, times optimizer.accumulate_steps); the nearest that are: 12',
     ),
     (
+      {'data': {'image_size': (10, 16)}, 'mesh': {'spatial': 2}},
+      '--config.mesh.spatial=2: at model.depth=1 each device needs a multiple '
+      'of 2 rows, data.image_size a height of 8 or 12',
+    ),
+    (
       {'data': {'image_size': (18, 16)}, 'mesh': {'spatial': 4}},
       '--config.mesh.spatial=4 does not divide the 18 rows of data.image_size',
     ),
