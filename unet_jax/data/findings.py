@@ -56,7 +56,8 @@ class Finding:
 def _fit_some(dataset, measurements) -> None:
   """Measures the fit of some pairs of a prepared set."""
   # Evenly spread, since neighbours may be alike.
-  for i in np.linspace(0, len(dataset) - 1, _FITTED, dtype=int).tolist():
+  spread = np.linspace(0, len(dataset) - 1, _FITTED, dtype=int)
+  for i in np.unique(spread).tolist():
     m = measurements[i]
     if m.image_size is None or np.prod(m.image_size) <= _LARGE:
       example = dataset[i]
@@ -173,8 +174,6 @@ def _tell_values(bad, total: int, config) -> str:
       pixels[value] += count
       masks[value] += 1
       first.setdefault(value, m.mask_name)
-  # First what is in all masks, most likely a table that is missing; then what
-  # is odd.
   listed = [
     f'{value}: {n} pixels of {masks[value]} mask(s), first {first[value]}'
     for value, n in pixels.most_common(_TOLD)
@@ -248,11 +247,10 @@ def _files(split: str, measurements) -> list[Finding]:
       counts = ', '.join(f'{len(names)} {kind}' for kind, names in ranked)
       odd = tuple(name for _, names in ranked[1:] for name in names)
       text = f'the {what}s are stored in {len(kinds)} ways: {counts}'
-      if len(kinds) > 1 and any('more than 8' in k or '16' in k for k in kinds):
+      level = 'note'
+      if len({scan.FileInfo(kind).is_deep for kind in kinds}) > 1:
         text += '; the same value may mean another brightness in each'
-      # Depth that varies may change the scale of the values.
-      depths = {scan.FileInfo(kind).is_deep for kind in kinds}
-      level = 'warning' if len(depths) > 1 else 'note'
+        level = 'warning'
       found.append(Finding(level, f'kinds of {what}s', split, text, odd))
   return found
 
@@ -308,7 +306,7 @@ def _contents(split: str, measurements, config) -> list[Finding]:
 
 
 def _sizes(split: str, measurements, config) -> list[Finding]:
-  """Images that data.image_size distorts, enlarges or shrinks a lot."""
+  """Images that data.image_size distorts or shrinks a lot."""
   sizes = np.array([m.image_size for m in measurements if m.image_size])
   if not len(sizes) or config.data.resize == 'patch':
     return []
@@ -523,11 +521,8 @@ def _neighbours(splits, config) -> list[Finding]:
   )
   if len(everything) < 8:
     return []
-  thumbs = np.stack([m.thumbnail for m in everything])
-  alike = thumbs @ thumbs.T if len(thumbs) <= 2000 else None
-  if alike is None:
-    thumbs = thumbs[:2000]
-    alike = thumbs @ thumbs.T
+  thumbs = np.stack([m.thumbnail for m in everything[:2000]])
+  alike = thumbs @ thumbs.T
   near = np.mean(np.diagonal(alike, 1))
   usual = np.mean(alike[np.triu_indices(len(thumbs), 2)])
   if near - usual < _ALIKE:
