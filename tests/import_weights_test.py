@@ -2,14 +2,13 @@
 
 import json
 import os
-import pathlib
 import pickle
-import subprocess
 import sys
 
 import jax
 import ml_dtypes
 import numpy as np
+import program
 import pytest
 import safetensors
 import tiny
@@ -25,8 +24,6 @@ from unet_jax import (
 )
 from unet_jax.models import unet
 from unet_jax.weights import files, naming
-
-_ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
 def _arrays(config):
@@ -235,23 +232,6 @@ def test_export_in_names_that_the_network_does_not_have(run, tmp_path):
   )
 
 
-def _main(*flags, code=0):
-  process = subprocess.run(
-    [sys.executable, str(_ROOT / 'main.py'), *map(str, flags)],
-    cwd=_ROOT,
-    env={
-      **os.environ,
-      'JAX_PLATFORMS': 'cpu',
-      'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
-    },
-    capture_output=True,
-    text=True,
-    timeout=240,
-  )
-  assert process.returncode == code, process.stderr
-  return process.stdout, process.stderr
-
-
 def test_training_goes_on_from_what_was_imported(tmp_path):
   model = {'depth': 1, 'base_features': 2, 'max_features': 4}
   config = tiny.make_config(model=model, data={'num_classes': 4})
@@ -262,7 +242,7 @@ def test_training_goes_on_from_what_was_imported(tmp_path):
     f'--config.data.cache_dir={tmp_path}',
     '--config.data.image_size=16,16',
   ]
-  out, err = _main(
+  out, err = program.run(
     *('--mode=import', f'--config.import.path={path}'),
     *(f'--workdir={workdir}', *data),
   )
@@ -275,7 +255,7 @@ def test_training_goes_on_from_what_was_imported(tmp_path):
   saved = json.loads((workdir / 'config.json').read_text())
   assert saved['model']['max_features'] == 4
   # Another config (configs/shapes.py) and optimiser, the same network.
-  _, err = _main(
+  _, err = program.run(
     *(f'--workdir={workdir}', *flags.split(), *data),
     *('--config.data.mean=(0.5,0.5,0.5)', '--config.data.num_train=8'),
     *('--config.data.num_eval=2', '--config.optimizer.name=sgd'),
@@ -283,7 +263,7 @@ def test_training_goes_on_from_what_was_imported(tmp_path):
     *('--config.data.batch_size=4', '--config.log.tensorboard=false'),
   )
   exported = tmp_path / 'exported.safetensors'
-  _main(
+  program.run(
     *('--mode=export', f'--workdir={workdir}', '--config.eval.params=raw'),
     f'--config.export.path={exported}',
   )
@@ -295,5 +275,5 @@ def test_training_goes_on_from_what_was_imported(tmp_path):
 
 
 def test_mistakes_on_the_command_line(tmp_path):
-  out, err = _main('--mode=import', '--config.import.path=x', code=2)
+  out, err = program.run('--mode=import', '--config.import.path=x', code=2)
   assert err == 'error: --mode=import needs --workdir=DIR, a new run\n'

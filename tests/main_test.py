@@ -1,17 +1,14 @@
 """main.py itself: what a run leaves, evaluation, every config, mistakes."""
 
 import json
-import os
 import pathlib
 import shutil
-import subprocess
-import sys
 
 import numpy as np
+import program
 import pytest
 from PIL import Image
 
-_ROOT = pathlib.Path(__file__).resolve().parents[1]
 _NAMES = ('background', 'disk', 'ring', 'bar')
 _TINY = (
   '--config.data.image_size=16,16',
@@ -31,29 +28,9 @@ _SHAPES = (
 )
 
 
-def _run(*flags, code=0, cwd=None, **env):
-  """Runs main.py; returns stdout and stderr."""
-  process = subprocess.run(
-    [sys.executable, str(_ROOT / 'main.py'), *map(str, flags)],
-    cwd=cwd or _ROOT,
-    # Compiling takes longer than what is compiled.
-    env={
-      **os.environ,
-      'JAX_PLATFORMS': 'cpu',
-      'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
-      **env,
-    },
-    capture_output=True,
-    text=True,
-    timeout=240,
-  )
-  assert process.returncode == code, process.stderr
-  return process.stdout, process.stderr
-
-
 def _error(*flags, code=1, **env):
   """The one line of a run that is refused, after lines of the log."""
-  out, err = _run(*flags, code=code, **env)
+  out, err = program.run(*flags, code=code, **env)
   assert out == ''
   *log, line = err.splitlines()
   assert all(part[2] == part[5] == ':' for part in log), err
@@ -87,7 +64,7 @@ def cache(tmp_path_factory):
 def trained(tmp_path_factory, cache):
   """A run's workdir and what it printed."""
   workdir = tmp_path_factory.mktemp('trained') / 'deep' / 'run'
-  printed = _run(
+  printed = program.run(
     *_SHAPES, f'--config.data.cache_dir={cache}', f'--workdir={workdir}'
   )
   return workdir, *printed
@@ -192,7 +169,7 @@ def test_evaluation_of_the_last_checkpoint_gives_the_figures_of_the_run(
   before = _json(workdir / 'eval.json')
   (workdir / 'eval.json').unlink()
   (workdir / 'figures' / 'predictions.png').unlink()
-  out, err = _run('--mode=evaluate', f'--workdir={workdir}')
+  out, err = program.run('--mode=evaluate', f'--workdir={workdir}')
   first, table = out.split('\n', 1)
   assert first == 'step 4, ema parameters, 5 images of test'
   _assert_table(table, before)
@@ -203,7 +180,7 @@ def test_evaluation_of_the_last_checkpoint_gives_the_figures_of_the_run(
 
 def test_evaluation_of_raw_parameters_on_the_train_split(workdir):
   ema = _json(workdir / 'eval.json')
-  out, _ = _run(
+  out, _ = program.run(
     '--mode=evaluate',
     f'--workdir={workdir}',
     '--config.eval.split=train',
@@ -222,7 +199,7 @@ def test_evaluation_of_the_best_checkpoint(workdir):
   evaluations = _evaluations(workdir)
   worst = max(evaluations, key=lambda step: evaluations[step]['eval/loss'])
   sign = '' if worst == 2 else '-'
-  _run(
+  program.run(
     '--mode=evaluate',
     f'--workdir={workdir}',
     '--config.checkpoint.which=best',
@@ -235,7 +212,7 @@ def test_evaluation_of_the_best_checkpoint(workdir):
 
 
 def test_evaluation_of_a_step(workdir):
-  _run(
+  program.run(
     '--mode=evaluate',
     f'--workdir={workdir}',
     '--config.checkpoint.step=2',
@@ -262,7 +239,7 @@ def _stamps(folder):
 def test_same_command_again_is_finished(trained, cache):
   workdir, out, _ = trained
   before, lines = _stamps(workdir / 'checkpoints'), _lines(workdir)
-  again, err = _run(
+  again, err = program.run(
     *_SHAPES, f'--config.data.cache_dir={cache}', f'--workdir={workdir}'
   )
   assert again == out
@@ -309,8 +286,8 @@ def test_config_folder(tmp_path, cache):
       mask,
       i,
     )
-  _run(
-    f'--config={_ROOT}/configs/folder.py',
+  program.run(
+    f'--config={program.ROOT}/configs/folder.py',
     *_TINY,
     f'--config.data.dir={tmp_path}/data',
     '--config.data.mask_values=((0,0),(255,1))',
@@ -340,8 +317,8 @@ def test_config_oxford_pets_small(tmp_path, cache):
       np.random.default_rng(i).integers(1, 4, (20, 18)).astype(np.uint8),
       i,
     )
-  out, _ = _run(
-    f'--config={_ROOT}/configs/oxford_pets.py:small',
+  out, _ = program.run(
+    f'--config={program.ROOT}/configs/oxford_pets.py:small',
     *_TINY,
     f'--config.data.dir={folder}',
     *_FAST,
@@ -376,13 +353,13 @@ def test_config_oxford_pets_small(tmp_path, cache):
       '--config.model.depth=deep: takes a whole number, such as 3',
     ),
     (
-      [f'--config={_ROOT}/configs/shape.py'],
-      f'--config={_ROOT}/configs/shape.py: no such file (did you mean shapes?)'
-      '; configs/ has default, folder, isbi_2012, keras_lesson, oxford_pets, '
-      'shapes, volumes',
+      [f'--config={program.ROOT}/configs/shape.py'],
+      f'--config={program.ROOT}/configs/shape.py: no such file '
+      '(did you mean shapes?); configs/ has default, folder, isbi_2012, '
+      'keras_lesson, oxford_pets, shapes, volumes',
     ),
     (
-      [f'--config={_ROOT}/configs/oxford_pets.py:tiny'],
+      [f'--config={program.ROOT}/configs/oxford_pets.py:tiny'],
       'configs/oxford_pets.py:tiny: the size is one of large, small',
     ),
     (
@@ -395,9 +372,9 @@ def test_config_oxford_pets_small(tmp_path, cache):
       "Unknown command line flag 'worksdir'. Did you mean: workdir ?",
     ),
     (
-      ['--config.seed=1', f'--config={_ROOT}/configs/shapes.py'],
-      f'--config={_ROOT}/configs/shapes.py comes after --config.seed=1; put it '
-      'first',
+      ['--config.seed=1', f'--config={program.ROOT}/configs/shapes.py'],
+      f'--config={program.ROOT}/configs/shapes.py comes after --config.seed=1; '
+      'put it first',
     ),
     (['train'], 'train: flags are written --name=value'),
   ],

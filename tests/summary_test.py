@@ -2,12 +2,9 @@
 
 import json
 import math
-import os
-import pathlib
-import subprocess
-import sys
 
 import jax
+import program
 import pytest
 import tiny
 from PIL import Image
@@ -16,8 +13,6 @@ from configs import isbi_2012, keras_lesson
 from unet_jax import config as config_lib
 from unet_jax import errors, optimizer, sharding, summary, train_state
 from unet_jax.models import graph, unet
-
-_ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
 def _config(**sections):
@@ -42,32 +37,20 @@ def test_main(tmp_path):
     f'--config.data.cache_dir={tmp_path}',
     f'--workdir={workdir}',
   ]
-  process = subprocess.run(
-    [sys.executable, str(_ROOT / 'main.py'), *flags],
-    cwd=_ROOT,
-    env={
-      **os.environ,
-      'JAX_PLATFORMS': 'cpu',
-      'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
-    },
-    capture_output=True,
-    text=True,
-    timeout=240,
-  )
-  assert process.returncode == 0, process.stderr
+  out, _ = program.run(*flags)
   assert sorted(p.name for p in workdir.iterdir()) == [
     'network.png',
     'network.svg',
     'summary.json',
     'summary.txt',
   ]
-  assert (workdir / 'summary.txt').read_text() == process.stdout
+  assert (workdir / 'summary.txt').read_text() == out
   figures = json.loads((workdir / 'summary.json').read_text())
   # Two 3x3 convolutions of 2, two of 4, back to 2 and to 1 channel.
   assert figures['parameters'] == sum(
     [20, 38, 76, 148, 2 * 4 * 4 + 2, 74, 38, 3]
   )
-  assert f'parameters                    {431}\n' in process.stdout
+  assert f'parameters                    {431}\n' in out
   step = figures['train_step']
   assert step['backend'] == 'cpu' and step['devices'] == 1
   assert step['temp_bytes'] > 0 and step['flops'] > figures['flops']

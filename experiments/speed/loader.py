@@ -10,7 +10,6 @@ import pathlib
 import tempfile
 from concurrent import futures
 
-import jax
 import numpy as np
 
 from experiments.speed import rounds, step
@@ -74,20 +73,6 @@ def _set_cores(cores) -> None:
       os.sched_setaffinity(int(thread), cores)
 
 
-def _read_round(batches, warmup: int, count: int) -> float:
-  """Seconds per batch, after those that start threads and fill buffers."""
-
-  def take(n):
-    for _ in range(n):
-      jax.block_until_ready(next(batches))
-
-  try:
-    take(warmup)
-    return rounds.seconds(take, count) / count
-  finally:
-    batches.close()
-
-
 class _Peer:
   """DataLoaders over the files, and over arrays prepared from them."""
 
@@ -135,7 +120,7 @@ class _Peer:
     """A round of shuffled batches; `arrays` are files of prepared arrays."""
     dataset = self._torch.Arrays(arrays) if arrays else self._prepared()
     loader = self._make(dataset, workers, shuffle=True, drop_last=True)
-    return lambda: _read_round(self._torch.endless(loader), warmup, count)
+    return lambda: rounds.per_batch(self._torch.endless(loader), warmup, count)
 
 
 def _measure_decode(config, source, peer, repeats: int, workers: int):
@@ -194,7 +179,9 @@ def _measure_read(config, peer, repeats: int, steps: int, workers: int):
 
     def ours(cache):
       batches = pipeline.train_batches(datasets[cache], config, mesh)
-      return _read_round(batches, warmup, steps if cache == 'none' else quick)
+      return rounds.per_batch(
+        batches, warmup, steps if cache == 'none' else quick
+      )
 
     contenders = {
       f'unet_jax, cache {cache}': lambda cache=cache: ours(cache)

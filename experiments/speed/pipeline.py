@@ -3,8 +3,6 @@
 import itertools
 import time
 
-import jax
-
 from experiments.speed import rounds, step
 from unet_jax.data import pipeline, prepare, sources
 
@@ -27,17 +25,8 @@ def _pipeline_round(config, mesh, dataset, steps: int) -> float:
   """Seconds per batch of the pipeline alone."""
   batches = pipeline.train_batches(dataset, config, mesh)
   # The first batches start the threads; what is read ahead is used up.
-  warmup, count = 2 * prepare.num_workers(config) + 4, 10 * steps
-
-  def take(n):
-    for _ in range(n):
-      jax.block_until_ready(next(batches))
-
-  try:
-    take(warmup)
-    return rounds.seconds(take, count) / count
-  finally:
-    batches.close()
+  warmup = 2 * prepare.num_workers(config) + 4
+  return rounds.per_batch(batches, warmup, 10 * steps)
 
 
 def measure(config, repeats: int, steps: int) -> dict:

@@ -4,6 +4,8 @@ import statistics
 import time
 from collections.abc import Callable
 
+import jax
+
 
 def in_turn(contenders: dict[str, Callable[[], float]], repeats: int):
   """Returns {name: [what the contender returned in each round]}."""
@@ -47,3 +49,23 @@ def seconds(call, *args) -> float:
   start = time.perf_counter()
   call(*args)
   return time.perf_counter() - start
+
+
+def per_batch(batches, warmup: int, count: int) -> float:
+  """Seconds per batch of an iterator, which is closed at the end.
+
+  Args:
+    batches: an iterator with `close()`.
+    warmup: batches before the clock: they start threads and fill buffers.
+    count: batches that are timed.
+  """
+
+  def take(n):
+    for _ in range(n):
+      jax.block_until_ready(next(batches))
+
+  try:
+    take(warmup)
+    return seconds(take, count) / count
+  finally:
+    batches.close()
