@@ -295,11 +295,37 @@ def get_config() -> config_dict.ConfigDict:
   evaluation.every = 200
   # --mode=evaluate: the split, named as in data.eval_split; '' is that one.
   evaluation.split = ''
+  # --mode=evaluate: at which resolution masks are compared. `network`: as they
+  # are prepared, which is what evaluations during the training do; `original`:
+  # as they are stored, with the logits brought back to the size of each image.
+  evaluation.resolution = 'network'
   # `ema` (where the run has one) or `raw` parameters.
   evaluation.params = 'ema'
+  # --mode=evaluate: how many of the worst, median and best images are shown.
+  evaluation.num_examples = 6
   # Classes that together are the foreground of a further, binary score, by
   # name: ('pet', 'border'); () leaves it out.
   evaluation.foreground = ()
+
+  config.inference = inference = config_dict.ConfigDict()
+  # --mode=evaluate and predict, and unet_jax.load. Averages of probabilities
+  # over views of each image: mirrored (`horizontal`, `vertical`), turned by 0,
+  # 90, 180 and 270 degrees (square windows only), and scaled.
+  inference.flips = ()
+  inference.rotate_90 = False
+  inference.scales = (1.0,)
+  # And over networks: workdirs whose parameters are averaged with, chosen as
+  # those of --workdir are (checkpoint.which, eval.params).
+  inference.ensemble = ()
+  # Where a window slides over the image (data.resize `patch` and `crop`): its
+  # height and width, () for data.image_size; the share of it that the next one
+  # covers too; and how they are blended: `gaussian` (nnU-Net) or `constant`.
+  # Windows of `valid` networks lie side by side instead.
+  inference.window = ()
+  inference.overlap = 0.5
+  inference.blend = 'gaussian'
+  # Windows in a step, over all devices; 0: data.batch_size.
+  inference.batch_size = 0
 
   config.inspect = inspect = config_dict.ConfigDict()
   # --mode=inspect: the splits to go through, () for data.train_split and
@@ -316,7 +342,8 @@ def get_config() -> config_dict.ConfigDict:
   checkpoint.keep_best = 1
   # A figure of an evaluation, larger is better (`-eval/loss` turns it round).
   checkpoint.best_metric = 'eval/dataset_miou'
-  # --mode=evaluate: `latest` or `best`, or the step where it is not -1.
+  # --mode=evaluate and predict: `latest` or `best`, or the step where it is not
+  # -1; `all` averages the predictions of all that are kept.
   checkpoint.which = 'latest'
   checkpoint.step = -1
 

@@ -10,7 +10,8 @@ import pytest
 import tiny
 from jax.sharding import PartitionSpec as P
 
-from unet_jax import errors, evaluate, sharding, train
+from unet_jax import errors, sharding, train
+from unet_jax import evaluator as evaluator_lib
 from unet_jax import optimizer as optimizer_lib
 from unet_jax.models import unet
 
@@ -59,7 +60,7 @@ def _train(config, mesh):
     history.append(jax.tree.map(float, figures))
   examples = tiny.make_examples(config, _NUM_EVAL, seed=99)
   dataset = [_weigh(example) for example in examples]
-  evaluator = evaluate.Evaluator(config, model, dataset, mesh)
+  evaluator = evaluator_lib.Evaluator(config, model, dataset, mesh)
   result, examples = evaluator.run(state.variables('ema'))
   assert evaluator.num_examples == _NUM_EVAL
   return history, state, result, examples

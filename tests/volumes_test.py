@@ -15,7 +15,8 @@ from scipy import ndimage
 
 from configs import volumes
 from unet_jax import config as config_lib
-from unet_jax import errors, evaluate, figures, losses, sharding, steps, train
+from unet_jax import errors, figures, losses, sharding, steps, train
+from unet_jax import evaluator as evaluator_lib
 from unet_jax import optimizer as optimizer_lib
 from unet_jax.data import augment, pipeline, prepare, shapes
 from unet_jax.models import unet
@@ -192,7 +193,7 @@ def test_evaluation_counts_as_numpy_does(tmp_path):
   assert dataset.stats.sizes.tolist() == [list(_SIZE)] * 11
   mesh, model, state, _ = _setup(config)
   variables = state.variables('raw')
-  evaluator = evaluate.Evaluator(config, model, dataset, mesh)
+  evaluator = evaluator_lib.Evaluator(config, model, dataset, mesh)
   result, shown = evaluator.run(variables)
   image, mask = (
     np.stack([dataset[i][k] for i in range(11)]) for k in ('image', 'mask')

@@ -206,11 +206,11 @@ class Checkpoints:
     _log.info('restored step %d from %s', step, self._directory)
     return restored.state, restored.data
 
-  def select(self, which: str, step: int) -> int:
-    """Returns the step to evaluate.
+  def select(self, which: str, step: int) -> list[int]:
+    """Returns the steps to predict with.
 
     Args:
-      which: `latest` or `best`.
+      which: `latest`, `best` or `all`.
       step: taken where it is not -1.
 
     Raises:
@@ -228,9 +228,11 @@ class Checkpoints:
           f'--config.checkpoint.step={step}: {self._workdir} has checkpoints '
           f'of the steps {", ".join(map(str, steps))}'
         )
-      return step
+      return [step]
+    if which == 'all':
+      return steps
     if which == 'latest':
-      return steps[-1]
+      return steps[-1:]
     scores = best_scores(self._workdir, self._config.checkpoint.best_metric)
     known = [s for s in steps if s in scores]
     if not known:
@@ -239,4 +241,4 @@ class Checkpoints:
         f'{self._config.checkpoint.best_metric} in metrics.jsonl; use '
         '--config.checkpoint.which=latest'
       )
-    return max(known, key=scores.get)
+    return [max(known, key=scores.get)]

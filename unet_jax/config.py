@@ -53,9 +53,11 @@ CHOICES = {
   'optimizer.name': ('adamw', 'sgd'),
   'optimizer.schedule': ('cosine', 'linear', 'constant'),
   'eval.params': ('ema', 'raw'),
+  'eval.resolution': ('network', 'original'),
+  'inference.blend': ('gaussian', 'constant'),
   'import_.concat': ('auto', 'skip_first', 'up_first'),
   'export.format': ('unet_jax', 'milesial'),
-  'checkpoint.which': ('latest', 'best'),
+  'checkpoint.which': ('latest', 'best', 'all'),
 }
 
 # Numbers with a lowest allowed value, and with a range [low, high).
@@ -86,6 +88,8 @@ AT_LEAST = {
   'optimizer.accumulate_steps': 1,
   'train.num_steps': 1,
   'eval.every': 0,
+  'eval.num_examples': 0,
+  'inference.batch_size': 0,
   'inspect.num_examples': 0,
   'checkpoint.every': 1,
   'checkpoint.keep_latest': 1,
@@ -100,6 +104,7 @@ RANGES = {
   'data.val_fraction': (0.0, 1.0),
   'model.dropout': (0.0, 1.0),
   'loss.label_smoothing': (0.0, 1.0),
+  'inference.overlap': (0.0, 1.0),
   'optimizer.b1': (0.0, 1.0),
   'optimizer.b2': (0.0, 1.0),
   'optimizer.momentum': (0.0, 1.0),
@@ -149,6 +154,7 @@ _DIMS = {2: 'two', 3: 'three'}
 FREE_TO_CHANGE = (
   'log',
   'eval',
+  'inference',
   'inspect',
   'checkpoint',
   'summary',
@@ -500,6 +506,54 @@ def _check_model(config: ml_collections.ConfigDict) -> None:
     )
 
 
+def _check_inference(config: ml_collections.ConfigDict) -> None:
+  """Checks views and windows of predictions."""
+  data, inference = config.data, config.inference
+  window = inference.window
+  for name in inference.flips:
+    if name not in ('horizontal', 'vertical'):
+      raise errors.UserError(
+        f'--config.inference.flips={inference.flips}: takes horizontal and '
+        'vertical, or () for none'
+      )
+  if window and (
+    len(window) != 2 or any(not isinstance(n, int) or n < 1 for n in window)
+  ):
+    raise errors.UserError(
+      f'--config.inference.window={window}: takes height and width in pixels, '
+      'or () for data.image_size'
+    )
+  if window and data.resize not in ('patch', 'crop'):
+    raise errors.UserError(
+      f'--config.inference.window={window}: with data.resize={data.resize} '
+      'each image is one window; set it to ()'
+    )
+  if window and config.mesh.spatial > 1:
+    raise errors.UserError(
+      f'--config.inference.window={window} with mesh.spatial='
+      f'{config.mesh.spatial}: the rows of data.image_size are split; set it to '
+      '()'
+    )
+  if inference.rotate_90 and len(set((window or data.image_size)[-2:])) > 1:
+    raise errors.UserError(
+      '--config.inference.rotate_90=True needs square windows, not '
+      f'{window or data.image_size}; flips give half turns'
+    )
+  scales = inference.scales
+  if not scales or any(
+    not isinstance(s, int | float) or not 0.1 <= s <= 10 for s in scales
+  ):
+    raise errors.UserError(
+      f'--config.inference.scales={scales}: takes factors from 0.1 to 10, such '
+      'as 1.0,1.25'
+    )
+  if config.model.padding == 'valid' and any(s != 1 for s in scales):
+    raise errors.UserError(
+      f'--config.inference.scales={scales} needs model.padding=same: with '
+      'valid, few sizes fit the network'
+    )
+
+
 def _check_volumes(config: ml_collections.ConfigDict, mode: str) -> None:
   """Refuses what works on images only."""
   if config.model.spatial_dims == 2:
@@ -592,6 +646,7 @@ def validate(config: ml_collections.ConfigDict, mode: str = 'train') -> None:
   _check_weight_map(config)
   _check_windows(config)
   _check_model(config)
+  _check_inference(config)
   _check_combinations(config, mode)
 
 

@@ -1,181 +1,55 @@
-"""Evaluation of a whole split, in a training run and as --mode=evaluate."""
+"""Evaluation of a checkpoint as the field reports it: --mode=evaluate.
 
-import contextlib
-import functools
+Every image of the split is measured once, in threads, while the device predicts
+the next; figures go to eval.json, one row per image to eval.csv, and what a
+person wants to see to eval.html and figures/.
+"""
+
+import collections
+import concurrent.futures
 import logging
 import os
+import shlex
+import sys
 import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import ml_collections
 import numpy as np
-from jax.experimental import multihost_utils
-from jax.sharding import Mesh
 
+from unet_jax import config as config_lib
 from unet_jax import (
-  checkpoint,
   errors,
-  losses,
+  inference,
+  measures,
   metric_writer,
-  metrics,
+  predictor,
   runtime,
   sharding,
-  steps,
-  train_state,
 )
-from unet_jax import config as config_lib
-from unet_jax import optimizer as optimizer_lib
-from unet_jax.data import pipeline, prepare
-from unet_jax.models import unet
+from unet_jax import evaluator as evaluator_lib
+from unet_jax.data import prepare, sources
+from unet_jax.models import blocks, unet
 
 _log = logging.getLogger(__name__)
 
-
-class Evaluator:
-  """Evaluates the variables of one model on one prepared set.
-
-  Args:
-    config: of the run.
-    model: see `unet.create_model`.
-    dataset: see prepare.py.
-    mesh: where it runs.
-  """
-
-  def __init__(
-    self,
-    config: ml_collections.ConfigDict,
-    model: unet.UNet,
-    dataset: Any,
-    mesh: Mesh,
-  ):
-    self._config, self._dataset, self._mesh = config, dataset, mesh
-    self._loss_spec = losses.make_spec(config)
-    everywhere = sharding.replicated(mesh)
-    # What says which image a row of a batch belongs to.
-    is_tiled = config.data.resize == 'patch'
-    self._of_rows = ('weight', 'example') if is_tiled else ('weight',)
-    self._step = jax.jit(
-      functools.partial(
-        steps.eval_step,
-        model=model,
-        loss_spec=self._loss_spec,
-        mean=config.data.mean,
-        std=config.data.std,
-      ),
-      out_shardings={
-        'confusion': everywhere,
-        **dict.fromkeys(self._of_rows, everywhere),
-        'loss_total': everywhere,
-        'loss_count': everywhere,
-        # Stays where it is; only the first batch's is ever fetched.
-        'prediction': None,
-      },
-      compiler_options=runtime.compiler_options(),
-    )
-
-  def run(
-    self,
-    variables: dict[str, Any],
-    stop: Callable[[], bool] = lambda: False,
-  ) -> tuple[dict[str, float], list[dict[str, np.ndarray]]] | None:
-    """Counts every example once, whole or in tiles.
-
-    Args:
-      variables: `params` and `batch_stats`.
-      stop: asked between batches; the evaluation is given up once it is true.
-
-    Returns:
-      The figures `eval/...`, and the first `log.num_figures` examples with
-      `image`, `mask` and `prediction`; None if it was given up.
-    """
-    start = time.perf_counter()
-    confusion, totals, counts, shown = [], {}, {}, []
-    of_rows = {name: [] for name in self._of_rows}
-    pending = None
-    batches = pipeline.eval_batches(self._dataset, self._config, self._mesh)
-
-    def add(result):
-      result = jax.device_get(result)
-      confusion.append(result['confusion'])
-      for name, values in of_rows.items():
-        values.append(result[name])
-      for sums, name in ((totals, 'loss_total'), (counts, 'loss_count')):
-        for term, value in result[name].items():
-          sums[term] = sums.get(term, 0.0) + float(value)
-
-    with contextlib.closing(batches):
-      for batch in batches:
-        if stop():
-          return None
-        result = self._step(variables, batch)
-        if pending is None:
-          shown = self._examples(batch, result['prediction'])
-        else:
-          add(pending)  # Of the batch before: the device is never waited for.
-        # All but the predictions, which stay where they are.
-        pending = {k: v for k, v in result.items() if k != 'prediction'}
-    add(pending)
-    # A mesh may order its devices, and so the rows of a batch, otherwise than
-    # the processes are: the padding is not always at the end.
-    of_rows = {name: np.concatenate(v) for name, v in of_rows.items()}
-    real = of_rows['weight'] > 0
-    per_image = np.concatenate(confusion)[real]
-    if 'example' in of_rows:
-      per_image = _sum_tiles(per_image, of_rows['example'][real])
-    assert len(per_image) == len(self._dataset), 'an example was lost'
-    figures = metrics.scores(
-      per_image,
-      config_lib.class_names(self._config),
-      self._config.eval.foreground,
-    )
-    figures['loss'] = float(
-      losses.weighted_sum(totals, counts, self._loss_spec)
-    )
-    figures['seconds'] = time.perf_counter() - start
-    return {f'eval/{k}': v for k, v in figures.items()}, shown
-
-  @property
-  def split(self) -> str:
-    return self._dataset.split
-
-  @property
-  def num_examples(self) -> int:
-    return len(self._dataset)
-
-  def _examples(
-    self, batch: dict[str, jax.Array], prediction: jax.Array
-  ) -> list[dict[str, np.ndarray]]:
-    """Some examples of a batch with their predictions, for a figure."""
-    count = self._config.log.num_figures
-    if not count:
-      return []
-    whole = multihost_utils.process_allgather(
-      {**batch, 'prediction': prediction}, tiled=True
-    )
-    real = np.flatnonzero(whole.pop('weight'))[:count]
-    return [{k: np.asarray(v[i]) for k, v in whole.items()} for i in real]
+# Examples whose logits are waiting to be measured, for each thread.
+_WAITING = 4
 
 
-def _sum_tiles(confusion: np.ndarray, examples: np.ndarray) -> np.ndarray:
-  """Adds the counts of each image's tiles.
+def format_table(
+  figures: dict[str, float],
+  names: tuple[str, ...],
+  intervals: dict[str, tuple[float, float]] | None = None,
+) -> str:
+  """Returns the scores of each class, and their means, as aligned text.
 
   Args:
-    confusion: int32 [T, C, C].
-    examples: int32 [T]: the indices of the images.
-
-  Returns:
-    int64 [N, C, C] of the images that have tiles, in order.
+    figures: `eval/...`, see `metrics.scores`.
+    names: of the classes.
+    intervals: of confidence, without `eval/`, where they are known.
   """
-  images, rows = np.unique(examples, return_inverse=True)
-  result = np.zeros((len(images), *confusion.shape[1:]), np.int64)
-  np.add.at(result, rows, confusion)
-  return result
-
-
-def format_table(figures: dict[str, float], names: tuple[str, ...]) -> str:
-  """Returns the scores of each class, and their means, as aligned text."""
   reductions = ('dataset_iou', 'image_iou', 'dataset_dice', 'image_dice')
   names = [
     *names,
@@ -197,10 +71,15 @@ def format_table(figures: dict[str, float], names: tuple[str, ...]) -> str:
     row(name, [f'eval/{r}/{name}' for r in reductions])
   means = [r.replace('_', '_m') for r in reductions]
   row('mean', [f'eval/{m}' for m in means])
-  lines.append(
-    f'pixel accuracy {figures["eval/pixel_accuracy"]:.4f}, '
-    f'loss {figures["eval/loss"]:.4f}'
-  )
+  last = f'pixel accuracy {figures["eval/pixel_accuracy"]:.4f}'
+  if 'eval/loss' in figures:
+    last += f', loss {figures["eval/loss"]:.4f}'
+  lines.append(last)
+  if intervals:
+    low, high = intervals['dataset_miou']
+    lines.append(
+      f'dataset mIoU {low:.4f} to {high:.4f} in 95 % of resamples of the images'
+    )
   return '\n'.join(lines)
 
 
@@ -217,65 +96,309 @@ def write_results(
   metric_writer.write_json(
     os.path.join(workdir, 'eval.json'), {**about, **figures}
   )
-  if examples:
-    from unet_jax import figures as figures_lib  # matplotlib is slow to import.
+  draw_examples(workdir, config, examples)
 
-    figures_lib.draw_predictions(
-      os.path.join(workdir, 'figures', 'predictions.png'),
-      examples,
-      config_lib.class_names(config),
-    )
+
+def draw_examples(workdir: str, config, examples) -> None:
+  """Draws figures/predictions.png, if there are any."""
+  if not examples:
+    return
+  from unet_jax import figures as figures_lib  # matplotlib is slow to import.
+
+  figures_lib.draw_predictions(
+    os.path.join(workdir, 'figures', 'predictions.png'),
+    examples,
+    config_lib.class_names(config),
+  )
 
 
 def run(config: ml_collections.ConfigDict, workdir: str) -> None:
-  """Evaluates a checkpoint of a workdir; writes eval.json, prints a table.
+  """Evaluates a checkpoint of a workdir; prints a table.
 
   Args:
-    config: its `eval` and `checkpoint` sections say what is evaluated.
-    workdir: absolute path of a training run.
+    config: its `eval`, `inference` and `checkpoint` sections say what is
+      evaluated, and how.
+    workdir: absolute path of a training run, or of a cross-validation; gets
+      eval.json, eval.csv, eval.html and figures/.
 
   Raises:
     UserError: there is no such checkpoint, or it is of another network.
   """
+  start = time.perf_counter()
   runtime.initialize(config)
-  if not os.path.isdir(os.path.join(workdir, 'checkpoints')):
-    raise errors.UserError(
-      f'{workdir} has no checkpoints/; train first, or name the right --workdir'
-    )
   mesh = sharding.make_mesh(config)
-  with contextlib.closing(
-    checkpoint.Checkpoints(workdir, config, read_only=True)
-  ) as checkpoints:
-    _evaluate(config, workdir, mesh, checkpoints)
-
-
-def _evaluate(config, workdir: str, mesh, checkpoints) -> None:
-  step = checkpoints.select(config.checkpoint.which, config.checkpoint.step)
-  saved = checkpoints.saved_config(step)
-  config_lib.check_evaluable(saved, config, workdir)
+  variables, averaging, members = inference.restore(config, workdir, mesh)
   split = config.eval.split or config.data.eval_split
-  dataset = prepare.prepare(config, split)
-  model = unet.create_model(config)
-  # The optimiser's state has the shape that the checkpoint was saved with.
-  abstract = train_state.abstract_train_state(
-    saved, model, optimizer_lib.make_optimizer(saved), mesh
-  )
-  state, _ = checkpoints.restore(step, abstract)
-  which = config.eval.params if state.ema_params is not None else 'raw'
-  figures, examples = Evaluator(config, model, dataset, mesh).run(
-    state.variables(which)
-  )
+  source = sources.make_source(config, split)
+  network = (unet.create_model(config), variables, averaging, mesh)
+  result = _choose(config)(config, source, *network)
+  seconds = time.perf_counter() - start
+  steps = sorted({member['step'] for member in members})
   about = {
-    'step': step,
-    'split': dataset.split,
-    'params': which,
-    'num_examples': len(dataset),
+    # The one that there mostly is stays a number.
+    'step': steps[0] if len(steps) == 1 else steps,
+    'split': source.split,
+    'params': members[0]['params'],
+    'num_examples': result['num_examples'],
+    'resolution': config.eval.resolution,
+    'networks': len(members),
+    'views': len(averaging.views) * len(averaging.scales),
+    'seconds': seconds,
+    'seconds_waiting_for_device': result['seconds_waiting'],
   }
-  write_results(workdir, config, figures, examples, **about)
-  if jax.process_index() == 0:
-    print(
-      f'step {step}, {which} parameters, {len(dataset)} images of '
-      f'{dataset.split}'
+  figures = {f'eval/{k}': v for k, v in result['figures'].items()}
+  if jax.process_index():
+    return
+  _write_pages(workdir, config, about, figures, result)
+  print(
+    f'step {", ".join(map(str, steps))}, {about["params"]} parameters, '
+    f'{about["num_examples"]} images of {source.split}'
+  )
+  names = config_lib.class_names(config)
+  print(format_table(figures, names, result['intervals']))
+  _log.info('wrote %s', os.path.join(workdir, 'eval.json'))
+
+
+def _choose(config):
+  """Which of the evaluations below is asked for, and can be done."""
+  if jax.process_count() > 1:
+    if config.eval.resolution == 'original':
+      raise errors.UserError(
+        '--config.eval.resolution=original runs in one process; start it '
+        'without JAX_NUM_PROCESSES or srun, or evaluate at the resolution of '
+        'the network'
+      )
+    _log.warning('many processes: only what is counted on the devices')
+    return _count
+  if config.model.spatial_dims == 3:
+    return _count
+  if config.eval.resolution == 'original':
+    return _measure_originals
+  if config.data.resize == 'patch':
+    _log.warning(
+      'tiles of images (data.resize=patch) are counted only; boundaries and '
+      'the like need --config.eval.resolution=original'
     )
-    print(format_table(figures, config_lib.class_names(config)))
-    _log.info('wrote %s', os.path.join(workdir, 'eval.json'))
+    return _count
+  return _measure_prepared
+
+
+def _count(config, source, model, variables, averaging, mesh):
+  """What a training run evaluates: counts and losses, on the devices."""
+  dataset = prepare.prepare_source(source, config)
+  evaluator = evaluator_lib.Evaluator(config, model, dataset, mesh, averaging)
+  figures, shown = evaluator.run(variables)
+  return {
+    'figures': {k.removeprefix('eval/'): v for k, v in figures.items()},
+    'intervals': {},
+    'num_examples': len(dataset),
+    'seconds_waiting': evaluator.seconds_waiting,
+    'shown': shown,
+  }
+
+
+class _Measured:
+  """What was measured of each image; filled from many threads."""
+
+  def __init__(self, config):
+    self._spec = measures.make_spec(config)
+    self._of_image = {}
+
+  def add(self, index: int, name: str, logits, mask, instances=None) -> None:
+    """Measures logits, float32 [H, W, K], against a mask, uint8 [H, W]."""
+    measured = measures.measure_image(logits, mask, self._spec, instances)
+    self._of_image[index] = (name, measured)
+
+  def results(self) -> dict[str, Any]:
+    """Returns figures, and what the pages show, of the images in order."""
+    indices = sorted(self._of_image)
+    names, measured = zip(*(self._of_image[i] for i in indices))
+    figures, intervals = measures.summarize(measured, self._spec)
+    return {
+      'figures': figures,
+      'intervals': intervals,
+      'num_examples': len(indices),
+      'indices': indices,
+      'rows': measures.image_rows(measured, names, self._spec),
+      'confusion': measures.confusion(measured),
+      'reliability': measures.reliability(measured),
+    }
+
+
+def _measure_prepared(config, source, model, variables, averaging, mesh):
+  """Compares at the network's resolution, with the masks as prepared."""
+  dataset = prepare.prepare_source(source, config)
+  evaluator = evaluator_lib.Evaluator(
+    config, model, dataset, mesh, averaging, returns_logits=True
+  )
+  size = model.output_size(config.data.image_size)
+  workers = prepare.num_workers(config)
+  measured, queue = _Measured(config), collections.deque()
+  with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+
+    def measure(index, logits):
+      mask = blocks.center_crop(dataset[index]['mask'][None], *size)[0]
+      name = _name(dataset, source, index)
+      queue.append(pool.submit(measured.add, index, name, logits, mask))
+      if len(queue) > _WAITING * workers:
+        queue.popleft().result()
+
+    counted, shown = evaluator.run(variables, take_logits=measure)
+    for future in queue:
+      future.result()
+  result = measured.results()
+  result['figures']['loss'] = counted['eval/loss']
+
+  def predict(indices):
+    examples = [dataset[i] for i in indices]
+    predictions = evaluator.predict(variables, examples)
+    return [
+      {**example, 'prediction': prediction}
+      for example, prediction in zip(examples, predictions)
+    ]
+
+  return {
+    **result,
+    'seconds_waiting': evaluator.seconds_waiting,
+    'shown': shown,
+    'pictures': _pictures(config, result, predict),
+  }
+
+
+def _name(dataset, source, index: int) -> str:
+  """What a person would call an example of a prepared set."""
+  if dataset.stats is not None:
+    return dataset.stats.names[index]
+  return source.read(index)['name']
+
+
+class _MeasuringSink(predictor.ArraySink):
+  """Measures an image once its logits are there."""
+
+  def __init__(self, measured: _Measured, index: int, example, mask):
+    super().__init__(mask.shape)
+    self._measured, self._index = measured, index
+    self._example, self._mask = example, mask
+
+  def close(self) -> None:
+    name, instances = self._example['name'], self._example.get('instances')
+    self._measured.add(self._index, name, self.array, self._mask, instances)
+    self.array = self._example = self._mask = None
+
+
+def _measure_originals(config, source, model, variables, averaging, mesh):
+  """Compares at each image's own size, with the masks as they are stored."""
+  measured = _Measured(config)
+  network = predictor.Predictor(config, model, variables, averaging, mesh)
+
+  def open_image(index):
+    try:
+      example = source[index]
+    except errors.DecodeError as e:
+      if config.data.on_error == 'stop':
+        raise
+      _log.warning('left out: %s', e)
+      return None
+    mask = prepare.original_mask(example, config.data)
+    sink = _MeasuringSink(measured, index, example, mask)
+    return predictor.ArrayRaster(example['image']), sink
+
+  network.run(range(len(source)), open_image)
+  result, waited = measured.results(), network.seconds_waiting
+
+  def predict(indices):
+    examples = [source[i] for i in indices]
+    logits = network.logits([example['image'] for example in examples])
+    return [
+      {
+        'image': example['image'],
+        'mask': prepare.original_mask(example, config.data),
+        'prediction': measures.predict_classes(one),
+      }
+      for example, one in zip(examples, logits)
+    ]
+
+  pictures = _pictures(config, result, predict)
+  return {
+    **result,
+    'seconds_waiting': waited,
+    'shown': pictures['median'],
+    'pictures': pictures,
+  }
+
+
+def _pictures(config, result, predict) -> dict[str, list[dict[str, Any]]]:
+  """Returns the worst, median and best examples by their image mIoU.
+
+  Args:
+    config: `eval.num_examples` says how many of each.
+    result: see `_Measured.results`.
+    predict: returns `image`, `mask` and `prediction` of examples.
+  """
+  scores = np.array([row['miou'] for row in result['rows']])
+  order = [i for i in np.argsort(scores, kind='stable') if scores[i] >= 0]
+  count = min(config.eval.num_examples, len(order))
+  middle = (len(order) - count) // 2
+  chosen = {
+    'worst': order[:count],
+    'median': order[middle : middle + count],
+    'best': order[::-1][:count],
+  }
+  return {
+    kind: [
+      {
+        **example,
+        'name': result['rows'][i]['image'],
+        'score': float(scores[i]),
+      }
+      for i, example in zip(
+        places, predict([result['indices'][i] for i in places])
+      )
+    ]
+    for kind, places in chosen.items()
+  }
+
+
+def _write_pages(workdir: str, config, about, figures, result) -> None:
+  """Writes eval.json, eval.csv, eval.html and figures/."""
+  intervals = {f'eval/{k}': list(v) for k, v in result['intervals'].items()}
+  metric_writer.write_json(
+    os.path.join(workdir, 'eval.json'),
+    {**about, **figures, 'intervals': intervals},
+  )
+  names = config_lib.class_names(config)
+  draw_examples(workdir, config, result['shown'])
+  if 'rows' not in result:
+    return
+  # Matplotlib is slow to import.
+  from unet_jax import eval_report
+  from unet_jax import figures as figures_lib
+
+  report = {
+    'title': f'Evaluation of {workdir}',
+    'about': {**about, 'workdir': workdir, 'command': shlex.join(sys.argv)},
+    'names': names,
+    'figures': result['figures'],
+    'intervals': result['intervals'],
+    'confusion': result['confusion'],
+    'reliability': result['reliability'],
+    'notes': [],
+  }
+  path = lambda *parts: os.path.join(workdir, *parts)
+  eval_report.write_csv(path('eval.csv'), result['rows'])
+  pictures = result['pictures']
+  eval_report.write(path('eval.html'), report, result['rows'], pictures)
+  figures_lib.draw_confusion(
+    path('figures', 'confusion.png'), result['confusion'], names
+  )
+  figures_lib.draw_reliability(
+    path('figures', 'reliability.png'),
+    result['reliability'],
+    result['figures']['ece'],
+  )
+  for kind, examples in pictures.items():
+    if examples:
+      figures_lib.draw_predictions(
+        path('figures', f'{kind}.png'), examples, names
+      )
+  _log.info('wrote %s', path('eval.html'))

@@ -1,6 +1,5 @@
 """Export of a checkpoint's parameters to one file, for other programs."""
 
-import contextlib
 import logging
 import os
 
@@ -9,10 +8,8 @@ import ml_collections
 import numpy as np
 from jax.experimental import multihost_utils
 
-from unet_jax import checkpoint, errors, runtime, sharding, train_state
 from unet_jax import config as config_lib
-from unet_jax import optimizer as optimizer_lib
-from unet_jax.models import unet
+from unet_jax import errors, inference, runtime, sharding
 from unet_jax.weights import files, naming
 
 _log = logging.getLogger(__name__)
@@ -56,14 +53,17 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
       f'--config.export.path={path}: takes a file name that ends in '
       '.safetensors, in a folder that exists'
     )
-  if not os.path.isdir(os.path.join(workdir, 'checkpoints')):
+  variables, _, about = inference.restore(
+    config, workdir, sharding.make_mesh(config)
+  )
+  if len(about) > 1:
     raise errors.UserError(
-      f'{workdir} has no checkpoints/; train first, or name the right --workdir'
+      f'--mode=export writes one network, not {len(about)}; choose one with '
+      '--config.checkpoint.step=N, and leave inference.ensemble out'
     )
-  with contextlib.closing(
-    checkpoint.Checkpoints(workdir, config, read_only=True)
-  ) as checkpoints:
-    step, which, variables = _variables(config, workdir, checkpoints)
+  step, which = about[0]['step'], about[0]['params']
+  variables = multihost_utils.process_allgather(variables, tiled=True)
+  variables = jax.tree.map(np.asarray, variables)
   arrays = naming.flatten(variables)
   exported = named(arrays, config)
   metadata = {
@@ -78,26 +78,6 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     print(
       f'wrote {len(exported)} arrays ({which} parameters, step {step}): {path}'
     )
-
-
-def _variables(config, workdir: str, checkpoints):
-  """Returns the step, `ema` or `raw`, and the variables on the host."""
-  step = checkpoints.select(config.checkpoint.which, config.checkpoint.step)
-  saved = checkpoints.saved_config(step)
-  config_lib.check_evaluable(saved, config, workdir)
-  # The optimiser's state has the shape that the checkpoint was saved with.
-  abstract = train_state.abstract_train_state(
-    saved,
-    unet.create_model(config),
-    optimizer_lib.make_optimizer(saved),
-    sharding.make_mesh(config),
-  )
-  state, _ = checkpoints.restore(step, abstract)
-  which = config.eval.params if state.ema_params is not None else 'raw'
-  variables = multihost_utils.process_allgather(
-    state.variables(which), tiled=True
-  )
-  return step, which, jax.tree.map(np.asarray, variables)
 
 
 def named(arrays: dict[str, np.ndarray], config) -> dict[str, np.ndarray]:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from unet_jax import averaging as averaging_lib
 from unet_jax import config as config_lib
 from unet_jax import losses, metrics
 from unet_jax.data import augment
@@ -226,9 +227,15 @@ def predict_step(
   model: unet.UNet,
   mean: tuple[float, ...],
   std: tuple[float, ...],
+  averaging: averaging_lib.Averaging = averaging_lib.NONE,
 ) -> Array:
-  """Returns float32 logits [B, H', W', classes] of uint8 images."""
-  return model.apply(variables, normalize(image, mean, std), train=False)
+  """Returns float32 logits [B, H', W', classes] of uint8 images.
+
+  With `averaging` they are those of averaged probabilities, see averaging.py.
+  """
+  apply = lambda variables, image: model.apply(variables, image, train=False)
+  image = normalize(image, mean, std)
+  return averaging_lib.averaged_logits(apply, variables, image, averaging)
 
 
 def eval_step(
@@ -239,6 +246,8 @@ def eval_step(
   loss_spec: losses.LossSpec,
   mean: tuple[float, ...],
   std: tuple[float, ...],
+  averaging: averaging_lib.Averaging = averaging_lib.NONE,
+  returns_logits: bool = False,
 ) -> dict[str, Any]:
   """Counts what an evaluation adds up over a split.
 
@@ -250,14 +259,21 @@ def eval_step(
     loss_spec: see losses.py.
     mean: per channel, of values in 0..1; likewise std.
     std: see mean.
+    averaging: of views and of several networks, see averaging.py.
+    returns_logits: whether they are among what is returned.
 
   Returns:
     `confusion` int32 [B, C, C]; `weight` and `example` [B] as given;
     `loss_total` and `loss_count` {term: scalar}; `prediction` uint8
-    [B, H', W'].
+    [B, H', W']; perhaps `logits` float32 [B, H', W', K].
   """
   logits = predict_step(
-    variables, batch['image'], model=model, mean=mean, std=std
+    variables,
+    batch['image'],
+    model=model,
+    mean=mean,
+    std=std,
+    averaging=averaging,
   )
   size = logits.shape[1:-1]
   mask, weight_map = targets(batch, size)
@@ -272,4 +288,5 @@ def eval_step(
     'loss_total': losses.totals(logits, mask, loss_spec, weight_map),
     'loss_count': losses.counts(mask, loss_spec, weight_map),
     'prediction': prediction,
+    **({'logits': logits} if returns_logits else {}),
   }

@@ -28,6 +28,7 @@ from unet_jax import (
   train_state,
 )
 from unet_jax import config as config_lib
+from unet_jax import evaluator as evaluator_lib
 from unet_jax import optimizer as optimizer_lib
 from unet_jax import progress as progress_lib
 from unet_jax.data import augment, findings, pipeline, prepare
@@ -115,7 +116,7 @@ def _train(config, workdir: str, mesh, model, checkpoints) -> None:
     workdir=workdir,
     interrupt=interrupt,
     checkpoints=checkpoints,
-    evaluator=evaluate.Evaluator(config, model, eval_set, mesh),
+    evaluator=evaluator_lib.Evaluator(config, model, eval_set, mesh),
     writer=metric_writer.MetricWriter(workdir, first, config.log.tensorboard),
     progress=progress_lib.Progress(
       first, config.train.num_steps, config.data.batch_size

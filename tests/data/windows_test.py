@@ -8,7 +8,8 @@ import pytest
 from jax.sharding import AxisType
 
 from configs import default
-from unet_jax import errors, evaluate, metrics
+from unet_jax import errors, metrics
+from unet_jax import evaluator as evaluator_lib
 from unet_jax.data import pipeline, prepare, sources, windows
 from unet_jax.models import unet
 
@@ -413,7 +414,7 @@ def test_tiles_cover_each_pixel_once(padding, lost, source):
 
 def _evaluate(config, model, variables, mesh):
   config.log.num_figures = 3
-  evaluator = evaluate.Evaluator(
+  evaluator = evaluator_lib.Evaluator(
     config, model, prepare.prepare(config, 'eval'), mesh
   )
   assert evaluator.num_examples == 6

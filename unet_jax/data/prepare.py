@@ -191,6 +191,7 @@ def _color_mask_error(values, name):
 
 def _scaled_size(size, target, resize: str) -> tuple[int, int]:
   """Height and width after scaling, before padding or cropping."""
+  size = size[: len(target)]
   if resize == 'stretch':
     return tuple(target)
   ratios = [t / s for s, t in zip(size, target)]
@@ -235,15 +236,42 @@ def resize_pair(
   mask = _resize_labels(mask, target, resize, config_lib.IGNORE_LABEL)
   if resize == 'patch':
     return image, mask
-  old = image.shape[:-1]
-  size = _scaled_size(old, target, resize)
-  if size != old:
-    # One after the other, since INTER_AREA averages only where no side grows.
-    small = tuple(min(n, t) for n, t in zip(old, size))
-    image = cv2.resize(image, small[::-1], interpolation=cv2.INTER_AREA)
-    image = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
-    image = image.reshape(*size, -1)  # OpenCV drops a single channel.
+  image = _resize_image(image, _scaled_size(image.shape, target, resize))
   return _fit(image, target, 0), mask
+
+
+def _resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+  """Resizes uint8 [H, W, C], see `resize_pair`."""
+  if size == image.shape[:-1]:
+    return image
+  # One after the other, since INTER_AREA averages only where no side grows.
+  small = tuple(min(n, t) for n, t in zip(image.shape, size))
+  image = cv2.resize(image, small[::-1], interpolation=cv2.INTER_AREA)
+  image = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
+  return image.reshape(*size, -1)  # OpenCV drops a single channel.
+
+
+def scale_image(
+  image: np.ndarray, target: tuple[int, int], resize: str
+) -> tuple[np.ndarray, tuple[slice, slice]]:
+  """Brings a whole image to the scale at which the network sees it.
+
+  As `resize_pair`, but `crop` cuts nothing off.
+
+  Args:
+    image: uint8 [H, W, C].
+    target: height and width of what enters the network.
+    resize: `stretch`, `pad` or `crop`.
+
+  Returns:
+    uint8 [H', W', C], and the rows and columns of it that show the image.
+  """
+  size = _scaled_size(image.shape, target, resize)
+  image = _resize_image(image, size)
+  if resize == 'pad':
+    image = _fit(image, target, 0)
+  starts = [(n - s) // 2 for n, s in zip(image.shape, size)]
+  return image, tuple(slice(a, a + s) for a, s in zip(starts, size))
 
 
 def _resize_labels(labels: np.ndarray, target, resize: str, fill: int):
@@ -280,6 +308,22 @@ def check_sizes(example: sources.Example) -> None:
       f'{name} {mask.shape[1]} x {mask.shape[0]} (width x '
       f'height); make the mask of the image as it is stored{hint}'
     )
+
+
+def original_mask(example: sources.Example, data) -> np.ndarray:
+  """Returns the classes of an example's mask as it is stored: uint8 [H, W].
+
+  Args:
+    example: see sources.py.
+    data: the section `data` of the config.
+
+  Raises:
+    UserError: sizes differ, or a mask value is not in the table.
+  """
+  check_sizes(example)
+  return map_mask(
+    example['mask'], data.mask_values, data.num_classes, example['mask_name']
+  )
 
 
 def prepare_example(

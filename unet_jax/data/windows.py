@@ -11,20 +11,13 @@ import grain
 import numpy as np
 
 from unet_jax import config as config_lib
-from unet_jax import errors
+from unet_jax import errors, tiling
 from unet_jax.data import prepare
 from unet_jax.models import unet
 
 Example = dict[str, np.ndarray]
 
 _EPOCHS = 2**31
-
-
-def _mirrored(start: int, length: int, size: int) -> np.ndarray:
-  """Indices start, start + 1, ... mirrored at 0 and size - 1: int [length]."""
-  period = max(2 * size - 2, 1)
-  indices = np.arange(start, start + length) % period
-  return np.where(indices < size, indices, period - indices)
 
 
 def read_window(example: Example, corner, size) -> Example:
@@ -40,7 +33,7 @@ def read_window(example: Example, corner, size) -> Example:
     the last pixel), where the mask is 255.
   """
   borders = example['mask'].shape
-  rows, columns = map(_mirrored, corner, size, borders)
+  rows, columns = map(tiling.mirrored, corner, size, borders)
   # One slice, which maps to few parts of a file; the rest happens in memory.
   box = tuple(slice(i.min(), i.max() + 1) for i in (rows, columns))
   result = {name: np.array(array[box]) for name, array in example.items()}

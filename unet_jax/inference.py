@@ -1,0 +1,99 @@
+"""Which parameters predict: of a checkpoint, of several, of several runs."""
+
+import contextlib
+import os
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from unet_jax import averaging, checkpoint, errors, train_state
+from unet_jax import config as config_lib
+from unet_jax import optimizer as optimizer_lib
+from unet_jax.models import unet
+
+PyTree = Any
+
+
+def has_checkpoints(workdir: str) -> bool:
+  return os.path.isdir(os.path.join(workdir, 'checkpoints'))
+
+
+def member_workdirs(config, workdir: str) -> list[str]:
+  """Returns the runs whose networks predict together.
+
+  Args:
+    config: its `inference.ensemble` names further runs.
+    workdir: of a run; or of a cross-validation, which stands for its folds.
+
+  Raises:
+    UserError: one of them has no checkpoints.
+  """
+  folds = []
+  if not has_checkpoints(workdir):
+    folds = sorted(
+      (str(p.parent) for p in pathlib.Path(workdir).glob('fold_*/checkpoints')),
+      key=lambda path: int(path.rpartition('_')[2]),
+    )
+  further = [os.path.abspath(path) for path in config.inference.ensemble]
+  workdirs = [*(folds or [workdir]), *further]
+  for path in workdirs:
+    if not has_checkpoints(path):
+      raise errors.UserError(
+        f'{path} has no checkpoints/; train first, or name the right '
+        + ('--workdir' if path == workdir else '--config.inference.ensemble')
+      )
+  return workdirs
+
+
+def restore(
+  config, workdir: str, mesh: Mesh
+) -> tuple[PyTree, averaging.Averaging, list[dict[str, Any]]]:
+  """Returns the variables that a config asks for.
+
+  Args:
+    config: `checkpoint.which`, `checkpoint.step`, `eval.params` and
+      `inference.ensemble` say which.
+    workdir: absolute path.
+    mesh: where they go.
+
+  Returns:
+    `params` and `batch_stats`, of several networks stacked; what is averaged;
+    and, of each network, its `workdir`, `step` and `params` (`ema` or `raw`).
+
+  Raises:
+    UserError: there is no such checkpoint, or it is of another network.
+  """
+  members, about = [], []
+  for path in member_workdirs(config, workdir):
+    with contextlib.closing(
+      checkpoint.Checkpoints(path, config, read_only=True)
+    ) as checkpoints:
+      for step in checkpoints.select(
+        config.checkpoint.which, config.checkpoint.step
+      ):
+        which, variables = _restore_step(checkpoints, step, config, path, mesh)
+        members.append(variables)
+        about.append({'workdir': path, 'step': step, 'params': which})
+  average = averaging.make_averaging(config, len(members))
+  if len(members) == 1:
+    return members[0], average, about
+  return jax.tree.map(lambda *x: jnp.stack(x), *members), average, about
+
+
+def _restore_step(checkpoints, step: int, config, workdir: str, mesh):
+  """Returns `ema` or `raw`, and the variables of one checkpoint."""
+  saved = checkpoints.saved_config(step)
+  config_lib.check_evaluable(saved, config, workdir)
+  # The optimiser's state has the shape that the checkpoint was saved with.
+  abstract = train_state.abstract_train_state(
+    saved,
+    unet.create_model(config),
+    optimizer_lib.make_optimizer(saved),
+    mesh,
+  )
+  state, _ = checkpoints.restore(step, abstract)
+  which = config.eval.params if state.ema_params is not None else 'raw'
+  return which, state.variables(which)

@@ -1,0 +1,121 @@
+"""A trained network as a function of images, for programs and notebooks."""
+
+import math
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh
+
+from unet_jax import averaging, errors, inference, predictor
+from unet_jax import config as config_lib
+from unet_jax.data import rasters
+from unet_jax.models import unet
+
+
+def make_mesh(config) -> Mesh:
+  """Returns as many of this machine's devices as divide a batch evenly.
+
+  A run may be predicted with on another machine than it was trained on, so that
+  its section `mesh` says nothing here.
+  """
+  size = config.inference.batch_size or config.data.batch_size
+  devices = jax.local_devices()[: math.gcd(size, jax.local_device_count())]
+  return jax.make_mesh(
+    (len(devices), 1, 1),
+    ('data', 'fsdp', 'spatial'),
+    axis_types=(AxisType.Auto,) * 3,
+    devices=devices,
+  )
+
+
+def probabilities(logits: np.ndarray) -> np.ndarray:
+  """Returns float32 [H, W, classes] that add up to 1, of logits [H, W, K].
+
+  Of one channel, a sigmoid's, there are two classes: background, foreground.
+  """
+  if logits.shape[-1] == 1:
+    logits = np.concatenate([np.zeros_like(logits), logits], -1)
+  exponentials = np.exp(logits - logits.max(-1, keepdims=True))
+  return exponentials / exponentials.sum(-1, keepdims=True)
+
+
+def load(
+  workdir: str | os.PathLike, fields: Mapping[str, Any] | None = None
+) -> 'Segmenter':
+  """Loads the network of a run.
+
+  Args:
+    workdir: of a training run, or of a cross-validation, whose folds are then
+      averaged.
+    fields: {'section.field': value} that are set in its config, such as
+      {'inference.flips': ('horizontal',), 'checkpoint.which': 'best'}.
+
+  Returns:
+    A function of images, see `Segmenter`.
+
+  Raises:
+    UserError: the workdir has no config or no checkpoint, or a field cannot
+      have that value.
+  """
+  workdir = os.path.abspath(workdir)
+  config = config_lib.read(workdir, dict(fields or {}))
+  if config is None:
+    raise errors.UserError(
+      f'{workdir} has no config.json; name the workdir of a run'
+    )
+  config_lib.validate(config, 'predict')
+  return Segmenter(config, workdir)
+
+
+class Segmenter:
+  """Class probabilities of images, see `load`.
+
+  Attributes:
+    config: of the run.
+    class_names: of the probabilities.
+  """
+
+  def __init__(self, config, workdir: str):
+    self.config = config
+    self.class_names = config_lib.class_names(config)
+    mesh = make_mesh(config)
+    variables, average, _ = inference.restore(config, workdir, mesh)
+    self._predictor = predictor.Predictor(
+      config, unet.create_model(config), variables, average, mesh
+    )
+
+  def __call__(
+    self, images: np.ndarray | list[np.ndarray]
+  ) -> np.ndarray | list[np.ndarray]:
+    """Returns the probabilities of each class, at the images' own size.
+
+    Args:
+      images: an image [H, W, C] or [H, W], a batch [B, H, W, C], or a list of
+        images of any sizes; grey or RGB, uint8, or what `data.intensity` of the
+        run says of other types (floats: 0..1).
+
+    Returns:
+      float32 [H, W, classes], [B, H, W, classes], or a list of such, that add
+      up to 1; there are two classes where the network has one sigmoid channel.
+
+    Raises:
+      UserError: an array of another shape, or of values that cannot be used.
+    """
+    if isinstance(images, list | tuple):
+      return self._of_list(images)
+    images = np.asarray(images)
+    if images.ndim == 4:
+      return np.stack(self._of_list(images))
+    return self._of_list([images])[0]
+
+  def _of_list(self, images) -> list[np.ndarray]:
+    opened = [
+      rasters.ArrayRaster(np.asarray(image), self.config.data)
+      for image in images
+    ]
+    sinks = [predictor.ArraySink(raster.size) for raster in opened]
+    self._predictor.run(range(len(opened)), lambda i: (opened[i], sinks[i]))
+    return [probabilities(sink.array) for sink in sinks]

@@ -1,0 +1,243 @@
+"""Images of any size in windows, and the image that their outputs make.
+
+A window is what enters the network, an output what leaves it: as large or, with
+`valid` convolutions, its middle. Outputs come row of windows by row of windows,
+so that only the rows of one window are in memory, of an image of any height.
+
+- `same` padding: windows overlap, and outputs are averaged with weights that
+  fall off towards their borders, where a network sees less (Isensee et al.
+  2021, doi 10.1038/s41592-020-01008-z). Starts, weights and sums are those of
+  MONAI's `sliding_window_inference`.
+- `valid` padding: outputs lie side by side and see all that they depend on: the
+  overlap-tile strategy of Ronneberger et al. 2015 (arXiv 1505.04597, figure 2).
+  Since they start at multiples of 2**depth, the network halves each of them on
+  the same grid, and together they are what one pass over the whole image gives.
+
+What a window shows beyond the image's border is mirrored.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Protocol
+
+import numpy as np
+
+# The least weight; without it, far from a middle, sums would be of rounding.
+_LEAST_WEIGHT = 1e-3
+
+
+class Raster(Protocol):
+  """An image that is read by rows."""
+
+  size: tuple[int, int]
+
+  def read(self, start: int, stop: int) -> np.ndarray:
+    """Returns uint8 [stop - start, W, C]."""
+
+
+class Sink(Protocol):
+  """Takes an image in bands of rows, from top to bottom."""
+
+  def write(self, start: int, band: np.ndarray) -> None:
+    """Takes the rows from `start` on: float32 [h, W, K]."""
+
+  def close(self) -> None:
+    """All rows were written."""
+
+  def abort(self) -> None:
+    """There will be no more rows."""
+
+
+def mirrored(start: int, length: int, size: int) -> np.ndarray:
+  """Indices start, start + 1, ... mirrored at 0 and size - 1: int [length]."""
+  period = max(2 * size - 2, 1)
+  indices = np.arange(start, start + length) % period
+  return np.where(indices < size, indices, period - indices)
+
+
+def gaussian_weights(size: tuple[int, int], sigma: float = 0.125) -> np.ndarray:
+  """Returns float32 [H, W]: a Gaussian around the middle, at least 1e-3.
+
+  Args:
+    size: H and W.
+    sigma: its standard deviation, as a share of each side (nnU-Net's 1/8).
+  """
+  axes = []
+  for n in size:
+    x = np.arange(n, dtype=np.float32) - np.float32((n - 1) / 2)
+    axes.append(np.exp(x**2 / np.float32(-2 * (sigma * n) ** 2)))
+  weights = axes[0][:, None] * axes[1]
+  return np.maximum(weights, max(weights.min(), np.float32(_LEAST_WEIGHT)))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Layout:
+  """How the outputs of a network are laid over images.
+
+  Attributes:
+    window: height and width of what enters the network.
+    output: of what leaves it.
+    step: rows and columns from one output to the next.
+    weights: float32 [*output] of an output's pixels in the average where
+      outputs overlap; None where the later output replaces the earlier.
+  """
+
+  window: tuple[int, int]
+  output: tuple[int, int]
+  step: tuple[int, int]
+  weights: np.ndarray | None
+
+  def starts(self, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the first rows and columns of the outputs over an image.
+
+    An image smaller than an output lies in its middle; the last output ends
+    where the image does, but for `valid` padding, where it may go beyond.
+
+    Args:
+      size: height and width of the image.
+    """
+    return tuple(
+      self._axis_starts(n, *sizes)
+      for n, *sizes in zip(size, self.output, self.step)
+    )
+
+  def _axis_starts(self, n: int, output: int, step: int) -> np.ndarray:
+    if n <= output:
+      return np.array([-((output - n) // 2)])
+    starts = np.arange(math.ceil((n - output) / step) + 1) * step
+    return starts if self.weights is None else np.minimum(starts, n - output)
+
+
+def make_layout(model, window, overlap: float, blend: str) -> Layout:
+  """Returns the layout of a network's outputs.
+
+  Args:
+    model: see `unet.create_model`.
+    window: height and width of its input.
+    overlap: the share of a window that the next one covers too; not used with
+      `valid` padding, whose windows overlap by what the network loses.
+    blend: `gaussian` weights, or `constant`.
+  """
+  output = model.output_size(tuple(window))
+  if model.padding == 'valid':
+    grid = 2 ** (model.depth + (model.stem == 'space_to_depth'))
+    # An output smaller than the grid cannot keep to it.
+    step = tuple(n // grid * grid or n for n in output)
+    return Layout(tuple(window), output, step, None)
+  step = tuple(max(int(n * (1 - overlap)), 1) for n in output)
+  ones = np.ones(output, np.float32)
+  weights = gaussian_weights(output) if blend == 'gaussian' else ones
+  return Layout(tuple(window), output, step, weights)
+
+
+class _Rows:
+  """Rows of an image, mirrored beyond it; what comes again is kept."""
+
+  def __init__(self, raster: Raster):
+    self._raster = raster
+    self._first, self._kept = 0, None
+
+  def read(self, start: int, length: int) -> np.ndarray:
+    """Returns uint8 [length, W, C] from row `start` on; never goes back."""
+    indices = mirrored(start, length, self._raster.size[0])
+    low, high = int(indices.min()), int(indices.max()) + 1
+    end = 0 if self._kept is None else self._first + len(self._kept)
+    if self._kept is None or not self._first <= low < end:
+      self._kept = self._raster.read(low, high)
+    else:
+      self._kept = self._kept[low - self._first :]
+      if high > end:
+        more = self._raster.read(end, high)
+        self._kept = np.concatenate([self._kept, more])
+    self._first = low
+    if np.array_equal(indices, np.arange(low, low + length)):
+      return self._kept[:length]
+    return self._kept[indices - low]
+
+
+def read_windows(
+  raster: Raster, layout: Layout
+) -> Iterator[tuple[tuple[int, int], np.ndarray]]:
+  """Yields the windows of an image, by rows.
+
+  Args:
+    raster: the image.
+    layout: of the outputs.
+
+  Yields:
+    (row, column) of the first pixel of the window's output in the image, and
+    the window, uint8 [*layout.window, C].
+  """
+  rows = _Rows(raster)
+  height, width = layout.window
+  margins = [(a - b) // 2 for a, b in zip(layout.window, layout.output)]
+  row_starts, column_starts = layout.starts(raster.size)
+  for row in row_starts.tolist():
+    band = rows.read(row - margins[0], height)
+    for column in column_starts.tolist():
+      left = column - margins[1]
+      if 0 <= left <= raster.size[1] - width:
+        window = band[:, left : left + width]
+      else:
+        window = band[:, mirrored(left, width, raster.size[1])]
+      yield (row, column), window
+
+
+class Canvas:
+  """Puts outputs together; rows that no later output reaches are handed on.
+
+  Args:
+    layout: of the outputs.
+    size: height and width of the image.
+    sink: gets its rows, float32 [h, W, K].
+  """
+
+  def __init__(self, layout: Layout, size: tuple[int, int], sink: Sink):
+    self._layout, self._size, self._sink = layout, size, sink
+    rows, _ = layout.starts(size)
+    # The row in the image of the first row of what is held.
+    self._first = int(rows[0])
+    self._sums = self._weights = None
+
+  def add(self, start: tuple[int, int], output: np.ndarray) -> None:
+    """Adds an output; those of one row of windows come together.
+
+    Args:
+      start: its first row and column in the image.
+      output: float32 [*layout.output, K], times `layout.weights` where there
+        are such.
+    """
+    row, column = start
+    if self._sums is None:
+      shape = (self._layout.output[0], self._size[1])
+      self._sums = np.zeros((*shape, output.shape[-1]), np.float32)
+      self._weights = np.zeros(shape, np.float32)
+    if row > self._first:
+      self._hand_on(row - self._first)
+    inside = slice(max(column, 0), min(column + output.shape[1], self._size[1]))
+    of_output = slice(inside.start - column, inside.stop - column)
+    if self._layout.weights is None:
+      self._sums[:, inside] = output[:, of_output]
+    else:
+      self._sums[:, inside] += output[:, of_output]
+      self._weights[:, inside] += self._layout.weights[:, of_output]
+
+  def _hand_on(self, count: int) -> None:
+    """Hands on the first rows of what is held, and moves the others up."""
+    low, high = max(self._first, 0), min(self._first + count, self._size[0])
+    if low < high:
+      rows = slice(low - self._first, high - self._first)
+      band = self._sums[rows].copy()
+      if self._layout.weights is not None:
+        band /= self._weights[rows, :, None]
+      self._sink.write(low, band)
+    for held in (self._sums, self._weights):
+      held[: len(held) - count] = held[count:].copy()
+      held[len(held) - count :] = 0
+    self._first += count
+
+  def close(self) -> None:
+    """Hands on what is left, and closes the sink."""
+    self._hand_on(len(self._sums))
+    self._sink.close()
