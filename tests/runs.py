@@ -1,0 +1,46 @@
+"""Workdirs with checkpoints that nobody trained, for the tests of modes."""
+
+import contextlib
+import os
+
+import jax
+import tiny
+
+from unet_jax import checkpoint, metric_writer, sharding
+from unet_jax import optimizer as optimizer_lib
+from unet_jax.models import unet
+
+
+def save(workdir, config, seed=0, steps=(1,)):
+  """Saves a state of random parameters as each of the steps of a run.
+
+  Args:
+    workdir: is made.
+    config: of the run.
+    seed: of the parameters, with the step.
+    steps: ascending.
+
+  Returns:
+    The network and {step: state}.
+  """
+  model, mesh = unet.create_model(config), sharding.make_mesh(config)
+  optimizer = optimizer_lib.make_optimizer(config)
+  os.makedirs(workdir, exist_ok=True)
+  metric_writer.write_json(
+    os.path.join(workdir, 'config.json'), config.to_dict()
+  )
+  states = {}
+  with contextlib.closing(
+    checkpoint.Checkpoints(str(workdir), config)
+  ) as checkpoints:
+    for step in steps:
+      state = tiny.make_state(config, model, optimizer, mesh)
+      # Another network for each seed and step, its average another again.
+      change = lambda tree, by: jax.tree.map(lambda x: x * by + 0.02, tree)
+      states[step] = state.replace(
+        params=change(state.params, 1 - 0.1 * seed - 0.03 * step),
+        ema_params=change(state.params, 0.8 - 0.1 * seed - 0.03 * step),
+      )
+      checkpoints.save(states[step], step, {})
+    checkpoints.wait()
+  return model, states
