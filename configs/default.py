@@ -334,6 +334,22 @@ def get_config() -> config_dict.ConfigDict:
   # Examples that the report shows, the most suspicious first.
   inspect.num_examples = 24
 
+  config.predict = predict = config_dict.ConfigDict()
+  # --mode=predict: an image, a folder of images (or with them in images/), or a
+  # pattern such as 'DIR/*.png'.
+  predict.input = ''
+  # The folder of what is written; '' is WORKDIR/predictions. Masks are in
+  # masks/ and have the values of data.mask_values, the first of each class.
+  predict.output = ''
+  # Probabilities of all classes, float16, in probabilities/: `none`, `npz`
+  # (NumPy), or `tiff`, in tiles.
+  predict.probabilities = 'none'
+  # Pictures of the images under their classes, in overlays/.
+  predict.overlay = False
+  # Outlines of the connected parts of each class but the first as GeoJSON, in
+  # pixels, in contours/; classes of the whole image are kept in memory.
+  predict.contours = False
+
   config.checkpoint = checkpoint = config_dict.ConfigDict()
   # Steps between checkpoints; each evaluation and the end save one as well.
   checkpoint.every = 200

@@ -697,6 +697,7 @@ def test_continued_run_may_change_the_free_fields_alone(field):
     'log',
     'eval',
     'inspect',
+    'predict',
     'checkpoint',
     'summary',
     'mesh',

@@ -110,7 +110,7 @@ def test_windows_of_many_images_share_batches(batch_size):
   for image, got in zip(images, network.logits(images)):
     sink = predictor.ArraySink(image.shape[:2])
     canvas = tiling.Canvas(layout, image.shape[:2], sink)
-    raster = predictor.ArrayRaster(image)
+    raster = predictor.WholeImage(image)
     for start, window in tiling.read_windows(raster, layout):
       canvas.add(start, logits(window) * layout.weights[..., None])
     canvas.close()
@@ -148,7 +148,7 @@ def test_a_failure_ends_the_run_and_aborts_what_is_open(monkeypatch, kept):
   def open_image(i):
     if i == 4:
       raise ValueError('broken')
-    return predictor.ArrayRaster(images[i]), sinks[i]
+    return predictor.WholeImage(images[i]), sinks[i]
 
   with pytest.raises(ValueError, match='broken'):
     network.run(range(6), open_image)
@@ -168,7 +168,7 @@ def test_a_sink_that_fails_ends_the_run():
   with pytest.raises(OSError, match='No space'):
     network.run(
       range(3),
-      lambda i: (predictor.ArrayRaster(_images([(20, 20)])[0]), Full((20, 20))),
+      lambda i: (predictor.WholeImage(_images([(20, 20)])[0]), Full((20, 20))),
     )
 
 
@@ -178,7 +178,7 @@ def test_images_that_are_left_out():
   sinks = [_Sink((20, 20)) for _ in images]
   network.run(
     range(5),
-    lambda i: None if i % 2 else (predictor.ArrayRaster(images[i]), sinks[i]),
+    lambda i: None if i % 2 else (predictor.WholeImage(images[i]), sinks[i]),
   )
   assert [s.array is not None for s in sinks] == [True, False] * 2 + [True]
 

@@ -25,7 +25,7 @@ def _blend(image, layout, function):
   """The image that a function of windows makes."""
   sink = predictor.ArraySink(image.shape[:2])
   canvas = tiling.Canvas(layout, image.shape[:2], sink)
-  raster = predictor.ArrayRaster(image)
+  raster = predictor.WholeImage(image)
   for start, window in tiling.read_windows(raster, layout):
     output = function(window)
     if layout.weights is not None:
@@ -69,7 +69,7 @@ def test_windows_are_those_of_the_mirrored_image(size):
   padded = np.pad(image, ((60, 60), (60, 60), (0, 0)), 'reflect')
   seen = 0
   for (row, column), window in tiling.read_windows(
-    predictor.ArrayRaster(image), layout
+    predictor.WholeImage(image), layout
   ):
     top, left = row - 8 + 60, column - 8 + 60
     np.testing.assert_array_equal(
@@ -80,7 +80,7 @@ def test_windows_are_those_of_the_mirrored_image(size):
   assert seen == len(rows) * len(columns)
 
 
-class _CountingRaster(predictor.ArrayRaster):
+class _CountingImage(predictor.WholeImage):
   """Counts how often each row is read, and the most rows at once."""
 
   def __init__(self, array):
@@ -94,7 +94,7 @@ class _CountingRaster(predictor.ArrayRaster):
 
 
 def test_each_row_is_read_once_and_never_all_of_them():
-  raster = _CountingRaster(_image(500, 20))
+  raster = _CountingImage(_image(500, 20))
   layout = tiling.make_layout(_model(), (16, 16), 0.5, 'gaussian')
   for _ in tiling.read_windows(raster, layout):
     pass
@@ -115,7 +115,7 @@ def test_rows_are_handed_on_as_soon_as_they_are_done():
   layout = tiling.make_layout(_model(), (16, 16), 0.5, 'gaussian')
   sink = Sink()
   canvas = tiling.Canvas(layout, (43, 16), sink)
-  raster = predictor.ArrayRaster(_image(43, 16))
+  raster = predictor.WholeImage(_image(43, 16))
   for start, window in tiling.read_windows(raster, layout):
     canvas.add(start, window.astype(np.float32))
     # What is held are the rows of one output.

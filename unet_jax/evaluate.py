@@ -301,7 +301,7 @@ def _measure_originals(config, source, model, variables, averaging, mesh):
       return None
     mask = prepare.original_mask(example, config.data)
     sink = _MeasuringSink(measured, index, example, mask)
-    return predictor.ArrayRaster(example['image']), sink
+    return predictor.WholeImage(example['image']), sink
 
   network.run(range(len(source)), open_image)
   result, waited = measured.results(), network.seconds_waiting

@@ -34,7 +34,7 @@ _KEPT = 256 * 2**20
 _BAND = 16 * 2**20
 
 
-class ArrayRaster:
+class WholeImage:
   """An image in memory, uint8 [H, W, C], as tiling.Raster."""
 
   def __init__(self, array: np.ndarray):
@@ -154,7 +154,7 @@ class _Job:
       scaled, box = prepare.scale_image(
         raster.read(0, raster.size[0]), data.image_size, data.resize
       )
-      self.raster = ArrayRaster(scaled)
+      self.raster = WholeImage(scaled)
       whole = tuple(slice(0, n) for n in raster.size)
       if (scaled.shape[:2], box) != (raster.size, whole):
         sink = _Restored(sink, scaled.shape[:2], box, raster.size)
@@ -274,7 +274,7 @@ class Predictor:
   def logits(self, images: list[np.ndarray]) -> list[np.ndarray]:
     """Returns float32 [H, W, K] of each of the images, uint8 [H, W, C]."""
     sinks = [ArraySink(image.shape[:2]) for image in images]
-    self.run(range(len(images)), lambda i: (ArrayRaster(images[i]), sinks[i]))
+    self.run(range(len(images)), lambda i: (WholeImage(images[i]), sinks[i]))
     return [sink.array for sink in sinks]
 
   def _load(self, open_image, item) -> _Job | None:

@@ -19,7 +19,7 @@ from unet_jax import errors
 EXTENSIONS = ('.png', '.jpg', '.jpeg', '.tif', '.tiff', '.bmp', '.gif', '.webp')
 
 # How TIFF files start, and those of more than 4 GiB.
-_TIFF = (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')
+TIFF = (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')
 
 # Pillow refuses images of more than 179 megapixels, as an attack; scans of
 # tissue and of the earth are larger. From here on it warns at 1 gigapixel.
@@ -46,16 +46,21 @@ def _open(data: bytes, name: str) -> Image.Image | np.ndarray:
     array, reason = _open_with_opencv(data), 'unknown kind of 16-bit image'
   except UnidentifiedImageError:
     reason = 'cannot identify image file'
-    if data[:4] in _TIFF:
+    if data[:4] in TIFF:
       array = _open_with_opencv(data)
   except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
     reason = str(e) or type(e).__name__
   if array is None:
-    raise errors.DecodeError(
-      f'{name} cannot be decoded ({reason}); replace it, or leave such pairs '
-      'out with --config.data.on_error=skip'
-    )
+    raise broken(name, reason)
   return array
+
+
+def broken(name: str, reason: str) -> errors.DecodeError:
+  """Returns the error for a file that no decoder can read."""
+  return errors.DecodeError(
+    f'{name} cannot be decoded ({reason}); replace it, or leave such pairs out '
+    'with --config.data.on_error=skip'
+  )
 
 
 def _decode_plain(image: Image.Image, data: bytes) -> np.ndarray | None:
@@ -124,7 +129,7 @@ def has_deep_colors(image: Image.Image) -> bool:
 def _open_with_opencv(data: bytes) -> np.ndarray | None:
   """Returns [H, W] or RGB [H, W, 3] of the stored type, None if it cannot."""
   try:
-    if data[:4] in _TIFF and _is_planar(data):
+    if data[:4] in TIFF and _is_planar(data):
       return None  # OpenCV would mix up the channels.
     array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
   except (cv2.error, struct.error):
@@ -136,7 +141,7 @@ def _open_with_opencv(data: bytes) -> np.ndarray | None:
 
 def _is_planar(data: bytes) -> bool:
   """Whether a TIFF file holds one channel after the other."""
-  header = data[:16] if data[:4] in _TIFF[2:] else data[:8]
+  header = data[:16] if data[:4] in TIFF[2:] else data[:8]
   tags = TiffImagePlugin.ImageFileDirectory_v2(header)
   file = io.BytesIO(data)
   file.seek(tags.next)
@@ -144,9 +149,19 @@ def _is_planar(data: bytes) -> bool:
   return tags.get(TiffImagePlugin.PLANAR_CONFIGURATION) == 2
 
 
-def _scale_to_uint8(array: np.ndarray, intensity: str, name: str) -> np.ndarray:
-  """Scales integers or floats to 0..255, see data.intensity."""
-  lowest, highest = float(array.min()), float(array.max())
+def _scale_to_uint8(
+  array: np.ndarray, intensity: str, name: str, limits=None
+) -> np.ndarray:
+  """Scales integers or floats to 0..255, see data.intensity.
+
+  Args:
+    array: an image, or a part of one.
+    intensity: `dtype` or `image`.
+    name: for messages.
+    limits: the least and the greatest value of the whole image, where `array`
+      is a part.
+  """
+  lowest, highest = limits or (float(array.min()), float(array.max()))
   if not np.isfinite([lowest, highest]).all():
     raise errors.UserError(
       f'{name} holds values that are not finite (NaN or infinity); replace them'
@@ -189,12 +204,43 @@ def decode_image(
   if not isinstance(image, np.ndarray) and image.mode[0] in 'IF':
     image = np.asarray(image)
   if isinstance(image, np.ndarray):
-    if image.dtype != np.uint8:
-      image = _scale_to_uint8(image, intensity, name)
-    channels = image.shape[2] if image.ndim == 3 else 1
-    if channels == num_channels:
-      return image.reshape(*image.shape[:2], num_channels)
-    image = Image.fromarray(image)
+    return convert_array(image, name, num_channels, intensity)
+  return _convert(image, num_channels)
+
+
+def convert_array(
+  array: np.ndarray, name: str, num_channels: int, intensity: str, limits=None
+) -> np.ndarray:
+  """Returns the pixels of an image as `decode_image` does.
+
+  Args:
+    array: integers or floats, grey [H, W] or [H, W, 1], or RGB [H, W, 3]; rows
+      of an image too.
+    name: for messages.
+    num_channels: 1 or 3.
+    intensity: `dtype` or `image`, see configs/default.py.
+    limits: (lowest, highest) value of the whole image, where `array` is only
+      rows of it and not uint8.
+
+  Returns:
+    uint8 [H, W, num_channels].
+
+  Raises:
+    UserError: values out of the range that is scaled to 0..255.
+  """
+  if array.dtype != np.uint8:
+    array = _scale_to_uint8(array, intensity, name, limits)
+  channels = array.shape[2] if array.ndim == 3 else 1
+  if channels == num_channels:
+    return array.reshape(*array.shape[:2], num_channels)
+  return _convert(
+    Image.fromarray(array[..., 0] if array.shape[2:] == (1,) else array),
+    num_channels,
+  )
+
+
+def _convert(image: Image.Image, num_channels: int) -> np.ndarray:
+  """Returns uint8 [H, W, num_channels] of an image of 8 bit."""
   # Of a palette it would bring a warning; alpha is dropped anyway.
   image.info.pop('transparency', None)
   mode = 'L' if num_channels == 1 else 'RGB'

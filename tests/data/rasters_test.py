@@ -1,0 +1,352 @@
+"""Rows of images are those of the whole, from as little as they need."""
+
+import io
+import pathlib
+import tracemalloc
+
+import cv2
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from configs import default
+from unet_jax import errors
+from unet_jax.data import decode, rasters
+
+_SIZE = (83, 117)
+
+
+def _data(num_channels=3, intensity='dtype'):
+  data = default.get_config().data
+  data.update(num_channels=num_channels, intensity=intensity, num_workers=2)
+  return data
+
+
+def _smooth(channels: int) -> np.ndarray:
+  """uint8 [83, 117(, channels)] over the whole range, which JPEG keeps well."""
+  noise = np.random.default_rng(0).random((*_SIZE, channels), np.float32)
+  image = cv2.GaussianBlur(noise, (0, 0), 3).reshape(*_SIZE, channels)
+  image = cv2.normalize(image, None, 0, 255, cv2.NORM_MINMAX)
+  return np.rint(image).astype(np.uint8).reshape(*_SIZE, channels).squeeze()
+
+
+_GREY, _RGB, _RGBA = _smooth(1), _smooth(3), _smooth(4)
+_KINDS = {
+  'grey': _GREY,
+  'rgb': _RGB,
+  'rgba': _RGBA,
+  'grey16': _GREY.astype(np.uint16) * 200 + 77,
+  'rgb16': _RGB.astype(np.uint16) * 250,
+  'rgba16': _RGBA.astype(np.uint16) * 250,
+  'float': _GREY.astype(np.float32) / 255,
+  'float_rgb': _RGB.astype(np.float32) / 255,
+}
+_LAYOUTS = {'tiles': {'tile': (32, 48)}, 'strips': {'rowsperstrip': 7}}
+# Those that Pillow's libtiff has for all kinds.
+_COMPRESSIONS = [
+  {},
+  {'compression': 'lzw'},
+  {'compression': 'lzw', 'predictor': True},
+  {'compression': 'zlib'},
+  {'compression': 'zlib', 'predictor': True},
+  {'compression': 'packbits'},
+  {'compression': 'jpeg', 'compressionargs': {'level': 80}},
+]
+
+
+def _write(path, array: np.ndarray, **options) -> pathlib.Path:
+  options.setdefault('photometric', 'rgb' if array.ndim == 3 else 'minisblack')
+  if array.ndim == 3 and array.shape[2] == 4:
+    options.setdefault('extrasamples', ['unassalpha'])
+  tifffile.imwrite(path, array, **options)
+  return path
+
+
+def _whole(path, data) -> np.ndarray:
+  return decode.decode_image(
+    path.read_bytes(), str(path), data.num_channels, data.intensity
+  )
+
+
+def _in_bands(raster, seed=0) -> np.ndarray:
+  """All rows, of bands that overlap by none to all."""
+  rng, height = np.random.default_rng(seed), raster.size[0]
+  image = np.zeros((*raster.size, raster.num_channels), np.uint8)
+  stop = 0
+  while stop < height:
+    start = rng.integers(0, stop + 1)
+    stop = min(stop + rng.integers(1, 40), height)
+    image[start:stop] = raster.read(start, stop)
+  return image
+
+
+@pytest.mark.parametrize('layout', _LAYOUTS)
+@pytest.mark.parametrize('kind', _KINDS)
+def test_tiff_rows_are_those_of_the_whole(kind, layout, tmp_path):
+  array = _KINDS[kind]
+  for options in _COMPRESSIONS:
+    if options.get('compression') == 'jpeg' and kind not in ('grey', 'rgb'):
+      continue
+    path = _write(tmp_path / 'a.tif', array, **options, **_LAYOUTS[layout])
+    for num_channels in (1, 3):
+      data = _data(num_channels)
+      with rasters.open_image(path, data) as raster:
+        assert raster.streams
+        assert raster.size == _SIZE and raster.num_channels == num_channels
+        found = _in_bands(raster)
+      assert found.dtype == np.uint8
+      np.testing.assert_array_equal(found, _whole(path, data), str(options))
+
+
+@pytest.mark.parametrize(
+  'options',
+  [
+    {'bigtiff': True, 'compression': 'lzw', 'tile': (16, 16)},
+    {'byteorder': '>', 'compression': 'zlib', 'tile': (16, 16)},
+    {'byteorder': '>', 'rowsperstrip': 5},
+    {'rowsperstrip': 1000},
+  ],
+)
+@pytest.mark.parametrize('kind', ['grey16', 'rgb'])
+def test_other_tiffs_by_rows(kind, options, tmp_path):
+  path = _write(tmp_path / 'a.tif', _KINDS[kind], **options)
+  with rasters.open_image(path, _data()) as raster:
+    assert raster.streams
+    np.testing.assert_array_equal(_in_bands(raster), _whole(path, _data()))
+
+
+@pytest.mark.parametrize('subsampling', [(1, 1), (2, 1), (2, 2)])
+def test_jpeg_in_tiff_with_coarser_colors(subsampling, tmp_path):
+  options = {'compression': 'jpeg', 'subsampling': subsampling}
+  path = _write(tmp_path / 'a.tif', _RGB, tile=(32, 48), **options)
+  with rasters.open_image(path, _data()) as raster:
+    assert raster.streams
+    np.testing.assert_array_equal(_in_bands(raster), _whole(path, _data()))
+
+
+@pytest.mark.parametrize('kind', ['grey16', 'rgb16', 'float'])
+@pytest.mark.parametrize(
+  'options', [{'tile': (32, 48), 'compression': 'zlib'}, {'rowsperstrip': 9}]
+)
+def test_intensity_is_scaled_by_the_whole_image(kind, options, tmp_path):
+  array = (_KINDS[kind] * 0.5 + 1).astype(_KINDS[kind].dtype)
+  path = _write(tmp_path / 'a.tif', array, **options)
+  data = _data(1 if array.ndim == 2 else 3, 'image')
+  with rasters.open_image(path, data) as raster:
+    found = _in_bands(raster)
+  span = float(array.max()) - float(array.min())
+  expected = (array.astype(float) - array.min()) / span * 255
+  np.testing.assert_allclose(
+    found.reshape(expected.shape), expected, atol=0.5001
+  )
+  np.testing.assert_array_equal(found, _whole(path, data))
+
+
+def test_float_tiff_out_of_range_says_so_at_once(tmp_path):
+  array = _KINDS['float'].copy()
+  array[80, 3] = 1.5
+  path = _write(tmp_path / 'a.tif', array, tile=(16, 16), compression='zlib')
+  with pytest.raises(errors.UserError) as whole:
+    _whole(path, _data(1))
+  with rasters.open_image(path, _data(1)) as raster:
+    with pytest.raises(errors.UserError) as by_rows:
+      raster.read(0, 4)
+  assert str(by_rows.value) == str(whole.value)
+  array[3, 80] = np.nan
+  _write(path, array, tile=(16, 16), compression='zlib')
+  with rasters.open_image(path, _data(1)) as raster:
+    with pytest.raises(errors.UserError, match='not finite'):
+      raster.read(50, 60)
+
+
+def _save_turned(path):
+  Image.fromarray(_RGB).save(path, 'TIFF', tiffinfo={274: 6})
+
+
+_WHOLE = {
+  'png': lambda p: Image.fromarray(_RGB).save(p, 'PNG'),
+  'jpeg': lambda p: Image.fromarray(_RGB).save(p, 'JPEG'),
+  'palette': lambda p: Image.fromarray(_RGB).quantize(9).save(p, 'TIFF'),
+  'bits': lambda p: Image.fromarray(_GREY > 99).save(p, 'TIFF'),
+  'turned': _save_turned,
+  'inverted': lambda p: _write(
+    p, _GREY, photometric='miniswhite', tile=(16, 16)
+  ),
+  'planes': lambda p: _write(
+    p, np.moveaxis(_RGB, -1, 0), planarconfig='separate', tile=(16, 16)
+  ),
+  'int32': lambda p: _write(p, _GREY.astype(np.int32), rowsperstrip=3),
+  'premultiplied': lambda p: _write(
+    p, _RGBA, extrasamples=['assocalpha'], tile=(16, 16)
+  ),
+  'one strip': lambda p: _write(p, _RGB, compression='zlib'),
+}
+
+
+@pytest.mark.parametrize('kind', _WHOLE)
+def test_what_is_decoded_whole(kind, tmp_path):
+  path = tmp_path / 'image'
+  _WHOLE[kind](path)
+  with rasters.open_image(path, _data()) as raster:
+    assert not raster.streams
+    found = _in_bands(raster)
+  np.testing.assert_array_equal(found, _whole(path, _data()))
+
+
+def test_first_page_counts(tmp_path):
+  path = tmp_path / 'a.tif'
+  with tifffile.TiffWriter(path) as tiff:
+    for array in (_RGB, _RGB[::-1, ::2]):
+      tiff.write(array, photometric='rgb', tile=(32, 32), compression='lzw')
+  with rasters.open_image(path, _data()) as raster:
+    assert raster.streams
+    np.testing.assert_array_equal(_in_bands(raster), _RGB)
+
+
+def test_tiles_that_are_left_out_are_black(tmp_path):
+  path = tmp_path / 'a.tif'
+  tiles = [np.full((16, 16), 7, np.uint8), None]
+  tifffile.imwrite(
+    path,
+    iter(tiles),
+    shape=(16, 32),
+    dtype=np.uint8,
+    tile=(16, 16),
+    compression='zlib',
+    photometric='minisblack',
+  )
+  with rasters.open_image(path, _data(1)) as raster:
+    found = raster.read(0, 16)[..., 0]
+  np.testing.assert_array_equal(
+    found, np.repeat([7, 0], 16)[None].repeat(16, 0)
+  )
+
+
+def test_overlapping_bands_decode_once(tmp_path, monkeypatch):
+  path = _write(tmp_path / 'a.tif', _RGB, tile=(16, 32), compression='zlib')
+  decoded = []
+  inner = rasters.TiffRaster._decode
+  monkeypatch.setattr(
+    rasters.TiffRaster,
+    '_decode',
+    lambda self, row: decoded.append(row) or inner(self, row),
+  )
+  with rasters.open_image(path, _data()) as raster:
+    for start in range(0, 80, 8):
+      raster.read(start, min(start + 24, 83))
+      raster.read(start, start + 8)  # What was predicted, for a picture.
+  assert decoded == list(range(6))
+
+
+@pytest.mark.parametrize('compressed', [True, False])
+def test_memory_of_wide_images(compressed, tmp_path):
+  rows = np.arange(512 * 20000, dtype=np.uint32).reshape(512, 20000)
+  array = (rows >> 7).astype(np.uint8)
+  options = {'compression': 'zlib', 'tile': (64, 512)} if compressed else {}
+  path = _write(tmp_path / 'a.tif', array, **options)
+  tracemalloc.start()
+  try:
+    with rasters.open_image(path, _data(1)) as raster:
+      for start in range(0, 512, 32):
+        band = raster.read(start, start + 32)
+        assert np.array_equal(band[..., 0], array[start : start + 32])
+    peak = tracemalloc.get_traced_memory()[1]
+  finally:
+    tracemalloc.stop()
+  # Two rows of tiles and bands, 64 x 20,000 each, of an image of 10 MB.
+  assert peak < 5e6
+
+
+@pytest.mark.parametrize(
+  'array,expected',
+  [
+    (_GREY, _GREY),
+    (_GREY[..., None], _GREY),
+    (_GREY.astype(np.uint16) * 257, _GREY),
+    (_GREY / 255, _GREY),
+    (np.repeat(_GREY[..., None], 3, -1), _GREY),
+  ],
+)
+def test_arrays(array, expected):
+  for num_channels in (1, 3):
+    raster = rasters.ArrayRaster(array, _data(num_channels))
+    assert raster.size == _SIZE and not raster.streams
+    found = _in_bands(raster)
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(
+      found, np.repeat(expected[..., None], num_channels, -1)
+    )
+
+
+def test_array_of_another_shape():
+  with pytest.raises(errors.UserError) as e:
+    rasters.ArrayRaster(np.zeros((4, 5, 2), np.uint8), _data())
+  assert str(e.value) == (
+    'the array has the shape (4, 5, 2); an image is [H, W], [H, W, 1] or '
+    '[H, W, 3]'
+  )
+
+
+def _read_all(path):
+  with rasters.open_image(path, _data()) as raster:
+    return raster.read(0, raster.size[0])
+
+
+@pytest.mark.parametrize(
+  'options', [{'tile': (16, 16), 'compression': 'zlib'}, {'rowsperstrip': 7}]
+)
+def test_truncated_tiff(options, tmp_path):
+  path = _write(tmp_path / 'a.tif', _RGB, **options)
+  path.write_bytes(path.read_bytes()[:-200])
+  with pytest.raises(errors.DecodeError) as e:
+    _read_all(path)
+  assert str(path) in str(e.value) and '\n' not in str(e.value)
+
+
+@pytest.mark.parametrize('compression', ['zlib', 'lzw', 'jpeg'])
+def test_damaged_tile(compression, tmp_path):
+  path = _write(
+    tmp_path / 'a.tif', _RGB, tile=(32, 32), compression=compression
+  )
+  with tifffile.TiffFile(path) as tiff:
+    offset = tiff.pages.first.dataoffsets[5]
+  content = bytearray(path.read_bytes())
+  content[offset : offset + 60] = b'\xff' * 60
+  path.write_bytes(content)
+  with rasters.open_image(path, _data()) as raster:
+    np.testing.assert_allclose(raster.read(0, 32), _RGB[:32], atol=99)
+    with pytest.raises(errors.DecodeError) as e:
+      raster.read(32, 64)
+  assert str(e.value).startswith(f'{path} cannot be decoded (')
+  assert '\n' not in str(e.value)
+
+
+@pytest.mark.parametrize('content', [b'', b'II*\0', b'no image'])
+def test_no_image(content, tmp_path):
+  path = tmp_path / 'a.tif'
+  path.write_bytes(content)
+  with pytest.raises(errors.DecodeError) as e:
+    _read_all(path)
+  assert str(path) in str(e.value) and '\n' not in str(e.value)
+
+
+def test_no_file(tmp_path):
+  with pytest.raises(errors.DecodeError) as e:
+    _read_all(tmp_path / 'a.tif')
+  assert str(e.value) == (
+    f'{tmp_path}/a.tif cannot be read (No such file or directory); mend it or '
+    'leave it out'
+  )
+
+
+def test_pillow_writes_and_rows_are_read(tmp_path):
+  path = tmp_path / 'a.tif'
+  file = io.BytesIO()
+  Image.fromarray(_RGB).resize((640, 480)).save(
+    file, 'TIFF', compression='tiff_lzw'
+  )
+  path.write_bytes(file.getvalue())
+  with rasters.open_image(path, _data()) as raster:
+    assert raster.streams
+    np.testing.assert_array_equal(_in_bands(raster), _whole(path, _data()))

@@ -1,0 +1,114 @@
+"""Masks of images from a run's workdir alone: --mode=predict."""
+
+import logging
+import sys
+import threading
+
+import jax
+import ml_collections
+import tqdm
+
+from unet_jax import errors, inference, predictions, predictor, runtime
+from unet_jax import segmenter as segmenter_lib
+from unet_jax.data import rasters
+from unet_jax.models import unet
+
+_log = logging.getLogger(__name__)
+
+
+def run(config: ml_collections.ConfigDict, workdir: str) -> None:
+  """Predicts the images that predict.input names, but those that are done.
+
+  Args:
+    config: of the run; `predict` says what is read and written, `inference`
+      how windows and networks are averaged.
+    workdir: absolute path of a training run, or of a cross-validation.
+
+  Raises:
+    UserError: there is no such checkpoint or input, or a file is broken (left
+      out with data.on_error=skip); what was written before stays.
+  """
+  runtime.initialize(config)
+  if jax.process_count() > 1:
+    raise errors.UserError(
+      '--mode=predict runs in one process; start it on one machine, without '
+      'JAX_NUM_PROCESSES or srun, for each part of the images'
+    )
+  planned = predictions.plan(config, workdir)
+  predictions.mask_values(config.data)  # Before any work, if it cannot be done.
+  left = [item for item in planned if not predictions.existing(item[1])]
+  if len(left) < len(planned):
+    _log.info('%d images are done already', len(planned) - len(left))
+  failed = _predict(left, config, workdir) if left else 0
+  folder = planned[0][1].mask.parent.parent
+  print(f'{len(planned) - failed} images, {len(left) - failed} new: {folder}')
+
+
+def _predict(items, config, workdir: str) -> int:
+  """Predicts images; returns how many were left out."""
+  mesh = segmenter_lib.make_mesh(config)
+  variables, average, members = inference.restore(config, workdir, mesh)
+  if average.members or len(average.views) * len(average.scales) > 1:
+    _log.info(
+      'averaging %d network(s), %d view(s)',
+      len(members),
+      len(average.views) * len(average.scales),
+    )
+  network = predictor.Predictor(
+    config, unet.create_model(config), variables, average, mesh
+  )
+  bar = tqdm.tqdm(
+    total=len(items),
+    desc='predicting',
+    unit='image',
+    disable=not sys.stderr.isatty(),
+  )
+  lock, failed = threading.Lock(), []
+
+  def done():
+    with lock:
+      bar.update()
+
+  def open_image(item):
+    path, paths = item
+    try:
+      raster = rasters.open_image(path, config.data)
+    except errors.DecodeError as e:
+      if config.data.on_error == 'stop':
+        raise
+      _log.warning('left out: %s', e)
+      failed.append(path)
+      done()
+      return None
+    return raster, _FileSink(path, raster, paths, config, done)
+
+  with bar:
+    network.run(items, open_image)
+  return len(failed)
+
+
+class _FileSink:
+  """Writes an image's files; closes the image at the end."""
+
+  def __init__(self, path, raster, paths, config, done):
+    self._raster, self._done = raster, done
+    # What is read by rows is read twice, at two places, for an overlay.
+    again = raster.streams and paths.overlay
+    self._shown = rasters.open_image(path, config.data) if again else raster
+    self._writer = predictions.PredictionWriter(self._shown, paths, config)
+
+  def write(self, start: int, band) -> None:
+    self._writer.write(start, band)
+
+  def close(self) -> None:
+    self._writer.close()
+    self._close_images()
+    self._done()
+
+  def abort(self) -> None:
+    self._writer.abort()
+    self._close_images()
+
+  def _close_images(self) -> None:
+    self._raster.close()
+    self._shown.close()
