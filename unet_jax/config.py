@@ -533,7 +533,7 @@ def _check_inference(config: ml_collections.ConfigDict) -> None:
   if window and config.mesh.spatial > 1:
     raise errors.UserError(
       f'--config.inference.window={window} with mesh.spatial='
-      f'{config.mesh.spatial}: the rows of data.image_size are split; set it to '
+      f'{config.mesh.spatial}: rows of data.image_size are split; set it to '
       '()'
     )
   if inference.rotate_90 and len(set((window or data.image_size)[-2:])) > 1:

@@ -9,8 +9,8 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh
 
-from unet_jax import averaging, errors, inference, predictor
 from unet_jax import config as config_lib
+from unet_jax import errors, inference, predictor
 from unet_jax.data import rasters
 from unet_jax.models import unet
 
