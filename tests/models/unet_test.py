@@ -1,6 +1,7 @@
 """The network and its variants: sizes, wiring, training, what a logit sees."""
 
 import functools
+import math
 import re
 
 import flax.linen as nn
@@ -163,6 +164,56 @@ def test_widths_one_by_one():
   assert kernel('bottleneck', 'conv2') == (3, 3, 4, 4)
   assert kernel('upsample_1', 'conv') == (2, 2, 4, 5)
   assert kernel('up_0', 'conv1') == (3, 3, 6, 3)
+
+
+def _deviations(model):
+  """Standard deviation of each kernel as drawn, over what the paper asks."""
+  size = (4,) * model.spatial_dims
+  init = jax.jit(functools.partial(model.init, train=False))
+  params = init(jax.random.key(0), jnp.zeros((1, *size, 24)))['params']
+  ratios = {}
+  for path, kernel in jax.tree.leaves_with_path(params):
+    names = [k.key for k in path]
+    if names[-1] == 'kernel':
+      # Inputs of one output: all of the kernel; of a transposed convolution of
+      # stride 2 the channels alone.
+      inputs = math.prod(kernel.shape[:-1])
+      if names[0].startswith('upsample'):
+        inputs = kernel.shape[-2]
+      ratios['/'.join(names[:-1])] = np.std(kernel) / np.sqrt(2 / inputs)
+  return ratios
+
+
+@pytest.mark.parametrize('dims', [2, 3])
+def test_weights_are_drawn_as_the_paper_asks(dims):
+  """Section 3: a Gaussian of standard deviation sqrt(2 / N)."""
+  model = _small(
+    num_classes=32,
+    spatial_dims=dims,
+    depth=1,
+    base_features=24,
+    convs=1,
+    downsample='conv',
+    norm='none',
+  )
+  ratios = _deviations(model)
+  assert {'upsample_0/conv', 'downsample_0', 'head'} < set(ratios)
+  # Of 768 draws the head has, the standard error is 2.5 %.
+  assert all(abs(r - 1) < 0.1 for r in ratios.values()), ratios
+
+
+@pytest.mark.parametrize('norm', ['none', 'batch', 'group', 'layer'])
+def test_biases_stand_where_they_change_the_output(norm):
+  x = _random(2, 8, 8, 3)
+  model = _small(depth=1, norm=norm, norm_groups=2)
+  variables = networks.variables(model, x)
+  has_bias = 'bias' in variables['params']['down_0']['conv1']
+  assert has_bias == (norm != 'batch')
+  if has_bias:
+    changed = jax.tree.map(jnp.copy, variables)
+    changed['params']['down_0']['conv1']['bias'] += jnp.arange(4.0)
+    a, b = (networks.apply(model, v, x) for v in (variables, changed))
+    assert np.abs(a - b).max() > 0.01
 
 
 # Each value of each field; what can be is together, for a compilation takes

@@ -26,7 +26,8 @@ ACTIVATIONS = {
   'gelu': nn.gelu,
   'silu': nn.silu,
 }
-# He et al. 2015 (arXiv 1502.01852), eq. 10, as the 2015 paper asks for.
+# He et al. 2015 (arXiv 1502.01852), eq. 10, as the 2015 paper asks for of all
+# weights: a standard deviation of sqrt(2 / N), N inputs of one output.
 KERNEL_INIT = nn.initializers.he_normal()
 
 
@@ -204,7 +205,9 @@ class ConvTranspose2x(nn.Module):
   def __call__(self, x: Array) -> Array:
     n = x.ndim - 2
     shape = (*(2,) * n, x.shape[-1], self.features)
-    kernel = self.param('kernel', KERNEL_INIT, shape, jnp.float32)
+    # An output has C inputs: it sees one place of the kernel, not all 2x2.
+    init = nn.initializers.he_normal(batch_axis=tuple(range(n)))
+    kernel = self.param('kernel', init, shape, jnp.float32)
     bias = self.param('bias', nn.initializers.zeros, (self.features,))
     x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
     # [2, 2, C, F] to [C, 2, 2, F]; lax's kernel runs against the output's axes.

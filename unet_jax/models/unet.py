@@ -96,8 +96,9 @@ class UNet(nn.Module):
     conv = functools.partial(
       nn.Conv,
       padding=self.padding.upper(),
-      # A norm subtracts the mean, so that a bias before it would do nothing.
-      use_bias=norm is None,
+      # These norms subtract the mean of each channel, so that a bias before
+      # them would do nothing. The others subtract that of several channels.
+      use_bias=self.norm not in ('batch', 'instance'),
       kernel_init=blocks.KERNEL_INIT,
       dtype=self.dtype,
     )
@@ -182,7 +183,12 @@ class UNet(nn.Module):
     """Returns the logits, at most as large as `size`, of a stage's features."""
     has_stem = self.stem == 'space_to_depth'
     channels = self.num_classes * (2**self.spatial_dims if has_stem else 1)
-    head = nn.Conv(channels, (1,) * self.spatial_dims, name=name)
+    head = nn.Conv(
+      channels,
+      (1,) * self.spatial_dims,
+      kernel_init=blocks.KERNEL_INIT,
+      name=name,
+    )
     # Logits in float32: the loss exponentiates them. One cast, here.
     logits = head(x.astype(jnp.float32))
     if has_stem:
