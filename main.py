@@ -3,24 +3,31 @@
 Flags, logging and dispatch on --mode; everything else is in unet_jax/.
 """
 
-import logging
+import importlib
 import os
 import pathlib
-import re
 import sys
 
 from absl import app, flags
 from ml_collections import config_flags
 
 from unet_jax import config as config_lib
-from unet_jax import errors
+from unet_jax import errors, logs
 
 _ROOT = pathlib.Path(__file__).resolve().parent
+# The module of unet_jax that runs each mode, with its run(config, workdir).
+_MODES = {
+  'train': 'train',
+  'evaluate': 'evaluate',
+  'inspect': 'inspect_data',
+  'summary': 'summary',
+  'import': 'import_weights',
+  'export': 'export_weights',
+}
 _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Folder of the run; default runs/NAME, after the config.'
 )
-_MODES = ('train', 'evaluate', 'inspect', 'summary', 'import', 'export')
-_MODE = flags.DEFINE_enum('mode', 'train', _MODES, 'What to do.')
+_MODE = flags.DEFINE_enum('mode', 'train', list(_MODES), 'What to do.')
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
@@ -36,84 +43,43 @@ def _parse_flags(argv: list[str]) -> list[str]:
     rest = flags.FLAGS(argv)
     if len(rest) > 1:
       raise errors.UserError(f'{rest[1]}: flags are written --name=value')
+    if _MODE.value == 'import' and not _WORKDIR.value:
+      raise errors.UserError('--mode=import needs --workdir=DIR, a new run')
     return rest
   except (flags.Error, ValueError, TypeError) as e:
-    # config_flags wraps a mistake inside get_config() in a whole trace.
-    trace = re.findall(r'^ *\w+Error: (.+)$', str(e), re.MULTILINE)
-    line = trace[-1] if trace else str(e).splitlines()[0]
-    print('error: ' + line.removeprefix('flag '), file=sys.stderr)
-    sys.exit(2)
+    errors.leave(f'error: {errors.line_of_flags(e)}', 2)
 
 
-def _set_up_logging() -> None:
-  """Our lines at INFO; those of the libraries (absl's) at WARNING."""
-  handler = logging.StreamHandler()
-  handler.setFormatter(logging.Formatter('%(asctime)s %(message)s', '%H:%M:%S'))
-  log = logging.getLogger('unet_jax')
-  log.addHandler(handler)
-  log.setLevel(logging.INFO)
-  log.propagate = False
-  absl = logging.getLogger('absl')
-  absl.setLevel(logging.WARNING)
-  # Orbax and its tasks log a stack trace for each that fails; we tell it once.
-  logging.getLogger('asyncio').setLevel(logging.CRITICAL)
-  absl.addFilter(lambda r: not r.exc_info and 'Traceback' not in r.getMessage())
+def _module(mode: str):
+  """Imported when it is needed: jax and its company take seconds."""
+  return importlib.import_module(f'unet_jax.{_MODES[mode]}')
 
 
-def _leave(code: int) -> None:
-  if 'jax' in sys.modules:
-    from unet_jax import runtime
-
-    runtime.leave(code)
-  sys.exit(code)
+def _config(mode: str, workdir: str):
+  """The config of the flags; without --config that of the run or the file."""
+  flag = flags.FLAGS['config']
+  if mode == 'train' or flag.present:
+    return flag.value
+  overrides = config_flags.get_override_values(flag)
+  if mode == 'import':
+    return _module(mode).deduced_config(overrides)
+  return config_lib.read(workdir, overrides) or flag.value
 
 
 def main(_) -> None:
-  _set_up_logging()
+  logs.set_up()
   # Names of files may be no text.
   sys.stdout.reconfigure(errors='backslashreplace')
-  if _MODE.value == 'import' and not _WORKDIR.value:
-    print(
-      'error: --mode=import needs --workdir=DIR, a new run', file=sys.stderr
-    )
-    _leave(2)
-  flag = flags.FLAGS['config']
-  name = config_flags.get_config_filename(flag)
+  name = config_flags.get_config_filename(flags.FLAGS['config'])
   workdir = os.path.abspath(_WORKDIR.value or config_lib.default_workdir(name))
   try:
-    config = flag.value
-    # What runs is imported here: jax and its company take seconds.
-    if _MODE.value != 'train' and not flag.present:
-      overrides = config_flags.get_override_values(flag)
-      if _MODE.value == 'import':
-        from unet_jax import import_weights
-
-        config = import_weights.deduced_config(overrides)
-      else:
-        config = config_lib.read(workdir, overrides) or config
+    config = _config(_MODE.value, workdir)
     config_lib.validate(config, _MODE.value)
-    match _MODE.value:
-      case 'train':
-        from unet_jax import train as mode
-      case 'evaluate':
-        from unet_jax import evaluate as mode
-      case 'inspect':
-        from unet_jax import inspect_data as mode
-      case 'summary':
-        from unet_jax import summary as mode
-      case 'import':
-        from unet_jax import import_weights as mode
-      case 'export':
-        from unet_jax import export_weights as mode
-    mode.run(config, workdir)
+    _module(_MODE.value).run(config, workdir)
   except (errors.UserError, OSError) as e:
-    print(f'error: {errors.one_line(e, workdir)}', file=sys.stderr)
-    _leave(1)
+    errors.leave(f'error: {errors.one_line(e, workdir)}', 1)
   except KeyboardInterrupt:
-    print(
-      'interrupted; run the same command again to continue', file=sys.stderr
-    )
-    sys.exit(130)
+    errors.leave('interrupted; run the same command again to continue', 130)
 
 
 if __name__ == '__main__':

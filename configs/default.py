@@ -226,7 +226,9 @@ def get_config() -> config_dict.ConfigDict:
   # Dou et al. 2017, for U-Nets nnU-Net's 0.5, 0.25, ...); (): none.
   model.deep_supervision = ()
   # `same`: output as large as the input, any size. `valid`: the 2015 paper's
-  # unpadded convolutions; the output is smaller, the mask's centre is used.
+  # unpadded convolutions; the output is smaller, the mask's centre is used, and
+  # every logit is that of a larger image (so that interpolations lose a pixel
+  # on each side; not for bilinear_corners, nor an upsample_kernel of 2).
   model.padding = 'same'
   # Of activations and products: `float32` or `bfloat16`. Parameters, norm
   # statistics, logits and losses are float32 either way.

@@ -460,6 +460,21 @@ def test_ranges_to_draw_from(field):
       '4; set model.features or base_features',
     ),
     (
+      {'model.upsample': 'bilinear_corners', 'model.padding': 'valid'},
+      '--config.model.upsample=bilinear_corners: where its pixels lie depends '
+      'on the size of the image, which model.padding=valid is to do without; '
+      'use bilinear',
+    ),
+    (
+      {
+        'model.upsample': 'nearest',
+        'model.upsample_kernel': 2,
+        'model.padding': 'valid',
+      },
+      '--config.model.upsample_kernel=2 needs model.padding=same: without '
+      'padding, an even kernel moves the image by half a pixel; use 1 or 3',
+    ),
+    (
       {'model.kernel_size': 4},
       '--config.model.kernel_size=4: must be odd, so that a convolution has a '
       'middle',

@@ -475,6 +475,21 @@ def _check_model(config: ml_collections.ConfigDict) -> None:
       f'--config.model.upsample={m.upsample} changes the channels: '
       'model.upsample_kernel=0 is for bilinear, bilinear_corners and nearest'
     )
+  if m.padding == 'valid' and m.upsample == 'bilinear_corners':
+    raise errors.UserError(
+      '--config.model.upsample=bilinear_corners: where its pixels lie depends '
+      'on the size of the image, which model.padding=valid is to do without; '
+      'use bilinear'
+    )
+  if (
+    m.padding == 'valid'
+    and m.upsample_kernel == 2
+    and m.upsample != 'transpose'
+  ):
+    raise errors.UserError(
+      '--config.model.upsample_kernel=2 needs model.padding=same: without '
+      'padding, an even kernel moves the image by half a pixel; use 1 or 3'
+    )
   if m.kernel_size % 2 == 0:
     raise errors.UserError(
       f'--config.model.kernel_size={m.kernel_size}: must be odd, so that a '

@@ -1,6 +1,9 @@
 """Mistakes that a user can mend, and how they are told."""
 
 import errno
+import re
+import sys
+from typing import NoReturn
 
 
 class UserError(ValueError):
@@ -33,3 +36,29 @@ def one_line(e: UserError | OSError, where: str) -> str:
       'again'
     )
   raise e
+
+
+def line_of_flags(e: Exception) -> str:
+  """Returns what to print for a mistake on the command line.
+
+  config_flags wraps one inside get_config() in a whole trace.
+  """
+  trace = re.findall(r'^ *\w+Error: (.+)$', str(e), re.MULTILINE)
+  line = trace[-1] if trace else str(e).splitlines()[0]
+  return line.removeprefix('flag ')
+
+
+def leave(line: str, code: int) -> NoReturn:
+  """Prints a line and ends the program.
+
+  Args:
+    line: for stderr.
+    code: for the shell.
+  """
+  print(line, file=sys.stderr)
+  # Importing jax takes seconds; without it there are no other processes.
+  if 'jax' in sys.modules:
+    from unet_jax import runtime
+
+    runtime.leave(code)
+  sys.exit(code)

@@ -21,6 +21,11 @@ _VARIANTS = {
   'dropout_alone': ({'depth': 0, 'dropout': 0.5}, (16, 16, 3)),
   'odd': ({'norm': 'group', 'stem': 'space_to_depth'}, (19, 22, 1)),
   'valid': ({'padding': 'valid', 'skip': 'add', 'remat': True}, (44, 48, 1)),
+  'valid_bilinear': (
+    {'padding': 'valid', 'upsample': 'bilinear', 'upsample_kernel': 3},
+    (56, 60, 1),
+  ),
+  'valid_gates': ({'padding': 'valid', 'skip': 'attention'}, (52, 48, 1)),
   'volume': (
     {'spatial_dims': 3, 'depth': 1, 'upsample': 'nearest', 'norm': 'layer'},
     (8, 4, 6, 2),
@@ -162,6 +167,23 @@ def test_stages_of_everything():
     ('head_2', 'up_2', (4, 6, 3)),
     ('head', 'up_0', (16, 24, 3)),
   ]
+
+
+@pytest.mark.parametrize(
+  'variant,kind',
+  [
+    ('valid', 'transposed conv 2x2'),
+    ('valid_bilinear', 'bilinear upsampling, cropped, conv 3x3'),
+    # To what the gate leaves of the skip.
+    ('valid_gates', 'transposed conv 2x2, cropped'),
+  ],
+)
+def test_what_is_lost_without_padding_is_told(variant, kind):
+  stages = {s.name: s for s in _read(variant).stages}
+  assert stages['up_1'].entry_kind == kind
+  assert stages['up_1'].skip.is_cropped
+  # The features from below and the skip are of one size.
+  assert stages['up_1'].came[:-1] == stages['up_1'].skip.shape[:-1]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """The network and its variants: sizes, wiring, training, what a logit sees."""
 
 import functools
+import math
+import re
 
 import flax.linen as nn
 import flax.serialization
@@ -94,7 +96,11 @@ def test_other_number_of_axes_is_refused():
     (66, dict(convs=3), 6),
     (12, dict(kernel_size=1), 12),
     (88, dict(stem='space_to_depth'), 8),
-    (44, dict(block='residual', skip='attention', downsample='conv'), 4),
+    (44, dict(upsample='nearest', upsample_kernel=0), 4),
+    (48, dict(upsample='nearest', upsample_kernel=3), 2),
+    (52, dict(upsample='bilinear'), 6),
+    (56, dict(upsample='bilinear', upsample_kernel=3), 4),
+    (52, dict(block='residual', skip='attention', downsample='conv'), 8),
   ],
 )
 def test_valid_output_size(size, fields, expected):
@@ -160,6 +166,56 @@ def test_widths_one_by_one():
   assert kernel('up_0', 'conv1') == (3, 3, 6, 3)
 
 
+def _deviations(model):
+  """Standard deviation of each kernel as drawn, over what the paper asks."""
+  size = (4,) * model.spatial_dims
+  init = jax.jit(functools.partial(model.init, train=False))
+  params = init(jax.random.key(0), jnp.zeros((1, *size, 24)))['params']
+  ratios = {}
+  for path, kernel in jax.tree.leaves_with_path(params):
+    names = [k.key for k in path]
+    if names[-1] == 'kernel':
+      # Inputs of one output: all of the kernel; of a transposed convolution of
+      # stride 2 the channels alone.
+      inputs = math.prod(kernel.shape[:-1])
+      if names[0].startswith('upsample'):
+        inputs = kernel.shape[-2]
+      ratios['/'.join(names[:-1])] = np.std(kernel) / np.sqrt(2 / inputs)
+  return ratios
+
+
+@pytest.mark.parametrize('dims', [2, 3])
+def test_weights_are_drawn_as_the_paper_asks(dims):
+  """Section 3: a Gaussian of standard deviation sqrt(2 / N)."""
+  model = _small(
+    num_classes=32,
+    spatial_dims=dims,
+    depth=1,
+    base_features=24,
+    convs=1,
+    downsample='conv',
+    norm='none',
+  )
+  ratios = _deviations(model)
+  assert {'upsample_0/conv', 'downsample_0', 'head'} < set(ratios)
+  # Of 768 draws the head has, the standard error is 2.5 %.
+  assert all(abs(r - 1) < 0.1 for r in ratios.values()), ratios
+
+
+@pytest.mark.parametrize('norm', ['none', 'batch', 'group', 'layer'])
+def test_biases_stand_where_they_change_the_output(norm):
+  x = _random(2, 8, 8, 3)
+  model = _small(depth=1, norm=norm, norm_groups=2)
+  variables = networks.variables(model, x)
+  has_bias = 'bias' in variables['params']['down_0']['conv1']
+  assert has_bias == (norm != 'batch')
+  if has_bias:
+    changed = jax.tree.map(jnp.copy, variables)
+    changed['params']['down_0']['conv1']['bias'] += jnp.arange(4.0)
+    a, b = (networks.apply(model, v, x) for v in (variables, changed))
+    assert np.abs(a - b).max() > 0.01
+
+
 # Each value of each field; what can be is together, for a compilation takes
 # longer than all the steps.
 _TOGETHER = [
@@ -210,7 +266,7 @@ def test_every_variant_trains_and_uses_every_parameter(fields):
   model = _small(**{'depth': 1, 'norm': 'none', **fields})
   size = (13, 18) if model.spatial_dims == 2 else (9, 11, 8)
   if model.padding == 'valid':
-    size = (44, 44)
+    size = (52, 52)
   x = _random(2, *size, 3)
   variables = networks.variables(model, x)
   assert {p.dtype for p in jax.tree.leaves(variables)} == {np.dtype('float32')}
@@ -383,6 +439,7 @@ def test_receptive_field_of_the_plain_network(depth, pixels):
     dict(),
     dict(block='residual', skip='attention', downsample='conv', convs=3),
     dict(stem='space_to_depth', downsample='average', convs=1),
+    dict(upsample='bilinear', convs=1),
   ],
   ids=str,
 )
@@ -414,6 +471,70 @@ def test_valid_equals_the_inside_of_same(fields):
   b = blocks.center_crop(whole, 8, 8)
   assert np.ptp(a) > 0.1
   np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+_UPSAMPLINGS = [
+  dict(upsample='transpose', upsample_kernel=2),
+  *(dict(upsample='nearest', upsample_kernel=k) for k in (0, 1, 3)),
+  *(dict(upsample='bilinear', upsample_kernel=k) for k in (0, 1, 3)),
+  *(dict(upsample='pixel_shuffle', upsample_kernel=k) for k in (1, 3)),
+]
+
+
+@pytest.mark.parametrize(
+  'fields',
+  [
+    *_UPSAMPLINGS,
+    dict(skip='attention', block='residual'),
+    dict(skip='attention', upsample='bilinear', upsample_kernel=3),
+    dict(skip='add', upsample='bilinear', stem='space_to_depth'),
+  ],
+  ids=str,
+)
+def test_every_valid_logit_is_that_of_a_larger_image(fields):
+  """Up to the outermost, no logit knows that the image ends there."""
+  same = _small(norm='none', convs=1, **fields)
+  valid = same.clone(padding='valid')
+  scale = 2 if same.stem == 'space_to_depth' else 1
+  size = 32 * scale
+  while not _fits(valid, size):
+    size += 1
+  # The zeros around the larger image reach as far in as a logit sees. Windows
+  # start in the same places: a convolution takes a pixel on each side.
+  margin = unet.receptive_field(same) // 2
+  margin += (scale - margin) % (4 * scale)
+  x = _random(1, size + 2 * margin, size + 2 * margin, 2)
+  variables = networks.variables(same, x)
+  whole = networks.apply(same, variables, x)
+  inner = networks.apply(valid, variables, x[:, margin:-margin, margin:-margin])
+  assert inner.shape[1:-1] == valid.output_size((size, size))
+  expected = blocks.center_crop(whole, *inner.shape[1:-1])
+  assert np.ptp(expected) > 0.1
+  np.testing.assert_allclose(inner, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('fields', _UPSAMPLINGS, ids=str)
+def test_sizes_that_are_named_as_the_nearest_fit(fields):
+  model = _small(padding='valid', **fields)
+  message = ''
+  for size in range(1, 80):
+    try:
+      (height, _) = model.output_size((size, size))
+      assert height > 0
+      assert _shape(model, 1, size, size, 1) == (1, height, height, 3)
+    except errors.UserError as e:
+      message = str(e)
+      named = re.search(r'nearest that do are ([\d or]+) ', message)[1]
+      assert all(_fits(model, int(n)) for n in named.split(' or ')), message
+  assert message
+
+
+def _fits(model, size):
+  try:
+    model.output_size((size, size))
+  except errors.UserError:
+    return False
+  return True
 
 
 @pytest.mark.parametrize(

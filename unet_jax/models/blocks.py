@@ -26,7 +26,8 @@ ACTIVATIONS = {
   'gelu': nn.gelu,
   'silu': nn.silu,
 }
-# He et al. 2015 (arXiv 1502.01852), eq. 10, as the 2015 paper asks for.
+# He et al. 2015 (arXiv 1502.01852), eq. 10, as the 2015 paper asks for of all
+# weights: a standard deviation of sqrt(2 / N), N inputs of one output.
 KERNEL_INIT = nn.initializers.he_normal()
 
 
@@ -147,6 +148,17 @@ def center_crop(x: Array, *size: int) -> Array:
   return x[(slice(None), *(slice(a, a + s) for a, s in zip(starts, size)))]
 
 
+def crop_to_common(x: Array, y: Array) -> tuple[Array, Array]:
+  """Returns the middles of two arrays [B, H, W, ...], of the smaller size."""
+  size = [min(a, b) for a, b in zip(x.shape[1:-1], y.shape[1:-1])]
+  return center_crop(x, *size), center_crop(y, *size)
+
+
+def _without_border(x: Array) -> Array:
+  """Drops the outermost pixels: [B, H, W, C] to [B, H - 2, W - 2, C]."""
+  return x[(slice(None), *(slice(1, n - 1) for n in x.shape[1:-1]))]
+
+
 def pad_to(x: Array, *size: int, mode: str = 'constant') -> Array:
   """Appends zeros: [B, H, W, C] to [B, *size, C]; `edge` repeats the last."""
   after = [(0, s - n) for n, s in zip(x.shape[1:], size)]
@@ -193,7 +205,9 @@ class ConvTranspose2x(nn.Module):
   def __call__(self, x: Array) -> Array:
     n = x.ndim - 2
     shape = (*(2,) * n, x.shape[-1], self.features)
-    kernel = self.param('kernel', KERNEL_INIT, shape, jnp.float32)
+    # An output has C inputs: it sees one place of the kernel, not all 2x2.
+    init = nn.initializers.he_normal(batch_axis=tuple(range(n)))
+    kernel = self.param('kernel', init, shape, jnp.float32)
     bias = self.param('bias', nn.initializers.zeros, (self.features,))
     x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
     # [2, 2, C, F] to [C, 2, 2, F]; lax's kernel runs against the output's axes.
@@ -231,19 +245,29 @@ class AttentionGate(nn.Module):
   figure 2: the skip, brought to half its size by a 2x2 convolution of stride 2,
   and the gating signal are added in as many channels as the skip has; ReLU, one
   channel, sigmoid; the coefficients are interpolated to the skip's size.
+
+  Attributes:
+    conv: makes a convolution.
+    dtype: of the activations.
+    is_valid: leave out the outermost pixels, whose coefficients a repeated
+      border has reached.
   """
 
   conv: ModuleDef
   dtype: Any
+  is_valid: bool = False
 
   @nn.compact
   def __call__(self, skip: Array, gating: Array) -> Array:
-    """Returns the skip, each pixel times a number between 0 and 1.
+    """Weighs the skip, each pixel with a number between 0 and 1.
 
     Args:
       skip: features of the encoder, [B, H, W, C].
       gating: features of the decoder, one stage coarser, [B, H // 2, W // 2,
         F].
+
+    Returns:
+      [B, H, W, C], with `is_valid` [B, H - 2, W - 2, C].
     """
     c, n = skip.shape[-1], skip.ndim - 2
     conv = functools.partial(self.conv, kernel_size=(1,) * n, use_bias=True)
@@ -252,7 +276,10 @@ class AttentionGate(nn.Module):
     # As in the paper, an untrained gate lets (nearly) everything pass.
     opened = nn.initializers.constant(3.0)
     x = nn.sigmoid(conv(1, bias_init=opened, name='psi')(x))
-    return skip * pad_to(bilinear_2x(x), *skip.shape[1:-1], mode='edge')
+    x = pad_to(bilinear_2x(x), *skip.shape[1:-1], mode='edge')
+    if self.is_valid:
+      skip, x = _without_border(skip), _without_border(x)
+    return skip * x
 
 
 class ConvBlock(nn.Module):
@@ -313,12 +340,23 @@ class ConvBlock(nn.Module):
 
 
 class Upsample(nn.Module):
-  """Doubles height and width: [B, H, W, C] to [B, 2H, 2W, F].
+  """Doubles height and width: [B, H, W, C] to [B, H', W', F].
 
   `transpose` learns the upsampling. The others are fixed and followed by a
   convolution: `bilinear`, `bilinear_corners` (see `bilinear_2x`), `nearest` and
   `pixel_shuffle` (Shi et al. 2016, arXiv 1609.05158: C channels become C/4 at
   twice the size). With a `kernel_size` of 0 there is no convolution, and F = C.
+
+  H' is 2H; without padding 2H less `upsampling_loss(kind, kernel_size)`.
+
+  Attributes:
+    features: F.
+    kind: see above.
+    kernel_size: pixels along each axis of the convolution.
+    conv: makes a convolution; its padding is bound.
+    dtype: of the activations.
+    is_valid: leave out the outermost pixels of a bilinear interpolation, which
+      a repeated border has reached.
   """
 
   features: int
@@ -326,13 +364,15 @@ class Upsample(nn.Module):
   kernel_size: int
   conv: ModuleDef
   dtype: Any
+  is_valid: bool = False
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
     if self.kind == 'transpose':
       return ConvTranspose2x(self.features, dtype=self.dtype, name='conv')(x)
+    cropped_2x = lambda x: _without_border(bilinear_2x(x))
     resize = {
-      'bilinear': bilinear_2x,
+      'bilinear': cropped_2x if self.is_valid else bilinear_2x,
       'bilinear_corners': functools.partial(bilinear_2x, align_corners=True),
       'nearest': nearest_2x,
       'pixel_shuffle': depth_to_space_2x,
@@ -342,7 +382,6 @@ class Upsample(nn.Module):
     conv = self.conv(
       self.features,
       (self.kernel_size,) * (x.ndim - 2),
-      padding='SAME',
       use_bias=True,
       name='conv',
     )
@@ -351,6 +390,19 @@ class Upsample(nn.Module):
       # this order has a quarter of the products.
       return resize(conv(x))
     return conv(resize(x))
+
+
+def upsampling_loss(kind: str, kernel_size: int) -> int:
+  """Returns how many pixels `Upsample` loses along an axis, without padding.
+
+  Args:
+    kind: of the upsampling, not `bilinear_corners`: where its pixels lie
+      depends on the size of the image.
+    kernel_size: of the convolution behind it, odd, or 0 for none.
+  """
+  if kind == 'transpose':
+    return 0
+  return 2 * (kind == 'bilinear') + max(kernel_size - 1, 0)
 
 
 def make_norm(

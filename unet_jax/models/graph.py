@@ -370,7 +370,8 @@ class _Reader:
       *size, channels = self._calls[up.source,].output.shape
       came = (*shape[:-1], channels)
       if came[:-1] != tuple(size):
-        entry_kind += ', zero-padded'
+        grows = math.prod(came[:-1]) > math.prod(size)
+        entry_kind += ', zero-padded' if grows else ', cropped'
       others = [e for e in edges if e is not up]
       if others:
         skip = self._skip(*others, shape)
@@ -437,11 +438,14 @@ class _Reader:
     return 0.0
 
   def _upsample_kind(self, name: str) -> str:
-    kind = self._module(name).kind.replace('_', ' ')
+    module = self._module(name)
+    resize = f'{module.kind.replace("_", " ")} upsampling'
+    if module.is_valid and module.kind == 'bilinear':
+      resize += ', cropped'
     if (name, 'conv') not in self._calls:
-      return f'{kind} upsampling'
+      return resize
     conv = self._kind((name, 'conv'))
-    return conv if kind == 'transpose' else f'{kind} upsampling, {conv}'
+    return conv if module.kind == 'transpose' else f'{resize}, {conv}'
 
   def _glue_kind(self, edge: _Edge, shape: Shape) -> str:
     """What brings the features to a stage or to the output, in words."""

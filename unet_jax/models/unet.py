@@ -96,8 +96,9 @@ class UNet(nn.Module):
     conv = functools.partial(
       nn.Conv,
       padding=self.padding.upper(),
-      # A norm subtracts the mean, so that a bias before it would do nothing.
-      use_bias=norm is None,
+      # These norms subtract the mean of each channel, so that a bias before
+      # them would do nothing. The others subtract that of several channels.
+      use_bias=self.norm not in ('batch', 'instance'),
       kernel_init=blocks.KERNEL_INIT,
       dtype=self.dtype,
     )
@@ -118,6 +119,7 @@ class UNet(nn.Module):
     if self.upsample_kernel == 0:
       handed_up = (features[0], *features)
 
+    is_valid = self.padding == 'valid'
     x = x.astype(self.dtype)
     if self.stem == 'space_to_depth':
       x = blocks.pad_to(x, *(n + n % 2 for n in size))
@@ -137,18 +139,22 @@ class UNet(nn.Module):
         self.upsample_kernel,
         conv,
         self.dtype,
+        is_valid,
         name=f'upsample_{i}',
       )(x)
-      if self.padding == 'valid':
-        skip = blocks.center_crop(skip, *x.shape[1:-1])
+      if is_valid:
+        double = (2 * n for n in coarse.shape[1:-1])
+        skip = blocks.center_crop(skip, *double)
       else:
         # Pooling dropped an odd last row or column; the mask still has it.
         x = blocks.pad_to(x, *skip.shape[1:-1])
       # As in the paper, the first stage's features, which see least, have none.
       if self.skip == 'attention' and i > 0:
-        skip = blocks.AttentionGate(conv, self.dtype, name=f'gate_{i}')(
-          skip, coarse
+        gate = blocks.AttentionGate(
+          conv, self.dtype, is_valid, name=f'gate_{i}'
         )
+        skip = gate(skip, coarse)
+      x, skip = blocks.crop_to_common(x, skip)
       x = self._join(x, skip)
       x = block(features[i], handed_up[i], name=f'up_{i}')(x)
       if 0 < i <= len(self.deep_supervision):
@@ -177,7 +183,12 @@ class UNet(nn.Module):
     """Returns the logits, at most as large as `size`, of a stage's features."""
     has_stem = self.stem == 'space_to_depth'
     channels = self.num_classes * (2**self.spatial_dims if has_stem else 1)
-    head = nn.Conv(channels, (1,) * self.spatial_dims, name=name)
+    head = nn.Conv(
+      channels,
+      (1,) * self.spatial_dims,
+      kernel_init=blocks.KERNEL_INIT,
+      name=name,
+    )
     # Logits in float32: the loss exponentiates them. One cast, here.
     logits = head(x.astype(jnp.float32))
     if has_stem:
@@ -191,7 +202,8 @@ class UNet(nn.Module):
 
     With `same` padding they are equal. With `valid`, each stage takes convs *
     (kernel_size - 1) pixels, and every pooled size must be even: 572 gives 388
-    at depth 4 (figure 1 of the 2015 paper).
+    at depth 4 (figure 1 of the 2015 paper). Interpolating takes a pixel on each
+    side as well, and so does the convolution of 3 x 3 pixels after it.
 
     Args:
       size: height and width of the image (depth, height, width of a volume).
@@ -236,6 +248,7 @@ def create_model(config) -> UNet:
 def _valid_output(size: int, model: UNet) -> int | None:
   """Output pixels of a `valid` network, or None where `size` does not fit."""
   lost = model.convs * (model.kernel_size - 1)
+  lost_up = blocks.upsampling_loss(model.upsample, model.upsample_kernel)
   has_stem = model.stem == 'space_to_depth'
   if has_stem:
     if size % 2:
@@ -247,8 +260,10 @@ def _valid_output(size: int, model: UNet) -> int | None:
       return None
     size //= 2
   size -= lost
-  for _ in range(model.depth):
-    size = 2 * size - lost
+  for i in reversed(range(model.depth)):
+    # The coefficients of a gate are interpolated too.
+    gated = model.skip == 'attention' and i > 0
+    size = 2 * size - max(lost_up, 2 * gated) - lost
   size *= 2 if has_stem else 1
   return size if size > 0 else None
 
