@@ -19,7 +19,15 @@ _ROOT = pathlib.Path(__file__).resolve().parent
 _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Folder of the run; default runs/NAME, after the config.'
 )
-_MODES = ('train', 'evaluate', 'inspect', 'summary', 'import', 'export')
+_MODES = (
+  'train',
+  'cross_validate',
+  'evaluate',
+  'inspect',
+  'summary',
+  'import',
+  'export',
+)
 _MODE = flags.DEFINE_enum('mode', 'train', _MODES, 'What to do.')
 
 
@@ -95,6 +103,8 @@ def main(_) -> None:
     match _MODE.value:
       case 'train':
         from unet_jax import train as mode
+      case 'cross_validate':
+        from unet_jax import cross_validate as mode
       case 'evaluate':
         from unet_jax import evaluate as mode
       case 'inspect':

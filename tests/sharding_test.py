@@ -60,7 +60,7 @@ def _train(config, mesh):
   examples = tiny.make_examples(config, _NUM_EVAL, seed=99)
   dataset = [_weigh(example) for example in examples]
   evaluator = evaluate.Evaluator(config, model, dataset, mesh)
-  result, examples = evaluator.run(state.variables('ema'))
+  result, _, examples = evaluator.run(state.variables('ema'))
   assert evaluator.num_examples == _NUM_EVAL
   return history, state, result, examples
 

@@ -79,7 +79,7 @@ class Evaluator:
     self,
     variables: dict[str, Any],
     stop: Callable[[], bool] = lambda: False,
-  ) -> tuple[dict[str, float], list[dict[str, np.ndarray]]] | None:
+  ) -> tuple[dict[str, float], np.ndarray, list[dict[str, np.ndarray]]] | None:
     """Counts every example once, whole or in tiles.
 
     Args:
@@ -87,8 +87,9 @@ class Evaluator:
       stop: asked between batches; the evaluation is given up once it is true.
 
     Returns:
-      The figures `eval/...`, and the first `log.num_figures` examples with
-      `image`, `mask` and `prediction`; None if it was given up.
+      The figures `eval/...`, the confusion counts of all images together,
+      int64 [C, C], and the first `log.num_figures` examples with `image`,
+      `mask` and `prediction`; None if it was given up.
     """
     start = time.perf_counter()
     confusion, totals, counts, shown = [], {}, {}, []
@@ -134,7 +135,8 @@ class Evaluator:
       losses.weighted_sum(totals, counts, self._loss_spec)
     )
     figures['seconds'] = time.perf_counter() - start
-    return {f'eval/{k}': v for k, v in figures.items()}, shown
+    figures = {f'eval/{k}': v for k, v in figures.items()}
+    return figures, per_image.sum(0, dtype=np.int64), shown
 
   @property
   def split(self) -> str:
@@ -174,17 +176,25 @@ def _sum_tiles(confusion: np.ndarray, examples: np.ndarray) -> np.ndarray:
   return result
 
 
+def figure_names(config) -> list[str]:
+  """Returns the names of the figures that an evaluation has."""
+  names = config_lib.class_names(config)
+  nothing = np.zeros((1, len(names), len(names)), np.int64)
+  scores = metrics.scores(nothing, names, config.eval.foreground)
+  return [f'eval/{name}' for name in (*scores, 'loss')]
+
+
+def scored_names(figures, names: tuple[str, ...]) -> list[str]:
+  """Returns the classes, and the foreground where the figures have it."""
+  prefix = 'eval/dataset_iou/'
+  scored = [k.removeprefix(prefix) for k in figures if k.startswith(prefix)]
+  return [*names, *(name for name in scored if name not in names)]
+
+
 def format_table(figures: dict[str, float], names: tuple[str, ...]) -> str:
   """Returns the scores of each class, and their means, as aligned text."""
   reductions = ('dataset_iou', 'image_iou', 'dataset_dice', 'image_dice')
-  names = [
-    *names,
-    *(
-      k.rpartition('/')[2]
-      for k in figures
-      if k.startswith('eval/dataset_iou/') and k.rpartition('/')[2] not in names
-    ),
-  ]
+  names = scored_names(figures, names)
   width = max(len(n) for n in (*names, 'mean'))
   lines = [' ' * width + ''.join(f'{r:>14}' for r in reductions)]
 
@@ -208,6 +218,7 @@ def write_results(
   workdir: str,
   config: ml_collections.ConfigDict,
   figures: dict[str, float],
+  confusion: np.ndarray,
   examples: list[dict[str, np.ndarray]],
   **about: Any,
 ) -> None:
@@ -215,7 +226,8 @@ def write_results(
   if jax.process_index():
     return
   metric_writer.write_json(
-    os.path.join(workdir, 'eval.json'), {**about, **figures}
+    os.path.join(workdir, 'eval.json'),
+    {**about, **figures, 'confusion': confusion.tolist()},
   )
   if examples:
     from unet_jax import figures as figures_lib  # matplotlib is slow to import.
@@ -262,7 +274,7 @@ def _evaluate(config, workdir: str, mesh, checkpoints) -> None:
   )
   state, _ = checkpoints.restore(step, abstract)
   which = config.eval.params if state.ema_params is not None else 'raw'
-  figures, examples = Evaluator(config, model, dataset, mesh).run(
+  figures, confusion, examples = Evaluator(config, model, dataset, mesh).run(
     state.variables(which)
   )
   about = {
@@ -271,7 +283,7 @@ def _evaluate(config, workdir: str, mesh, checkpoints) -> None:
     'params': which,
     'num_examples': len(dataset),
   }
-  write_results(workdir, config, figures, examples, **about)
+  write_results(workdir, config, figures, confusion, examples, **about)
   if jax.process_index() == 0:
     print(
       f'step {step}, {which} parameters, {len(dataset)} images of '

@@ -452,7 +452,7 @@ def test_tiles_are_scored_as_whole_images(source):
   expected['loss'] = np.concatenate([x.ravel() for x in losses]).mean()
   config.data.class_names = ('a', 'b', 'c')
   for devices in (1, 8):
-    figures, shown = _evaluate(config, model, variables, _mesh(devices))
+    figures, _, shown = _evaluate(config, model, variables, _mesh(devices))
     assert len(set(np.round(list(figures.values()), 6))) > 8
     for name, value in expected.items():
       # A pixel whose two classes are equal up to rounding may turn.
