@@ -6,6 +6,7 @@ looked at as any other.
 """
 
 import contextlib
+import gc
 import json
 import logging
 import os
@@ -65,8 +66,9 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
         evaluate.run(fold_config, fold_workdir)
     except errors.UserError as e:
       raise errors.UserError(f'fold {i}: {e}') from e
-    # Each run compiles functions of its own, which no other one calls.
-    jax.clear_caches()
+    # The state of a finished run is held by reference cycles; it must not lie
+    # on the devices beside that of the next.
+    gc.collect()
   if jax.process_index() == 0:
     _report(config, workdir, [_read_evaluation(w) for w in workdirs])
 

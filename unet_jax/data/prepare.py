@@ -698,6 +698,9 @@ def _fill(source, config, arrays: dict[str, Any], description: str):
     (Stats, Places or None) of the rest.
   """
   skipped, found = [], {}
+  # Places are drawn by these, so that they are the same in any kind of cache.
+  is_part = isinstance(source, sources.Subset)
+  rows = source.rows if is_part else np.arange(len(source))
   make_weights = weight_map.make_weight_map(config)
   stop = threading.Event()
 
@@ -713,7 +716,7 @@ def _fill(source, config, arrays: dict[str, Any], description: str):
       return
     for key, array in arrays.items():
       array[index] = example[key]
-    found[index] = _describe(example, name, index, config)
+    found[index] = _describe(example, name, int(rows[index]), config)
 
   def work_through(indices):
     for index in indices:
