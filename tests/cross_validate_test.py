@@ -176,7 +176,6 @@ def test_other_eval_settings_are_evaluated_anew(tmp_path, fake):
   cross_validate.run(config, str(tmp_path))
   fake.clear()
   config.eval.foreground = ('cell',)
-  config.eval.params = 'raw'
   cross_validate.run(config, str(tmp_path))
   assert [d[0] for d in fake] == ['train', 'evaluate'] * 2
 

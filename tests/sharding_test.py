@@ -352,6 +352,14 @@ def test_processes_are_joined_by_the_cluster(environment, joined):
   assert joined == [((), {})]
 
 
+def test_processes_are_joined_once(environment, joined, monkeypatch):
+  """A program may have several runs."""
+  environment(SLURM_STEP_NUM_TASKS='2')
+  monkeypatch.setattr(jax.distributed, 'is_initialized', lambda: True)
+  sharding.initialize_distributed()
+  assert joined == []
+
+
 def test_single_process_joins_nobody(environment, joined):
   environment()
   sharding.initialize_distributed()
