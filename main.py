@@ -18,7 +18,9 @@ _ROOT = pathlib.Path(__file__).resolve().parent
 # The module of unet_jax that runs each mode, with its run(config, workdir).
 _MODES = {
   'train': 'train',
+  'cross_validate': 'cross_validate',
   'evaluate': 'evaluate',
+  'predict': 'predict',
   'inspect': 'inspect_data',
   'summary': 'summary',
   'import': 'import_weights',

@@ -45,6 +45,14 @@ def get_config() -> config_dict.ConfigDict:
   # alike).
   data.val_fraction = 0.2
   data.holdout = 'random'
+  # Cross-validation, for every source: train_split, of which nothing else is
+  # held out, is cut into num_folds parts of nearly equal size, by `seed` or as
+  # blocks in order (data.holdout); 0: no folds. The name of train_split then
+  # means all of it but part number `fold` (from 0), `auto` that part, `fold_0`,
+  # `fold_1` and so on each part; other splits are those of the source.
+  data.num_folds = 0
+  # --mode=cross_validate goes through all of them.
+  data.fold = 0
   # shapes: how many images are drawn for `train` and for `test`.
   data.num_train = 2000
   data.num_eval = 400

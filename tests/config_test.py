@@ -561,6 +561,20 @@ def test_ranges_to_draw_from(field):
       'the folder source needs --config.data.dir=DIR, a folder with images/ '
       'and masks/',
     ),
+    (
+      {'data.num_folds': 1},
+      '--config.data.num_folds=1 leaves nothing to train on; take 2 or more, '
+      'or 0 for no folds',
+    ),
+    (
+      {'data.num_folds': 5, 'data.fold': 5},
+      '--config.data.fold=5: with data.num_folds=5 the folds are 0 to 4',
+    ),
+    (
+      {'data.fold': 1},
+      '--config.data.fold=1: with data.num_folds=0 there are no folds; set '
+      'data.num_folds',
+    ),
   ],
 )
 def test_values_that_cannot_be_used(values, message):
@@ -595,12 +609,29 @@ def test_values_that_cannot_be_used(values, message):
       'data.foreground_fraction': 1.0,
       'loss.weight_map': 'border',
     },
+    {'data.num_folds': 2, 'data.fold': 1, 'data.eval_split': 'test'},
   ],
 )
 def test_values_that_can_be_used(values):
   config = default.get_config()
   config.update_from_flattened_dict(values)
   config_lib.validate(config)
+
+
+def test_cross_validation_needs_folds_to_evaluate_on():
+  config = default.get_config()
+  check = lambda: config_lib.validate(config, 'cross_validate')
+  assert _error(check) == (
+    '--mode=cross_validate needs the number of folds, for instance '
+    '--config.data.num_folds=5'
+  )
+  config.data.num_folds = 5
+  check()
+  config.data.eval_split = 'test'
+  assert _error(check) == (
+    '--config.data.eval_split=test: --mode=cross_validate evaluates each run '
+    'on its fold; set --config.data.eval_split=auto'
+  )
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,31 @@ def test_a_good_set(tmp_path, capsys):
   assert not (tmp_path / 'cache/prepared').exists()
 
 
+def test_folds_of_a_stack(tmp_path):
+  """Neighbours that look alike must not be in two folds."""
+  rng = np.random.default_rng(0)
+  walk = np.cumsum(rng.normal(size=(12, 40, 48, 3)), 0)
+  walk = (walk - walk.min()) / (walk.max() - walk.min()) * 255
+  folders.write_pairs(
+    tmp_path / 'data',
+    {
+      f'{i:02}': (image.astype(np.uint8), folders.make_pair(i)[1])
+      for i, image in enumerate(walk)
+    },
+  )
+  config = make_config(tmp_path / 'data', tmp_path, num_folds=4, fold=1)
+  config.data.suggest = True
+  inspect_data.run(config, str(tmp_path / 'run'))
+  report = json.loads((tmp_path / 'run/inspect.json').read_text())
+  counts = {k: v['num_examples'] for k, v in report['splits'].items()}
+  assert counts == {'train': 9, 'fold_1': 3}
+  assert report['network']['error'] is None
+  namespace = {}
+  exec((tmp_path / 'run/suggested.py').read_text(), namespace)
+  data = namespace['get_config']().data
+  assert (data.num_folds, data.fold, data.holdout) == (4, 1, 'last')
+
+
 def test_errors_are_told_after_the_report(tmp_path, capsys):
   write_splits(tmp_path / 'data')
   image, mask = folders.make_pair()

@@ -135,7 +135,13 @@ def test_metrics_of_a_run(trained):
   rates = [m for m in lines if m.get('train/images_per_second', 0) > 0]
   assert [m['step'] for m in rates][-2:] == [3, 4]
   about = {'step': 4, 'split': 'test', 'params': 'ema', 'num_examples': 5}
-  assert _json(workdir / 'eval.json') == {**about, **lines[-1]}
+  result = _json(workdir / 'eval.json')
+  confusion = np.array(result.pop('confusion'))
+  assert result == {**about, **lines[-1]}
+  # Of the pixels of the five images.
+  assert confusion.shape == (4, 4) and confusion.sum() == 5 * 16 * 16
+  accuracy = np.trace(confusion) / confusion.sum()
+  assert accuracy == pytest.approx(result['eval/pixel_accuracy'])
 
 
 def _assert_table(out, figures):
@@ -364,8 +370,8 @@ def test_config_oxford_pets_small(tmp_path, cache):
     ),
     (
       ['--mode=predicct'],
-      '--mode=predicct: value should be one of <train|evaluate|inspect|'
-      'summary|import|export>',
+      '--mode=predicct: value should be one of <train|cross_validate|'
+      'evaluate|inspect|summary|import|export>',
     ),
     (
       ['--worksdir=a'],

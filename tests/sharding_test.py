@@ -61,7 +61,7 @@ def _train(config, mesh):
   examples = tiny.make_examples(config, _NUM_EVAL, seed=99)
   dataset = [_weigh(example) for example in examples]
   evaluator = evaluator_lib.Evaluator(config, model, dataset, mesh)
-  result, examples = evaluator.run(state.variables('ema'))
+  result, _, examples = evaluator.run(state.variables('ema'))
   assert evaluator.num_examples == _NUM_EVAL
   return history, state, result, examples
 
@@ -351,6 +351,14 @@ def test_processes_are_joined_by_the_cluster(environment, joined):
   environment(SLURM_STEP_NUM_TASKS='2')
   sharding.initialize_distributed()
   assert joined == [((), {})]
+
+
+def test_processes_are_joined_once(environment, joined, monkeypatch):
+  """A program may have several runs."""
+  environment(SLURM_STEP_NUM_TASKS='2')
+  monkeypatch.setattr(jax.distributed, 'is_initialized', lambda: True)
+  sharding.initialize_distributed()
+  assert joined == []
 
 
 def test_single_process_joins_nobody(environment, joined):

@@ -194,7 +194,7 @@ def test_evaluation_counts_as_numpy_does(tmp_path):
   mesh, model, state, _ = _setup(config)
   variables = state.variables('raw')
   evaluator = evaluator_lib.Evaluator(config, model, dataset, mesh)
-  result, shown = evaluator.run(variables)
+  result, _, shown = evaluator.run(variables)
   image, mask = (
     np.stack([dataset[i][k] for i in range(11)]) for k in ('image', 'mask')
   )

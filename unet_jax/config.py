@@ -64,6 +64,8 @@ CHOICES = {
 # Numbers with a lowest allowed value, and with a range [low, high).
 AT_LEAST = {
   'seed': 0,
+  'data.num_folds': 0,
+  'data.fold': 0,
   'data.num_train': 1,
   'data.num_eval': 1,
   'data.num_classes': 1,
@@ -589,6 +591,37 @@ def _check_volumes(config: ml_collections.ConfigDict, mode: str) -> None:
       )
 
 
+def _check_folds(config: ml_collections.ConfigDict, mode: str) -> None:
+  """Checks the fields of a cross-validation."""
+  data = config.data
+  if data.num_folds == 1:
+    raise errors.UserError(
+      '--config.data.num_folds=1 leaves nothing to train on; take 2 or more, '
+      'or 0 for no folds'
+    )
+  if data.fold >= max(data.num_folds, 1):
+    raise errors.UserError(
+      f'--config.data.fold={data.fold}: with data.num_folds={data.num_folds} '
+      + (
+        f'the folds are 0 to {data.num_folds - 1}'
+        if data.num_folds
+        else 'there are no folds; set data.num_folds'
+      )
+    )
+  if mode != 'cross_validate':
+    return
+  if not data.num_folds:
+    raise errors.UserError(
+      '--mode=cross_validate needs the number of folds, for instance '
+      '--config.data.num_folds=5'
+    )
+  if data.eval_split != 'auto':
+    raise errors.UserError(
+      f'--config.data.eval_split={data.eval_split}: --mode=cross_validate '
+      'evaluates each run on its fold; set --config.data.eval_split=auto'
+    )
+
+
 def _check_combinations(config: ml_collections.ConfigDict, mode: str) -> None:
   """Checks fields that only make sense together."""
   data = config.data
@@ -618,7 +651,7 @@ def _check_combinations(config: ml_collections.ConfigDict, mode: str) -> None:
       'parts; choose a multiple'
     )
   # The other modes read no data.
-  reads = mode in ('train', 'evaluate', 'inspect')
+  reads = mode in ('train', 'cross_validate', 'evaluate', 'inspect')
   if reads and data.source == 'folder' and not data.dir:
     raise errors.UserError(
       'the folder source needs --config.data.dir=DIR, a folder with images/ '
@@ -665,6 +698,7 @@ def validate(config: ml_collections.ConfigDict, mode: str = 'train') -> None:
   _check_model(config)
   _check_inference(config)
   _check_combinations(config, mode)
+  _check_folds(config, mode)
 
 
 def class_names(config: ml_collections.ConfigDict) -> tuple[str, ...]:

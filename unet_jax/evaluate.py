@@ -24,6 +24,7 @@ from unet_jax import (
   inference,
   measures,
   metric_writer,
+  metrics,
   predictor,
   runtime,
   sharding,
@@ -36,6 +37,21 @@ _log = logging.getLogger(__name__)
 
 # Examples whose logits are waiting to be measured, for each thread.
 _WAITING = 4
+
+
+def figure_names(config) -> list[str]:
+  """Returns the names of the figures of evaluations while training."""
+  names = config_lib.class_names(config)
+  nothing = np.zeros((1, len(names), len(names)), np.int64)
+  scores = metrics.scores(nothing, names, config.eval.foreground)
+  return [f'eval/{name}' for name in (*scores, 'loss')]
+
+
+def scored_names(figures, names: tuple[str, ...]) -> list[str]:
+  """Returns the classes, and the foreground where the figures have it."""
+  prefix = 'eval/dataset_iou/'
+  scored = [k.removeprefix(prefix) for k in figures if k.startswith(prefix)]
+  return [*names, *(name for name in scored if name not in names)]
 
 
 def format_table(
@@ -51,14 +67,7 @@ def format_table(
     intervals: of confidence, without `eval/`, where they are known.
   """
   reductions = ('dataset_iou', 'image_iou', 'dataset_dice', 'image_dice')
-  names = [
-    *names,
-    *(
-      k.rpartition('/')[2]
-      for k in figures
-      if k.startswith('eval/dataset_iou/') and k.rpartition('/')[2] not in names
-    ),
-  ]
+  names = scored_names(figures, names)
   width = max(len(n) for n in (*names, 'mean'))
   lines = [' ' * width + ''.join(f'{r:>14}' for r in reductions)]
 
@@ -87,6 +96,7 @@ def write_results(
   workdir: str,
   config: ml_collections.ConfigDict,
   figures: dict[str, float],
+  confusion: np.ndarray,
   examples: list[dict[str, np.ndarray]],
   **about: Any,
 ) -> None:
@@ -94,7 +104,8 @@ def write_results(
   if jax.process_index():
     return
   metric_writer.write_json(
-    os.path.join(workdir, 'eval.json'), {**about, **figures}
+    os.path.join(workdir, 'eval.json'),
+    {**about, **figures, 'confusion': confusion.tolist()},
   )
   draw_examples(workdir, config, examples)
 
@@ -187,12 +198,13 @@ def _count(config, source, model, variables, averaging, mesh):
   """What a training run evaluates: counts and losses, on the devices."""
   dataset = prepare.prepare_source(source, config)
   evaluator = evaluator_lib.Evaluator(config, model, dataset, mesh, averaging)
-  figures, shown = evaluator.run(variables)
+  figures, confusion, shown = evaluator.run(variables)
   return {
     'figures': {k.removeprefix('eval/'): v for k, v in figures.items()},
     'intervals': {},
     'num_examples': len(dataset),
     'seconds_waiting': evaluator.seconds_waiting,
+    'confusion': confusion,
     'shown': shown,
   }
 
@@ -243,7 +255,7 @@ def _measure_prepared(config, source, model, variables, averaging, mesh):
       if len(queue) > _WAITING * workers:
         queue.popleft().result()
 
-    counted, shown = evaluator.run(variables, take_logits=measure)
+    counted, _, shown = evaluator.run(variables, take_logits=measure)
     for future in queue:
       future.result()
   result = measured.results()
@@ -361,10 +373,14 @@ def _pictures(config, result, predict) -> dict[str, list[dict[str, Any]]]:
 
 def _write_pages(workdir: str, config, about, figures, result) -> None:
   """Writes eval.json, eval.csv, eval.html and figures/."""
-  intervals = {f'eval/{k}': list(v) for k, v in result['intervals'].items()}
   metric_writer.write_json(
     os.path.join(workdir, 'eval.json'),
-    {**about, **figures, 'intervals': intervals},
+    {
+      **about,
+      **figures,
+      'intervals': {f'eval/{k}': v for k, v in result['intervals'].items()},
+      'confusion': result['confusion'].tolist(),
+    },
   )
   names = config_lib.class_names(config)
   draw_examples(workdir, config, result['shown'])

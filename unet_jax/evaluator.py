@@ -76,7 +76,7 @@ class Evaluator:
     variables: dict[str, Any],
     stop: Callable[[], bool] = lambda: False,
     take_logits: Callable[[int, np.ndarray], None] | None = None,
-  ) -> tuple[dict[str, float], list[dict[str, np.ndarray]]] | None:
+  ) -> tuple[dict[str, float], np.ndarray, list[dict[str, np.ndarray]]] | None:
     """Counts every example once, whole or in tiles.
 
     Args:
@@ -86,8 +86,9 @@ class Evaluator:
         logits, float32 [H', W', K].
 
     Returns:
-      The figures `eval/...`, and the first `log.num_figures` examples with
-      `image`, `mask` and `prediction`; None if it was given up.
+      The figures `eval/...`, the confusion counts of all images together,
+      int64 [C, C], and the first `log.num_figures` examples with `image`,
+      `mask` and `prediction`; None if it was given up.
     """
     start, self.seconds_waiting = time.perf_counter(), 0.0
     confusion, totals, counts, shown = [], {}, {}, []
@@ -139,7 +140,8 @@ class Evaluator:
       losses.weighted_sum(totals, counts, self._loss_spec)
     )
     figures['seconds'] = time.perf_counter() - start
-    return {f'eval/{k}': v for k, v in figures.items()}, shown
+    figures = {f'eval/{k}': v for k, v in figures.items()}
+    return figures, per_image.sum(0, dtype=np.int64), shown
 
   def predict(
     self, variables: dict[str, Any], examples: list[dict[str, np.ndarray]]

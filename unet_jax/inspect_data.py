@@ -325,20 +325,6 @@ def _picture(source, m: scan.Measurement, caption: str, config) -> dict | None:
   return {'name': m.name, 'caption': caption, 'image': image, 'mask': mask}
 
 
-class _Some:
-  """A few examples of a source, as a source."""
-
-  def __init__(self, source: sources.Source, indices):
-    self._source, self._indices = source, indices
-    self.split, self.fingerprint = source.split, None
-
-  def __len__(self) -> int:
-    return len(self._indices)
-
-  def __getitem__(self, index: int) -> sources.Example:
-    return self._source[self._indices[index]]
-
-
 def _try_network(by_split, by_source, config) -> tuple[dict, list[dict]]:
   """The configured network on a real batch, or why that cannot be."""
   split, measurements = next(iter(by_split.items()))
@@ -346,9 +332,10 @@ def _try_network(by_split, by_source, config) -> tuple[dict, list[dict]]:
   if not usable:
     return {'error': f'no pair of {split} can be used'}, []
   spread = np.linspace(0, len(usable) - 1, config.data.batch_size, dtype=int)
-  chosen = sorted({usable[i] for i in spread.tolist()})
+  chosen = np.unique(np.array(usable)[spread])
   try:
-    return _network(_Some(by_source[split], chosen), config)
+    some = sources.Subset(by_source[split], chosen, split)
+    return _network(some, config)
   except errors.UserError as e:
     return {'error': str(e)}, []
   except jax.errors.JaxRuntimeError as e:

@@ -33,6 +33,8 @@ def initialize_distributed() -> None:
   Raises:
     UserError: the variables contradict one another, or no process answers.
   """
+  if jax.distributed.is_initialized():
+    return  # By a run before this one, in the same program.
   env = os.environ
   by_hand = bool(env.get('JAX_COORDINATOR_ADDRESS'))
   try:

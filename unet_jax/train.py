@@ -11,7 +11,6 @@ import time
 
 import jax
 import ml_collections
-import numpy as np
 
 import unet_jax
 from unet_jax import (
@@ -21,7 +20,6 @@ from unet_jax import (
   locks,
   losses,
   metric_writer,
-  metrics,
   runtime,
   sharding,
   steps,
@@ -149,6 +147,10 @@ def _train(config, workdir: str, mesh, model, checkpoints) -> None:
   finally:
     batches.close()
     loop.close()
+  if interrupt.signal is not None:
+    # It came in the last evaluation: all is done here, but what follows this
+    # run in the program is not to start.
+    sys.exit(128 + interrupt.signal)
 
 
 def _check_data(train_set, eval_set, config) -> None:
@@ -171,10 +173,7 @@ def _check_data(train_set, eval_set, config) -> None:
 
 
 def _check_best_metric(config) -> None:
-  names = config_lib.class_names(config)
-  nothing = np.zeros((1, len(names), len(names)), np.int64)
-  scores = metrics.scores(nothing, names, config.eval.foreground)
-  figures = [f'eval/{name}' for name in (*scores, 'loss')]
+  figures = evaluate.figure_names(config)
   name = config.checkpoint.best_metric
   if name.removeprefix('-') not in figures:
     raise errors.UserError(
@@ -348,11 +347,12 @@ class _Loop:
     )
     if result is None:
       return False
-    figures, examples = result
+    figures, confusion, examples = result
     evaluate.write_results(
       self._workdir,
       self._config,
       figures,
+      confusion,
       examples,
       step=step,
       split=self._evaluator.split,

@@ -288,6 +288,10 @@ def test_a_stack_must_not_be_held_out_at_random(tmp_path):
   found = find(tmp_path, ('train', 'val'))
   assert 'holdout=last' in found[kind].message
   assert kind not in find(tmp_path, ('train', 'val'), holdout='last')
+  folds = ('train', 'fold_0')
+  found = find(tmp_path, folds, num_folds=3)
+  assert 'holdout=last' in found[kind].message
+  assert kind not in find(tmp_path, folds, num_folds=3, holdout='last')
 
 
 def test_near_duplicates_of_images_that_all_look_alike():

@@ -24,8 +24,9 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from tensorflow_datasets.core.download import checksums
 
+from configs import default
 from unet_jax import errors
-from unet_jax.data import oxford_iiit_pet
+from unet_jax.data import oxford_iiit_pet, sources
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -555,6 +556,27 @@ def test_no_download_without_checksums(server, tmp_path, monkeypatch):
   monkeypatch.setattr(oxford_iiit_pet.Builder, 'url_infos', None)
   with pytest.raises(ValueError, match='Missing checksums url: http://127'):
     oxford_iiit_pet.prepare('', str(tmp_path / 'cache'))
+
+
+def test_folds_of_the_train_split(archive, tmp_path):
+  config = default.get_config()
+  config.data.update(
+    source='tfds',
+    dir=str(archive),
+    cache_dir=str(tmp_path / 'cache'),
+    num_folds=2,
+    fold=1,
+    holdout='last',
+  )
+  names = {}
+  for split in ('train', 'auto', 'test'):
+    source = sources.make_source(config, split)
+    names[source.split] = [source[i]['name'] for i in range(len(source))]
+  assert names == {
+    'train': _ORDER['train'][:2],
+    'fold_1': _ORDER['train'][2:],
+    'test': _ORDER['test'],
+  }
 
 
 def test_tensorflow_is_not_imported(archive, tmp_path):

@@ -493,6 +493,65 @@ def test_disk_is_built_once_and_mapped(tmp_path, examples):
     np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize('cache', ['none', 'memory', 'disk'])
+def test_folds_hold_their_examples(tmp_path, examples, cache):
+  for fold in range(3):
+    held_out = sources.cut_folds(8, _config(num_folds=3))[fold].tolist()
+    rest = [i for i in range(8) if i not in held_out]
+    for split, rows in (('train', rest), ('auto', held_out)):
+      config = _config(tmp_path, num_folds=3, fold=fold, cache=cache)
+      prepared = prepare.prepare(config, split)
+      assert prepared.split == ('train' if rows == rest else f'fold_{fold}')
+      images, masks = _arrays(prepared)
+      assert len(images) == len(rows)
+      source = examples(None, None)
+      for i, row in enumerate(rows):
+        expected = prepare.prepare_example(source[row], config.data)
+        np.testing.assert_array_equal(images[i], expected['image'])
+        np.testing.assert_array_equal(masks[i], expected['mask'])
+      if cache == 'none':
+        continue
+      batch = prepared.read_batch(np.array([1, 0]))
+      np.testing.assert_array_equal(batch['image'], images[[1, 0]])
+      stats = prepared.stats
+      assert stats.names == tuple(f'{row}.png' for row in rows)
+      counts = [np.bincount(mask.ravel(), minlength=3) for mask in masks]
+      np.testing.assert_array_equal(stats.class_pixels[:, :3], counts)
+      digests = [hashlib.sha1(i.tobytes()).digest()[:16] for i in images]
+      assert [d.tobytes() for d in stats.digests] == digests
+
+
+def test_all_folds_share_what_is_on_disk(tmp_path, examples):
+  """Also with a run without folds."""
+  prepare.prepare(_config(tmp_path), 'train')
+  # Another reading would raise.
+  examples.bad = {i: RuntimeError('read again') for i in range(8)}
+  for fold in range(3):
+    for split in ('train', 'auto'):
+      config = _config(tmp_path, num_folds=3, fold=fold)
+      prepared = prepare.prepare(config, split)
+      assert isinstance(prepared[0]['image'].base, np.memmap)
+  assert len([p for p in (tmp_path / 'prepared').iterdir() if p.is_dir()]) == 1
+
+
+@pytest.mark.parametrize('cache', ['memory', 'disk'])
+def test_undecodable_files_of_folds(tmp_path, examples, cache, caplog):
+  examples.bad = {i: errors.DecodeError(f'{i} is broken') for i in (0, 1, 2, 5)}
+  config = _config(
+    tmp_path, cache=cache, on_error='skip', holdout='last', num_folds=3, fold=1
+  )
+  caplog.set_level(logging.WARNING)
+  # Of 0 to 2, 3 to 5, 6 and 7.
+  assert prepare.prepare(config, 'auto').stats.names == ('3.png', '4.png')
+  assert caplog.messages == ['left out: 5 is broken']
+  assert prepare.prepare(config, 'train').stats.names == ('6.png', '7.png')
+  with pytest.raises(errors.UserError) as e:
+    prepare.prepare(config, 'fold_0')
+  assert str(e.value) == (
+    'none of the 3 pairs could be decoded; the first: 0 is broken'
+  )
+
+
 _KEY_CHANGES = {
   'image_size': (8, 7),
   'num_channels': 1,

@@ -398,6 +398,115 @@ def test_link_to_nowhere(tmp_path):
   assert source[1]['name'].endswith('b.png')
 
 
+# Folds.
+
+
+@pytest.mark.parametrize('holdout', ['random', 'last'])
+@pytest.mark.parametrize('seed', [0, 7])
+def test_folds_are_a_partition(holdout, seed):
+  config = default.get_config()
+  config.seed = seed
+  for count in (2, 3, 10, 11, 64):
+    for num_folds in range(2, min(count, 12) + 1):
+      config.data.update(num_folds=num_folds, holdout=holdout)
+      folds = sources.cut_folds(count, config)
+      assert len(folds) == num_folds
+      assert sorted(i for fold in folds for i in fold) == list(range(count))
+      sizes = [len(fold) for fold in folds]
+      assert max(sizes) - min(sizes) <= 1
+      for fold in folds:
+        assert list(fold) == sorted(fold)
+        if holdout == 'last':
+          assert list(fold) == list(range(fold[0], fold[-1] + 1))
+  assert holdout == 'last' or folds[0].tolist() != list(range(len(folds[0])))
+
+
+def test_folds_depend_on_the_seed_where_they_are_random():
+  config = default.get_config()
+  config.data.num_folds = 4
+  first = sources.cut_folds(40, config)[0].tolist()
+  assert sources.cut_folds(40, config)[0].tolist() == first
+  config.seed = 1
+  assert sources.cut_folds(40, config)[0].tolist() != first
+
+
+def _assert_folds(make, everything):
+  """That the folds of `make(split, fold)`, of all values, are right."""
+  evaluated, fingerprints = [], set()
+  for i in range(3):
+    train, fold = make('train', i), make('auto', i)
+    assert (train.split, fold.split) == ('train', f'fold_{i}')
+    assert train.held_out and fold.held_out
+    names = [[s[j]['name'] for j in range(len(s))] for s in (train, fold)]
+    assert sorted(names[0] + names[1]) == sorted(everything)
+    evaluated += names[1]
+    # Another one is evaluated on by its name.
+    for other in range(3):
+      named = make(f'fold_{i}', other)
+      assert [named.read(j)['name'] for j in range(len(named))] == names[1]
+    fingerprints |= {str(train.fingerprint), str(fold.fingerprint)}
+  assert sorted(evaluated) == sorted(everything)
+  assert len(fingerprints) == 6
+
+
+@pytest.mark.parametrize('layout', ['flat', 'folders', 'lists'])
+@pytest.mark.parametrize('holdout', ['random', 'last'])
+def test_folds_of_a_folder(tmp_path, layout, holdout):
+  stems = [f'p{i}' for i in range(11)]
+  folder = tmp_path / 'train' if layout == 'folders' else tmp_path
+  _write_pairs(folder, stems)
+  if layout == 'folders':
+    _write_pairs(tmp_path / 'val', ['v1', 'v2'], start=50)
+  elif layout == 'lists':
+    _write_pairs(tmp_path, ['v1', 'v2'], start=50)
+    (tmp_path / 'train.txt').write_text('\n'.join(stems))
+    (tmp_path / 'val.txt').write_text('v2\nv1\n')
+  make = lambda split, fold: _make(
+    tmp_path, split, num_folds=3, fold=fold, holdout=holdout
+  )
+  _assert_folds(make, [str(folder / f'images/{stem}.png') for stem in stems])
+  if holdout == 'last':  # In the order of the names, p10 after p9.
+    assert _values(make('auto', 2)) == [8, 9, 10]
+    assert _values(make('train', 1)) == [0, 1, 2, 3, 8, 9, 10]
+  if layout == 'flat':  # Nothing is held out but the folds.
+    assert _error(tmp_path, 'val', num_folds=3) == (
+      f"{tmp_path} has no split 'val'; it has train"
+    )
+  else:
+    assert sorted(_values(make('val', 0))) == [50, 51]
+
+
+def test_folds_of_shapes():
+  config = default.get_config()
+  config.data.update(num_train=8, num_eval=3, num_folds=3, image_size=(8, 8))
+
+  def make(split, fold):
+    config.data.fold = fold
+    return sources.make_source(config, split)
+
+  _assert_folds(make, [f'train shape {i}' for i in range(8)])
+  assert len(make('test', 1)) == 3 and make('test', 1).split == 'test'
+
+
+def test_more_folds_than_examples(tmp_path):
+  _write_pairs(tmp_path, ['a', 'b', 'c'])
+  assert len(_make(tmp_path, 'train', num_folds=3)) == 2
+  assert _error(tmp_path, num_folds=4) == (
+    '--config.data.num_folds=4: the 3 example(s) of train cannot be cut into '
+    'that many'
+  )
+
+
+def test_unpaired_files_of_a_folder_with_folds_are_collected(tmp_path):
+  _write_pairs(tmp_path, ['a', 'b', 'c', 'd'])
+  (tmp_path / 'masks/b.png').unlink()
+  for split, count in (('train', 2), ('auto', 1)):
+    problems = []
+    config = _config(tmp_path, num_folds=3)
+    assert len(sources.make_source(config, split, problems)) == count
+    assert [p.kind for p in problems] == ['unpaired']
+
+
 # Drawn shapes.
 
 

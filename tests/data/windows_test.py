@@ -85,6 +85,24 @@ def _mesh(data=1):
 # Reading
 
 
+def test_places_of_a_fold_are_the_same_in_any_cache(tmp_path, source):
+  # The last has more pixels of a class than are kept.
+  source.sizes, source.rare = source.sizes[::-1], (2, 49, 4)
+  for split in ('train', 'auto'):
+    folds = {'num_folds': 2, 'fold': 1, 'holdout': 'last'}
+    kept = prepare.prepare(_config(tmp_path, **folds), split)
+    in_memory = prepare.prepare(_config(**folds), split)
+    assert len(kept) == 3 and kept.stats.names == in_memory.stats.names
+    for i in range(3):
+      for c in range(4):
+        points = kept.places.of(i, c, 4)
+        np.testing.assert_array_equal(points, in_memory.places.of(i, c, 4))
+        rows, columns = points.T
+        assert np.all(kept[i]['mask'][rows, columns] == c)
+        assert len(points) == min(kept.stats.class_pixels[i, c], 1000)
+  assert kept.stats.class_pixels[2, 0] > 1000
+
+
 @pytest.mark.parametrize(
   'corner, size',
   [
@@ -453,7 +471,7 @@ def test_tiles_are_scored_as_whole_images(source):
   expected['loss'] = np.concatenate([x.ravel() for x in losses]).mean()
   config.data.class_names = ('a', 'b', 'c')
   for devices in (1, 8):
-    figures, shown = _evaluate(config, model, variables, _mesh(devices))
+    figures, _, shown = _evaluate(config, model, variables, _mesh(devices))
     assert len(set(np.round(list(figures.values()), 6))) > 8
     for name, value in expected.items():
       # A pixel whose two classes are equal up to rounding may turn.

@@ -424,6 +424,13 @@ class Places:
     cell = index * num_classes + c
     return self.points[self.starts[cell] : self.starts[cell + 1]]
 
+  def select(self, images: np.ndarray, num_classes: int) -> 'Places':
+    """Returns those of some images: indices, int [K]."""
+    parts = [
+      self.of(i, c, num_classes) for i in images for c in range(num_classes)
+    ]
+    return _join_places(parts)
+
 
 def _find_places(mask: np.ndarray, counts: np.ndarray, index: int):
   """Draws places of each class, all pixels alike: [int32 [K, 2], ...].
@@ -496,6 +503,21 @@ class Prepared:
     row = self._kept[index]
     return {name: array[row] for name, array in self._arrays.items()}
 
+  def select(self, rows: np.ndarray) -> 'Prepared':
+    """Returns the examples of some rows, without a copy of their arrays."""
+    places = self.places
+    chosen = np.flatnonzero(np.isin(self._kept, rows))
+    about = {
+      f.name: getattr(self.stats, f.name)[chosen]
+      for f in dataclasses.fields(Stats)[1:]
+    }
+    names = tuple(self.stats.names[i] for i in chosen)
+    if places is not None:
+      places = places.select(chosen, self.stats.class_pixels.shape[1] - 1)
+    return Prepared(
+      self._arrays, self._kept[chosen], Stats(names, **about), places
+    )
+
   def read_batch(self, indices: np.ndarray) -> dict[str, np.ndarray]:
     """Returns examples of one size, stacked: in one copy for each array."""
     rows = self._kept[indices]
@@ -564,6 +586,11 @@ def _prepare(source: sources.Source, config) -> 'OnTheFly | Prepared':
     skipped, about = _fill(source, config, arrays, description)
     kept = _kept(len(source), skipped)
     return _checked(Prepared(arrays, kept, *about), skipped)
+  rows = None
+  if isinstance(source, sources.Subset):
+    # What is on disk is shared by all folds.
+    source, rows = source.whole, source.rows
+    description = f'preparing {source.split}'
   folder = pathlib.Path(config_lib.cache_dir(config), 'prepared')
   path = folder / cache_key(source, config)
   try:
@@ -577,7 +604,7 @@ def _prepare(source: sources.Source, config) -> 'OnTheFly | Prepared':
       f'({e.strerror or e}); free space, set --config.data.cache_dir=DIR, or '
       'use --config.data.cache=memory'
     ) from e
-  return _load(path)
+  return _load(path, rows)
 
 
 def _array_names(config) -> tuple[str, ...]:
@@ -670,7 +697,8 @@ def _create_arrays(folder: pathlib.Path, n: int, config) -> dict[str, Any]:
   return arrays
 
 
-def _load(path: pathlib.Path) -> Prepared:
+def _load(path: pathlib.Path, rows: np.ndarray | None) -> Prepared:
+  """Opens what `_build` wrote: all of it, or the examples of some rows."""
   meta = json.loads((path / 'meta.json').read_text())
   arrays = {}
   for name in meta['arrays']:
@@ -686,8 +714,12 @@ def _load(path: pathlib.Path) -> Prepared:
   if 'points' in found:
     places = Places(found.pop('points'), found.pop('starts'))
   stats = Stats(tuple(meta['names']), **found)
-  kept = _kept(meta['length'], meta['skipped'])
-  return _checked(Prepared(arrays, kept, stats, places), meta['skipped'])
+  skipped = meta['skipped']
+  prepared = Prepared(arrays, _kept(meta['length'], skipped), stats, places)
+  if rows is not None:
+    prepared = prepared.select(rows)
+    skipped = [s for s in skipped if s['index'] in rows]
+  return _checked(prepared, skipped)
 
 
 def _checked(prepared: Prepared, skipped) -> Prepared:
@@ -710,6 +742,9 @@ def _fill(source, config, arrays: dict[str, Any], description: str):
     (Stats, Places or None) of the rest.
   """
   skipped, found = [], {}
+  # Places are drawn by these, so that they are the same in any kind of cache.
+  is_part = isinstance(source, sources.Subset)
+  rows = source.rows if is_part else np.arange(len(source))
   make_weights = weight_map.make_weight_map(config)
   stop = threading.Event()
 
@@ -725,7 +760,7 @@ def _fill(source, config, arrays: dict[str, Any], description: str):
       return
     for key, array in arrays.items():
       array[index] = example[key]
-    found[index] = _describe(example, name, index, config)
+    found[index] = _describe(example, name, int(rows[index]), config)
 
   def work_through(indices):
     for index in indices:
@@ -797,7 +832,12 @@ def _collect(found: list[dict[str, Any]], config):
   )
   if config.data.resize != 'patch':
     return stats, None
-  parts = [part for entry in column('places') for part in entry]
+  return stats, _join_places(
+    [part for entry in column('places') for part in entry]
+  )
+
+
+def _join_places(parts: list[np.ndarray]) -> Places:
+  """Makes one of int32 [K, 2] of each class of each image."""
   starts = np.cumsum([0, *map(len, parts)])
-  points = np.concatenate([np.zeros((0, 2), np.int32), *parts])
-  return stats, Places(points, starts)
+  return Places(np.concatenate([np.zeros((0, 2), np.int32), *parts]), starts)

@@ -285,7 +285,9 @@ def _find_pairs(root: pathlib.Path, split: str, config, problems):
   splits = usable or lists or ['train']
   if split == 'auto':
     split = next((s for s in ('val', 'test') if s in splits), 'val')
-  held_out = 'val' not in splits and 'test' not in splits
+  held_out = not {'val', 'test'} & set(splits)
+  if config.data.num_folds:
+    held_out = False  # The folds take the place of `val`, see `make_source`.
   if held_out:
     splits = ['train', 'val']
   if split not in splits:
@@ -447,6 +449,53 @@ class ShapesSource:
   read = __getitem__
 
 
+class Subset:
+  """Some examples of a source, as a source: a fold, or the others.
+
+  Args:
+    whole: the source.
+    rows: int [K]: their indices in it.
+    split: what they are called.
+  """
+
+  held_out = True
+
+  def __init__(self, whole: Source, rows: np.ndarray, split: str):
+    self.whole, self.rows, self.split = whole, rows, split
+    self.fingerprint = [whole.fingerprint, rows.tolist()]
+
+  def __len__(self) -> int:
+    return len(self.rows)
+
+  def __getitem__(self, index: int) -> Example:
+    return self.whole[self.rows[index]]
+
+  def read(self, index: int) -> Example:
+    return self.whole.read(self.rows[index])
+
+
+def cut_folds(count: int, config) -> list[np.ndarray]:
+  """Cuts `count` examples into data.num_folds parts of nearly equal size.
+
+  Returns:
+    The indices of each part, ascending; with data.holdout `last` a part is one
+    block, so that few of a stack's neighbours are in two.
+
+  Raises:
+    UserError: there are fewer examples than folds.
+  """
+  data = config.data
+  if count < data.num_folds:
+    raise errors.UserError(
+      f'--config.data.num_folds={data.num_folds}: the {count} example(s) of '
+      f'{data.train_split} cannot be cut into that many'
+    )
+  order = np.arange(count)
+  if data.holdout == 'random':
+    order = np.random.default_rng(config.seed).permutation(order)
+  return [np.sort(part) for part in np.array_split(order, data.num_folds)]
+
+
 SOURCES = {
   'tfds': TfdsSource,
   'folder': FolderSource,
@@ -461,16 +510,29 @@ def make_source(
 
   Args:
     config: of the run.
-    split: named as in data.train_split.
+    split: named as in data.train_split; with data.num_folds that one is without
+      its fold data.fold, which is `auto`, and each fold i is `fold_i`.
     problems: gets what is wrong with files as a whole, which are then left out;
       None raises the first.
 
   Raises:
     UserError: the data or the split is not there, or has no example.
   """
-  source = SOURCES[config.data.source](config, split, problems)
+  data = config.data
+  names = [f'fold_{i}' for i in range(data.num_folds)]
+  if names and split == 'auto':
+    split = names[data.fold]
+  is_part = bool(names) and split in (data.train_split, *names)
+  whole = data.train_split if is_part else split
+  source = SOURCES[data.source](config, whole, problems)
   if not len(source):
     raise errors.UserError(
-      f'split {split!r} of the {config.data.source} source has no example'
+      f'split {whole!r} of the {data.source} source has no example'
     )
-  return source
+  if not is_part:
+    return source
+  folds = cut_folds(len(source), config)
+  if split in names:
+    return Subset(source, folds[names.index(split)], split)
+  rest = np.setdiff1d(np.arange(len(source)), folds[data.fold])
+  return Subset(source, rest, split)

@@ -1,0 +1,282 @@
+"""Cross-validation: scores against `statistics`, and runs that are stopped."""
+
+import json
+import os
+import pathlib
+import signal
+import statistics
+
+import folders
+import numpy as np
+import program
+import pytest
+
+from unet_jax import cross_validate, errors, evaluate, progress, train
+
+
+def _config(root, cache_dir, num_folds=2):
+  config = folders.make_config(
+    root,
+    num_folds=num_folds,
+    cache_dir=str(cache_dir),
+    batch_size=8,
+    class_names=('ground', 'cell'),
+  )
+  config.data.image_size = (16, 16)
+  config.model.update(depth=0, base_features=2, norm='none')
+  config.train.num_steps = 4
+  config.log.update(every=1, num_figures=0, tensorboard=False)
+  config.data.check = False
+  return config
+
+
+def _read(path):
+  return json.loads(pathlib.Path(path).read_text())
+
+
+def _evaluation(config, seed, **figures):
+  """What eval.json would have, of a drawn confusion matrix."""
+  rng = np.random.default_rng(seed)
+  names = evaluate.figure_names(config)
+  return {
+    **dict(zip(names, rng.random(len(names)).tolist())),
+    **figures,
+    'step': config.train.num_steps,
+    'params': 'ema',
+    'num_examples': 3,
+    'confusion': rng.integers(1, 100, (2, 2)).tolist(),
+  }
+
+
+def _assert_pooled(summary, confusions):
+  """The `pooled` figures, from the definition of each."""
+  (tn, fp), (fn, tp) = np.sum(confusions, 0)
+  expected = {
+    'dataset_iou/ground': tn / (tn + fp + fn),
+    'dataset_iou/cell': tp / (tp + fp + fn),
+    'dataset_dice/ground': 2 * tn / (2 * tn + fp + fn),
+    'dataset_dice/cell': 2 * tp / (2 * tp + fp + fn),
+    'pixel_accuracy': (tp + tn) / (tp + tn + fp + fn),
+  }
+  for score in ('iou', 'dice'):
+    both = [expected[f'dataset_{score}/{name}'] for name in ('ground', 'cell')]
+    expected[f'dataset_m{score}'] = sum(both) / 2
+  pooled = {k: v['pooled'] for k, v in summary.items() if 'pooled' in v}
+  assert pooled == {f'eval/{k}': pytest.approx(v) for k, v in expected.items()}
+
+
+def test_summary_of_folds():
+  config = _config('x', '', 4)
+  names = evaluate.figure_names(config)
+  undefined, once = 'eval/image_iou/cell', 'eval/dataset_iou/cell'
+  found = [_evaluation(config, i) for i in range(4)]
+  for i in range(4):
+    found[i][once] = 0.25 if i == 2 else None
+    found[i][undefined] = None
+  summary = cross_validate.summarize(found, config)
+  assert list(summary) == names and 'eval/seconds' not in names
+  for name in names:
+    values = [e[name] for e in found]
+    assert summary[name]['folds'] == values
+    if name not in (undefined, once):
+      mean, std = statistics.mean(values), statistics.stdev(values)
+      assert summary[name]['mean'] == pytest.approx(mean)
+      assert summary[name]['std'] == pytest.approx(std)
+  assert summary[undefined]['mean'] is summary[undefined]['std'] is None
+  assert summary[once]['mean'] == 0.25 and summary[once]['std'] is None
+  _assert_pooled(summary, [e['confusion'] for e in found])
+  header, *rows, last = cross_validate.format_table(
+    summary, ('ground', 'cell')
+  ).splitlines()
+  assert len({len(row) for row in (header, *rows)}) == 1
+  assert header.split() == [
+    *('dataset_iou', 'image_iou', 'dataset_dice', 'image_dice'),
+    *('pooled_iou', 'pooled_dice'),
+  ]
+  assert [row.split()[0] for row in rows] == ['ground', 'cell', 'mean']
+  spread = lambda figure: f'{figure["mean"]:.4f} +- {figure["std"]:.4f}'
+  ground, cell, mean = rows
+  assert spread(summary['eval/dataset_iou/ground']) in ground
+  assert cell.split()[1:7] == ['0.2500', '+-', '-', '-', '+-', '-']
+  assert mean.split()[-1] == f'{summary["eval/dataset_mdice"]["pooled"]:.4f}'
+  assert last.startswith(
+    f'pixel accuracy {spread(summary["eval/pixel_accuracy"])}, pooled '
+  )
+
+
+@pytest.fixture
+def fake(monkeypatch):
+  """Runs that write their evaluation at once; the list of what was done."""
+  done = []
+
+  def trains(config, workdir):
+    fold = config.data.fold
+    done.append(('train', fold, workdir))
+    os.makedirs(workdir, exist_ok=True)
+    path = pathlib.Path(workdir, 'eval.json')
+    if not path.exists():
+      path.write_text(
+        json.dumps({**_evaluation(config, fold), 'split': f'fold_{fold}'})
+      )
+
+  def evaluates(config, workdir):
+    done.append(('evaluate', config.data.fold, workdir))
+    assert config.eval.split == '' and config.checkpoint.which == 'latest'
+    found = {
+      **_evaluation(config, config.data.fold),
+      'split': f'fold_{config.data.fold}',
+      'params': config.eval.params,
+    }
+    pathlib.Path(workdir, 'eval.json').write_text(json.dumps(found))
+
+  monkeypatch.setattr(train, 'run', trains)
+  monkeypatch.setattr(evaluate, 'run', evaluates)
+  return done
+
+
+def test_finished_folds_are_left_alone(tmp_path, fake, capsys):
+  config = _config('x', tmp_path / 'cache', 3)
+  cross_validate.run(config, str(tmp_path))
+  assert fake == [('train', i, f'{tmp_path}/fold_{i}') for i in range(3)]
+  assert _read(tmp_path / 'config.json')['data']['num_folds'] == 3
+  first = _read(tmp_path / 'cross_validation.json')
+  assert first['num_examples'] == [3, 3, 3] and first['split'] == 'train'
+  found = [_read(tmp_path / f'fold_{i}/eval.json') for i in range(3)]
+  summary = cross_validate.summarize(found, config)
+  assert first['figures'] == json.loads(json.dumps(summary))
+  fake.clear()
+  cross_validate.run(config, str(tmp_path))
+  assert not fake
+  assert _read(tmp_path / 'cross_validation.json') == first
+  assert '3 folds of train, 9 images' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+  'changed',
+  [{'split': 'train'}, {'step': 2}, {'params': 'raw'}, {'confusion': None}],
+)
+def test_a_later_evaluation_of_something_else_is_replaced(
+  tmp_path, fake, changed
+):
+  config = _config('x', tmp_path / 'cache')
+  config.eval.split, config.checkpoint.which = 'train', 'best'
+  cross_validate.run(config, str(tmp_path))
+  path = tmp_path / 'fold_1/eval.json'
+  before = _read(path)
+  other = {k: v for k, v in {**before, **changed}.items() if v is not None}
+  path.write_text(json.dumps(other))
+  fake.clear()
+  cross_validate.run(config, str(tmp_path))
+  assert [d[:2] for d in fake] == [('train', 1), ('evaluate', 1)]
+  assert _read(path) == before
+
+
+def test_other_eval_settings_are_evaluated_anew(tmp_path, fake):
+  config = _config('x', tmp_path / 'cache')
+  cross_validate.run(config, str(tmp_path))
+  fake.clear()
+  config.eval.foreground = ('cell',)
+  cross_validate.run(config, str(tmp_path))
+  assert [d[0] for d in fake] == ['train', 'evaluate'] * 2
+
+
+def test_a_mistake_names_its_fold(tmp_path, monkeypatch):
+  def fails(config, workdir):
+    del workdir
+    if config.data.fold == 1:
+      raise errors.DecodeError('7.png cannot be decoded')
+
+  monkeypatch.setattr(train, 'run', fails)
+  done = iter([False, True, False])
+  monkeypatch.setattr(cross_validate, '_is_evaluated', lambda *_: next(done))
+  with pytest.raises(errors.UserError) as e:
+    cross_validate.run(_config('x', tmp_path / 'cache'), str(tmp_path))
+  assert str(e.value) == 'fold 1: 7.png cannot be decoded'
+
+
+def _steps(workdir):
+  lines = (workdir / 'metrics.jsonl').read_text().splitlines()
+  return [json.loads(line)['step'] for line in lines]
+
+
+def test_an_interrupted_cross_validation_goes_on(tmp_path, monkeypatch):
+  """Three times in one process, by signals within and right after a fold."""
+  folders.write_pairs(tmp_path / 'data', folders.make_pairs(9))
+  config = _config(tmp_path / 'data', tmp_path / 'cache')
+  run = lambda: cross_validate.run(config, str(tmp_path / 'run'))
+  folds = [tmp_path / f'run/fold_{i}' for i in range(2)]
+  raises = lambda: os.kill(os.getpid(), signal.SIGTERM)
+
+  with monkeypatch.context() as patch:
+    update = progress.Progress.update
+    patch.setattr(
+      progress.Progress,
+      'update',
+      lambda self, step: (update(self, step), step == 2 and raises()),
+    )
+    with pytest.raises(SystemExit) as e:
+      run()
+  assert e.value.code == 128 + signal.SIGTERM
+  assert max(_steps(folds[0])) == 2 and not folds[1].exists()
+
+  # When all of the first fold is done, the second is not begun.
+  with monkeypatch.context() as patch:
+    write = evaluate.write_results
+    patch.setattr(
+      evaluate,
+      'write_results',
+      lambda *args, **about: (write(*args, **about), raises()),
+    )
+    with pytest.raises(SystemExit) as e:
+      run()
+  assert e.value.code == 128 + signal.SIGTERM
+  assert max(_steps(folds[0])) == 4 and not folds[1].exists()
+  before = _read(folds[0] / 'eval.json')
+
+  run()
+  found = [_read(fold / 'eval.json') for fold in folds]
+  assert found[0] == before
+  assert [e['num_examples'] for e in found] == [5, 4]
+  assert [e['split'] for e in found] == ['fold_0', 'fold_1']
+  # Every pixel of every image, once.
+  confusions = [e['confusion'] for e in found]
+  assert np.sum(confusions) == 9 * 16 * 16
+  summary = _read(tmp_path / 'run/cross_validation.json')['figures']
+  _assert_pooled(summary, confusions)
+  losses = [e['eval/loss'] for e in found]
+  assert summary['eval/loss']['std'] == pytest.approx(statistics.stdev(losses))
+
+  config.model.base_features = 4
+  with pytest.raises(errors.UserError, match='model.base_features was 2'):
+    run()
+
+
+def test_main(tmp_path):
+  """The command itself, once and again, and a fold as a run of its own."""
+  flags = (
+    '--mode=cross_validate',
+    f'--workdir={tmp_path}/run',
+    '--config.data.num_folds=2',
+    '--config.data.num_train=9',
+    f'--config.data.cache_dir={tmp_path}/cache',
+    '--config.data.image_size=16,16',
+    '--config.data.batch_size=4',
+    '--config.model.depth=0',
+    '--config.model.base_features=2',
+    '--config.model.norm=none',
+    '--config.train.num_steps=2',
+    '--config.log.num_figures=0',
+  )
+  _, err = program.run(*flags, code=1)
+  assert 'set --config.data.eval_split=auto' in err
+  out, err = program.run(*flags, '--config.data.eval_split=auto')
+  table = out[out.index('2 folds of train, 9 images, ') :]
+  names = ('background', 'disk', 'ring', 'bar', 'mean')
+  rows = [line.split() for line in table.splitlines()]
+  assert [row[0] for row in rows[2:-1]] == list(names)
+  path = tmp_path / 'run/cross_validation.json'
+  pooled = _read(path)['figures']['eval/dataset_iou/background']['pooled']
+  assert rows[2][-2] == f'{pooled:.4f}'
+  assert f'wrote {path}' in err
+  again, err = program.run(*flags[:2])
+  assert again == table and 'fold 1 of 2 is done' in err
