@@ -14,12 +14,12 @@ import numpy as np
 from unet_jax import (
   boundaries,
   calibration,
-  instances,
   intervals,
   metrics,
   row_bands,
 )
 from unet_jax import config as config_lib
+from unet_jax import instances as instances_lib
 
 # Of one image: {name: array}, see `measure_image`.
 Measured = dict[str, np.ndarray]
@@ -88,7 +88,7 @@ def measure_image(
   logits: np.ndarray,
   mask: np.ndarray,
   spec: Spec,
-  objects: np.ndarray | None = None,
+  instances: np.ndarray | None = None,
 ) -> Measured:
   """Measures one image.
 
@@ -96,7 +96,7 @@ def measure_image(
     logits: float32 [H, W, K], K = 1 or one channel per class.
     mask: uint8 [H, W]; 255 is ignored.
     spec: what is measured.
-    objects: integers [H, W] that number the objects of the truth, 0 is none;
+    instances: integers [H, W] that number the objects of the truth, 0 is none;
       None takes the connected parts of the class.
 
   Returns:
@@ -122,13 +122,13 @@ def measure_image(
   if spec.instances:
     index = spec.names.index(spec.instances)
     result.update(
-      instances.measure(
+      instances_lib.measure(
         mask,
         prediction,
         calibration.probability(logits, index),
         index,
         num_classes,
-        objects,
+        instances,
       )
     )
   return result
@@ -266,7 +266,7 @@ def _outline_figures(
 
 
 def _object_figures(stacked: Measured) -> dict[str, float]:
-  precision = instances.average_precision(stacked['objects'].sum(0))
+  precision = instances_lib.average_precision(stacked['objects'].sum(0))
   figures = {
     'ap50': precision[0],
     'ap75': precision[5],
@@ -276,9 +276,9 @@ def _object_figures(stacked: Measured) -> dict[str, float]:
     means = metrics.nanmean(stacked[name], 0)
     # With no object at all, every mean is NaN and the first stands for them.
     best = np.argmax(means)
-    figures[name] = means[instances.HALF]
+    figures[name] = means[instances_lib.HALF]
     figures[f'{name}_best'] = means[best]
-    figures[f'{name}_best_threshold'] = instances.THRESHOLDS[best]
+    figures[f'{name}_best_threshold'] = instances_lib.THRESHOLDS[best]
   return {name: float(value) for name, value in figures.items()}
 
 
@@ -311,7 +311,7 @@ def _row(m: Measured, spec: Spec) -> dict[str, float]:
   calibrated = calibration.figures(m)
   row.update({name: calibrated[name] for name in ('ece', 'nll', 'brier')})
   if spec.instances:
-    precision = instances.average_precision(m['objects'])
+    precision = instances_lib.average_precision(m['objects'])
     row.update({'ap50': precision[0], 'ap': precision.mean()})
-    row.update({name: m[name][instances.HALF] for name in _PARTITIONS})
+    row.update({name: m[name][instances_lib.HALF] for name in _PARTITIONS})
   return {name: float(value) for name, value in row.items()}
