@@ -316,6 +316,22 @@ def get_config() -> config_dict.ConfigDict:
   # Classes that together are the foreground of a further, binary score, by
   # name: ('pet', 'border'); () leaves it out.
   evaluation.foreground = ()
+  # --mode=evaluate. Boundary IoU: how far its region goes in from the outline,
+  # as a share of the image's diagonal (Cheng et al. 2021, arXiv 2103.16562).
+  evaluation.boundary_ratio = 0.02
+  # Width of the band on either side of the mask's outlines in which IoU is
+  # measured too, and the distance up to which edges agree in the normalised
+  # surface distance; in pixels.
+  evaluation.band = 3.0
+  evaluation.tolerance = 2.0
+  # Name of a class whose connected parts are objects (instances, where the data
+  # have them): adds V_rand, V_info and average precision; '' leaves them out.
+  evaluation.instances = ''
+  # Bins of the confidence in the calibration error (Guo et al. 2017, arXiv
+  # 1706.04599: 15).
+  evaluation.calibration_bins = 15
+  # How often the images are drawn again for 95 % intervals; 0: no intervals.
+  evaluation.bootstrap = 1000
 
   config.inference = inference = config_dict.ConfigDict()
   # --mode=evaluate and predict, and unet_jax.load. Averages of probabilities

@@ -435,6 +435,11 @@ def test_ranges_to_draw_from(field):
       'class_1?); the classes are class_0, class_1, class_2, class_3',
     ),
     (
+      {'eval.instances': 'cell'},
+      "--config.eval.instances: no class is named 'cell'; the classes are "
+      'class_0, class_1, class_2, class_3',
+    ),
+    (
       {'data.num_classes': 256},
       '--config.data.num_classes=256: at most 255, masks are 8 bit',
     ),
@@ -595,6 +600,7 @@ def test_values_that_cannot_be_used(values, message):
       'data.class_names': ('ground', 'cell'),
       'loss.class_weights': (1, 2.5),
       'eval.foreground': ('cell',),
+      'eval.instances': 'cell',
     },
     {'data.num_channels': 1, 'data.mean': (0,), 'data.std': (1,)},
     {'optimizer.accumulate_steps': 4, 'mesh.data': 2},

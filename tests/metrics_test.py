@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from unet_jax import metrics
+from unet_jax import metrics, row_bands
 
 _NAMES = ('pet', 'background', 'border')
 
@@ -242,3 +242,58 @@ def test_scores_do_not_depend_on_the_batch_size():
   np.testing.assert_array_equal(
     np.concatenate(batched), _confusion(mask, prediction, 3)
   )
+
+
+def test_counts_on_the_host_are_those_on_the_device(monkeypatch):
+  monkeypatch.setattr(row_bands, '_PIXELS', 20)
+  for num_classes in (2, 3, 21, 255):
+    mask, prediction = _example(num_classes)
+    counts = [
+      metrics.confusion_of_image(m, p, num_classes)
+      for m, p in zip(mask, prediction)
+    ]
+    assert counts[0].dtype == np.int64
+    np.testing.assert_array_equal(
+      counts, _by_bincount(mask, prediction, num_classes)
+    )
+
+
+def test_further_scores_are_those_of_scikit_and_torchmetrics():
+  sklearn = pytest.importorskip('sklearn.metrics', reason='compares with it')
+  torch = pytest.importorskip('torch', reason='torchmetrics needs PyTorch')
+  classification = pytest.importorskip(
+    'torchmetrics.functional.classification', reason='compares with it'
+  )
+  mask, prediction = _example(3)
+  prediction[mask == 2] = 0  # Recalls differ.
+  confusion = _by_bincount(mask, prediction, 3)
+  actual = metrics.further_scores(confusion, _NAMES)
+  valid = mask != 255
+  truth, found = mask[valid].astype(int), prediction[valid].astype(int)
+  precision, recall, _, _ = sklearn.precision_recall_fscore_support(
+    truth, found, zero_division=0
+  )
+  for c, name in enumerate(_NAMES):
+    assert actual[f'dataset_precision/{name}'] == pytest.approx(precision[c])
+    assert actual[f'dataset_recall/{name}'] == pytest.approx(recall[c])
+  assert actual['mean_accuracy'] == pytest.approx(
+    sklearn.balanced_accuracy_score(truth, found)
+  )
+  expected = classification.multiclass_jaccard_index(
+    torch.from_numpy(found), torch.from_numpy(truth), 3, average='weighted'
+  )
+  assert actual['dataset_fwiou'] == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_further_scores_of_absent_classes():
+  # Class 1 is never predicted, class 2 in no mask.
+  confusion = np.array([[[3, 0, 1], [4, 0, 0], [0, 0, 0]]])
+  actual = metrics.further_scores(confusion, _NAMES)
+  assert np.isnan(actual['dataset_precision/background'])
+  assert np.isnan(actual['dataset_recall/border'])
+  assert actual['dataset_recall/background'] == 0
+  assert actual['dataset_precision/border'] == 0
+  assert actual['mean_accuracy'] == (3 / 4 + 0) / 2
+  assert actual['dataset_fwiou'] == pytest.approx(3 / 8 / 2)
+  nothing = metrics.further_scores(0 * confusion, _NAMES)
+  assert np.isnan(list(nothing.values())).all()

@@ -93,6 +93,10 @@ AT_LEAST = {
   'eval.every': 0,
   'eval.num_examples': 0,
   'inference.batch_size': 0,
+  'eval.band': 1,
+  'eval.tolerance': 0,
+  'eval.calibration_bins': 1,
+  'eval.bootstrap': 0,
   'inspect.num_examples': 0,
   'checkpoint.every': 1,
   'checkpoint.keep_latest': 1,
@@ -108,6 +112,7 @@ RANGES = {
   'model.dropout': (0.0, 1.0),
   'loss.label_smoothing': (0.0, 1.0),
   'inference.overlap': (0.0, 1.0),
+  'eval.boundary_ratio': (0.0, 1.0),
   'optimizer.b1': (0.0, 1.0),
   'optimizer.b2': (0.0, 1.0),
   'optimizer.momentum': (0.0, 1.0),
@@ -364,6 +369,12 @@ def _check_table(config: ml_collections.ConfigDict) -> None:
         f'--config.eval.foreground: no class is named {name!r}'
         f'{nearest(name, names)}; the classes are {", ".join(names)}'
       )
+  name = config.eval.instances
+  if name and name not in names:
+    raise errors.UserError(
+      f'--config.eval.instances: no class is named {name!r}'
+      f'{nearest(name, names)}; the classes are {", ".join(names)}'
+    )
 
 
 def _check_augmentation(config: ml_collections.ConfigDict) -> None:

@@ -325,7 +325,7 @@ def _measure_originals(config, source, model, variables, averaging, mesh):
       {
         'image': example['image'],
         'mask': prepare.original_mask(example, config.data),
-        'prediction': measures.predict_classes(one),
+        'prediction': measures.predict(one),
       }
       for example, one in zip(examples, logits)
     ]

@@ -19,6 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from unet_jax import row_bands
+
 # Pixels whose one-hot products are summed in one float32, which holds integers
 # exactly up to 2**24.
 _EXACT = 2**24
@@ -68,7 +70,7 @@ def confusion_counts(
   return sum(counts)
 
 
-def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+def ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
   """Their quotient, NaN where both are 0."""
   with np.errstate(invalid='ignore', divide='ignore'):
     return numerator / denominator
@@ -81,7 +83,7 @@ def iou_and_dice(confusion: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """
   both = np.diagonal(confusion, axis1=-2, axis2=-1)
   sizes = confusion.sum(-1) + confusion.sum(-2)
-  return _ratio(both, sizes - both), _ratio(2 * both, sizes)
+  return ratio(both, sizes - both), ratio(2 * both, sizes)
 
 
 def merge_foreground(confusion: np.ndarray, foreground) -> np.ndarray:
@@ -97,7 +99,8 @@ def merge_foreground(confusion: np.ndarray, foreground) -> np.ndarray:
   return groups @ confusion @ groups.T
 
 
-def _nanmean(values: np.ndarray, axis=None) -> np.ndarray:
+def nanmean(values: np.ndarray, axis=None) -> np.ndarray:
+  """The mean of what is not NaN; NaN where all is."""
   with warnings.catch_warnings():
     # The mean of nothing is NaN by this module's rule, not a fault.
     warnings.simplefilter('ignore', RuntimeWarning)
@@ -129,10 +132,10 @@ def scores(
     'image': iou_and_dice(confusion),
   }.items():
     for score, values in (('iou', iou), ('dice', dice)):
-      result[f'{reduction}_m{score}'] = _nanmean(_nanmean(values, 1))
-      for name, value in zip(names, _nanmean(values, 0)):
+      result[f'{reduction}_m{score}'] = nanmean(nanmean(values, 1))
+      for name, value in zip(names, nanmean(values, 0)):
         result[f'{reduction}_{score}/{name}'] = value
-  result['pixel_accuracy'] = _ratio(np.trace(total), total.sum())
+  result['pixel_accuracy'] = ratio(np.trace(total), total.sum())
   if foreground:
     name = '+'.join(foreground)
     binary = merge_foreground(confusion, [names.index(n) for n in foreground])
@@ -140,6 +143,57 @@ def scores(
       'dataset': iou_and_dice(binary.sum(0)[None]),
       'image': iou_and_dice(binary),
     }.items():
-      result[f'{reduction}_iou/{name}'] = _nanmean(iou[:, 1])
-      result[f'{reduction}_dice/{name}'] = _nanmean(dice[:, 1])
+      result[f'{reduction}_iou/{name}'] = nanmean(iou[:, 1])
+      result[f'{reduction}_dice/{name}'] = nanmean(dice[:, 1])
   return {name: float(value) for name, value in result.items()}
+
+
+def further_scores(
+  confusion: np.ndarray, names: tuple[str, ...]
+) -> dict[str, float]:
+  """Returns scores of a split that are only worth a full evaluation.
+
+  Args:
+    confusion: integers [N, C, C], one matrix per image.
+    names: of the C classes.
+
+  Returns:
+    {'dataset_precision/NAME' (NaN for a class that is never predicted),
+    'dataset_recall/NAME' (NaN for one that is in no mask) for each class;
+    'mean_accuracy': the mean of the recalls; 'dataset_fwiou': IoU weighted by
+    the frequency of the classes in the masks (Long et al. 2015, arXiv
+    1411.4038, sec. 5)}, all in 0..1 or NaN where nothing counts.
+  """
+  total = np.asarray(confusion, np.int64).sum(0)
+  both, in_mask = np.diagonal(total), total.sum(1)
+  precision, recall = ratio(both, total.sum(0)), ratio(both, in_mask)
+  iou, _ = iou_and_dice(total)
+  result = {
+    'mean_accuracy': nanmean(recall),
+    'dataset_fwiou': ratio(np.nansum(iou * in_mask), in_mask.sum()),
+  }
+  for c, name in enumerate(names):
+    result[f'dataset_precision/{name}'] = precision[c]
+    result[f'dataset_recall/{name}'] = recall[c]
+  return {name: float(value) for name, value in result.items()}
+
+
+def confusion_of_image(
+  mask: np.ndarray, prediction: np.ndarray, num_classes: int
+) -> np.ndarray:
+  """Counts as `confusion_counts` does, on the host and for one image.
+
+  Args:
+    mask: uint8 [H, W]; values that are no class count nowhere.
+    prediction: uint8 [H, W], of classes.
+    num_classes: C.
+
+  Returns:
+    int64 [C, C].
+  """
+  counts = np.zeros(num_classes**2, np.int64)
+  for rows in row_bands.row_bands(mask.shape):
+    valid = mask[rows] < num_classes
+    pairs = mask[rows][valid] * np.int32(num_classes) + prediction[rows][valid]
+    counts += np.bincount(pairs, minlength=counts.size)
+  return counts.reshape(num_classes, num_classes)

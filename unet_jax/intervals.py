@@ -1,0 +1,97 @@
+"""How far scores of a split would vary with other images: the bootstrap.
+
+The images are drawn again with replacement, as many as there are, and the
+scores computed of each draw (Efron and Tibshirani 1993, sec. 13.3: percentile
+intervals). The interval says nothing of how a score varies with the training.
+"""
+
+import numpy as np
+
+from unet_jax import metrics
+
+_LEVEL = 95
+# Weights (resamples times images) that are in memory at once.
+_WEIGHTS = 10**6
+
+
+def bootstrap(
+  confusion: np.ndarray,
+  names: tuple[str, ...],
+  foreground: tuple[str, ...],
+  resamples: int,
+  seed: int,
+) -> dict[str, tuple[float, float]]:
+  """Returns 95 % intervals of the scores that reports begin with.
+
+  Args:
+    confusion: integers [N, C, C], one matrix per image, N at least 1.
+    names: of the C classes.
+    foreground: names of classes that are also scored as one, see
+      `metrics.scores`.
+    resamples: how often the images are drawn; 0 gives no intervals.
+    seed: of the draws.
+
+  Returns:
+    (low, high) of `dataset_miou`, `dataset_mdice`, `image_miou`,
+    `pixel_accuracy` and `dataset_iou/NAME`, for the foreground too; NaN where
+    no draw has a score.
+  """
+  if not resamples:
+    return {}
+  draws = _draws(np.asarray(confusion, np.int64), resamples, seed)
+  totals, image_miou = draws
+  iou, dice = metrics.iou_and_dice(totals)
+  values = {
+    'dataset_miou': metrics.nanmean(iou, 1),
+    'dataset_mdice': metrics.nanmean(dice, 1),
+    'image_miou': image_miou,
+    'pixel_accuracy': metrics.ratio(
+      np.trace(totals, axis1=1, axis2=2), totals.sum((1, 2))
+    ),
+    **{f'dataset_iou/{name}': iou[:, c] for c, name in enumerate(names)},
+  }
+  if foreground:
+    indices = [names.index(n) for n in foreground]
+    binary = metrics.merge_foreground(totals, indices)
+    values[f'dataset_iou/{"+".join(foreground)}'] = metrics.iou_and_dice(
+      binary
+    )[0][:, 1]
+  return {name: _percentiles(v) for name, v in values.items()}
+
+
+def _draws(
+  confusion: np.ndarray, resamples: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """Draws the images `resamples` (R) times.
+
+  Returns:
+    The summed counts, float64 [R, C, C], exact up to 2**53; and the mean of the
+    images' own mean IoU, float64 [R].
+  """
+  count = len(confusion)
+  miou = metrics.nanmean(metrics.iou_and_dice(confusion)[0], 1)
+  scored = np.isfinite(miou)
+  of_images = np.column_stack(
+    [confusion.reshape(count, -1), np.where(scored, miou, 0), scored]
+  )
+  rng, sums = np.random.default_rng(seed), []
+  step = max(_WEIGHTS // count, 1)
+  for start in range(0, resamples, step):
+    rows = min(step, resamples - start)
+    drawn = rng.integers(0, count, (rows, count))
+    # How often each image is in each draw: one product sums them all.
+    drawn += count * np.arange(rows)[:, None]
+    weights = np.bincount(drawn.ravel(), minlength=rows * count)
+    sums.append(weights.reshape(rows, count) @ of_images)
+  sums = np.concatenate(sums)
+  totals = sums[:, :-2].reshape(-1, *confusion.shape[1:])
+  return totals, metrics.ratio(sums[:, -2], sums[:, -1])
+
+
+def _percentiles(values: np.ndarray) -> tuple[float, float]:
+  values = values[np.isfinite(values)]
+  if not values.size:
+    return float('nan'), float('nan')
+  tail = (100 - _LEVEL) / 2
+  low, high = np.percentile(values, [tail, 100 - tail])
+  return float(low), float(high)
