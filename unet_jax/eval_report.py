@@ -17,6 +17,8 @@ from unet_jax import report_parts as parts
 _WORST = 20
 # Of more classes the list of the worst images has no columns.
 _LISTED_CLASSES = 8
+# Decimals of figures in a unit.
+_DIGITS = {'px': 2, 'images': 0}
 # Figures at the top, as far as there are any.
 _HEADLINE = ('dataset_miou', 'image_miou', 'dataset_mdice', 'pixel_accuracy')
 
@@ -33,11 +35,11 @@ def write(
     path: of the HTML file.
     report: `title`; `about`, {word: value}, of which `command` stands at the
       foot; `names` of the C classes; `figures`, {name without eval/: number,
-      NaN or None where there is no score}; `intervals`, {name: (low, high)} of
-      some of them; `confusion`, integers [C, C], rows are the mask;
+      NaN or None where there is no score}; `intervals`, {name: (low, high)}, of
+      95 %, of some of them; `confusion`, integers [C, C], rows are the mask;
       `reliability`, None or see `report_charts.reliability`; `notes`, lines.
-    rows: of each image its name as `image`, `miou`, `accuracy`, `iou/NAME` of
-      each class, in 0..1 or NaN.
+    rows: of each image its name as `image`, and `miou`, `pixel_accuracy` and
+      `iou/NAME` of each class, in 0..1 or NaN.
     pictures: {heading: predictions} in their order on the page, each with
       `name`, `score` and what `report_pictures.predicted_part` takes.
   """
@@ -51,7 +53,7 @@ def write(
       'Classes': _classes(report),
       'Confusion': _confusion(report),
       'Calibration': _calibration(report),
-      'Images': _images(rows, report['names']),
+      'Images': _images(rows),
       'Predictions': _predictions(pictures, report['names']),
       'Measures': _measures(figures),
     },
@@ -66,26 +68,29 @@ def _has_score(value: float | None) -> bool:
 
 
 def _show(value: float | None, unit: str = '') -> str:
-  """A share has four digits; a distance in pixels needs no more than two."""
-  if not _has_score(value):
+  """A share has four digits; what is counted in pixels or images, fewer."""
+  if value is None or math.isnan(value):
     return '–'
-  return f'{value:.2f}' if unit == 'px' else f'{value:.4f}'
+  return f'{value:,.{_DIGITS.get(unit, 4)}f}'
 
 
 def _interval(report, name: str) -> tuple[float, float] | None:
   interval = report['intervals'].get(name)
+  # Without a score there is nothing to have an interval.
+  if not _has_score(report['figures'][name]):
+    return None
   return interval if interval and all(map(_has_score, interval)) else None
 
 
 def _with_interval(report, name: str, unit: str = '') -> str:
   """Returns a figure with its confidence interval below, as HTML."""
-  shown, interval = _show(report['figures'].get(name), unit), None
-  if shown != '–':
-    interval = _interval(report, name)
-  if interval:
-    low, high = [_show(x, unit) for x in interval]
-    shown += f'<small>{low} – {high}</small>'
-  return shown
+  between = _between(report, name, unit)
+  below = f'<small>{between}</small>' if between else ''
+  return _show(report['figures'][name], unit) + below
+
+
+def _between(report, name: str, unit: str) -> str:
+  return ' – '.join(_show(x, unit) for x in _interval(report, name) or ())
 
 
 # The sections, each a string of HTML, empty where there is nothing to show.
@@ -93,15 +98,14 @@ def _with_interval(report, name: str, unit: str = '') -> str:
 
 def _headline(report, about) -> str:
   facts = {
-    name: _with_interval(report, name)
+    _title(name): _with_interval(report, name)
     for name in _HEADLINE
     if name in report['figures']
   }
-  titles = {name: _title(name) for name in facts}
   return (
     '<p class="soft">Evaluation</p>\n'
     f'<h1>{html.escape(report["title"])}</h1>\n'
-    f'{parts.facts({titles[n]: value for n, value in facts.items()}, "large")}'
+    f'{parts.facts(facts, "large")}'
     f'{parts.facts({w: html.escape(_plain(v)) for w, v in about.items()})}'
   )
 
@@ -128,7 +132,10 @@ def _figures(report) -> str:
       known.append(_figure_row(report, name, *found))
   text = '<h2>Figures</h2>\n'
   if report['intervals']:
-    text += '<p class="soft">With a confidence interval where there is one.</p>'
+    text += (
+      '<p class="soft">The intervals are of 95 % confidence, for other images '
+      'like these; they say nothing of how a training varies.</p>\n'
+    )
   notes = ''.join(f'<li>{html.escape(note)}</li>' for note in report['notes'])
   if notes:
     text += f'<ul>{notes}</ul>\n'
@@ -137,7 +144,7 @@ def _figures(report) -> str:
       ('figure', 'label'),
       ('reduction', ''),
       ('value', 'number'),
-      ('interval', 'number'),
+      ('95 % interval', 'number'),
       ('0 to 1', 'bars'),
     )
     text += parts.table(columns, known, 'fields', shown=len(known))
@@ -148,16 +155,15 @@ def _figures(report) -> str:
 
 
 def _figure_row(report, name, entry: glossary.Entry, reduction) -> list[str]:
-  value, interval = report['figures'][name], _interval(report, name)
-  between = ' – '.join(_show(x, entry.unit) for x in interval or ())
+  value = report['figures'][name]
   has_bar = _has_score(value) and not entry.unit
   unit = f' {entry.unit}' if entry.unit == 'px' else ''
   return [
     html.escape(entry.title),
     reduction,
     _show(value, entry.unit) + unit,
-    between,
-    parts.bar(min(max(value, 0), 1), interval) if has_bar else '',
+    _between(report, name, entry.unit),
+    parts.bar(value, _interval(report, name)) if has_bar else '',
   ]
 
 
@@ -178,10 +184,10 @@ def _class_table(report, measures: Mapping[str, glossary.Entry]) -> str:
   of_classes = [name.partition('/') for name in figures if '/' in name]
   prefixes = {prefix for prefix, _, _ in of_classes}
   columns = [
-    (f'{reduction}_{measure}', reduction, measure, entry)
+    (prefix, reduction, measure, entry)
     for measure, entry in measures.items()
-    for reduction in glossary.REDUCTIONS
-    if f'{reduction}_{measure}' in prefixes
+    for reduction in (*glossary.REDUCTIONS, '')
+    if (prefix := f'{reduction}_{measure}'.lstrip('_')) in prefixes
   ]
   if not columns:
     return ''
@@ -192,18 +198,22 @@ def _class_table(report, measures: Mapping[str, glossary.Entry]) -> str:
     name: parts.swatch(color)
     for name, color in zip(names, colors.class_colors(len(names)))
   }
-  row = lambda title, keys: [
-    title,
-    *(_with_interval(report, k, c[3].unit) for k, c in zip(keys, columns)),
-  ]
-  rows = [
-    row(
-      tints.get(name, '') + html.escape(name),
-      [f'{prefix}/{name}' for prefix, *_ in columns],
-    )
-    for name in shown
-    if any(f'{prefix}/{name}' in figures for prefix, *_ in columns)
-  ]
+
+  def row(title: str, keys: Sequence[str]) -> list[str]:
+    """Empty where nothing of the kind was measured."""
+    return [
+      title,
+      *(
+        _with_interval(report, key, entry.unit) if key in figures else ''
+        for key, (*_, entry) in zip(keys, columns)
+      ),
+    ]
+
+  rows = []
+  for name in shown:
+    keys = [f'{prefix}/{name}' for prefix, *_ in columns]
+    if any(key in figures for key in keys):
+      rows.append(row(tints.get(name, '') + html.escape(name), keys))
   means = [f'{r}_{glossary.mean_of(measure)}' for _, r, measure, _ in columns]
   last = row('<b>mean</b>', means) if any(m in figures for m in means) else ()
   head = [
@@ -247,7 +257,7 @@ def _calibration(report) -> str:
   )
 
 
-def _images(rows: Sequence[Mapping[str, Any]], names) -> str:
+def _images(rows: Sequence[Mapping[str, Any]]) -> str:
   """Histogram of the images' mIoU, and the worst images."""
   scored = [row for row in rows if _has_score(row.get('miou'))]
   if not scored:
@@ -266,26 +276,31 @@ def _images(rows: Sequence[Mapping[str, Any]], names) -> str:
     'mIoU of an image', values, np.ones(len(values)), '', (0, 1), 1
   )
   text = f'<h2>Images</h2>\n{parts.facts(facts)}{drawn}'
-  worst = _worst(scored[:_WORST], names)
-  return f'{text}<h3>The {min(_WORST, len(scored))} worst</h3>\n{worst}'
+  return f'{text}<h3>Worst images</h3>\n{_worst(scored[:_WORST])}'
 
 
-def _worst(rows, names) -> str:
-  classes = names if len(names) <= _LISTED_CLASSES else ()
+def _worst(rows: Sequence[Mapping[str, Any]]) -> str:
+  # Those that were scored as one too.
+  classes = [key for key in rows[0] if key.startswith('iou/')]
+  if len(classes) > _LISTED_CLASSES:
+    classes = []
   columns = (
     ('image', 'label'),
     ('mIoU', 'number'),
     ('', 'bars'),
     ('accuracy', 'number'),
-    *((f'IoU {html.escape(name)}', 'number') for name in classes),
+    *(
+      (f'IoU {html.escape(key.removeprefix("iou/"))}', 'number')
+      for key in classes
+    ),
   )
   cells = [
     (
       f'<code>{html.escape(row["image"])}</code>',
       _show(row['miou']),
       parts.bar(row['miou']),
-      _show(row.get('accuracy')),
-      *(_show(row.get(f'iou/{name}')) for name in classes),
+      _show(row.get('pixel_accuracy')),
+      *(_show(row.get(key)) for key in classes),
     )
     for row in rows
   ]
@@ -347,8 +362,7 @@ def _measures(figures) -> str:
     '<h2>What the measures mean</h2>\n'
     f'{parts.table(columns, rows, "fields", shown=len(rows))}'
     f'<p>Reductions:</p>\n<ul>{reductions}</ul>\n'
-    '<p>– is no score: the class is in no mask and no prediction, or it was '
-    'not measured.</p>'
+    '<p>– is no score: the class is in no mask and no prediction.</p>'
   )
 
 

@@ -23,8 +23,8 @@ class Entry:
   lower_is_better: bool = False
 
 
-# Of each class, as `REDUCTION_KEY/CLASS`; their means as `REDUCTION_mKEY`,
-# where the m stands before the last word.
+# Of each class, as `REDUCTION_KEY/CLASS`, or `KEY/CLASS` of what is only
+# counted; means as `REDUCTION_mKEY`, where the m stands before the last word.
 OVERLAPS = {
   'iou': Entry(
     'IoU',
@@ -65,6 +65,13 @@ BORDERS = {
     unit='px',
     lower_is_better=True,
   ),
+  'hd95_infinite': Entry(
+    'no HD95',
+    'images with the class in mask or prediction alone, left out of HD95',
+    'counted here',
+    unit='images',
+    lower_is_better=True,
+  ),
   'nsd': Entry(
     'NSD',
     'share of the borders that lie within a tolerance of one another',
@@ -74,11 +81,15 @@ BORDERS = {
 # Of all classes at once.
 _FCN = 'Long et al. 2015, arXiv:1411.4038'
 _CALIBRATION = 'Guo et al. 2017, arXiv:1706.04599'
-_ISBI = 'Arganda-Carreras et al. 2015, doi:10.3389/fnana.2015.00142'
-_CELLS = 'Caicedo et al. 2019, doi:10.1038/s41592-019-0612-7'
+_OBJECTS = 'Schmidt et al. 2018, arXiv:1806.03535'
+_PARTITIONS = 'Arganda-Carreras et al. 2015, doi:10.3389/fnana.2015.00142'
+_MATCHED = 'objects matched / objects in mask or prediction, at an IoU of'
 WHOLES = {
   'pixel_accuracy': Entry(
-    'pixel accuracy', 'share of the pixels whose class is right', _FCN
+    'pixel accuracy', "share of the split's pixels whose class is right", _FCN
+  ),
+  'mean_accuracy': Entry(
+    'mean accuracy', 'mean of the recall of classes', _FCN
   ),
   'fwiou': Entry(
     'frequency weighted IoU',
@@ -87,7 +98,7 @@ WHOLES = {
   ),
   'ece': Entry(
     'ECE',
-    'gap between confidence and accuracy, averaged over bins of confidence',
+    "gap between confidence and accuracy of a bin, mean of the split's pixels",
     _CALIBRATION,
     lower_is_better=True,
   ),
@@ -99,41 +110,44 @@ WHOLES = {
   ),
   'nll': Entry(
     'NLL',
-    "negative log probability of a pixel's class, on average",
+    "negative log probability of a pixel's class, mean of the split's pixels",
     _CALIBRATION,
     unit='nats',
     lower_is_better=True,
   ),
   'brier': Entry(
     'Brier score',
-    'squared error of the probabilities, on average',
+    "squared error of the probabilities, mean of the split's pixels",
     'Brier 1950',
-    unit='(squared)',
+    unit='0 to 2',
     lower_is_better=True,
   ),
-  'v_rand': Entry('V Rand', 'agreement on which pixels are one object', _ISBI),
-  'v_info': Entry('V Info', 'information that both objects share', _ISBI),
-  'v_rand_thin': Entry(
-    'V Rand, thinned', 'V Rand after thinning borders', _ISBI
-  ),
-  'v_info_thin': Entry(
-    'V Info, thinned', 'V Info after thinning borders', _ISBI
-  ),
-  'ap50': Entry(
-    'AP50',
-    'objects matched at IoU 0.5 / objects in mask or prediction',
-    _CELLS,
-  ),
-  'ap': Entry('AP', 'AP50, averaged over IoU 0.5, 0.55 ... 0.95', _CELLS),
+  'ap50': Entry('AP50', f'{_MATCHED} 0.5', _OBJECTS),
+  'ap75': Entry('AP75', f'{_MATCHED} 0.75', _OBJECTS),
+  'ap': Entry('AP', f'{_MATCHED} 0.5, 0.55 ... 0.95, averaged', _OBJECTS),
 }
+for _key, _title, _meaning in (
+  ('v_rand', 'V_rand', 'pairs of pixels that are in one object in both'),
+  ('v_info', 'V_info', 'information that the objects of both share'),
+):
+  for _suffix, _thin in (('', ''), ('_thin', ', with borders thinned')):
+    _text = f'{_meaning}{_thin}; mean of the images'
+    WHOLES[_key + _suffix] = Entry(
+      _title + _thin, f'{_text}, at a probability of 0.5', _PARTITIONS
+    )
+    WHOLES[f'{_key}{_suffix}_best'] = Entry(
+      f'{_title}{_thin}, best',
+      f'{_text}, at the probability that is best for the split',
+      _PARTITIONS,
+    )
 
 
 def find(figure: str) -> tuple[Entry, str] | None:
   """Returns the entry of a figure and its reduction, None if it is unknown.
 
   Args:
-    figure: such as 'dataset_iou/cat', 'image_miou' or 'ece'; the reduction of
-      the last is ''.
+    figure: such as 'dataset_iou/cat', 'image_miou' or 'ece', whose reduction is
+      ''.
   """
   key = figure.partition('/')[0]
   reduction, _, rest = key.partition('_')

@@ -128,13 +128,14 @@ def reliability(bins: Mapping[str, np.ndarray]) -> str:
       each [N]. A bar is a bin's accuracy, a dot lies at its mean confidence.
   """
   count = np.asarray(bins['count'], float)
-  top, width = count.max() or 1.0, _SIDE / len(count)
+  shares = count / max(count.sum(), 1)
+  top, width = shares.max(), _SIDE / len(count)
   bars = []
   for i in np.flatnonzero(count):
     confidence, accuracy = (
       float(bins[key][i]) for key in ('confidence', 'accuracy')
     )
-    tall, low = _SIDE * accuracy, _LOW * count[i] / top
+    tall, low = _SIDE * accuracy, _LOW * shares[i] / top
     place = f'x="{i * width + 0.5:.1f}" width="{width - 1:.1f}"'
     title = (
       f'<title>confidence {confidence:.3f}, accuracy {accuracy:.3f}, '
@@ -158,7 +159,7 @@ def reliability(bins: Mapping[str, np.ndarray]) -> str:
     f'<text transform="translate(-12 {_SIDE / 2:.0f}) rotate(-90)" '
     'text-anchor="middle">accuracy</text>\n'
     f'<text x="0" y="{_SIDE + 22}">pixels; the highest bar is '
-    f'{100 * top / (count.sum() or 1.0):.0f} %</text>\n'
+    f'{100 * top:.0f} %</text>\n'
     f'<text x="0" y="{below + 15}">0</text>\n'
     f'<text x="{_SIDE}" y="{below + 15}" text-anchor="end">1</text>\n'
     f'<text x="{_SIDE / 2:.0f}" y="{below + 15}" text-anchor="middle">'
