@@ -1,6 +1,7 @@
 """Pictures in a workdir: predictions and curves (matplotlib, as PNG)."""
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib
@@ -9,13 +10,11 @@ matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 import numpy as np
 
-from unet_jax import colors
+from unet_jax import colors, report_charts, report_pictures
 from unet_jax import config as config_lib
 
-
-def _center(array: np.ndarray, shape) -> np.ndarray:
-  starts = [(a - b) // 2 for a, b in zip(array.shape, shape)]
-  return array[tuple(slice(a, a + n) for a, n in zip(starts, shape))]
+# A confusion matrix of more classes has no counts, and a longer name is cut.
+_ROOMY_CLASSES, _LABEL = 10, 24
 
 
 def draw_predictions(
@@ -35,14 +34,7 @@ def draw_predictions(
     rows, 4, figsize=(9, 2.3 * rows + 0.5), squeeze=False
   )
   for i, (row, example) in enumerate(zip(axes, examples)):
-    prediction = example['prediction']
-    image = _center(example['image'], prediction.shape)
-    mask = _center(example['mask'], prediction.shape)
-    if prediction.ndim == 3:
-      middle = len(prediction) // 2
-      image, mask, prediction = (
-        array[middle] for array in (image, mask, prediction)
-      )
+    image, mask, prediction = report_pictures.predicted_part(example)
     ignored = mask == config_lib.IGNORE_LABEL
     wrong = (mask != prediction) & ~ignored
     panels = (
@@ -105,6 +97,93 @@ def draw_curves(
     axis.grid(alpha=0.3)
     if axis.lines:
       axis.legend(fontsize=9)
+  figure.tight_layout()
+  _save(figure, path)
+
+
+def draw_confusion(
+  path: str, confusion: np.ndarray, names: Sequence[str]
+) -> None:
+  """Draws a confusion matrix as a heat map of the shares of its rows.
+
+  Args:
+    path: of the PNG.
+    confusion: integers [C, C], rows are the classes of the mask, columns those
+      of the prediction.
+    names: of the C classes.
+  """
+  confusion = np.asarray(confusion, np.int64)
+  totals = confusion.sum(1, keepdims=True)
+  shares = np.divide(
+    confusion, totals, out=np.zeros(confusion.shape), where=totals > 0
+  )
+  cells = len(names)
+  # Counts need room; of many classes the percent alone can be read.
+  has_counts = cells <= _ROOMY_CLASSES
+  side = cells * (0.9 if has_counts else 0.34) + 2.2
+  figure, axis = plt.subplots(figsize=(side + 0.6, side), layout='constrained')
+  drawn = axis.imshow(shares, cmap='Blues', vmin=0, vmax=1)
+  for i, j in np.ndindex(confusion.shape):
+    n, total = int(confusion[i, j]), int(totals[i, 0])
+    if not total:
+      text = '–'
+    elif has_counts:
+      text = f'{100 * shares[i, j]:.1f} %\n{n:,}'
+    else:
+      text = report_charts.whole_percent(n, total)
+    color = 'white' if shares[i, j] > 0.5 else 'black'
+    size = 8 if has_counts else 6.5
+    axis.text(j, i, text, ha='center', va='center', color=color, fontsize=size)
+  # A name is no formula, though it may hold dollars.
+  labels = [n if len(n) <= _LABEL else f'{n[: _LABEL - 1]}…' for n in names]
+  style = {'fontsize': 9 if has_counts else 7, 'parse_math': False}
+  axis.set_xticks(range(cells), labels, rotation=45, ha='right', **style)
+  axis.set_yticks(range(cells), labels, **style)
+  axis.set_xlabel('prediction')
+  axis.set_ylabel('mask')
+  bar = figure.colorbar(drawn, ax=axis, fraction=0.046, pad=0.03)
+  bar.set_label('share of the row' + ('' if has_counts else '; cells in %'))
+  _save(figure, path)
+
+
+def draw_reliability(
+  path: str, reliability: dict[str, np.ndarray], ece: float
+) -> None:
+  """Draws accuracy against confidence, above the histogram of confidences.
+
+  Guo et al. 2017, On Calibration of Modern Neural Networks, arXiv:1706.04599.
+
+  Args:
+    path: of the PNG.
+    reliability: of bins of equal width in 0..1: `count`, `confidence` (mean)
+      and `accuracy`, each [N]. A bar is a bin's accuracy, a dot lies at its
+      mean confidence; an empty bin has neither.
+    ece: expected calibration error, for the title.
+  """
+  count = np.asarray(reliability['count'], float)
+  filled = count > 0
+  confidence, accuracy = (
+    np.asarray(reliability[key], float)[filled]
+    for key in ('confidence', 'accuracy')
+  )
+  width = 1 / len(count)
+  centers = (np.arange(len(count)) + 0.5)[filled] * width
+  figure, (upper, lower) = plt.subplots(
+    2, 1, figsize=(4.2, 5.2), sharex=True, height_ratios=(3, 1)
+  )
+  upper.bar(centers, accuracy, 0.94 * width, alpha=0.7)
+  upper.plot((0, 1), (0, 1), '--', color='gray', lw=1, label='calibrated')
+  upper.plot(confidence, accuracy, 'ko', ms=3, label='mean of a bin')
+  upper.set_ylim(0, 1)
+  upper.set_ylabel('accuracy')
+  upper.set_title(f'ECE {ece:.4f}', fontsize=10)
+  upper.legend(fontsize=9, loc='upper left')
+  lower.bar(centers, count[filled] / max(count.sum(), 1), 0.94 * width)
+  lower.set_xlim(0, 1)
+  lower.set_xlabel('confidence')
+  lower.set_ylabel('share of pixels')
+  for axis in (upper, lower):
+    axis.grid(alpha=0.3)
   figure.tight_layout()
   _save(figure, path)
 

@@ -5,13 +5,12 @@ comes from the data, names of files above all, is escaped.
 """
 
 import html
-import os
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from unet_jax import colors, report_pictures
+from unet_jax import colors, report_charts, report_pictures
 from unet_jax import report_parts as parts
 
 # Files of a finding that are in sight, and that are on the page at all.
@@ -55,12 +54,7 @@ def write(
       'Config': _suggestion(report['suggestion']),
     },
   )
-  # A file's name need not be valid Unicode; such bytes are written as \udcXX.
-  with open(
-    path + '.tmp', 'w', encoding='utf-8', errors='backslashreplace'
-  ) as f:
-    f.write(page)
-  os.replace(path + '.tmp', path)
+  parts.write(path, page)
 
 
 def _sort_examples(report, examples):
@@ -231,8 +225,8 @@ def _files(splits) -> str:
     sizes = described['sizes']
     if len(sizes) > _LISTED_SIZES:
       height, width, count = np.array(sizes).T
-      text += parts.histogram('width', width, count)
-      text += parts.histogram('height', height, count)
+      text += report_charts.histogram('width', width, count)
+      text += report_charts.histogram('height', height, count)
     else:
       by_size = {f'{width} x {height} px': n for height, width, n in sizes}
       text += parts.counts('sizes (width x height)', by_size)

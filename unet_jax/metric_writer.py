@@ -1,8 +1,9 @@
-"""Figures of a run to metrics.jsonl and TensorBoard.
+"""Figures of a run to metrics.jsonl and TensorBoard, tables to CSV.
 
 Process 0 writes; in the others every call does nothing.
 """
 
+import csv
 import json
 import math
 import os
@@ -10,6 +11,7 @@ import re
 from typing import Any
 
 import jax
+import numpy as np
 
 
 def _finite_or_none(value: float) -> float | None:
@@ -34,6 +36,35 @@ def write_json(path: str, value: Any) -> None:
     json.dump(_clean(value), f, indent=2)
     f.write('\n')
   os.replace(path + '.tmp', path)
+
+
+def write_csv(path: str, rows: list[dict[str, Any]]) -> None:
+  """Writes a table as CSV (RFC 4180), whole or not at all.
+
+  Args:
+    path: of the file, UTF-8; bytes of a name that are none become \\udcXX.
+    rows: a line each. The columns are in the order in which the rows first name
+      them; NaN, None and what a row lacks are empty. Floats are read back
+      exactly.
+  """
+  if jax.process_index():
+    return
+  columns = list(dict.fromkeys(key for row in rows for key in row))
+  with open(
+    path + '.tmp', 'w', encoding='utf-8', errors='backslashreplace', newline=''
+  ) as f:
+    writer = csv.writer(f)
+    if columns:
+      writer.writerow(columns)
+    writer.writerows([_csv_cell(row.get(c)) for c in columns] for row in rows)
+  os.replace(path + '.tmp', path)
+
+
+def _csv_cell(value: Any) -> str:
+  if isinstance(value, float | np.floating):
+    # Of a NumPy float the repr would name the type.
+    return '' if math.isnan(value) else repr(float(value))
+  return '' if value is None else str(value)
 
 
 def read_metrics(workdir: str) -> list[dict[str, Any]]:

@@ -1,11 +1,12 @@
-"""Parts of an HTML page that is one file: frame, style, tables and charts.
+"""Parts of an HTML page that is one file: frame, style, tables and legends.
 
-There are no scripts and no files beside it; charts are inline SVG. Arguments
-are plain text, which is escaped here, unless they are said to be HTML.
+There are no scripts and no files beside it; charts, see report_charts.py, are
+inline SVG. Arguments are plain text, which is escaped here, unless they are
+said to be HTML.
 """
 
 import html
-import itertools
+import os
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -20,11 +21,11 @@ _STYLE = """
 :root { color-scheme: light dark; --page: #f6f7f9; --card: #fff;
   --text: #1b1f24; --soft: #59636e; --line: #d8dde3; --bar: #3b76c4;
   --error: #c0262d; --warning: #8a5a00; --note: #3a6ea5; --good: #1a7f4b;
-  --flag: #fff3d6; }
+  --flag: #fff3d6; --on-bar: #fff; }
 @media (prefers-color-scheme: dark) { :root { --page: #101418; --card: #191f25;
   --text: #e4e8ec; --soft: #9aa5b1; --line: #323b45; --bar: #6ea3e6;
   --error: #ff7b78; --warning: #e8b04b; --note: #85b8f0; --good: #5fce93;
-  --flag: #3a3118; } }
+  --flag: #3a3118; --on-bar: #101418; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--text);
   font: 15px/1.5 system-ui, -apple-system, "Segoe UI", sans-serif;
@@ -59,6 +60,8 @@ a:hover { text-decoration: underline; }
 dl { display: flex; flex-wrap: wrap; gap: 10px 34px; margin: 12px 0; }
 dt { font-size: 13px; }
 dd { margin: 0; font-size: 17px; font-variant-numeric: tabular-nums; }
+.large dd { font-size: 26px; font-weight: 600; line-height: 1.2; }
+.large small { font-weight: normal; }
 .findings { list-style: none; margin: 0; padding: 0; }
 .findings > li { padding: 12px 0; border-top: 1px solid var(--line); }
 .findings > li:first-child { border-top: 0; padding-top: 0; }
@@ -84,8 +87,36 @@ caption { text-align: left; font-size: 13px; }
 .bars { width: 34%; min-width: 60px; }
 .bar { display: block; width: 100%; height: 10px; margin-top: 6px; }
 .bar rect, .histogram rect { fill: var(--bar); }
-.histogram { width: 100%; max-width: 420px; }
-.histogram text { font-size: 11px; fill: var(--soft); }
+.bar .interval { stroke: var(--text); stroke-width: 2;
+  vector-effect: non-scaling-stroke; }
+.histogram, .reliability { display: block; width: 100%; max-width: 420px; }
+.histogram text, .reliability text { font-size: 11px; fill: var(--soft); }
+.reliability rect { fill: var(--bar); }
+.reliability .frame { fill: none; stroke: var(--line); }
+.reliability .ideal { stroke: var(--soft); stroke-dasharray: 4 3; }
+.reliability circle { fill: var(--text); }
+.heat { width: auto; font-size: 13px; }
+.heat td, .heat th { padding: 4px 8px; max-width: 13em; }
+.heat thead th { vertical-align: bottom; text-align: center; }
+.heat td { text-align: center; min-width: 7em; border: 1px solid var(--line);
+  white-space: nowrap; overflow-wrap: normal;
+  font-variant-numeric: tabular-nums;
+  background: color-mix(in srgb, var(--hue) calc(1% * var(--tint)),
+    var(--card)); }
+.heat .right { --hue: var(--bar); }
+.heat .wrong { --hue: var(--error); }
+.heat .deep { color: var(--on-bar); }
+.heat.dense { font-size: 11px; }
+.heat.dense td, .heat.dense th { padding: 2px 3px; }
+.heat.dense td { min-width: 2.6em; }
+.heat.dense th span { display: block; overflow: hidden; max-width: 13em;
+  text-overflow: ellipsis; white-space: nowrap; }
+.heat.dense thead th span { writing-mode: vertical-rl; margin: 0 auto;
+  transform: rotate(180deg); max-height: 13em; }
+small { display: block; font-size: 11px; line-height: 1.3;
+  color: var(--soft); }
+.heat .deep small { color: inherit; }
+footer { max-width: 1180px; margin: 0 auto; padding: 0 20px 28px; }
 .swatch { display: inline-block; width: 12px; height: 12px; margin-right: 6px;
   border: 1px solid #8888; border-radius: 3px; vertical-align: -1px; }
 .legend { display: flex; flex-wrap: wrap; gap: 2px 16px; margin: 8px 0;
@@ -102,6 +133,9 @@ figcaption code { display: block; color: var(--text); }
 .panels { display: grid; gap: 4px; margin-bottom: 4px;
   grid-template-columns: repeat(3, 1fr); align-items: start; }
 .pairs .panels { grid-template-columns: repeat(2, 1fr); }
+.quads {
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 540px), 1fr)); }
+.quads .panels { grid-template-columns: repeat(4, 1fr); }
 .panel { display: block; width: 100%; }
 .overlay .drawing { opacity: 0.5; }
 .pixels { image-rendering: pixelated; }
@@ -111,22 +145,31 @@ body:has(#outlines:not(:checked)) .outline { visibility: hidden; }
   nav div { padding: 8px 10px; } section { padding: 14px 12px; } }
 @media print { :root { color-scheme: light; --page: #fff; --card: #fff;
   --text: #000; --soft: #444; --line: #bbb; --bar: #3b76c4; --error: #a00;
-  --warning: #7a5000; --note: #245; --good: #161; --flag: #fff3d6; }
+  --warning: #7a5000; --note: #245; --good: #161; --flag: #fff3d6;
+  --on-bar: #fff; }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
   nav { display: none; } section { border: 0; padding: 0; }
   h2, h3 { break-after: avoid; } .long { max-height: none; }
-  .triples { grid-template-columns: 1fr 1fr; }
+  .triples, .quads { grid-template-columns: 1fr 1fr; }
   .pairs { grid-template-columns: 1fr 1fr 1fr; } }
 """
 
 
-def page(title: str, header: str, sections: Mapping[str, str]) -> str:
+def page(
+  title: str,
+  header: str,
+  sections: Mapping[str, str],
+  footer: str = '',
+  has_outlines: bool = True,
+) -> str:
   """Returns the page.
 
   Args:
     title: of the window.
     header: HTML above the links to the sections.
     sections: {word for the link: HTML}; an empty one is left out.
+    footer: HTML below the sections.
+    has_outlines: there are outlines that a box can hide.
   """
   sections = {word: body for word, body in sections.items() if body}
   links = '\n'.join(f'<a href="#{w.lower()}">{w}</a>' for w in sections)
@@ -134,6 +177,12 @@ def page(title: str, header: str, sections: Mapping[str, str]) -> str:
     f'<section id="{word.lower()}">\n{body}\n</section>'
     for word, body in sections.items()
   )
+  if has_outlines:
+    links += (
+      '\n<label><input type="checkbox" id="outlines" checked> outlines</label>'
+    )
+  if footer:
+    footer = f'<footer>\n{footer}\n</footer>\n'
   # The policy keeps a browser from loading anything, whatever names hold.
   return f"""<!DOCTYPE html>
 <html lang="en">
@@ -151,14 +200,25 @@ def page(title: str, header: str, sections: Mapping[str, str]) -> str:
 </header>
 <nav><div>
 {links}
-<label><input type="checkbox" id="outlines" checked> outlines</label>
 </div></nav>
 <main>
 {bodies}
 </main>
-</body>
+{footer}</body>
 </html>
 """
+
+
+def write(path: str, page: str) -> None:
+  """Writes a page, whole or not at all.
+
+  A file's name need not be valid Unicode; such bytes are written as \\udcXX.
+  """
+  with open(
+    path + '.tmp', 'w', encoding='utf-8', errors='backslashreplace'
+  ) as f:
+    f.write(page)
+  os.replace(path + '.tmp', path)
 
 
 def plural(n: int, word: str) -> str:
@@ -171,13 +231,20 @@ def percent(share: float) -> str:
   return f'{100 * share:.{2 if 0 < share < 0.01 else 1}f} %'
 
 
-def facts(values: Mapping[str, str]) -> str:
-  """Returns words with a value below each; the values are HTML."""
+def facts(values: Mapping[str, str], kind: str = '') -> str:
+  """Returns words with a value below each; the values are HTML.
+
+  Args:
+    values: {word: value}.
+    kind: '' or 'large'.
+  """
+  if not values:
+    return ''
   items = '\n'.join(
     f'<div><dt>{html.escape(word)}</dt><dd>{value}</dd></div>'
     for word, value in values.items()
   )
-  return f'<dl>\n{items}\n</dl>\n'
+  return f'<dl class="{kind}">\n{items}\n</dl>\n'
 
 
 def fold(summary: str, body: str) -> str:
@@ -190,6 +257,7 @@ def table(
   rows: Sequence[Sequence[str]],
   kind: str = '',
   last: Sequence[str] = (),
+  shown: int = _SHOWN_ROWS,
 ) -> str:
   """Returns a table; of a long one the rest is below a click.
 
@@ -198,6 +266,7 @@ def table(
     rows: cells as HTML; one more than the columns is the row's CSS class.
     kind: CSS class of the table.
     last: a row that is always shown.
+    shown: rows that are in sight.
   """
   head = ''.join(
     f'<th scope="col" class="{style}">{title}</th>' for title, style in columns
@@ -219,9 +288,9 @@ def table(
       '</table></div>\n'
     )
 
-  text = draw([*rows[:_SHOWN_ROWS], *([last] if last else [])])
-  if len(rows) > _SHOWN_ROWS:
-    text += fold(f'{len(rows) - _SHOWN_ROWS} more', draw(rows[_SHOWN_ROWS:]))
+  text = draw([*rows[:shown], *([last] if last else [])])
+  if len(rows) > shown:
+    text += fold(f'{len(rows) - shown} more', draw(rows[shown:]))
   return text
 
 
@@ -235,42 +304,22 @@ def counts(title: str, by_key: Mapping[str, int]) -> str:
   return table(columns, rows, 'counts') if rows else ''
 
 
-def bar(share: float) -> str:
-  """Returns a bar for a share in 0..1; the number stands beside it."""
-  return (
-    '<svg class="bar" viewBox="0 0 100 10" preserveAspectRatio="none" '
-    f'aria-hidden="true"><rect width="{100 * share:.2f}" height="10"/></svg>'
-  )
-
-
-def histogram(title: str, edges: np.ndarray, counts: np.ndarray) -> str:
-  """Returns bars of how many images have an edge of how many pixels.
+def bar(share: float, interval: tuple[float, float] | None = None) -> str:
+  """Returns a bar for a share in 0..1; the number stands beside it.
 
   Args:
-    title: which edge.
-    edges: in pixels, [N].
-    counts: images with each, [N].
+    share: length of the bar.
+    interval: in which the share may lie, drawn as a line.
   """
-  heights, limits = np.histogram(edges, bins=24, weights=counts)
-  bars = []
-  for i, (n, (low, high)) in enumerate(
-    zip(heights, itertools.pairwise(limits))
-  ):
-    tall = 60 * n / heights.max()
-    bars.append(
-      f'<rect x="{14 * i}" y="{78 - tall:.1f}" width="13" height="{tall:.1f}">'
-      f'<title>{low:.0f} to {high:.0f} px: {plural(int(n), "image")}</title>'
-      '</rect>'
+  drawn = f'<rect width="{100 * share:.2f}" height="10"/>'
+  if interval:
+    low, high = [f'{100 * x:.2f}' for x in interval]
+    drawn += (
+      f'<path class="interval" d="M{low} 1V9M{low} 5H{high}M{high} 1V9"/>'
     )
-  first, last = f'{limits[0]:.0f}', f'{limits[-1]:.0f}'
-  drawn = '\n'.join(bars)
   return (
-    '<svg class="histogram" viewBox="0 0 336 94" role="img" '
-    f'aria-label="histogram of {title}, {first} to {last} px">\n{drawn}\n'
-    f'<text y="12">{title}, px; the highest bar is '
-    f'{plural(int(heights.max()), "image")}</text>\n'
-    f'<text y="91">{first}</text>\n'
-    f'<text x="336" y="91" text-anchor="end">{last}</text>\n</svg>\n'
+    '<svg class="bar" viewBox="0 0 100 10" preserveAspectRatio="none" '
+    f'aria-hidden="true">{drawn}</svg>'
   )
 
 
@@ -316,6 +365,6 @@ def figure(panels: Sequence[str], caption: str) -> str:
 
 
 def sheet(figures: Sequence[str], panels: str) -> str:
-  """Returns figures in rows; `panels` is 'pairs' or 'triples'."""
+  """Returns figures in rows; `panels` is 'pairs', 'triples' or 'quads'."""
   drawn = '\n'.join(figures)
   return f'<div class="sheet {panels}">\n{drawn}\n</div>\n'

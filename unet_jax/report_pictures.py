@@ -1,4 +1,4 @@
-"""Pictures of the page of --mode=inspect: images, outlines, masks, weights.
+"""Pictures of an HTML page: images, outlines, masks, weights, errors.
 
 Each panel is an <svg> of layers that lie in the page as data URIs, of at most
 240 x 240 px; an image that several panels show lies there once.
@@ -22,6 +22,9 @@ _VIEW = 240
 _LOSSLESS = 64
 # Opacity, of 255, of the veil over the part of an image that has no mask.
 _VEIL = 140
+# Of the errors of a prediction: their colour, as in figures.py, and the opacity
+# of the veil over what is right.
+_WRONG, _PALE = (220, 40, 40), 190
 
 
 def example_panels(example: dict[str, Any], num_classes: int) -> list[str]:
@@ -70,6 +73,58 @@ def batch_panels(
     weights = _layer(colors.color_scale(shares))
     panels.append(_panel(f'{what}, weight map', size_of_mask, weights))
   return panels
+
+
+def prediction_panels(example: dict[str, Any], num_classes: int) -> list[str]:
+  """Returns image, mask, prediction, and the errors in red on the dim image.
+
+  Args:
+    example: with `name`, and what `predicted_part` takes.
+    num_classes: classes that have a colour; others are shown as ignored.
+  """
+  name = example['name']
+  image, mask, prediction = predicted_part(example)
+  size, photo, again = _photo(image)
+  mask, prediction = _nearest(mask, size), _nearest(prediction, size)
+  ignored = mask == config_lib.IGNORE_LABEL
+  # A white veil, so that red stands out on any image.
+  errors = np.full((*size, 4), (255, 255, 255, _PALE), np.uint8)
+  errors[ignored] = 255
+  errors[(mask != prediction) & ~ignored] = (*_WRONG, 255)
+  return [
+    _panel(f'image {name}', size, photo),
+    *(
+      _panel(f'{name}, {what}', size, _layer(colors.color_mask(m, num_classes)))
+      for what, m in (('mask', mask), ('prediction', prediction))
+    ),
+    _panel(f'{name}, errors', size, again + _layer(errors)),
+  ]
+
+
+def predicted_part(
+  example: dict[str, Any],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Returns image, mask and prediction of what was predicted.
+
+  Args:
+    example: `image` uint8 [H, W, C], `mask` uint8 [H, W], `prediction` uint8
+      [H', W'] (of a `valid` network: the centre); of volumes, with an axis D
+      before H, the middle slice is returned.
+  """
+  prediction = example['prediction']
+  image, mask = [
+    array[
+      tuple(
+        slice((full - part) // 2, (full - part) // 2 + part)
+        for full, part in zip(array.shape, prediction.shape)
+      )
+    ]
+    for array in (example['image'], example['mask'])
+  ]
+  if prediction.ndim == 3:
+    middle = len(prediction) // 2
+    return image[middle], mask[middle], prediction[middle]
+  return image, mask, prediction
 
 
 def outline(mask: np.ndarray, num_classes: int) -> np.ndarray:
@@ -129,7 +184,7 @@ def _photo(image: np.ndarray) -> tuple[tuple[int, int], str, str]:
 
 
 def _layer(rgb: np.ndarray) -> str:
-  """Returns the layer of a drawing, uint8 [h, w, 3]."""
+  """Returns the layer of a drawing, uint8 [h, w, 3], or 4 with opacity."""
   uri = _encode(Image.fromarray(rgb), lossless=True)
   return _markup(uri, 'class="drawing"', rgb.shape[:2])
 
