@@ -401,7 +401,7 @@ def _write_pages(workdir: str, config, about, figures, result) -> None:
     'notes': [],
   }
   path = lambda *parts: os.path.join(workdir, *parts)
-  eval_report.write_csv(path('eval.csv'), result['rows'])
+  metric_writer.write_csv(path('eval.csv'), result['rows'])
   pictures = result['pictures']
   eval_report.write(path('eval.html'), report, result['rows'], pictures)
   figures_lib.draw_confusion(

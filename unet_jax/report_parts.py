@@ -91,9 +91,9 @@ caption { text-align: left; font-size: 13px; }
   vector-effect: non-scaling-stroke; }
 .histogram, .reliability { display: block; width: 100%; max-width: 420px; }
 .histogram text, .reliability text { font-size: 11px; fill: var(--soft); }
-.reliability rect { fill: var(--bar); }
+.reliability rect { fill: var(--bar); opacity: 0.75; }
 .reliability .frame { fill: none; stroke: var(--line); }
-.reliability .ideal { stroke: var(--soft); stroke-dasharray: 4 3; }
+.reliability .ideal { stroke: var(--text); stroke-dasharray: 4 3; }
 .reliability circle { fill: var(--text); }
 .heat { width: auto; font-size: 13px; }
 .heat td, .heat th { padding: 4px 8px; max-width: 13em; }
