@@ -18,7 +18,15 @@ from unet_jax import (
 
 _NAMES = ('pet', 'background', 'border')
 _SPEC = measures.Spec(
-  _NAMES, ('pet', 'border'), boundary_ratio=0.05, instances='pet', resamples=20
+  _NAMES,
+  ('pet', 'border'),
+  boundary_ratio=0.05,
+  band=3.0,
+  tolerance=2.0,
+  instances='pet',
+  bins=15,
+  resamples=20,
+  seed=0,
 )
 _PARTITIONS = ('v_rand', 'v_info', 'v_rand_thin', 'v_info_thin')
 
@@ -161,6 +169,10 @@ def test_band_scores_are_those_of_the_pixels_in_the_band():
 
 def test_objects_are_summed_and_thresholds_are_those_of_the_split():
   measured = _measured()
+  # Matches that differ between all thresholds.
+  for i, m in enumerate(measured):
+    tp = np.arange(10 + i, i, -1)
+    m['objects'] = np.stack([tp, 20 - tp, 25 + i - tp], 1)
   figures, _ = measures.summarize(measured, _SPEC)
   counts = sum(m['objects'] for m in measured)
   precision = counts[:, 0] / counts.sum(1)
@@ -317,9 +329,17 @@ def test_reliability_is_that_of_all_pixels():
 
 def test_every_field_of_a_spec_comes_from_the_config():
   config = default.get_config()
-  spec = measures.make_spec(config)
-  defaults = measures.Spec(('class_0', 'class_1', 'class_2', 'class_3'))
-  assert spec == defaults
+  assert measures.make_spec(config) == measures.Spec(
+    ('class_0', 'class_1', 'class_2', 'class_3'),
+    foreground=(),
+    boundary_ratio=0.02,
+    band=3.0,
+    tolerance=2.0,
+    instances='',
+    bins=15,
+    resamples=1000,
+    seed=0,
+  )
   config.seed = 3
   config.data.class_names = ('a', 'b', 'c', 'd')
   config.eval.update(
@@ -331,7 +351,6 @@ def test_every_field_of_a_spec_comes_from_the_config():
     calibration_bins=10,
     bootstrap=7,
   )
-  spec = measures.make_spec(config)
-  assert spec == measures.Spec(
+  assert measures.make_spec(config) == measures.Spec(
     ('a', 'b', 'c', 'd'), ('b',), 0.1, 5.0, 1.0, 'c', 10, 7, 3
   )

@@ -4,7 +4,7 @@ Objects of a prediction are the connected parts (4 neighbours, as ISBI 2012 has
 them) of one class; those of the truth too, or they are given.
 
 - Average precision: objects matched one to one at an IoU, TP / (TP + FP + FN)
-  (the 2018 Data Science Bowl; Schmidt et al. 2018, arXiv 1806.03535, sec. 3.2).
+  (the 2018 Data Science Bowl; Schmidt et al. 2018, arXiv 1806.03535).
 - V_rand and V_info: two partitions of the pixels of the truth's objects
   compared (Arganda-Carreras et al. 2015, doi 10.3389/fnana.2015.00142, with
   alpha = 0.5), also after thinning, where the objects of the prediction are
@@ -123,8 +123,7 @@ def v_scores(truth: np.ndarray, parts: np.ndarray) -> tuple[float, float]:
   """Returns V_rand and V_info of a partition of the truth's objects.
 
   V_rand is the F-score of pairs of pixels that are together in both, V_info is
-  2 I / (H + H) of mutual information and entropies (the paper's eqs. 4 and 8
-  at alpha = 0.5).
+  2 I / (H + H) of mutual information and entropies.
 
   Args:
     truth: integers [H, W], 0 is none.

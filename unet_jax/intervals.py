@@ -1,7 +1,7 @@
 """How far scores of a split would vary with other images: the bootstrap.
 
 The images are drawn again with replacement, as many as there are, and the
-scores computed of each draw (Efron and Tibshirani 1993, sec. 13.3: percentile
+scores computed of each draw (Efron and Tibshirani 1993, ch. 13: percentile
 intervals). The interval says nothing of how a score varies with the training.
 """
 
@@ -38,8 +38,8 @@ def bootstrap(
   """
   if not resamples:
     return {}
-  draws = _draws(np.asarray(confusion, np.int64), resamples, seed)
-  totals, image_miou = draws
+  confusion = np.asarray(confusion, np.int64)
+  totals, image_miou = _draws(confusion, resamples, seed)
   iou, dice = metrics.iou_and_dice(totals)
   values = {
     'dataset_miou': metrics.nanmean(iou, 1),

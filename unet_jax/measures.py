@@ -45,14 +45,14 @@ class Spec:
   """
 
   names: tuple[str, ...]
-  foreground: tuple[str, ...] = ()
-  boundary_ratio: float = 0.02
-  band: float = 3.0
-  tolerance: float = 2.0
-  instances: str = ''
-  bins: int = 15
-  resamples: int = 1000
-  seed: int = 0
+  foreground: tuple[str, ...]
+  boundary_ratio: float
+  band: float
+  tolerance: float
+  instances: str
+  bins: int
+  resamples: int
+  seed: int
 
 
 def make_spec(config: ml_collections.ConfigDict) -> Spec:
