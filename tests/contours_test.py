@@ -70,6 +70,9 @@ def test_polygons_cover_their_pixels(share, smooth):
         assert ring[0] == ring[-1]
         # No point twice: a ring touches itself nowhere.
         assert len({tuple(point) for point in ring[1:]}) == len(ring) - 1
+        # Every point is a corner.
+        upright = np.diff(np.array(ring)[:, 0]) == 0
+        assert np.all(upright != np.roll(upright, 1))
 
 
 def test_corners_alone_are_named():
