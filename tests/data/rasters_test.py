@@ -3,7 +3,7 @@
 import concurrent.futures
 import io
 import pathlib
-import sys
+import time
 import tracemalloc
 
 import cv2
@@ -241,17 +241,22 @@ def test_overlapping_bands_decode_once(tmp_path, monkeypatch):
   assert decoded == list(range(6))
 
 
-def test_threads_read_at_once(tmp_path):
+def test_threads_take_turns(tmp_path, monkeypatch):
   path = _write(tmp_path / 'a.tif', _RGB, tile=(16, 16), compression='zlib')
-  before = sys.getswitchinterval()
-  sys.setswitchinterval(1e-6)
-  try:
-    with rasters.open_image(path, _data()) as raster:
-      with concurrent.futures.ThreadPoolExecutor(4) as pool:
-        for found in pool.map(lambda seed: _in_bands(raster, seed), range(8)):
-          np.testing.assert_array_equal(found, _RGB)
-  finally:
-    sys.setswitchinterval(before)
+  inner, inside = rasters.TiffRaster._decode, []
+
+  def decode_slowly(self, row):
+    inside.append(row)
+    time.sleep(0.002)  # Another thread would come in meanwhile.
+    assert inside == [row]
+    inside.clear()
+    return inner(self, row)
+
+  monkeypatch.setattr(rasters.TiffRaster, '_decode', decode_slowly)
+  with rasters.open_image(path, _data()) as raster:
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+      for found in pool.map(lambda seed: _in_bands(raster, seed), range(4)):
+        np.testing.assert_array_equal(found, _RGB)
 
 
 @pytest.mark.parametrize('compressed', [True, False])
