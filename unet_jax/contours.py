@@ -33,12 +33,9 @@ def _ring(contour: np.ndarray) -> list[list[int]]:
     than OpenCV's.
   """
   points = (contour[::-1, 0] + 1) // 2
-  # Pixels beside a corner become the same point.
+  # A diagonal step from pixel to pixel is one corner, twice.
   points = points[np.any(points != points[np.arange(len(points)) - 1], 1)]
-  closed = np.concatenate([points[-1:], points, points[:1]])
-  # Edges are level or upright: where they turn, they are at right angles.
-  steps = closed[1:] - closed[:-1]
-  corners = points[(steps[:-1] * steps[1:]).sum(1) == 0].tolist()
+  corners = points.tolist()
   return [*corners, corners[0]]
 
 

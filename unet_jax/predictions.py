@@ -85,7 +85,7 @@ def plan(config, workdir: str) -> list[tuple[pathlib.Path, Paths]]:
       raise errors.UserError(
         f'--config.predict.output={folder}: would mix with the images in '
         f'{source.parent}; choose another folder, such as '
-        f'{folder / "predictions"}'
+        f'--config.predict.output={folder / "predictions"}'
       )
   return [(source, make_paths(source, folder, config)) for source in inputs]
 

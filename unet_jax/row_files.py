@@ -170,7 +170,6 @@ class TiffFile(_WholeFile):
 
   def _finish(self) -> None:
     if self._filled:
-      self._tiles[self._filled :] = 0
       self._write_tiles()
     self._file.write(b'\0' * (-self._file.tell() % 8))
     start = self._file.tell()

@@ -1,7 +1,9 @@
 """Rows of images are those of the whole, from as little as they need."""
 
+import concurrent.futures
 import io
 import pathlib
+import time
 import tracemalloc
 
 import cv2
@@ -237,6 +239,24 @@ def test_overlapping_bands_decode_once(tmp_path, monkeypatch):
       raster.read(start, min(start + 24, 83))
       raster.read(start, start + 8)  # What was predicted, for a picture.
   assert decoded == list(range(6))
+
+
+def test_threads_take_turns(tmp_path, monkeypatch):
+  path = _write(tmp_path / 'a.tif', _RGB, tile=(16, 16), compression='zlib')
+  inner, inside = rasters.TiffRaster._decode, []
+
+  def decode_slowly(self, row):
+    inside.append(row)
+    time.sleep(0.002)  # Another thread would come in meanwhile.
+    assert inside == [row]
+    inside.clear()
+    return inner(self, row)
+
+  monkeypatch.setattr(rasters.TiffRaster, '_decode', decode_slowly)
+  with rasters.open_image(path, _data()) as raster:
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+      for found in pool.map(lambda seed: _in_bands(raster, seed), range(4)):
+        np.testing.assert_array_equal(found, _RGB)
 
 
 @pytest.mark.parametrize('compressed', [True, False])

@@ -9,6 +9,7 @@ import logging
 import os
 import pathlib
 import struct
+import threading
 from typing import Protocol
 
 import numpy as np
@@ -39,7 +40,7 @@ _DAMAGE = (
 
 
 class Raster(Protocol):
-  """An image that is read by rows; a context manager."""
+  """An image that is read by rows, from any thread; a context manager."""
 
   size: tuple[int, int]  # Height and width in pixels.
   num_channels: int
@@ -118,9 +119,18 @@ class TiffRaster:
     self._pool = concurrent.futures.ThreadPoolExecutor(
       data.num_workers or len(os.sched_getaffinity(0))
     )
-    # Converted rows of tiles by their number: those that the last two calls
-    # used, since bands overlap and what was predicted is read once more.
-    self._tiles, self._last = {}, set()
+    # What is decoded together: a row of tiles, or strips of some 64 rows.
+    if page.is_tiled:
+      self._step = page.tilelength
+      self._count = -(-self.size[1] // page.tilewidth)
+    else:
+      height = min(page.rowsperstrip, self.size[0])
+      self._count = max(64 // height, 1)
+      self._step = height * self._count
+    # Such rows, converted, by their number: those that the last two calls used,
+    # since bands overlap and what was predicted is read once more.
+    self._tiles, self._last = {}, range(0)
+    self._lock = threading.Lock()
     self._mapped = self._limits = None
     try:
       if page.is_memmappable:
@@ -131,11 +141,6 @@ class TiffRaster:
       self.close()
       raise
 
-  @property
-  def _step(self) -> int:
-    """Rows that are decoded together."""
-    return self._page.tilelength if self._page.is_tiled else _strip(self._page)
-
   def read(self, start: int, stop: int) -> np.ndarray:
     """Returns uint8 [stop - start, W, num_channels].
 
@@ -143,21 +148,22 @@ class TiffRaster:
       DecodeError: these rows are damaged.
       UserError: see `decode.convert_array`.
     """
-    stop, step = min(stop, self.size[0]), self._step
+    stop = min(stop, self.size[0])
     if self._mapped is not None:
-      return self._convert(self._mapped[start:stop])
-    wanted = set(range(start // step, -(-stop // step)))
-    kept = wanted | self._last
-    self._tiles = {i: t for i, t in self._tiles.items() if i in kept}
-    self._last = wanted
+      return self._convert(np.array(self._mapped[start:stop]))
     rows = np.empty((stop - start, self.size[1], self.num_channels), np.uint8)
-    for i in sorted(wanted):
-      if i not in self._tiles:
-        self._tiles[i] = self._convert(self._decode(i))
-      top = i * step
-      part = self._tiles[i][max(start - top, 0) : stop - top]
-      at = max(top - start, 0)
-      rows[at : at + len(part)] = part
+    with self._lock:
+      wanted = range(start // self._step, -(-stop // self._step))
+      kept = {*wanted, *self._last}
+      self._tiles = {i: t for i, t in self._tiles.items() if i in kept}
+      self._last = wanted
+      for i in wanted:
+        if i not in self._tiles:
+          self._tiles[i] = self._convert(self._decode(i))
+        top = i * self._step
+        part = self._tiles[i][max(start - top, 0) : stop - top]
+        at = max(top - start, 0)
+        rows[at : at + len(part)] = part
     return rows
 
   def close(self) -> None:
@@ -180,63 +186,53 @@ class TiffRaster:
       rows, self._name, self.num_channels, self._intensity, self._limits
     )
 
-  def _decode(self, row: int) -> np.ndarray:
-    """Returns a row of tiles, or a strip, as stored: [h, W, S]."""
-    page = self._page
-    across = -(-page.imagewidth // page.tilewidth) if page.is_tiled else 1
-    indices = range(row * across, (row + 1) * across)
-    file, segments = self._tiff.filehandle, []
-    top = row * self._step
-    height = min(self._step, page.imagelength - top)
+  def _decode(self, number: int) -> np.ndarray:
+    """Returns a row of tiles, or some strips, as stored: [h, W, S]."""
+    page, file = self._page, self._tiff.filehandle
+    first = number * self._step
+    height = min(self._step, page.imagelength - first)
     rows = np.zeros((height, page.imagewidth, page.samplesperpixel), page.dtype)
+    indices = range(len(page.dataoffsets))
+    indices = indices[number * self._count : (number + 1) * self._count]
 
     def place(index: int, segment: bytes | None) -> None:
       # Files may leave tiles out where nothing was measured: they are 0.
       if segment is None:
         return
-      decoded, (*_, left, _), _ = page.decode(
+      decoded, (_, _, top, left, _), _ = page.decode(
         segment, index, jpegtables=page.jpegtables
       )
+      _, h, w, _ = decoded.shape
+      target = rows[top - first :][:h, left : left + w]
       # Tiles at the edges go on beyond them.
-      target = rows[:, left : left + decoded.shape[2]]
       target[:] = decoded[0, : target.shape[0], : target.shape[1]]
 
     try:
+      segments = []
       for index in indices:
         count = page.databytecounts[index]
         file.seek(page.dataoffsets[index])
         segments.append(file.read(count) if count else None)
-        if count and len(segments[-1]) < count:
-          raise ValueError(f'ends before row {top + height}')
       list(self._pool.map(place, indices, segments))
     except _DAMAGE as e:
-      raise decode.broken(self._name, _one_line(e)) from e
+      reason = ' '.join(str(e).split()) or type(e).__name__
+      raise decode.broken(self._name, reason) from e
     return rows
 
   def _find_limits(self) -> tuple[float, float]:
     """Returns the lowest and the highest value of the image, alpha apart."""
+    if self._mapped is not None:
+      bands = (
+        self._mapped[top : top + 64] for top in range(0, self.size[0], 64)
+      )
+    else:
+      bands = map(self._decode, range(-(-self.size[0] // self._step)))
     limits = []
-    for top in range(0, self.size[0], self._step):
-      if self._mapped is not None:
-        rows = self._mapped[top : top + self._step]
-      else:
-        rows = self._decode(top // self._step)
+    for rows in bands:
       rows = rows[..., :3] if rows.ndim == 3 else rows
       limits += [float(rows.min()), float(rows.max())]
     # Unlike min and max, NumPy's keep NaN.
     return float(np.min(limits)), float(np.max(limits))
-
-
-def _one_line(e: Exception) -> str:
-  return ' '.join(str(e).split()) or type(e).__name__
-
-
-def _strip(page: tifffile.TiffPage) -> int:
-  """Rows of a strip; of mapped files, which may be one, about a megabyte."""
-  if page.is_memmappable:
-    row = page.imagewidth * page.samplesperpixel * page.dtype.itemsize
-    return max(2**20 // row, 1)
-  return min(page.rowsperstrip, page.imagelength)
 
 
 def _is_by_rows(page: tifffile.TiffPage) -> bool:
@@ -270,6 +266,9 @@ def _is_by_rows(page: tifffile.TiffPage) -> bool:
 
 def open_image(path: str | os.PathLike, data) -> Raster:
   """Returns the image of a file.
+
+  TIFF files in tiles or strips take the memory of the rows that are read, all
+  others that of the whole image.
 
   Args:
     path: of the file.
