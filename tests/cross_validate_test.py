@@ -175,7 +175,7 @@ def test_other_eval_settings_are_evaluated_anew(tmp_path, fake):
   config = _config('x', tmp_path / 'cache')
   cross_validate.run(config, str(tmp_path))
   fake.clear()
-  config.eval.foreground = ('cell',)
+  config.eval.foreground = ('ground', 'cell')
   cross_validate.run(config, str(tmp_path))
   assert [d[0] for d in fake] == ['train', 'evaluate'] * 2
 

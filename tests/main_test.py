@@ -138,8 +138,9 @@ def test_metrics_of_a_run(trained):
   result = _json(workdir / 'eval.json')
   confusion = np.array(result.pop('confusion'))
   assert result == {**about, **lines[-1]}
-  # Of the pixels of the five images.
-  assert confusion.shape == (4, 4) and confusion.sum() == 5 * 16 * 16
+  # Of the pixels of the five images; the rims of shapes are ignored.
+  assert confusion.shape == (4, 4)
+  assert 0.5 < confusion.sum() / (5 * 16 * 16) < 1
   accuracy = np.trace(confusion) / confusion.sum()
   assert accuracy == pytest.approx(result['eval/pixel_accuracy'])
 
