@@ -227,8 +227,11 @@ def get_config() -> config_dict.ConfigDict:
   model.norm_epsilon = 1e-5
   # `relu`, `leaky_relu`, `elu`, `gelu` or `silu`.
   model.activation = 'relu'
-  # Rate of the dropout at the end of the encoder, 0 to below 1.
+  # Rate of the dropout at the end of the encoder, 0 to below 1, and how many of
+  # its deepest stages end in it: 1 is the bottleneck alone; with 2, so does the
+  # stage above, before its pooling and its skip.
   model.dropout = 0.0
+  model.dropout_stages = 1
   # Weights of the losses of further heads at decoder stages 1, 2, ..., at 1/2,
   # 1/4, ... of the size, in training only (Lee et al. 2015, arXiv 1409.5185;
   # Dou et al. 2017, for U-Nets nnU-Net's 0.5, 0.25, ...); (): none.

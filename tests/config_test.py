@@ -480,6 +480,11 @@ def test_ranges_to_draw_from(field):
       'padding, an even kernel moves the image by half a pixel; use 1 or 3',
     ),
     (
+      {'model.dropout_stages': 5},
+      '--config.model.dropout_stages=5: the encoder has 4 (model.depth=3 and '
+      'the bottleneck)',
+    ),
+    (
       {'model.kernel_size': 4},
       '--config.model.kernel_size=4: must be odd, so that a convolution has a '
       'middle',

@@ -135,19 +135,62 @@ def test_another_network_is_told_by_its_flags(tmp_path):
       'nearest from bilinear; the file does not tell model.skip add from none',
     ),
     ({'features': (4, 6, 16), 'convs': 3, 'kernel_size': 5}, ''),
+    ({'max_features': 10}, ''),
     ({'norm': 'group'}, 'group from instance and layer, nor model.norm_groups'),
+    ({'norm': 'instance'}, 'instance from group and layer'),
     ({'upsample': 'nearest', 'upsample_kernel': 0}, 'nearest from bilinear'),
   ],
   ids=str,
 )
 def test_shapes_tell_the_network(model, told, tmp_path, caplog):
-  config = tiny.make_config(model={'depth': 2, 'max_features': 16, **model})
+  config = tiny.make_config(model={'depth': 2, **model})
   path = str(tmp_path / 'weights.npz')
   np.savez(path, **_arrays(config))
   with caplog.at_level('INFO', 'unet_jax'):
     deduced = import_weights.deduced_config({'import_.path': path})
   assert deduced.model == config.model
-  assert '; '.join(caplog.messages[1:]).endswith(told)
+  assert '; '.join(caplog.messages[2:]).endswith(told)
+  # By name, what no shape tells.
+  assumed = (
+    "--config.data.mean='(0.5,0.5,0.5)' --config.data.std='(0.25,0.25,0.25)' "
+    '--config.model.downsample=max --config.model.norm_epsilon=1e-05 '
+    '--config.model.activation=relu --config.model.padding=same'
+  )
+  if deduced.model.upsample == 'transpose':
+    assumed += ' --config.model.upsample=transpose'
+  assert caplog.messages[1] == f'not told by the file, assumed: {assumed}'
+
+
+def test_a_field_that_is_given_is_not_assumed(tmp_path, caplog):
+  config = tiny.make_config(model={'activation': 'elu'})
+  path = str(tmp_path / 'weights.npz')
+  np.savez(path, **_arrays(config))
+  given = {'model.activation': 'elu', 'data.mean': (0.1,) * 3}
+  with caplog.at_level('INFO', 'unet_jax'):
+    deduced = import_weights.deduced_config({'import_.path': path, **given})
+  assert deduced.model == config.model
+  assert 'assumed: --config.data.std=' in caplog.messages[1]
+  assert 'activation' not in caplog.messages[1]
+
+
+def test_biases_that_the_file_does_not_have_are_0(tmp_path, caplog):
+  """Of convolutions in front of a norm (`use_bias=False`), all or none."""
+  config = tiny.make_config(model={'norm': 'layer'})
+  arrays = _arrays(config)
+  biases = [k for k in arrays if k.endswith(('conv1/bias', 'conv2/bias'))]
+  without = {k: v for k, v in arrays.items() if k not in biases}
+  np.savez(tmp_path / 'without.npz', **without)
+  with caplog.at_level('INFO', 'unet_jax'):
+    taken = _take(tmp_path / 'without.npz', config)
+  zeros = {k: np.zeros_like(arrays[k]) for k in biases}
+  _assert_same(taken, {**without, **zeros})
+  assert caplog.messages == [
+    '6 biases of convolutions, which the file does not have, are 0'
+  ]
+  del arrays[biases[0]]
+  np.savez(tmp_path / 'broken.npz', **arrays)
+  line = _error(_take, tmp_path / 'broken.npz', config)
+  assert '1 of the network are not in the file' in line
 
 
 def test_a_pickle_that_would_run_code_is_refused(tmp_path):
@@ -233,7 +276,7 @@ def test_export_in_names_that_the_network_does_not_have(run, tmp_path):
 
 
 def test_training_goes_on_from_what_was_imported(tmp_path):
-  model = {'depth': 1, 'base_features': 2, 'max_features': 4}
+  model = {'depth': 1, 'base_features': 2}
   config = tiny.make_config(model=model, data={'num_classes': 4})
   arrays = _arrays(config)
   path, workdir = tmp_path / 'weights.npz', tmp_path / 'run'
@@ -246,14 +289,12 @@ def test_training_goes_on_from_what_was_imported(tmp_path):
     *('--mode=import', f'--config.import.path={path}'),
     *(f'--workdir={workdir}', *data),
   )
-  flags = (
-    '--config.model.base_features=2 --config.model.depth=1 '
-    '--config.model.max_features=4'
-  )
+  flags = '--config.model.base_features=2 --config.model.depth=1'
   assert out.endswith(f'step 0. Its network: {flags}\n')
   assert 'deduced from the file: --config.data.num_channels=3 ' in err
   saved = json.loads((workdir / 'config.json').read_text())
-  assert saved['model']['max_features'] == 4
+  # As it is by default: it does not bind.
+  assert saved['model']['max_features'] == 1024
   # Another config (configs/shapes.py) and optimiser, the same network.
   _, err = program.run(
     *(f'--workdir={workdir}', *flags.split(), *data),

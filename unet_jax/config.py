@@ -78,6 +78,7 @@ AT_LEAST = {
   'model.kernel_size': 1,
   'model.squeeze_excite': 0,
   'model.norm_groups': 1,
+  'model.dropout_stages': 1,
   'model.norm_epsilon': 0,
   'loss.weights.cross_entropy': 0,
   'loss.weights.dice': 0,
@@ -512,6 +513,11 @@ def _check_model(config: ml_collections.ConfigDict) -> None:
     raise errors.UserError(
       f'--config.model.squeeze_excite={m.squeeze_excite} leaves nothing of the '
       f'{min(features)} channels of a stage; at most {min(features)}'
+    )
+  if m.dropout_stages > m.depth + 1:
+    raise errors.UserError(
+      f'--config.model.dropout_stages={m.dropout_stages}: the encoder has '
+      f'{m.depth + 1} (model.depth={m.depth} and the bottleneck)'
     )
   if m.skip == 'attention' and m.depth < 2:
     raise errors.UserError(

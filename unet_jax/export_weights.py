@@ -10,27 +10,9 @@ from jax.experimental import multihost_utils
 
 from unet_jax import config as config_lib
 from unet_jax import errors, inference, runtime, sharding
-from unet_jax.weights import files, naming
+from unet_jax.weights import deduce, files, naming
 
 _log = logging.getLogger(__name__)
-
-# What github.com/milesial/Pytorch-UNet computes, field by field.
-_MILESIAL = {
-  'model.spatial_dims': (2,),
-  'model.upsample': ('transpose', 'bilinear_corners'),
-  'model.downsample': ('max',),
-  'model.stem': ('none',),
-  'model.block': ('plain',),
-  'model.convs': (2,),
-  'model.kernel_size': (3,),
-  'model.squeeze_excite': (0,),
-  'model.deep_supervision': ((),),
-  'model.skip': ('concat',),
-  'model.norm': ('batch',),
-  'model.norm_epsilon': (1e-5,),
-  'model.activation': ('relu',),
-  'model.padding': ('same',),
-}
 
 
 def run(config: ml_collections.ConfigDict, workdir: str) -> None:
@@ -85,7 +67,7 @@ def named(arrays: dict[str, np.ndarray], config) -> dict[str, np.ndarray]:
   if config.export.format == 'unet_jax':
     return {k.replace('/', '.'): v for k, v in arrays.items()}
   flat = config_lib.flatten(config)
-  for field, allowed in _MILESIAL.items():
+  for field, allowed in deduce.MILESIAL.items():
     if flat[field] not in allowed:
       raise errors.UserError(
         f'--config.export.format=milesial: that network has {field}='

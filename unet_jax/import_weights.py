@@ -79,13 +79,16 @@ def variables_of_file(
   shape = (*config.data.image_size, config.data.num_channels)
   wanted = naming.abstract_variables(model, shape)
   if file.graph is not None:
-    _check_graph(file, config)
+    _check_told(file, config, deduce.fields_of_graph(file.graph))
   weights = _named(file, config)
+  naming.match_biases(weights, naming.flatten(wanted), config.model.norm)
   if weights.others:
     _log.info('not of the network, left out: %s', _counted(weights.others))
   for note in weights.notes:
     _log.info('%s', note)
   _check_fit(file, config, weights, naming.flatten(wanted))
+  if weights.naming == 'milesial':
+    _check_milesial(file, config)
   arrays = {k: _float32(v, k) for k, v in weights.arrays.items()}
   return naming.unflatten(arrays, wanted)
 
@@ -120,14 +123,20 @@ def _order(config) -> list[tuple[str, str]]:
   )
 
 
-def _check_graph(file: files.WeightFile, config) -> None:
-  """Raises where Keras' description and the config differ in the network."""
-  told = deduce.fields_of_graph(file.graph)
+def _check_told(file: files.WeightFile, config, told: deduce.Fields) -> None:
+  """Raises where the config's network computes something else than the file's.
+
+  Args:
+    file: of weights.
+    config: given for it.
+    told: fields as Keras' description, or the names of a known program, tell.
+  """
   ours = config_lib.flatten(config)
   differing = {
     k: v
     for k, v in told.items()
-    if k.startswith('model.') and not _same(ours[k], v)
+    if k.startswith(('model.', 'data.mean', 'data.std'))
+    and not _same(ours[k], v)
   }
   if differing:
     raise errors.UserError(
@@ -136,8 +145,28 @@ def _check_graph(file: files.WeightFile, config) -> None:
     )
 
 
+def _check_milesial(file: files.WeightFile, config) -> None:
+  """Checks what its names tell, and no shape: raises, or logs a line."""
+  told, _ = deduce.of_milesial(file)
+  checked = [f for f in (*deduce.UNTOLD, 'model.upsample') if f in told]
+  # What a program trained on its images is less certain than its layers.
+  data = {f: told[f] for f in checked if f.startswith('data.')}
+  _check_told(file, config, {f: told[f] for f in checked if f not in data})
+  ours = config_lib.flatten(config)
+  data = {f: v for f, v in data.items() if not _same(ours[f], v)}
+  if data:
+    _log.info(
+      '%s: the program that its names are of takes %s; the config has %s',
+      file.path,
+      _flags(data),
+      _flags({f: ours[f] for f in data}),
+    )
+
+
 def _same(a, b) -> bool:
-  return np.isclose(a, b) if isinstance(b, float) else a == b
+  if isinstance(b, tuple):
+    return len(a) == len(b) and all(map(_same, a, b))
+  return bool(np.isclose(a, b)) if isinstance(b, float) else a == b
 
 
 def _check_fit(
@@ -176,16 +205,7 @@ def _check_fit(
     return
   fields, unsure = _deduced(file, config)
   ours = config_lib.flatten(config)
-  widest = lambda flat: min(
-    flat['model.base_features'] * 2 ** flat['model.depth'],
-    flat['model.max_features'],
-  )
-  if (
-    fields
-    and not config.model.features
-    and widest(ours) == widest({**ours, **fields})
-  ):
-    del fields['model.max_features']
+  _leave_idle_cap_out(fields, ours)
   different = {
     k: v
     for k, v in fields.items()
@@ -201,6 +221,19 @@ def _check_fit(
     f'the file are not in the network, {len(lacking)} of the network are not '
     f'in the file, {len(other)} have another shape (all listed above); {advice}'
   )
+
+
+def _leave_idle_cap_out(fields: deduce.Fields, ours: dict[str, Any]) -> None:
+  """Removes a deduced model.max_features where ours gives the same widths."""
+  if not fields:
+    return
+  base, depth = fields['model.base_features'], fields['model.depth']
+  widest = lambda cap: min(base * 2**depth, cap)
+  cap = fields['model.max_features']
+  if 'model.features' in fields or widest(cap) == widest(
+    ours['model.max_features']
+  ):
+    del fields['model.max_features']
 
 
 def _both(weights: naming.Weights, name: str) -> str:
@@ -263,6 +296,16 @@ def _deduced(file: files.WeightFile, config) -> tuple[deduce.Fields, list[str]]:
   return deduce.of_keras(file, order_of)
 
 
+def _untold(file: files.WeightFile, fields: deduce.Fields) -> list[str]:
+  """Fields that the file's network depends on and that it does not tell."""
+  untold = [f for f in deduce.UNTOLD if f not in fields]
+  is_ours = not file.layers and not naming.is_milesial(file.arrays)
+  if is_ours and fields.get('model.upsample') == 'transpose':
+    # A convolution of 2x2 behind another upsampling has the same shape.
+    untold.append('model.upsample')
+  return untold
+
+
 def deduced_config(overrides: dict[str, Any]) -> ml_collections.ConfigDict:
   """Returns the config that a file tells, for an import without --config.
 
@@ -287,6 +330,8 @@ def deduced_config(overrides: dict[str, Any]) -> ml_collections.ConfigDict:
       f'{config.import_.path}: its {len(file.arrays) or len(file.layers)} '
       'names do not tell a network; give its --config'
     )
+  _leave_idle_cap_out(fields, config_lib.flatten(config))
+  assumed = [f for f in _untold(file, fields) if f not in overrides]
   channels = fields['data.num_channels']
   # The default's, of as many channels.
   for name in ('mean', 'std'):
@@ -294,6 +339,11 @@ def deduced_config(overrides: dict[str, Any]) -> ml_collections.ConfigDict:
     fields.setdefault(f'data.{name}', (value * channels)[:channels])
   config.update_from_flattened_dict({**fields, **overrides})
   _log.info('deduced from the file: %s', _flags(fields))
+  if assumed:
+    flat = config_lib.flatten(config)
+    _log.info(
+      'not told by the file, assumed: %s', _flags({f: flat[f] for f in assumed})
+    )
   for line in unsure:
     _log.info('%s', line)
   return config

@@ -19,6 +19,7 @@ _VARIANTS = {
     (16, 16, 3),
   ),
   'dropout_alone': ({'depth': 0, 'dropout': 0.5}, (16, 16, 3)),
+  'dropouts': ({'dropout': 0.5, 'dropout_stages': 2}, (16, 16, 3)),
   'odd': ({'norm': 'group', 'stem': 'space_to_depth'}, (19, 22, 1)),
   'valid': ({'padding': 'valid', 'skip': 'add', 'remat': True}, (44, 48, 1)),
   'valid_bilinear': (
@@ -167,6 +168,14 @@ def test_stages_of_everything():
     ('head_2', 'up_2', (4, 6, 3)),
     ('head', 'up_0', (16, 24, 3)),
   ]
+
+
+def test_dropout_stands_between_a_stage_and_its_skip():
+  stages = {s.name: s for s in _read('dropouts').stages}
+  dropped = {name for name, s in stages.items() if s.dropout}
+  assert dropped == {'down_1', 'bottleneck'}
+  assert stages['up_1'].skip.source == 'down_1'
+  assert stages['bottleneck'].source == 'down_1'
 
 
 @pytest.mark.parametrize(

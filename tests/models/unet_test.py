@@ -590,6 +590,64 @@ def test_remat_changes_no_number_but_saves_less():
   assert count(remat) > count(plain)
 
 
+def _dropped(model, variables, x, train):
+  """Stages whose output has many zeros where a plain one has none, by name."""
+  _, state = model.apply(
+    variables,
+    x,
+    train=train,
+    rngs={'dropout': jax.random.key(0)},
+    capture_intermediates=lambda module, _: isinstance(module, nn.Dropout),
+  )
+  outputs = jax.tree.leaves_with_path(state['intermediates'])
+  return {
+    path[0].key: out.shape[-1] for path, out in outputs if np.mean(out == 0) > 0
+  }
+
+
+@pytest.mark.parametrize(
+  'stages,widths',
+  [(1, {16}), (2, {16, 8}), (3, {16, 8, 4})],
+)
+def test_the_deepest_stages_end_in_dropout(stages, widths):
+  # Without zeros of its own.
+  fields = dict(norm='none', activation='gelu')
+  model = _small(dropout=0.5, dropout_stages=stages, **fields)
+  x = _random(1, 16, 16, 3)
+  variables = networks.variables(model, x)
+  dropped = _dropped(model, variables, x, train=True)
+  assert set(dropped.values()) == widths and len(dropped) == stages
+  assert not _dropped(model, variables, x, train=False)
+  np.testing.assert_array_equal(
+    networks.apply(model, variables, x),
+    networks.apply(_small(**fields), variables, x),
+  )
+
+
+def test_the_skip_comes_from_the_dropped_features():
+  model = _small(dropout=0.5, dropout_stages=2, norm='none', skip='add')
+  x = _random(1, 16, 16, 3)
+  variables = networks.variables(model, x)
+  skips = []
+
+  def interceptor(next_fun, args, kwargs, context):
+    if context.method_name == '_join':
+      skips.append(np.asarray(args[1]))
+    return next_fun(*args, **kwargs)
+
+  with nn.intercept_methods(interceptor):
+    _, state = model.apply(
+      variables,
+      x,
+      train=True,
+      rngs={'dropout': jax.random.key(0)},
+      capture_intermediates=lambda module, _: isinstance(module, nn.Dropout),
+    )
+  (dropped,) = state['intermediates']['dropout_1']['__call__']
+  np.testing.assert_array_equal(skips[0], dropped)
+  assert np.any(skips[0] == 0)
+
+
 def test_dropout_acts_in_training_only():
   model = _small(dropout=0.5, norm='none')
   x = _random(1, 16, 16, 3)

@@ -56,7 +56,7 @@ def test_a_plain_convolution_passes():
     (_graph(activation='gelu'), 'exact in Keras'),
     (
       _graph(('Rescaling', {'name': 'scale', 'scale': 0.1})),
-      'the layer scale is a Rescaling',
+      'the layer scale is a Rescaling that does not stand between the image',
     ),
     (
       _graph(('LeakyReLU', {'name': 'act', 'negative_slope': 0.3})),

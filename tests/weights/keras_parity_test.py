@@ -15,7 +15,7 @@ import numpy as np
 import parity
 import pytest
 
-from unet_jax import errors, import_weights
+from unet_jax import errors, import_weights, steps
 from unet_jax.models import unet
 from unet_jax.weights import deduce, files, naming
 
@@ -42,6 +42,8 @@ def _network(
   norm=False,
   up_first=False,
   initializer='he_normal',
+  groups=None,
+  rescaling=None,
 ):
   layers = keras.layers
   keras.utils.set_random_seed(0)
@@ -55,12 +57,17 @@ def _network(
         activation=None if norm else 'relu',
         kernel_initializer=initializer,
       )(x)
-      if norm:
+      if groups is not None:
+        x = layers.GroupNormalization(groups)(x)
+      elif norm:
         x = layers.BatchNormalization(momentum=0.9)(x)
+      if norm:
         x = layers.ReLU()(x)
     return x
 
   x = images = keras.Input((size, size, 1))
+  if rescaling is not None:
+    x = layers.Rescaling(*rescaling)(x)
   skips = []
   for channels in features[:-1]:
     x = stage(x, channels)
@@ -144,8 +151,33 @@ def _theirs(network, images, weight, train):
     ),
     (_BATCH_NORM, _OUR_BATCH_NORM, False),
     (_BATCH_NORM, _OUR_BATCH_NORM, True),
+    (
+      {**_BATCH_NORM, 'groups': 2},
+      {**_OUR_BATCH_NORM, 'norm': 'group', 'norm_groups': 2},
+      True,
+    ),
+    # One group of all channels.
+    (
+      {**_BATCH_NORM, 'groups': 1},
+      {**_OUR_BATCH_NORM, 'norm': 'layer'},
+      True,
+    ),
+    # A group per channel, which ours has without biases.
+    (
+      {**_BATCH_NORM, 'groups': -1},
+      {**_OUR_BATCH_NORM, 'norm': 'instance'},
+      False,
+    ),
   ],
-  ids=['lesson', 'bilinear', 'batch_norm', 'batch_norm_training'],
+  ids=[
+    'lesson',
+    'bilinear',
+    'batch_norm',
+    'batch_norm_training',
+    'group_norm',
+    'layer_norm',
+    'instance_norm',
+  ],
 )
 def test_outputs_and_gradients_equal_keras(network, fields, train, tmp_path):
   config = _config(**fields)
@@ -173,7 +205,7 @@ def test_outputs_and_gradients_equal_keras(network, fields, train, tmp_path):
     'outputs': parity.difference(outputs, expected),
     'gradients': parity.difference(gradients, expected_gradients),
   }
-  if train:
+  if stats:
     differences['statistics'] = parity.difference(stats, after['batch_stats'])
   parity.check(differences)
 
@@ -230,12 +262,55 @@ def test_the_network_is_deduced_from_the_description(saved):
   assert changed == {
     'model.depth': 1,
     'model.base_features': 4,
-    'model.max_features': 8,
     'model.norm_epsilon': 1e-3,
   }
   assert (config.data.num_channels, config.data.num_classes) == (1, 1)
   assert (config.data.mean, config.data.std) == ((0.5,), (0.5,))
   assert config.data.image_size == (16, 16)
+
+
+@pytest.mark.parametrize(
+  'groups,norm',
+  [
+    (2, {'model.norm': 'group', 'model.norm_groups': 2}),
+    (1, {'model.norm': 'layer'}),
+    (-1, {'model.norm': 'instance'}),
+  ],
+)
+@pytest.mark.parametrize('suffix', ['keras', 'weights.h5', 'h5'])
+def test_group_norm_is_deduced(groups, norm, suffix, tmp_path):
+  network = _network(16, (4, 8), norm=True, groups=groups)
+  path = tmp_path / f'network.{suffix}'
+  save = network.save_weights if 'weights' in suffix else network.save
+  save(path)
+  config = import_weights.deduced_config({'import_.path': str(path)})
+  changed = import_weights._network(config)
+  if 'weights' in suffix:
+    # With biases, it is not taken for instance norm.
+    assert changed['model.norm'] == 'group'
+  else:
+    assert norm.items() <= changed.items()
+    assert changed['model.norm_epsilon'] == 1e-3
+  parity.load(path, config)
+
+
+@pytest.mark.parametrize('scale,offset', [(1 / 255, 0.0), (1 / 127.5, -1.0)])
+def test_rescaling_becomes_mean_and_std(scale, offset, tmp_path):
+  network = _network(16, (4, 8), rescaling=(scale, offset))
+  _fill(network)
+  path = tmp_path / 'network.keras'
+  network.save(path)
+  config = import_weights.deduced_config({'import_.path': str(path)})
+  images = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 1), np.uint8)
+  variables = parity.load(path, config)
+  seen = steps.normalize(images, config.data.mean, config.data.std)
+  actual = unet.create_model(config).apply(variables, seen, train=False)
+  expected = network(images.astype(np.float32))
+  actual = np.asarray(jax.nn.sigmoid(actual))
+  assert parity.difference({'': actual}, {'': np.asarray(expected)}) < 1e-5
+  config.data.mean = (0.25,)
+  with pytest.raises(errors.UserError, match='it fits with --config.data.mean'):
+    parity.load(path, config)
 
 
 def test_a_description_that_differs_is_refused(saved):
@@ -246,6 +321,22 @@ def test_a_description_that_differs_is_refused(saved):
     f"{saved / 'network.keras'}: the file's network is another one than the "
     "config's; it fits with --config.model.activation=relu"
   )
+
+
+def _rescaled_features(layers, x):
+  x = layers.Conv2D(4, 3, activation='relu')(x)
+  return layers.Rescaling(0.5, name='wrong')(x)
+
+
+def _rescaled_beside_the_image(layers, x):
+  return layers.Concatenate()([layers.Rescaling(0.5, name='wrong')(x), x])
+
+
+def _differing_groups(layers, x):
+  for groups, channels in ((2, 4), (8, 32)):
+    x = layers.Conv2D(channels, 3)(x)
+    x = layers.ReLU()(layers.GroupNormalization(groups, name=f'of_{groups}')(x))
+  return x
 
 
 def _norm_after_activation(layers, x):
@@ -265,6 +356,19 @@ def _active_transpose(layers, x):
 @pytest.mark.parametrize(
   'make,message',
   [
+    (_rescaled_features, 'wrong is a Rescaling that does not stand between'),
+    (_rescaled_beside_the_image, 'wrong is a Rescaling that does not stand'),
+    (
+      lambda layers, x: layers.Rescaling(-1.0, name='wrong')(x),
+      'wrong has a scale that is not above 0',
+    ),
+    (
+      lambda layers, x: layers.Rescaling(
+        [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8], name='wrong'
+      )(x),
+      'wrong has a scale or offset that is no number per channel',
+    ),
+    (_differing_groups, 'of_2 has 2 groups of 4 channels, others 8'),
     (_norm_after_activation, 'normalises what an activation gives'),
     (_activation_after_upsampling, 'has an activation; ours has none behind'),
     (_active_transpose, 'has an activation; ours has none behind'),

@@ -13,7 +13,7 @@ import parity
 import pytest
 
 from unet_jax import config as config_lib
-from unet_jax import import_weights
+from unet_jax import errors, import_weights
 from unet_jax.models import unet
 from unet_jax.weights import files, naming
 
@@ -236,7 +236,6 @@ def test_the_network_is_deduced_and_exported_again(bilinear, tmp_path):
   config = import_weights.deduced_config({'import_.path': path})
   config_lib.validate(config)
   expected = _config(bilinear)
-  expected.model.max_features = 8 if bilinear else 16
   assert config.model == expected.model
   assert config.data.mask_values == (((0, 0, 0), 0), ((9, 8, 7), 1))
   assert (config.data.mean, config.data.std) == ((0.0,) * 3, (1.0,) * 3)
@@ -267,6 +266,59 @@ def test_at_full_size_it_has_the_parameters_of_theirs(bilinear, count):
   wanted = naming.abstract_variables(unet.create_model(config), (64, 64, 3))
   ours = sum(x.size for x in jax.tree.leaves(wanted['params']))
   assert ours == sum(p.numel() for p in network.parameters()) == count
+
+
+@pytest.mark.parametrize(
+  'bilinear,fields,told',
+  [
+    (False, {'activation': 'elu'}, '--config.model.activation=relu'),
+    (
+      False,
+      {'downsample': 'average', 'norm_epsilon': 1e-3},
+      '--config.model.downsample=max --config.model.norm_epsilon=1e-05',
+    ),
+    (False, {'padding': 'valid'}, '--config.model.padding=same'),
+    (
+      False,
+      {'upsample': 'nearest', 'upsample_kernel': 2},
+      '--config.model.upsample=transpose',
+    ),
+    (
+      True,
+      {'upsample': 'bilinear'},
+      '--config.model.upsample=bilinear_corners',
+    ),
+  ],
+)
+def test_a_config_of_another_function_is_refused(
+  bilinear, fields, told, tmp_path
+):
+  """Of the same shapes."""
+  path = tmp_path / 'network.pth'
+  torch.save(_network(bilinear).state_dict(), path)
+  config = _config(bilinear)
+  config.data.image_size = (44, 44)
+  parity.load(path, config)
+  config.model.update(fields)
+  with pytest.raises(errors.UserError) as e:
+    parity.load(path, config)
+  assert str(e.value) == (
+    f"{path}: the file's network is another one than the config's; it fits "
+    f'with {told}'
+  )
+
+
+def test_other_means_than_theirs_are_told(tmp_path, caplog):
+  path = tmp_path / 'network.pth'
+  torch.save(_network(False).state_dict(), path)
+  config = _config(False)
+  config.data.mean = (0.5, 0.0, 0.0)
+  with caplog.at_level('INFO', 'unet_jax'):
+    parity.load(path, config)
+  assert caplog.messages[-1] == (
+    f"{path}: the program that its names are of takes --config.data.mean='"
+    "(0.0,0.0,0.0)'; the config has --config.data.mean='(0.5,0.0,0.0)'"
+  )
 
 
 def test_biases_beside_batch_norm_change_nothing(tmp_path, caplog):

@@ -459,15 +459,17 @@ class _Reader:
     return f'{combine} pool {_sides((2,) * (len(shape) - 1))}'
 
   def _skip(self, edge: _Edge, joined: Shape) -> Skip:
-    source, gate, gating = edge.source, '', ''
-    if isinstance(self._module(source), blocks.AttentionGate):
-      gate = source
+    gate, gating = '', ''
+    if isinstance(self._module(edge.source), blocks.AttentionGate):
+      gate = edge.source
       # The gate's arguments: the skip, then the coarser stage.
       inputs = self._edges(self._inputs((gate,)))
       source, gating = sorted(
         (self._stage_before(e.source) for e in inputs),
         key=lambda name: -math.prod(self._calls[name,].output.shape[:-1]),
       )
+    else:
+      source = self._stage_before(edge.source)
     whole = self._calls[source,].output.shape
     shape = (*joined[:-1], whole[-1])
     return Skip(

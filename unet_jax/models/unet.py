@@ -50,6 +50,7 @@ class UNet(nn.Module):
   norm_epsilon: float = 1e-5
   activation: str = 'relu'
   dropout: float = 0.0
+  dropout_stages: int = 1
   deep_supervision: tuple[float, ...] = ()
   padding: str = 'same'
   dtype: Any = jnp.float32
@@ -127,6 +128,11 @@ class UNet(nn.Module):
     skips, aux_logits = [], []
     for i in range(self.depth):
       x = block(features[i], features[i], name=f'down_{i}')(x)
+      if i > self.depth - self.dropout_stages:
+        dropout = nn.Dropout(
+          self.dropout, deterministic=not train, name=f'dropout_{i}'
+        )
+        x = dropout(x)
       skips.append(x)
       x = self._downsample(x, f'downsample_{i}')
     x = block(features[-1], handed_up[self.depth], name='bottleneck')(x)

@@ -1,5 +1,6 @@
 """The network that a file of weights belongs to, as far as the file tells."""
 
+import math
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,6 +11,33 @@ from unet_jax import errors
 from unet_jax.weights import files, naming
 
 Fields = dict[str, Any]
+
+# What changes the function of a network but neither names nor shapes.
+UNTOLD = (
+  'data.mean',
+  'data.std',
+  'model.downsample',
+  'model.norm_epsilon',
+  'model.activation',
+  'model.padding',
+)
+# What github.com/milesial/Pytorch-UNet computes, field by field.
+MILESIAL = {
+  'model.spatial_dims': (2,),
+  'model.upsample': ('transpose', 'bilinear_corners'),
+  'model.downsample': ('max',),
+  'model.stem': ('none',),
+  'model.block': ('plain',),
+  'model.convs': (2,),
+  'model.kernel_size': (3,),
+  'model.squeeze_excite': (0,),
+  'model.deep_supervision': ((),),
+  'model.skip': ('concat',),
+  'model.norm': ('batch',),
+  'model.norm_epsilon': (1e-5,),
+  'model.activation': ('relu',),
+  'model.padding': ('same',),
+}
 
 
 def fields_of_arrays(
@@ -65,6 +93,11 @@ def _norm(arrays: dict[str, np.ndarray]) -> tuple[str, list[str]]:
   if 'bottleneck/norm1/mean' in arrays:
     return 'batch', []
   if any(k.startswith('bottleneck/norm1/') for k in arrays):
+    if 'bottleneck/conv1/bias' not in arrays:
+      # Which ours has beside the other two.
+      return 'instance', [
+        'the file does not tell model.norm instance from group and layer'
+      ]
     return 'group', [
       'the file does not tell model.norm group from instance and layer, nor '
       'model.norm_groups'
@@ -114,7 +147,8 @@ def of_milesial(file: files.WeightFile) -> tuple[Fields, list[str]]:
     return {}, []
   if fields.get('model.upsample') == 'nearest':
     fields['model.upsample'] = 'bilinear_corners'
-    unsure = [line for line in unsure if 'nearest' not in line]
+  unsure = [line for line in unsure if 'model.upsample' not in line]
+  fields |= {f: MILESIAL[f][0] for f in UNTOLD if f in MILESIAL}
   channels = fields['data.num_channels']
   fields |= {'data.mean': (0.0,) * channels, 'data.std': (1.0,) * channels}
   values = file.others.get('mask_values')
@@ -144,9 +178,8 @@ def of_keras(
       continue
     if file.graph is None:
       unsure.append(
-        'a file of weights alone does not tell model.activation, '
-        'model.padding, model.norm_epsilon (1e-3 unless set, in Keras), nor '
-        "the order of Concatenate's inputs (import.concat)"
+        'a file of weights alone does not tell model.norm_epsilon (1e-3 unless '
+        "set, in Keras), nor the order of Concatenate's inputs (import.concat)"
       )
       return fields, unsure
     told = fields_of_graph(file.graph)
@@ -194,6 +227,7 @@ _CONV = {'dilation_rate': (1, 1), 'groups': 1}
 # Layers that our network has, and what their fields must be.
 _KNOWN_LAYERS: dict[str, dict[str, Any]] = {
   'InputLayer': {},
+  'Rescaling': {},
   'Conv2D': {**_CONV, 'strides': (1, 1)},
   'Conv2DTranspose': {
     'dilation_rate': (1, 1),
@@ -248,6 +282,8 @@ def fields_of_graph(graph: dict[str, Any]) -> Fields:
       _check_pair(layer, source)
   if of('AveragePooling2D'):
     raise _differs('it pools averages, not maxima')
+  if of('MaxPooling2D'):
+    fields['model.downsample'] = 'max'
   convs, joins = of('Conv2D'), of('Add')
   _check_activations(layers, len(listed))
   paddings = {c['padding'] for c in convs if tuple(c['kernel_size']) != (1, 1)}
@@ -257,10 +293,7 @@ def fields_of_graph(graph: dict[str, Any]) -> Fields:
     fields['model.padding'] = convs[0]['padding']
   if joins:
     fields['model.skip'] = 'add'
-  for config in of('BatchNormalization', 'GroupNormalization'):
-    fields['model.norm_epsilon'] = config['epsilon']
-  for config in of('GroupNormalization'):
-    fields['model.norm_groups'] = config['groups']
+  fields |= _norm_of_graph(layers) | _rescaling(layers)
   for config in of('UpSampling2D'):
     fields['model.upsample'] = config['interpolation']
   for config in of('InputLayer'):
@@ -268,6 +301,84 @@ def fields_of_graph(graph: dict[str, Any]) -> Fields:
     if shape and None not in shape[1:3]:
       fields['data.image_size'] = tuple(shape[1:3])
   return fields
+
+
+def _norm_of_graph(layers: dict[str, Any]) -> Fields:
+  """Returns the fields of the norms; raises where ours has none such."""
+  norms = {
+    name: layer
+    for name, layer in layers.items()
+    if layer['class_name'] in ('BatchNormalization', 'GroupNormalization')
+  }
+  if not norms:
+    return {}
+  epsilons = {x['config']['epsilon'] for x in norms.values()}
+  if len(epsilons) > 1:
+    raise _differs(f'its norms have the epsilons {sorted(epsilons)}; ours one')
+  fields: Fields = {'model.norm_epsilon': epsilons.pop()}
+  groups, channels = {}, {}
+  for name, layer in norms.items():
+    if layer['class_name'] == 'GroupNormalization':
+      (source,) = _sources(layer['inbound_nodes'])
+      if layers[source]['class_name'] != 'Conv2D':
+        raise _differs(f'the layer {name} does not normalise a convolution')
+      channels[name] = layers[source]['config']['filters']
+      groups[name] = layer['config']['groups']
+      if groups[name] == -1:  # Keras: a group per channel.
+        groups[name] = channels[name]
+  if not groups:
+    return fields
+  if groups == channels:
+    return {**fields, 'model.norm': 'instance'}
+  most = max(groups.values())
+  if most == 1:
+    return {**fields, 'model.norm': 'layer'}
+  for name, count in groups.items():
+    if count != math.gcd(most, channels[name]):
+      raise _differs(
+        f'the layer {name} has {count} groups of {channels[name]} channels, '
+        f'others {most}; ours has one number of groups'
+      )
+  return {**fields, 'model.norm': 'group', 'model.norm_groups': most}
+
+
+def _rescaling(layers: dict[str, Any]) -> Fields:
+  """Returns the mean and deviation that are a `Rescaling` of the image.
+
+  Keras' layer gives scale * v + offset of the stored values v, 0 to 255; our
+  network sees (v / 255 - mean) / std.
+  """
+  for name, layer in layers.items():
+    if layer['class_name'] != 'Rescaling':
+      continue
+    (source,) = _sources(layer['inbound_nodes'])
+    takers = [
+      x for x in layers.values() if source in _sources(x['inbound_nodes'])
+    ]
+    image = layers[source]
+    if image['class_name'] != 'InputLayer' or len(takers) > 1:
+      raise _differs(
+        f'the layer {name} is a Rescaling that does not stand between the '
+        'image and all that follows; ours has data.mean and data.std there'
+      )
+    config = image['config']
+    shape = config.get('batch_shape') or config['batch_input_shape']
+    try:
+      scale, offset = (
+        np.broadcast_to(np.asarray(layer['config'][key], float), shape[-1:])
+        for key in ('scale', 'offset')
+      )
+    except (TypeError, ValueError) as e:
+      raise _differs(
+        f'the layer {name} has a scale or offset that is no number per channel'
+      ) from e
+    if not np.all(scale > 0):
+      raise _differs(f'the layer {name} has a scale that is not above 0')
+    return {
+      'data.mean': tuple((-offset / (255 * scale)).tolist()),
+      'data.std': tuple((1 / (255 * scale)).tolist()),
+    }
+  return {}
 
 
 def _check_layer(layer: dict[str, Any]) -> None:

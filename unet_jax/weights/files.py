@@ -267,6 +267,8 @@ def _kind_of(name: str, weights: dict[str, np.ndarray]) -> str:
   """The class of a layer, where only its name and weights are known."""
   if 'moving_mean' in weights:
     return 'batch_normalization'
+  if 'gamma' in weights and name.startswith('group_normalization'):
+    return 'group_normalization'
   if 'kernel' in weights and weights['kernel'].ndim > 2:
     dims = weights['kernel'].ndim - 2
     return f'conv{dims}d' + ('_transpose' if 'transpose' in name else '')

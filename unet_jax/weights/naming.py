@@ -354,3 +354,38 @@ def _fold_biases(weights: Weights) -> None:
       f'{folded} biases of convolutions went into the running means of the '
       'batch norms behind them, which changes no output'
     )
+
+
+def match_biases(
+  weights: Weights, wanted: dict[str, jax.ShapeDtypeStruct], norm: str
+) -> None:
+  """Fits the biases of the stages' convolutions to those of the network.
+
+  Args:
+    weights: changed where that leaves the function as it is: biases that
+      instance norm takes off again are left out; where the file lacks nothing
+      but the biases of all stages (`use_bias=False`), they are 0.
+    wanted: the network's arrays, by our name.
+    norm: `model.norm`.
+  """
+  is_bias = lambda name: re.search(r'/(conv\d+|shortcut)/bias$', name)
+  spare = [k for k in weights.arrays if is_bias(k) and k not in wanted]
+  if norm == 'instance' and spare:
+    for name in spare:
+      del weights.arrays[name], weights.names[name]
+    weights.notes.append(
+      f'{len(spare)} biases of convolutions are left out: the instance norms '
+      'behind them take them off again'
+    )
+  lacking = set(wanted) - set(weights.arrays)
+  if (
+    lacking
+    and lacking == set(filter(is_bias, wanted))
+    and not set(weights.arrays) - set(wanted)
+  ):
+    for name in sorted(lacking):
+      weights.add(name, 'no bias', np.zeros(wanted[name].shape, np.float32))
+    weights.notes.append(
+      f'{len(lacking)} biases of convolutions, which the file does not have, '
+      'are 0'
+    )
