@@ -116,6 +116,10 @@ def test_tables_that_cannot_be_inverted(table, message, tmp_path):
     _predict(config, _logits(3), tmp_path)
   assert str(e.value) == message
   assert not _files(tmp_path)
+  config.predict.input = __file__
+  with pytest.raises(errors.UserError) as e:
+    predictions.plan(config, 'run')
+  assert str(e.value) == message
 
 
 @pytest.mark.parametrize('num_classes', [1, 3])

@@ -72,8 +72,10 @@ def plan(config, workdir: str) -> list[tuple[pathlib.Path, Paths]]:
     workdir: of the run; the output is in it unless predict.output says where.
 
   Raises:
-    UserError: see `find_inputs`, or the output would mix with the input.
+    UserError: see `find_inputs` and `mask_values`, or the output would mix
+      with the input.
   """
+  mask_values(config.data)  # Before any image is read.
   inputs = find_inputs(config.predict.input)
   folder = config.predict.output or os.path.join(workdir, 'predictions')
   folder = pathlib.Path(folder).expanduser()
