@@ -753,6 +753,7 @@ def test_continued_run_may_change_the_free_fields_alone(field):
   free = field.partition('.')[0] in (
     'log',
     'eval',
+    'inference',
     'inspect',
     'predict',
     'checkpoint',

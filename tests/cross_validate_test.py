@@ -43,6 +43,7 @@ def _evaluation(config, seed, **figures):
     **figures,
     'step': config.train.num_steps,
     'params': 'ema',
+    'settings': evaluate.settings(config),
     'num_examples': 3,
     'confusion': rng.integers(1, 100, (2, 2)).tolist(),
   }
@@ -62,19 +63,38 @@ def _assert_pooled(summary, confusions):
     both = [expected[f'dataset_{score}/{name}'] for name in ('ground', 'cell')]
     expected[f'dataset_m{score}'] = sum(both) / 2
   pooled = {k: v['pooled'] for k, v in summary.items() if 'pooled' in v}
-  assert pooled == {f'eval/{k}': pytest.approx(v) for k, v in expected.items()}
+  assert {f'eval/{k}' for k in expected} <= pooled.keys()
+  # Of full evaluations.
+  recall = [tn / (tn + fp), tp / (tp + fn)]
+  both = [expected[f'dataset_iou/{name}'] for name in ('ground', 'cell')]
+  expected |= {
+    'dataset_precision/ground': tn / (tn + fn),
+    'dataset_precision/cell': tp / (tp + fp) if tp + fp else np.nan,
+    'dataset_recall/ground': recall[0],
+    'dataset_recall/cell': recall[1],
+    'mean_accuracy': sum(recall) / 2,
+    'dataset_fwiou': (both[0] * (tn + fp) + both[1] * (tp + fn))
+    / (tn + fp + tp + fn),
+  }
+  for name, value in pooled.items():
+    want = expected[name.removeprefix('eval/')]
+    value = np.nan if value is None else value
+    assert value == pytest.approx(want, nan_ok=True), name
 
 
 def test_summary_of_folds():
   config = _config('x', '', 4)
   names = evaluate.figure_names(config)
   undefined, once = 'eval/image_iou/cell', 'eval/dataset_iou/cell'
-  found = [_evaluation(config, i) for i in range(4)]
+  seconds = {'eval/seconds': 1.0}
+  found = [_evaluation(config, i, **seconds) for i in range(4)]
+  # Of one fold only, such as a measure that came later.
+  found[0]['eval/ece'] = 0.5
   for i in range(4):
     found[i][once] = 0.25 if i == 2 else None
     found[i][undefined] = None
   summary = cross_validate.summarize(found, config)
-  assert list(summary) == names and 'eval/seconds' not in names
+  assert list(summary) == names and 'eval/seconds' in found[0]
   for name in names:
     values = [e[name] for e in found]
     assert summary[name]['folds'] == values
@@ -85,7 +105,7 @@ def test_summary_of_folds():
   assert summary[undefined]['mean'] is summary[undefined]['std'] is None
   assert summary[once]['mean'] == 0.25 and summary[once]['std'] is None
   _assert_pooled(summary, [e['confusion'] for e in found])
-  header, *rows, last = cross_validate.format_table(
+  header, *rows, last, loss = cross_validate.format_table(
     summary, ('ground', 'cell')
   ).splitlines()
   assert len({len(row) for row in (header, *rows)}) == 1
@@ -102,6 +122,7 @@ def test_summary_of_folds():
   assert last.startswith(
     f'pixel accuracy {spread(summary["eval/pixel_accuracy"])}, pooled '
   )
+  assert loss == f'loss {spread(summary["eval/loss"])}'
 
 
 @pytest.fixture
@@ -110,14 +131,8 @@ def fake(monkeypatch):
   done = []
 
   def trains(config, workdir):
-    fold = config.data.fold
-    done.append(('train', fold, workdir))
+    done.append(('train', config.data.fold, workdir))
     os.makedirs(workdir, exist_ok=True)
-    path = pathlib.Path(workdir, 'eval.json')
-    if not path.exists():
-      path.write_text(
-        json.dumps({**_evaluation(config, fold), 'split': f'fold_{fold}'})
-      )
 
   def evaluates(config, workdir):
     done.append(('evaluate', config.data.fold, workdir))
@@ -137,7 +152,11 @@ def fake(monkeypatch):
 def test_finished_folds_are_left_alone(tmp_path, fake, capsys):
   config = _config('x', tmp_path / 'cache', 3)
   cross_validate.run(config, str(tmp_path))
-  assert fake == [('train', i, f'{tmp_path}/fold_{i}') for i in range(3)]
+  assert fake == [
+    (what, i, f'{tmp_path}/fold_{i}')
+    for i in range(3)
+    for what in ('train', 'evaluate')
+  ]
   assert _read(tmp_path / 'config.json')['data']['num_folds'] == 3
   first = _read(tmp_path / 'cross_validation.json')
   assert first['num_examples'] == [3, 3, 3] and first['split'] == 'train'
@@ -153,7 +172,7 @@ def test_finished_folds_are_left_alone(tmp_path, fake, capsys):
 
 @pytest.mark.parametrize(
   'changed',
-  [{'split': 'train'}, {'step': 2}, {'params': 'raw'}, {'confusion': None}],
+  [{'split': 'train'}, {'step': 2}, {'params': 'raw'}, {'settings': None}],
 )
 def test_a_later_evaluation_of_something_else_is_replaced(
   tmp_path, fake, changed
@@ -187,7 +206,8 @@ def test_a_mistake_names_its_fold(tmp_path, monkeypatch):
       raise errors.DecodeError('7.png cannot be decoded')
 
   monkeypatch.setattr(train, 'run', fails)
-  done = iter([False, True, False])
+  monkeypatch.setattr(evaluate, 'run', lambda config, workdir: None)
+  done = iter([False, False])
   monkeypatch.setattr(cross_validate, '_is_evaluated', lambda *_: next(done))
   with pytest.raises(errors.UserError) as e:
     cross_validate.run(_config('x', tmp_path / 'cache'), str(tmp_path))
@@ -235,7 +255,9 @@ def test_an_interrupted_cross_validation_goes_on(tmp_path, monkeypatch):
 
   run()
   found = [_read(fold / 'eval.json') for fold in folds]
-  assert found[0] == before
+  seconds = ('eval/seconds',)
+  before = {k: v for k, v in before.items() if k not in seconds}
+  assert before.items() <= found[0].items()
   assert [e['num_examples'] for e in found] == [5, 4]
   assert [e['split'] for e in found] == ['fold_0', 'fold_1']
   # Every pixel of every image, once.
@@ -273,7 +295,7 @@ def test_main(tmp_path):
   table = out[out.index('2 folds of train, 9 images, ') :]
   names = ('background', 'disk', 'ring', 'bar', 'mean')
   rows = [line.split() for line in table.splitlines()]
-  assert [row[0] for row in rows[2:-1]] == list(names)
+  assert [row[0] for row in rows[2:7]] == list(names)
   path = tmp_path / 'run/cross_validation.json'
   pooled = _read(path)['figures']['eval/dataset_iou/background']['pooled']
   assert rows[2][-2] == f'{pooled:.4f}'

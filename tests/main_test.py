@@ -1,5 +1,6 @@
 """main.py itself: what a run leaves, evaluation, every config, mistakes."""
 
+import csv
 import json
 import pathlib
 import shutil
@@ -179,10 +180,31 @@ def test_evaluation_of_the_last_checkpoint_gives_the_figures_of_the_run(
   out, err = program.run('--mode=evaluate', f'--workdir={workdir}')
   first, table = out.split('\n', 1)
   assert first == 'step 4, ema parameters, 5 images of test'
-  _assert_table(table, before)
-  assert _untimed(_json(workdir / 'eval.json')) == _untimed(before)
-  assert (workdir / 'figures' / 'predictions.png').exists()
+  *table, interval = table.splitlines()
+  _assert_table('\n'.join(table), before)
+  # It measures more, and the same again.
+  found = _json(workdir / 'eval.json')
+  assert _untimed(before).items() <= found.items()
+  low, high = found['intervals']['eval/dataset_miou']
+  assert low <= found['eval/dataset_miou'] <= high
+  assert interval == (
+    f'dataset mIoU {low:.4f} to {high:.4f} in 95 % of resamples of the images'
+  )
+  assert 0 < found['seconds_waiting_for_device'] < found['seconds']
+  assert found['settings']['eval']['tolerance'] == 2.0
+  figures = {p.name for p in (workdir / 'figures').iterdir()}
+  assert figures == {
+    *('curves.png', 'predictions.png', 'confusion.png', 'reliability.png'),
+    *('worst.png', 'median.png', 'best.png'),
+  }
   assert f'wrote {workdir}/eval.json' in err
+  with open(workdir / 'eval.csv', newline='') as f:
+    rows = list(csv.DictReader(f))
+  assert [row['image'] for row in rows] == [f'test shape {i}' for i in range(5)]
+  mean = np.nanmean([float(row['miou']) for row in rows])
+  assert mean == pytest.approx(found['eval/image_miou'])
+  page = (workdir / 'eval.html').read_text()
+  assert 'test shape 3' in page and f'{found["eval/ece"]:.4f}' in page
 
 
 def test_evaluation_of_raw_parameters_on_the_train_split(workdir):
@@ -372,7 +394,7 @@ def test_config_oxford_pets_small(tmp_path, cache):
     (
       ['--mode=predicct'],
       '--mode=predicct: value should be one of <train|cross_validate|'
-      'evaluate|inspect|summary|import|export>',
+      'evaluate|predict|inspect|summary|import|export>',
     ),
     (
       ['--worksdir=a'],

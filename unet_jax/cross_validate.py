@@ -31,6 +31,21 @@ from unet_jax import config as config_lib
 
 _log = logging.getLogger(__name__)
 
+# Further figures that are printed, where an evaluation has them.
+_TOLD = (
+  'loss',
+  'dataset_boundary_miou',
+  'image_mhd95',
+  'image_mnsd',
+  'ece',
+  'v_rand',
+  'v_info',
+  'v_rand_thin_best',
+  'v_info_thin_best',
+  'ap50',
+  'ap',
+)
+
 
 def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   """Trains what is not yet trained, and prints and writes the scores of all.
@@ -61,9 +76,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
       print(f'fold {i} of {len(folds)}, {fold_workdir}', flush=True)
     try:
       train.run(fold_config, fold_workdir)
-      if not _is_evaluated(fold_config, fold_workdir):
-        # What the training left was replaced, or is of other eval settings.
-        evaluate.run(fold_config, fold_workdir)
+      evaluate.run(fold_config, fold_workdir)
     except errors.UserError as e:
       raise errors.UserError(f'fold {i}: {e}') from e
     # The state of a finished run is held by reference cycles; it must not lie
@@ -100,16 +113,17 @@ def _read_evaluation(workdir: str) -> dict[str, Any]:
 
 
 def _is_evaluated(config, workdir: str) -> bool:
-  """Whether eval.json is the evaluation of the whole training on its fold."""
+  """Whether eval.json is the full evaluation of the training on its fold."""
   found = _read_evaluation(workdir)
   has_average = config.optimizer.ema_decay > 0
   expected = {
     'step': config.train.num_steps,
     'split': f'fold_{config.data.fold}',
     'params': config.eval.params if has_average else 'raw',
+    'settings': evaluate.settings(config),
   }
-  names = {*evaluate.figure_names(config), 'confusion'}
-  done = expected.items() <= found.items() and names <= found.keys()
+  # Not a comparison of sets: settings are dicts themselves.
+  done = all(found.get(name) == value for name, value in expected.items())
   # As process 0 sees it, which writes the file; all go the same way.
   return bool(multihost_utils.broadcast_one_to_all(np.int32(done)))
 
@@ -125,17 +139,25 @@ def summarize(
     config: of the cross-validation.
 
   Returns:
-    {figure: {'mean', 'std', 'folds'[, 'pooled']}} of each figure `eval/...`:
-    mean and standard deviation (divided by K - 1) over those K folds that have
-    it, the values of all folds, and, of `dataset` figures and the accuracy, the
-    one of all examples together, each counted once, where it was held out.
+    {figure: {'mean', 'std', 'folds'[, 'pooled']}} of each figure `eval/...`
+    that all folds have: mean and standard deviation (divided by K - 1) over
+    those K folds where it is defined, the values of all folds, and, of what
+    follows from counts, the one of all examples together, each counted once,
+    where it was held out.
   """
   confusion = np.sum([e['confusion'] for e in evaluations], 0, np.int64)
-  pooled = metrics.scores(
-    confusion[None], config_lib.class_names(config), config.eval.foreground
-  )
+  names = config_lib.class_names(config)
+  pooled = {
+    **metrics.scores(confusion[None], names, config.eval.foreground),
+    **metrics.further_scores(confusion[None], names),
+  }
   result = {}
-  for name in evaluate.figure_names(config):
+  for name in evaluations[0]:
+    known_to_all = all(name in e for e in evaluations)
+    if (
+      not name.startswith('eval/') or name == 'eval/seconds' or not known_to_all
+    ):
+      continue
     values = [e[name] for e in evaluations]
     known = np.array([v for v in values if v is not None])
     result[name] = {
@@ -143,9 +165,10 @@ def summarize(
       'std': float(known.std(ddof=1)) if len(known) > 1 else None,
       'folds': values,
     }
+    short = name.removeprefix('eval/')
     # The counts of all images together say nothing of means over images.
-    if name.startswith(('eval/dataset_', 'eval/pixel_accuracy')):
-      result[name]['pooled'] = pooled[name.removeprefix('eval/')]
+    if short in pooled and not short.startswith('image_'):
+      result[name]['pooled'] = pooled[short]
   return result
 
 
@@ -187,9 +210,13 @@ def format_table(
     lines.append(f'{name:<{width}}' + ''.join(cells))
   accuracy = figures['eval/pixel_accuracy']
   lines.append(
-    f'pixel accuracy {_spread(accuracy)}, pooled {_shown(accuracy["pooled"])}, '
-    f'loss {_spread(figures["eval/loss"])}'
+    f'pixel accuracy {_spread(accuracy)}, pooled {_shown(accuracy["pooled"])}'
   )
+  lines += [
+    f'{name} {_spread(figures[f"eval/{name}"])}'
+    for name in _TOLD
+    if f'eval/{name}' in figures
+  ]
   return '\n'.join(lines)
 
 

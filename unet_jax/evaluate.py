@@ -7,6 +7,7 @@ person wants to see to eval.html and figures/.
 
 import collections
 import concurrent.futures
+import json
 import logging
 import os
 import shlex
@@ -45,6 +46,12 @@ def figure_names(config) -> list[str]:
   nothing = np.zeros((1, len(names), len(names)), np.int64)
   scores = metrics.scores(nothing, names, config.eval.foreground)
   return [f'eval/{name}' for name in (*scores, 'loss')]
+
+
+def settings(config) -> dict[str, Any]:
+  """Returns what figures depend on besides the parameters, as in JSON."""
+  whole = json.loads(config_lib.to_json(config))
+  return {name: whole[name] for name in ('eval', 'inference')}
 
 
 def scored_names(figures, names: tuple[str, ...]) -> list[str]:
@@ -156,6 +163,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     'views': len(averaging.views) * len(averaging.scales),
     'seconds': seconds,
     'seconds_waiting_for_device': result['seconds_waiting'],
+    'settings': settings(config),
   }
   figures = {f'eval/{k}': v for k, v in result['figures'].items()}
   if jax.process_index():
@@ -392,7 +400,11 @@ def _write_pages(workdir: str, config, about, figures, result) -> None:
 
   report = {
     'title': f'Evaluation of {workdir}',
-    'about': {**about, 'workdir': workdir, 'command': shlex.join(sys.argv)},
+    'about': {
+      **{k: v for k, v in about.items() if k != 'settings'},
+      'workdir': workdir,
+      'command': shlex.join(sys.argv),
+    },
     'names': names,
     'figures': result['figures'],
     'intervals': result['intervals'],

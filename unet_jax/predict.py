@@ -80,35 +80,25 @@ def _predict(items, config, workdir: str) -> int:
       failed.append(path)
       done()
       return None
-    return raster, _FileSink(path, raster, paths, config, done)
+    return raster, _FileSink(raster, paths, config, done)
 
   with bar:
     network.run(items, open_image)
   return len(failed)
 
 
-class _FileSink:
+class _FileSink(predictions.PredictionWriter):
   """Writes an image's files; closes the image at the end."""
 
-  def __init__(self, path, raster, paths, config, done):
+  def __init__(self, raster: rasters.Raster, paths, config, done):
     self._raster, self._done = raster, done
-    # What is read by rows is read twice, at two places, for an overlay.
-    again = raster.streams and paths.overlay
-    self._shown = rasters.open_image(path, config.data) if again else raster
-    self._writer = predictions.PredictionWriter(self._shown, paths, config)
-
-  def write(self, start: int, band) -> None:
-    self._writer.write(start, band)
+    super().__init__(raster, paths, config)
 
   def close(self) -> None:
-    self._writer.close()
-    self._close_images()
+    super().close()
+    self._raster.close()
     self._done()
 
   def abort(self) -> None:
-    self._writer.abort()
-    self._close_images()
-
-  def _close_images(self) -> None:
+    super().abort()
     self._raster.close()
-    self._shown.close()
