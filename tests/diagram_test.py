@@ -101,6 +101,7 @@ _ODD = (67, 81, 3)
     # Labels wider than boxes.
     ({'padding': 'valid', 'depth': 4}, (572, 588, 1), {'skip': 4}, {}),
     ({'spatial_dims': 3}, (16, 24, 30, 1), {'conv': 10}, {}),
+    ({'dropout': 0.5, 'dropout_stages': 3}, (64, 64, 1), {'down': 2}, {}),
   ],
 )
 def test_variants(fields, image, arrows, marks):
@@ -138,6 +139,17 @@ def test_legend_and_labels():
   assert labels[-1].endswith('FLOP per image')
   assert labels.count('67×81') == 3  # Image, joined and logits.
   assert {'dropout 0.25', '33×40', '16×20'} <= set(labels)
+
+
+def test_dropout_is_written_beside_the_arrow_down():
+  layout = _layout(dropout=0.5, dropout_stages=2)
+  texts = [_text_box(t) for t in layout.texts if t.text == 'dropout 0.5']
+  assert len(texts) == 2
+  for arrow in layout.arrows:
+    if arrow.kind == 'down':
+      (x, top), (_, bottom) = arrow.points
+      line = (x - 1, top, x + 1, bottom)
+      assert not any(_overlap(line, text) for text in texts)
 
 
 def test_crops_are_drawn_to_scale():

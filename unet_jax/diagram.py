@@ -271,10 +271,15 @@ class _Drawing:
       self._connect_up(stage, drawn)
     if stage.dropout:
       last = drawn.boxes[-1]
-      y = last.bottom + (12 if last.name in drawn.labelled else 5)
-      self._texts.append(
-        Text(last.center, y, f'dropout {stage.dropout:g}', _SMALL, '#555555')
+      x, y = (
+        last.center,
+        last.bottom + (12 if last.name in drawn.labelled else 5),
       )
+      text, align = f'dropout {stage.dropout:g}', 'center'
+      if stage.level < max(s.level for s in self._network.stages):
+        # Beside the arrow down.
+        x, align = x + 4, 'left'
+      self._texts.append(Text(x, y, text, _SMALL, '#555555', align=align))
 
   def _half_of(self, shape, with_size: bool) -> float:
     box = Box('', '', 0, 0, self._box_width(shape), 0, shape)
