@@ -99,6 +99,7 @@ class UNet(nn.Module):
       # A norm subtracts the mean, so that a bias before it would do nothing.
       use_bias=norm is None,
       kernel_init=blocks.KERNEL_INIT,
+      conv_general_dilated=blocks.convolve,
       dtype=self.dtype,
     )
     block = functools.partial(
