@@ -5,9 +5,9 @@ The 3-D counterpart of configs/shapes.py: only the outline tells the class. A
 
   python main.py --config=configs/volumes.py
 
-On two cores of a shared x86 server with other work on them, 3.5 minutes in all,
-2026-11-24, seed 0: dataset mIoU 0.361 (background 0.955, ball 0.180, shell
-0.308; rods are not learnt in so few steps: 0).
+On two cores of a shared x86 server, 4.2 minutes in all beside much other work,
+2026-11-25, seed 0: dataset mIoU 0.835 (background 0.994, ball 0.858, shell
+0.766, rod 0.723).
 """
 
 from configs import default
