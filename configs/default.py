@@ -202,7 +202,9 @@ def get_config() -> config_dict.ConfigDict:
   # `none`, or `space_to_depth`: 2x2 pixels become one of four times the
   # channels, and each logit four at the end. All stages run at half the size;
   # for TPUs, whose products want many channels (as in MLPerf's ResNet on them,
-  # and Ridnik et al. 2021, arXiv 2003.13630).
+  # and Ridnik et al. 2021, arXiv 2003.13630). With far fewer channels in the
+  # first stage than logits there (4 per class, in volumes 8), these hang
+  # together, and rare classes may not be learnt at all.
   model.stem = 'none'
   # `max` or `average` (2x2), or `conv`: learned, 2x2, stride 2 (Milletari et
   # al. 2016, arXiv 1606.04797).

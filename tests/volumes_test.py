@@ -37,6 +37,7 @@ def _config(**fields):
       'data.batch_size': 8,
       'model.depth': 1,
       'model.base_features': 4,
+      'model.features': (),
       'optimizer.name': 'sgd',
       'optimizer.learning_rate': 0.1,
       'optimizer.warmup_steps': 0,
@@ -74,7 +75,7 @@ def test_drawn_volumes_have_every_class_and_a_rim_where_they_meet():
   masks = np.stack([mask for _, mask in _MANY])
   assert set(np.unique(masks)) == {0, 1, 2, 3, 255}
   for kind in range(4):
-    assert np.mean(masks == kind) > 0.003, kind
+    assert np.mean(masks == kind) > 0.01, kind
   for axis in (1, 2, 3):
     a, b = np.delete(masks, -1, axis), np.delete(masks, 0, axis)
     assert not np.any((a != b) & (a != 255) & (b != 255))
@@ -252,7 +253,7 @@ def test_run_of_main_is_continued(tmp_path):
     '--config.data.num_train=24',
     '--config.data.num_eval=5',
     '--config.model.depth=1',
-    '--config.model.base_features=4',
+    '--config.model.features=4,8',
     '--config.train.num_steps=8',
     '--config.checkpoint.every=4',
     '--config.optimizer.schedule=constant',

@@ -114,6 +114,32 @@ def test_1x1_convolution_before_interpolating_equals_after(kind):
   )
 
 
+@pytest.mark.parametrize('padding', ['SAME', 'VALID'])
+@pytest.mark.parametrize('taps', [1, 2, 3])
+def test_folded_convolution_equals_the_stock_one(padding, taps):
+  """With its gradients; 2 taps reach further to the right."""
+  keys = jax.random.split(jax.random.key(0), 3)
+  x = jax.random.normal(keys[0], (2, 5, 4, 6, 3))
+  kernel = jax.random.normal(keys[1], (taps, taps, taps, 3, 2))
+  results = []
+  for conv in (blocks.convolve, jax.lax.conv_general_dilated):
+    y, pullback = jax.vjp(
+      lambda x, kernel: conv(
+        x,
+        kernel,
+        (1, 1, 1),
+        padding,
+        dimension_numbers=('NDHWC', 'DHWIO', 'NDHWC'),
+      ),
+      x,
+      kernel,
+    )
+    weights = jax.random.normal(keys[2], y.shape)
+    results.append([y, *pullback(weights)])
+  for actual, expected in zip(*results):
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_squeeze_excite_equals_its_equations():
   x = np.asarray(_random(2, 5, 3, 6))
   block = blocks.SqueezeExcite(2, functools.partial(nn.Conv))

@@ -14,9 +14,10 @@ from unet_jax import config as config_lib
 
 CLASSES = ('background', 'disk', 'ring', 'bar')
 NUM_CLASSES = len(CLASSES)
-# Half the width of the rim that the mask ignores around an outline, in pixels;
-# a pixel there belongs to two classes.
-_RIM = 1.0
+# Half the width of the rim that the mask ignores around an outline, in pixels,
+# by the number of axes; a pixel there belongs to two classes. Volumes: only
+# where colours are mixed. A wider rim left less than half of a rod.
+_RIMS = {2: 1.0, 3: 0.5}
 # Least and greatest radius, as shares of the shortest edge, by the number of
 # axes. Volumes have few voxels a side, and shells must be thicker than rims.
 _RADII = {2: (0.17, 0.25), 3: (0.3, 0.4)}
@@ -102,7 +103,7 @@ def draw(seed: tuple[int, ...], size: tuple[int, ...]):
     texture = _texture(rng, _color(rng, colors), grid)
     image += alpha * (texture - image)
     mask[distance < 0] = kind
-    mask[np.abs(distance) < _RIM] = config_lib.IGNORE_LABEL
+    mask[np.abs(distance) < _RIMS[dims]] = config_lib.IGNORE_LABEL
   # Light that falls off to one side.
   light = 1
   for slope, x, n in zip(rng.uniform(-0.35, 0.35, dims), grid, size):

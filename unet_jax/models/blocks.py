@@ -165,6 +165,45 @@ def pad_to(x: Array, *size: int, mode: str = 'constant') -> Array:
   return jnp.pad(x, ((0, 0), *after, (0, 0)), mode=mode)
 
 
+def convolve(x: Array, kernel: Array, strides, padding, **kwargs) -> Array:
+  """`jax.lax.conv_general_dilated`, for `nn.Conv`; faster in 3-D on CPUs.
+
+  There, XLA's 3-D convolutions and their gradients run at a quarter of the rate
+  of 2-D ones (jax 0.10.2). The same sum is one 2-D convolution of all planes,
+  each with those around it as further channels.
+
+  Args:
+    x: [B, H, W, C] or [B, D, H, W, C].
+    kernel: [K, K, C, F] or [K, K, K, C, F].
+    strides: 1 along each axis.
+    padding: `SAME` or `VALID`.
+    **kwargs: of `conv_general_dilated`; without dilation nor groups.
+
+  Returns:
+    [B, H', W', F] or [B, D', H', W', F].
+  """
+  taps = kernel.shape[0]
+  if x.ndim < 5 or taps == 1 or jax.default_backend() != 'cpu':
+    return jax.lax.conv_general_dilated(x, kernel, strides, padding, **kwargs)
+  if padding == 'SAME':
+    around = ((taps - 1) // 2, taps // 2)
+    x = jnp.pad(x, ((0, 0), around, *((0, 0),) * 3))
+  b, depth = x.shape[0], x.shape[1] - taps + 1
+  x = jnp.concatenate([x[:, i : i + depth] for i in range(taps)], -1)
+  # [K, K, K, C, F] to [K, K, K C, F].
+  kernel = kernel.transpose(1, 2, 0, 3, 4)
+  kernel = kernel.reshape(*kernel.shape[:2], -1, kernel.shape[-1])
+  x = jax.lax.conv_general_dilated(
+    x.reshape(-1, *x.shape[2:]),
+    kernel,
+    strides[1:],
+    padding,
+    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    precision=kwargs.get('precision'),
+  )
+  return x.reshape(b, depth, *x.shape[1:])
+
+
 class Conv2x(nn.Module):
   """2x2 convolution of stride 2: [B, H, W, C] to [B, H // 2, W // 2, F].
 

@@ -101,6 +101,7 @@ class UNet(nn.Module):
       # them would do nothing. The others subtract that of several channels.
       use_bias=self.norm not in ('batch', 'instance'),
       kernel_init=blocks.KERNEL_INIT,
+      conv_general_dilated=blocks.convolve,
       dtype=self.dtype,
     )
     block = functools.partial(
