@@ -3,8 +3,8 @@
 Upsampling that treats the pixels of a 2 x 2 block by different weights leaves a
 pattern of period 2 in its stage, and so of 2^k pixels in the output (Odena et
 al. 2016, https://distill.pub/2016/deconv-checkerboard). A pattern is a peak in
-the spectrum, at the frequency 1 / period along rows or columns, over the
-frequencies around it, through which the spectrum of any picture falls smoothly.
+the spectrum along rows or columns, at the frequency 1 / period, above what lies
+around it, where the spectrum of a picture without falls smoothly.
 
   python -m experiments.checkerboard --workdir=WORKDIR
 
@@ -17,7 +17,7 @@ import pathlib
 import sys
 
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 
 import unet_jax
 from experiments import sweeps
@@ -29,6 +29,8 @@ _WORKDIR = flags.DEFINE_string('workdir', None, 'Of a training run.')
 _NUM_IMAGES = 32
 # Periods in pixels: of the last, the last but one, and the third upsampling.
 PERIODS = (2, 4, 8)
+# Bins on either side of a peak that tell of the spectrum without it.
+_AROUND = 3
 
 
 def power(logits: np.ndarray, axis: int) -> np.ndarray:
@@ -41,7 +43,7 @@ def power(logits: np.ndarray, axis: int) -> np.ndarray:
   Returns:
     float64 [n // 2 + 1] at the frequencies i / n per pixel, n the axis' length
     cut to a multiple of 16; of Hann-windowed lines without their means, so that
-    the borders of the image leave little, summed over lines and channels.
+    the borders of the image leave little; the mean over lines and channels.
   """
   lines = np.moveaxis(np.asarray(logits, np.float64), axis, -1)
   n = lines.shape[-1] // 16 * 16
@@ -53,31 +55,39 @@ def power(logits: np.ndarray, axis: int) -> np.ndarray:
   return spectrum.reshape(-1, n // 2 + 1).mean(0)
 
 
-def peak(spectrum: np.ndarray, period: int) -> float:
-  """Returns the power at a period over the mean power around it.
+def share(spectrum: np.ndarray, period: int) -> float:
+  """Returns the share of the power that is a pattern of a period.
 
-  1 for noise, a little less where the spectrum falls smoothly, and far above 1
-  for a pattern.
+  That is the power in the bins that a pattern reaches, above what the bins next
+  to them say of a spectrum without: their geometric mean, that of a power law.
 
   Args:
     spectrum: see `power`.
     period: in pixels, a power of 2.
 
   Returns:
-    The mean of the bins that a pattern reaches, over that of n / 16, at least
-    3, bins on either side (at period 2, the highest frequency: on the one that
-    there is); NaN where the image is too small for them, or has no power there.
+    At most 1; for noise and smooth pictures nearly 0, on either side of it;
+    NaN where the image is too small, or its lines are constant.
   """
   n = 2 * (len(spectrum) - 1)
-  centre, width = n // period, max(n // 16, 3)
-  low = centre - 1 - width
-  # Bins 0 and 1 hold what the window makes of the mean.
+  centre = n // period
+  low = centre - 1 - _AROUND
+  # What is cut off a picture at its borders lies in bins 0 and 1.
   if low < 2:
     return float('nan')
-  around = np.r_[spectrum[low : centre - 1], spectrum[centre + 2 :][:width]]
-  mean = around.mean()
-  inside = spectrum[centre - 1 : centre + 2].mean()
-  return float(inside / mean) if mean > 0 else float('nan')
+  # A real line has the power of each bin but the first and the last twice.
+  times = np.full(len(spectrum), 2.0)
+  times[[0, -1]] = 1
+  total = (times * spectrum).sum()
+  if not total > 0:
+    return float('nan')
+  # At period 2, the highest frequency, there are bins on one side only.
+  beside = [spectrum[low : centre - 1], spectrum[centre + 2 :][:_AROUND]]
+  floor = np.finfo(np.float64).tiny
+  around = np.exp(np.log(np.maximum(np.concatenate(beside), floor)).mean())
+  inside = slice(centre - 1, centre + 2)
+  above = times[inside] * (spectrum[inside] - around)
+  return float(above.sum() / total)
 
 
 def measure(logits: np.ndarray) -> dict[str, float]:
@@ -87,11 +97,11 @@ def measure(logits: np.ndarray) -> dict[str, float]:
     logits: [B, H, W, K].
 
   Returns:
-    See `peak`, the mean over the two axes.
+    See `share`, the mean over the two axes.
   """
   spectra = [power(logits, axis) for axis in (1, 2)]
   return {
-    f'period_{period}': float(np.mean([peak(s, period) for s in spectra]))
+    f'period_{period}': float(np.mean([share(s, period) for s in spectra]))
     for period in PERIODS
   }
 
@@ -111,6 +121,7 @@ def of_run(workdir: str) -> dict[str, float]:
 
 
 def main(_) -> None:
+  logging.set_verbosity(logging.WARNING)
   workdir = os.path.abspath(_WORKDIR.value)
   try:
     figures = of_run(workdir)

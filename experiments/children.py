@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 
 from experiments import sweeps
 
@@ -100,8 +99,8 @@ class Children:
       fraction = f'{0.9 / self._jobs:.3f}'
       self._local.env = {'XLA_PYTHON_CLIENT_MEM_FRACTION': fraction}
 
-  def run(self, stage: str, arguments: list[str], log: pathlib.Path) -> float:
-    """Runs `python ARGUMENTS`, and returns the seconds that it took.
+  def run(self, stage: str, arguments: list[str], log: pathlib.Path) -> None:
+    """Runs `python ARGUMENTS`, and returns when it has ended.
 
     Args:
       stage: what it does, for the record of a failure.
@@ -118,7 +117,6 @@ class Children:
     )
     own = getattr(self._local, 'env', {})
     env = {**os.environ, **own, 'PYTHONPATH': path}
-    start = time.perf_counter()
     with open(log, 'a+', errors='replace') as f:
       f.seek(0, os.SEEK_END)
       before = f.tell()
@@ -143,4 +141,3 @@ class Children:
       if code:
         f.seek(before)
         raise Failed(stage, code, f.read())
-    return time.perf_counter() - start

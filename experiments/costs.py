@@ -13,7 +13,7 @@ import time
 
 import jax
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from experiments import sweeps
@@ -102,6 +102,7 @@ def _seconds(call) -> float:
 
 
 def main(_) -> None:
+  logging.set_verbosity(logging.WARNING)
   try:
     costs = measure(_CONFIG.value)
   except errors.UserError as e:

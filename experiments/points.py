@@ -1,6 +1,7 @@
 """One point of a sweep: trained, evaluated, measured, and recorded."""
 
 import pathlib
+import time
 from typing import Any
 
 from experiments import sweeps, tuning
@@ -81,8 +82,12 @@ def _run(sweep, point, directory, children, seconds) -> dict[str, Any]:
     'checkerboard': ['-m', 'experiments.checkerboard', workdir],
   }
   for stage, arguments in stages.items():
-    taken = children.run(stage, arguments, log)
-    seconds[stage] = seconds.get(stage, 0.0) + taken
+    start = time.perf_counter()
+    try:
+      children.run(stage, arguments, log)
+    finally:
+      taken = time.perf_counter() - start
+      seconds[stage] = seconds.get(stage, 0.0) + taken
   flat = config_lib.flatten(sweep.config)
   changed = {k: v for k, v in overrides.items() if k in sweep.fields}
   changed.update({k: overrides.get(k, flat[k]) for k in _told(sweep)})
