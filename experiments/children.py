@@ -1,5 +1,6 @@
 """The processes of a sweep: started, logged, and stopped together with it."""
 
+import itertools
 import os
 import pathlib
 import signal
@@ -57,7 +58,7 @@ class Children:
 
   def __init__(self, jobs: int = 1):
     self.signal: int | None = None
-    self._jobs, self._slots = jobs, iter(range(jobs))
+    self._jobs, self._slots = jobs, itertools.cycle(range(jobs))
     # Reentrant: a second signal may come while the first is handed on.
     self._lock, self._live = threading.RLock(), set()
     self._local, self._previous = threading.local(), {}
