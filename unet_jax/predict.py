@@ -34,6 +34,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
       '--mode=predict runs in one process; start it on one machine, without '
       'JAX_NUM_PROCESSES or srun, for each part of the images'
     )
+  inference.member_workdirs(config, workdir)  # Or there is none to predict.
   planned = predictions.plan(config, workdir)
   predictions.mask_values(config.data)  # Before any work, if it cannot be done.
   left = [item for item in planned if not predictions.existing(item[1])]
