@@ -24,6 +24,7 @@ from unet_jax import (
   evaluate,
   metric_writer,
   metrics,
+  results,
   runtime,
   train,
 )
@@ -120,7 +121,7 @@ def _is_evaluated(config, workdir: str) -> bool:
     'step': config.train.num_steps,
     'split': f'fold_{config.data.fold}',
     'params': config.eval.params if has_average else 'raw',
-    'settings': evaluate.settings(config),
+    'settings': results.settings(config),
   }
   # Not a comparison of sets: settings are dicts themselves.
   done = all(found.get(name) == value for name, value in expected.items())
@@ -187,7 +188,7 @@ def format_table(
     for reduction in ('dataset_iou', 'image_iou', 'dataset_dice', 'image_dice')
     if not (pooled and reduction.startswith('image_'))
   ]
-  names = evaluate.scored_names(figures, names)
+  names = results.scored_names(figures, names)
   width = max(len(n) for n in (*names, 'mean'))
   headers = [
     f'{reduction.replace("dataset", "pooled"):>14}'
