@@ -4,15 +4,17 @@ import csv
 import json
 import logging
 
+import jax
 import numpy as np
 import pytest
 import runs
 import tiny
 from PIL import Image
+from skimage import measure
 
 import unet_jax
+from unet_jax import averaging, errors, evaluate, metrics
 from unet_jax import config as config_lib
-from unet_jax import errors, evaluate, metrics
 from unet_jax.data import prepare
 
 _NAMES = ('sky', 'sea', 'land')
@@ -195,7 +197,7 @@ def test_tiles_are_counted_at_the_resolution_of_the_network(
   assert not (tmp_path / 'eval.csv').exists()
 
 
-def test_broken_files(data, tmp_path):
+def test_broken_files(tmp_path):
   root = tmp_path / 'data'
   _write(root, _SIZES)
   (root / 'images/3.png').write_bytes(b'no image')
@@ -206,25 +208,112 @@ def test_broken_files(data, tmp_path):
   config.eval.resolution = 'original'
   with pytest.raises(errors.UserError, match='3.png cannot be decoded'):
     evaluate.run(config, str(tmp_path / 'run'))
+  for path in (root / 'images').iterdir():
+    path.write_bytes(b'no image')
+  config.data.on_error = 'skip'
+  with pytest.raises(errors.UserError, match='no image of the split could be'):
+    evaluate.run(config, str(tmp_path / 'run'))
 
 
 def test_valid_networks_are_measured_in_their_middle(data, tmp_path):
-  root, _ = data
+  root, pairs = data
   config = _config(
     root, data={'image_size': (20, 20)}, model={'padding': 'valid'}
   )
-  found, _ = _run(tmp_path, config)
+  found, _ = _run(tmp_path / 'middle', config)
   # 20 pixels give 4.
-  assert 0 < np.sum(found['confusion']) <= 5 * 4 * 4
+  in_mask = np.zeros(3, int)
+  for _, image, mask in _kept(config, pairs):
+    _, mask = prepare.resize_pair(
+      image, mask.astype(np.uint8), (20, 20), 'stretch'
+    )
+    in_mask += [np.sum(mask[8:12, 8:12] == c) for c in range(3)]
+  assert np.sum(found['confusion'], 1).tolist() == in_mask.tolist()
+  # The original is covered by mirrored tiles.
   found, _ = _run(tmp_path / 'all', config, eval__resolution='original')
-  known = sum((m > 0).sum() for _, m in _write(tmp_path / 'x', _SIZES))
-  assert np.sum(found['confusion']) > 0.7 * known
+  in_mask = [
+    sum(np.sum(mask == c) for _, _, mask in _kept(config, pairs))
+    for c in range(3)
+  ]
+  assert np.sum(found['confusion'], 1).tolist() == in_mask
 
 
 def test_objects(data, tmp_path):
+  """Of a network whose predictions are known: all is land."""
+  root, pairs = data
+  config = _config(root, eval={'instances': 'land', 'params': 'raw'})
+  _, states = runs.save(tmp_path, config)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(evaluate.inference, 'restore', _all_land(states))
+    evaluate.run(config, str(tmp_path))
+  found = json.loads((tmp_path / 'eval.json').read_text())
+  matched = total = 0
+  for _, image, mask in _kept(config, pairs):
+    _, mask = prepare.resize_pair(
+      image, mask.astype(np.uint8), (16, 16), 'stretch'
+    )
+    labels = measure.label(mask == 2, connectivity=1)
+    predicted = measure.label(mask != 255, connectivity=1)
+    total += labels.max() + predicted.max()
+    for i in range(1, labels.max() + 1):
+      for j in range(1, predicted.max() + 1):
+        both = np.sum((labels == i) & (predicted == j))
+        matched += both / np.sum((labels == i) | (predicted == j)) >= 0.5
+  assert found['eval/ap50'] == pytest.approx(matched / (total - matched))
+
+
+def _all_land(states):
+  """A restored network whose last bias decides."""
+  (state,) = states.values()
+
+  def restore(*unused):
+    params = jax.tree.map(np.array, state.params)
+    params['head']['kernel'] *= 0
+    params['head']['bias'] = np.float32([0, 0, 1])
+    about = [{'workdir': '', 'step': 1, 'params': 'raw', 'fold': None}]
+    return {'params': params, 'batch_stats': {}}, averaging.NONE, about
+
+  return restore
+
+
+def test_folds_are_not_evaluated_by_what_was_trained_on_them(data, tmp_path):
   root, _ = data
-  config = _config(root, eval={'instances': 'land'})
-  found, rows = _run(tmp_path, config)
-  assert 0 <= found['eval/ap'] <= found['eval/ap50'] <= 1
-  assert 0 <= found['eval/v_rand'] <= 1
-  assert {'ap50', 'v_rand'} <= rows[0].keys()
+  config = _config(root, data={'num_folds': 2, 'eval_split': 'auto'})
+  for fold in range(2):
+    config.data.fold = fold
+    runs.save(tmp_path / f'fold_{fold}', config)
+  config.data.fold = 0
+  with pytest.raises(errors.UserError, match='fold_1 was trained on fold_0'):
+    evaluate.run(config, str(tmp_path))
+  evaluate.run(config, str(tmp_path / 'fold_0'))
+  found = json.loads((tmp_path / 'fold_0/eval.json').read_text())
+  assert (found['split'], found['num_examples']) == ('fold_0', 3)
+
+
+def test_a_sigmoid_has_two_classes(tmp_path):
+  root = tmp_path / 'data'
+  pairs = _write(root, _SIZES)
+  data = {
+    'num_classes': 1,
+    'class_names': ('water', 'land'),
+    'mask_values': ((7, 0), (8, 0), (9, 1), (0, 255)),
+  }
+  config = _config(root, data=data)
+  found, rows = _run(tmp_path / 'run', config, eval__resolution='original')
+  segment = unet_jax.load(tmp_path / 'run')
+  counts = np.zeros((2, 2), int)
+  for _, image, mask in _kept(config, pairs):
+    land = np.where(mask == 255, 255, mask == 2)
+    counts += _confusion(land, segment(image)[..., 1] > 0.5)[:2, :2]
+  assert found['confusion'] == counts.tolist()
+  assert 0 < found['eval/ece'] < 1 and 'iou/land' in rows[0]
+
+
+def test_the_page_has_the_figures(data, tmp_path):
+  root, _ = data
+  found, _ = _run(tmp_path, _config(root))
+  page = (tmp_path / 'eval.html').read_text()
+  assert page.count(f'Evaluation of {tmp_path}') >= 1
+  assert 'Evaluation of Evaluation' not in page
+  assert '16 x 16 pixels, to which' in page
+  assert f'{found["eval/ece"]:.4f}' in page

@@ -130,6 +130,33 @@ def test_broken_images(workdir, tmp_path, capsys, monkeypatch):
   assert names == {'a.png', 'c.tif'}
 
 
+@pytest.mark.parametrize('resize', ['patch', 'stretch'])
+def test_damaged_rows(resize, tmp_path, capsys):
+  """A TIFF that opens well; one of its last tiles is damaged."""
+  config = _config(data={'resize': resize})
+  runs.save(tmp_path / 'run', config)
+  _images(tmp_path / 'in', ('a.png', 'c.tif'))
+  path = tmp_path / 'in/b.tif'
+  image = np.random.default_rng(0).integers(0, 256, (70, 33, 3), np.uint8)
+  tifffile.imwrite(path, image, tile=(16, 16), compression='zlib')
+  with tifffile.TiffFile(path) as file:
+    place = file.pages.first.dataoffsets[-2]
+  with open(path, 'r+b') as file:
+    file.seek(place)
+    file.write(b'damage' * 5)
+  fields = {
+    'predict__input': str(tmp_path / 'in'),
+    'predict__output': str(tmp_path / 'out'),
+  }
+  run = str(tmp_path / 'run')
+  with pytest.raises(errors.UserError, match='b.tif cannot be decoded'):
+    predict.run(_read_config(run, **fields), run)
+  predict.run(_read_config(run, data__on_error='skip', **fields), run)
+  names = {p.name for p in (tmp_path / 'out').rglob('*') if p.is_file()}
+  assert names == {'a.png', 'c.tif'}
+  assert '2 images, ' in capsys.readouterr().out
+
+
 def test_scaled_images_keep_their_size(tmp_path, capsys):
   config = _config(data={'resize': 'stretch'})
   runs.save(tmp_path / 'run', config)

@@ -61,6 +61,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     SystemExit: as `train.run`; the same command goes on from there.
   """
   runtime.initialize(config)
+  evaluate.check_processes(config)
   folds = [_of_fold(config, i) for i in range(config.data.num_folds)]
   workdirs = [os.path.join(workdir, f'fold_{i}') for i in range(len(folds))]
   for fold_config, fold_workdir in zip(folds, workdirs):
@@ -92,6 +93,7 @@ def _of_fold(config, fold: int) -> ml_collections.ConfigDict:
   config = config.copy_and_resolve_references()
   config.data.fold = fold
   config.eval.split = ''
+  config.inference.ensemble = ()
   config.checkpoint.update(which='latest', step=-1)
   return config
 

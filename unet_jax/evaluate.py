@@ -22,6 +22,7 @@ from unet_jax import (
   inference,
   measures,
   predictor,
+  probabilities,
   results,
   runtime,
   sharding,
@@ -50,10 +51,12 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   """
   start = time.perf_counter()
   runtime.initialize(config)
+  check_processes(config)
   mesh = sharding.make_mesh(config)
   variables, averaging, members = inference.restore(config, workdir, mesh)
   split = config.eval.split or config.data.eval_split
   source = sources.make_source(config, split)
+  _check_folds(source.split, members)
   network = (unet.create_model(config), variables, averaging, mesh)
   result = _choose(config)(config, source, *network)
   seconds = time.perf_counter() - start
@@ -66,7 +69,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     'num_examples': result['num_examples'],
     'resolution': config.eval.resolution,
     'networks': len(members),
-    'views': len(averaging.views) * len(averaging.scales),
+    'views': averaging.count // averaging.members,
     'seconds': seconds,
     'seconds_waiting_for_device': result['seconds_waiting'],
     'settings': results.settings(config),
@@ -84,15 +87,30 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   _log.info('wrote %s', os.path.join(workdir, 'eval.json'))
 
 
+def check_processes(config) -> None:
+  """Raises UserError where the evaluation asked for needs one process."""
+  if jax.process_count() > 1 and config.eval.resolution == 'original':
+    raise errors.UserError(
+      '--config.eval.resolution=original runs in one process; start it without '
+      'JAX_NUM_PROCESSES or srun, or evaluate at the resolution of the network'
+    )
+
+
+def _check_folds(split: str, members) -> None:
+  """Refuses networks that were trained on the fold that is evaluated."""
+  for member in members:
+    fold = member['fold']
+    if split.startswith('fold_') and fold is not None and split != fold:
+      raise errors.UserError(
+        f'{member["workdir"]} was trained on {split}, as on all folds but '
+        f'{fold}: its scores there say nothing. Evaluate it alone, or all on '
+        'another split with --config.eval.split'
+      )
+
+
 def _choose(config):
   """Which of the evaluations below is asked for, and can be done."""
   if jax.process_count() > 1:
-    if config.eval.resolution == 'original':
-      raise errors.UserError(
-        '--config.eval.resolution=original runs in one process; start it '
-        'without JAX_NUM_PROCESSES or srun, or evaluate at the resolution of '
-        'the network'
-      )
     _log.warning('many processes: only what is counted on the devices')
     return _count
   if config.model.spatial_dims == 3:
@@ -138,6 +156,10 @@ class _Measured:
   def results(self) -> dict[str, Any]:
     """Returns figures, and what the pages show, of the images in order."""
     indices = sorted(self._of_image)
+    if not indices:
+      raise errors.UserError(
+        'no image of the split could be decoded; the log names each'
+      )
     names, measured = zip(*(self._of_image[i] for i in indices))
     figures, intervals = measures.summarize(measured, self._spec)
     return {
@@ -164,12 +186,14 @@ def _measure_prepared(config, source, model, variables, averaging, mesh):
 
     def measure(index, logits):
       mask = blocks.center_crop(dataset[index]['mask'][None], *size)[0]
-      name = _name(dataset, source, index)
-      queue.append(pool.submit(measured.add, index, name, logits, mask))
+      measured.add(index, _name(dataset, source, index), logits, mask)
+
+    def submit(index, logits):
+      queue.append(pool.submit(measure, index, logits))
       if len(queue) > _WAITING * workers:
         queue.popleft().result()
 
-    counted, _, shown = evaluator.run(variables, take_logits=measure)
+    counted, _, shown = evaluator.run(variables, take_logits=submit)
     for future in queue:
       future.result()
   result = measured.results()
@@ -217,19 +241,18 @@ def _measure_originals(config, source, model, variables, averaging, mesh):
   measured = _Measured(config)
   network = predictor.Predictor(config, model, variables, averaging, mesh)
 
+  def leave_out(index, error):
+    if config.data.on_error == 'skip':
+      _log.warning('left out: %s', error)
+    return config.data.on_error == 'skip'
+
   def open_image(index):
-    try:
-      example = source[index]
-    except errors.DecodeError as e:
-      if config.data.on_error == 'stop':
-        raise
-      _log.warning('left out: %s', e)
-      return None
+    example = source[index]
     mask = prepare.original_mask(example, config.data)
     sink = _MeasuringSink(measured, index, example, mask)
     return predictor.WholeImage(example['image']), sink
 
-  network.run(range(len(source)), open_image)
+  network.run(range(len(source)), open_image, leave_out)
   result, waited = measured.results(), network.seconds_waiting
 
   def predict(indices):
@@ -239,7 +262,7 @@ def _measure_originals(config, source, model, variables, averaging, mesh):
       {
         'image': example['image'],
         'mask': prepare.original_mask(example, config.data),
-        'prediction': measures.predict(one),
+        'prediction': probabilities.predict(one),
       }
       for example, one in zip(examples, logits)
     ]

@@ -107,6 +107,20 @@ def _draw_examples(workdir: str, config, examples) -> None:
   )
 
 
+def _note(config) -> str:
+  """Says what predictions were compared with."""
+  if config.eval.resolution == 'original':
+    return (
+      'Logits were brought to the size of each image and compared with its '
+      'mask as it is stored; distances are in its pixels.'
+    )
+  size = ' x '.join(map(str, config.data.image_size))
+  return (
+    f'Compared at the resolution of the network, {size} pixels, to which '
+    'images and masks were resized; distances are in these pixels.'
+  )
+
+
 def write_full(workdir: str, config, about, figures, result) -> None:
   """Writes eval.json, eval.csv, eval.html and figures/ of --mode=evaluate.
 
@@ -135,7 +149,7 @@ def write_full(workdir: str, config, about, figures, result) -> None:
   from unet_jax import figures as figures_lib
 
   report = {
-    'title': f'Evaluation of {workdir}',
+    'title': workdir,
     'about': {
       **{k: v for k, v in about.items() if k != 'settings'},
       'workdir': workdir,
@@ -146,7 +160,7 @@ def write_full(workdir: str, config, about, figures, result) -> None:
     'intervals': result['intervals'],
     'confusion': result['confusion'],
     'reliability': result['reliability'],
-    'notes': [],
+    'notes': [_note(config)],
   }
   path = lambda *parts: os.path.join(workdir, *parts)
   metric_writer.write_csv(path('eval.csv'), result['rows'])
