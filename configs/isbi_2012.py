@@ -6,16 +6,25 @@ deepest stages of the encoder, He-normal initialisation, SGD of momentum 0.99 on
 one tile at a time; 31,030,658 parameters.
 
   python main.py --config=configs/isbi_2012.py --config.data.dir=DIR
+  python main.py --mode=cross_validate --config=configs/isbi_2012.py:small \
+    --config.data.dir=DIR --config.data.num_folds=5
 
 DIR holds the training stack as `images/` and `masks/`, 30 pairs of one name,
 512 x 512 pixels; 0 is a membrane, 255 a cell. The last fifth of the stack is
-held out; the paper trains on all of it. Not measured yet.
+held out; the paper trains on all of it. The paper's recipe has not been
+measured yet. `:small` is for a CPU: another network, which pads, normalises and
+has 16 channels, on windows of 256 x 256 pixels.
 """
 
 from configs import default
 
 
-def get_config():
+def get_config(recipe: str = 'paper'):
+  """Returns the config; `recipe` is `paper` or `small` (CPU)."""
+  if recipe not in ('paper', 'small'):
+    raise ValueError(
+      f'configs/isbi_2012.py:{recipe}: the recipe is one of paper, small'
+    )
   config = default.get_config()
   config.data.update(
     source='folder',
@@ -61,7 +70,44 @@ def get_config():
     ema_decay=0.0,
   )
   config.train.num_steps = 20000
-  config.eval.every = 1000
+  # The challenge's measures: of whole slices, and of cells as objects.
+  config.eval.update(every=1000, resolution='original', instances='cell')
   config.checkpoint.every = 500
   config.log.every = 50
+  if recipe == 'small':
+    _make_small(config)
   return config
+
+
+def _make_small(config) -> None:
+  """Five folds in half an hour on two cores."""
+  config.data.update(image_size=(256, 256), batch_size=2)
+  config.augment.elastic.probability = 0.5
+  config.augment.brightness.probability = 0.5
+  config.augment.contrast.probability = 0.5
+  # Pixels count alike: for the overlap of classes, not for whole borders.
+  config.loss.update(weight_map='none', balance='none')
+  config.model.update(
+    depth=3,
+    base_features=16,
+    padding='same',
+    norm='batch',
+    dropout=0.0,
+    dropout_stages=1,
+  )
+  config.optimizer.update(
+    name='adamw',
+    learning_rate=2e-3,
+    warmup_steps=50,
+    momentum=0.9,
+    schedule='cosine',
+    weight_decay=1e-4,
+    clip_norm=1.0,
+    ema_decay=0.99,
+  )
+  config.train.num_steps = 700
+  config.eval.every = 0
+  # As the paper averages over seven turned copies.
+  config.inference.update(
+    flips=('horizontal', 'vertical'), rotate_90=True, batch_size=4
+  )

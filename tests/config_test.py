@@ -26,6 +26,7 @@ _CONFIGS = {
   'default': default.get_config(),
   'folder': folder.get_config(),
   'isbi_2012': isbi_2012.get_config(),
+  'isbi_2012:small': isbi_2012.get_config('small'),
   'keras_lesson': keras_lesson.get_config(),
   'keras_lesson:bilinear': keras_lesson.get_config('bilinear'),
   'oxford_pets': oxford_pets.get_config(),

@@ -13,7 +13,7 @@ from unet_jax import errors, inference, segmenter, sharding, steps
 
 
 def _config(**sections):
-  sections.setdefault('model', {}).update(norm='none')
+  sections['model'] = {'norm': 'none', **sections.get('model', {})}
   data = {'image_size': (16, 16), 'num_workers': 2, **sections.pop('data', {})}
   return tiny.make_config(data=data, **sections)
 
@@ -39,8 +39,9 @@ def test_one_checkpoint(workdir):
   path, config, _, states = workdir
   variables, averaging, about = _restore(config, path)
   _assert_same(variables['params'], states[2].ema_params)
-  assert averaging.is_trivial
-  assert about == [{'workdir': str(path), 'step': 2, 'params': 'ema'}]
+  assert averaging.count == 1
+  run = {'workdir': str(path), 'fold': None}
+  assert about == [{**run, 'step': 2, 'params': 'ema'}]
 
 
 def test_raw_parameters_of_a_step(workdir):
@@ -48,7 +49,8 @@ def test_raw_parameters_of_a_step(workdir):
   config = _config(checkpoint={'step': 1}, eval={'params': 'raw'})
   variables, _, about = _restore(config, path)
   _assert_same(variables['params'], states[1].params)
-  assert about == [{'workdir': str(path), 'step': 1, 'params': 'raw'}]
+  run = {'workdir': str(path), 'fold': None}
+  assert about == [{**run, 'step': 1, 'params': 'raw'}]
 
 
 def test_all_checkpoints(workdir):
@@ -62,16 +64,19 @@ def test_all_checkpoints(workdir):
 
 
 def test_several_runs_and_folds(workdir, tmp_path):
-  path, config, _, states = workdir
-  for fold in (0, 1, 10):
-    runs.save(tmp_path / 'cv' / f'fold_{fold}', config, seed=fold / 10 + 1)
-  config = _config(inference={'ensemble': (str(path),)})
+  path, _, _, states = workdir
+  folds = _config(data={'num_folds': 2})
+  for fold in range(2):
+    folds.data.fold = fold
+    runs.save(tmp_path / 'cv' / f'fold_{fold}', folds, seed=fold + 1)
+  config = _config(data={'num_folds': 2}, inference={'ensemble': (str(path),)})
   assert inference.member_workdirs(config, str(tmp_path / 'cv')) == [
-    *(str(tmp_path / 'cv' / f'fold_{fold}') for fold in (0, 1, 10)),
+    *(str(tmp_path / 'cv' / f'fold_{fold}') for fold in range(2)),
     str(path),
   ]
   variables, averaging, about = _restore(config, tmp_path / 'cv')
-  assert averaging.members == 4
+  assert averaging.members == 3
+  assert [a['fold'] for a in about] == ['fold_0', 'fold_1', None]
   last = jax.tree.map(lambda x: x[-1], variables['params'])
   _assert_same(last, states[2].ema_params)
 
@@ -91,6 +96,35 @@ def test_ensemble_of_another_network(workdir, tmp_path):
   config = _config(inference={'ensemble': (str(tmp_path / 'wide'),)})
   with pytest.raises(errors.UserError, match='of another network: model.base'):
     _restore(config, path)
+
+
+def test_an_average_of_other_classes(workdir, tmp_path):
+  path, _, _, _ = workdir
+  other = _config(data={'mask_values': ((0, 1), (1, 0), (2, 2))})
+  runs.save(tmp_path / 'other', other)
+  config = _config(inference={'ensemble': (str(tmp_path / 'other'),)})
+  with pytest.raises(errors.UserError, match='averaged with .*mask_values is'):
+    _restore(config, path)
+
+
+def test_a_fold_that_was_not_trained(workdir, tmp_path):
+  runs.save(tmp_path / 'fold_0', _config())
+  with pytest.raises(errors.UserError, match='fold_1 has no checkpoints/'):
+    _restore(_config(data={'num_folds': 2}), tmp_path)
+
+
+def test_arrays_of_another_version(tmp_path):
+  runs.save(tmp_path, _config())
+  # As norms with biases once had none.
+  path = tmp_path / 'checkpoints/00000001/config'
+  file = path / 'metadata'
+  file.write_text(file.read_text().replace('"norm": "none"', '"norm": "layer"'))
+  with pytest.raises(errors.UserError, match='step 1 has other arrays than'):
+    inference.restore(
+      _config(model={'norm': 'layer'}),
+      str(tmp_path),
+      sharding.make_mesh(_config()),
+    )
 
 
 # A run as a function.
@@ -125,6 +159,7 @@ def test_load(workdir):
   assert one.shape == (16, 16, 3) and one.dtype == np.float32
   np.testing.assert_allclose(one, want[0], atol=1e-5)
   np.testing.assert_allclose(segment(batch), want, atol=1e-5)
+  assert segment(batch[:0]).shape == (0, 16, 16, 3)
   several = segment([batch[0], batch[1, :9, :12], batch[2]])
   assert [x.shape for x in several] == [(16, 16, 3), (9, 12, 3), (16, 16, 3)]
   np.testing.assert_allclose(several[2], want[2], atol=1e-5)

@@ -13,6 +13,7 @@ from unet_jax import (
   intervals,
   measures,
   metrics,
+  probabilities,
   row_bands,
 )
 
@@ -254,7 +255,7 @@ def test_predictions_are_those_on_the_device(num_channels, monkeypatch):
   monkeypatch.setattr(row_bands, '_PIXELS', 50)
   logits = np.random.default_rng(0).integers(-1, 2, (9, 11, num_channels))
   logits = logits.astype(np.float32)  # With many that are equal.
-  actual = measures.predict(logits)
+  actual = probabilities.predict(logits)
   assert actual.dtype == np.uint8
   np.testing.assert_array_equal(
     actual, metrics.predict_classes(logits[None])[0]

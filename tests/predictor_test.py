@@ -1,11 +1,13 @@
 """Images of any size through one step: against one image at a time."""
 
+import concurrent.futures
+
 import jax
 import numpy as np
 import pytest
 import tiny
 
-from unet_jax import averaging, predictor, sharding, steps, tiling
+from unet_jax import averaging, errors, predictor, sharding, steps, tiling
 from unet_jax.data import prepare
 from unet_jax.models import unet
 
@@ -127,6 +129,8 @@ def test_large_images_are_handed_on_in_bands(monkeypatch):
 
 
 class _Sink(predictor.ArraySink):
+  """Tells how it ended."""
+
   def __init__(self, size):
     super().__init__(size)
     self.ended = []
@@ -138,49 +142,88 @@ class _Sink(predictor.ArraySink):
     self.ended.append('aborted')
 
 
+class _Damaged(predictor.WholeImage):
+  """An image whose rows from some row on cannot be read."""
+
+  row = 0
+
+  def read(self, start, stop):
+    if stop > self.row:
+      raise errors.DecodeError('rows are damaged')
+    return super().read(start, stop)
+
+
 @pytest.mark.parametrize('kept', [0, 2**20])
-def test_a_failure_ends_the_run_and_aborts_what_is_open(monkeypatch, kept):
+@pytest.mark.parametrize('resize', ['patch', 'stretch'])
+@pytest.mark.parametrize('at', ['open', 'read', 'write'])
+def test_a_failure_ends_each_sink_once(monkeypatch, kept, resize, at):
   monkeypatch.setattr(predictor, '_KEPT', kept)
-  network, _, _ = _predictor(resize='patch')
-  images = _images([(40, 33)] * 6)
-  sinks = [_Sink((40, 33)) for _ in images]
+  network, _, _ = _predictor(resize=resize)
+  images = _images([(40, 33)] * 8)
+  opened = []
 
   def open_image(i):
-    if i == 4:
-      raise ValueError('broken')
-    return predictor.WholeImage(images[i]), sinks[i]
+    if i == 5 and at == 'open':
+      raise OSError('broken')
+    sink = _Sink((40, 33))
+    opened.append(sink)
+    if i == 5 and at == 'write':
+      sink.write = lambda start, band: (_ for _ in ()).throw(OSError('broken'))
+    kind = _Damaged if i == 5 and at == 'read' else predictor.WholeImage
+    return kind(images[i]), sink
 
-  with pytest.raises(ValueError, match='broken'):
-    network.run(range(6), open_image)
-  ends = [sink.ended for sink in sinks]
-  assert all(len(e) < 2 for e in ends), ends
-  # Of what was opened, all was ended.
-  assert sinks[3].ended in (['closed'], ['aborted'])
-
-
-def test_a_sink_that_fails_ends_the_run():
-  network, _, _ = _predictor(resize='patch')
-
-  class Full(_Sink):
-    def write(self, start, band):
-      raise OSError(28, 'No space left on device')
-
-  with pytest.raises(OSError, match='No space'):
-    network.run(
-      range(3),
-      lambda i: (predictor.WholeImage(_images([(20, 20)])[0]), Full((20, 20))),
-    )
+  with pytest.raises((OSError, errors.DecodeError), match='broken|damaged'):
+    network.run(range(8), open_image)
+  assert all(len(sink.ended) == 1 for sink in opened)
+  assert opened and ['closed'] != opened[-1].ended or at != 'write'
 
 
-def test_images_that_are_left_out():
-  network, _, _ = _predictor(resize='patch')
-  images = _images([(20, 20)] * 5)
-  sinks = [_Sink((20, 20)) for _ in images]
+@pytest.mark.parametrize('kept', [0, 2**20])
+@pytest.mark.parametrize('resize', ['patch', 'stretch'])
+@pytest.mark.parametrize('row', [0, 17])
+def test_damaged_images_are_left_out(monkeypatch, kept, resize, row):
+  monkeypatch.setattr(predictor, '_KEPT', kept)
+  monkeypatch.setattr(_Damaged, 'row', row)
+  network, _, _ = _predictor(resize=resize)
+  images = _images([(40, 33), (23, 9), (40, 33), (40, 12), (31, 12)])
+  sinks = [_Sink(image.shape[:2]) for image in images]
+  left_out = []
+
+  def leave_out(i, error):
+    left_out.append((i, str(error)))
+    return True
+
   network.run(
     range(5),
-    lambda i: None if i % 2 else (predictor.WholeImage(images[i]), sinks[i]),
+    lambda i: (
+      (_Damaged if i in (1, 3) else predictor.WholeImage)(images[i]),
+      sinks[i],
+    ),
+    leave_out,
   )
-  assert [s.array is not None for s in sinks] == [True, False] * 2 + [True]
+  assert sorted(left_out) == [(i, 'rows are damaged') for i in (1, 3)]
+  ends = [sink.ended for sink in sinks]
+  assert ends == [['closed'], ['aborted']] * 2 + [['closed']]
+  # The others are as without the damaged ones.
+  sound = [images[i] for i in (0, 2, 4)]
+  for i, want in zip((0, 2, 4), network.logits(sound)):
+    np.testing.assert_allclose(sinks[i].array, want, rtol=1e-4, atol=1e-5)
+
+
+def test_two_threads_share_a_network():
+  network, _, _ = _predictor(resize='patch')
+  images = _images(_SIZES)
+  want = network.logits(images)
+  with concurrent.futures.ThreadPoolExecutor(3) as pool:
+    for got in pool.map(network.logits, [images] * 3):
+      for a, b in zip(got, want):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_crop_that_would_be_huge_is_refused():
+  network, _, _ = _predictor(resize='crop')
+  with pytest.raises(errors.UserError, match='would become 16 x 320000 with'):
+    network.logits(_images([(1, 20000)]))
 
 
 def test_no_image_at_all():
@@ -210,13 +253,15 @@ def test_one_channel_and_valid_convolutions():
 
 
 @pytest.mark.parametrize('size', [(1, 1), (7, 40), (64, 3), (16, 12), (33, 33)])
-def test_logits_are_resized_as_images_are(size, monkeypatch):
-  logits = np.random.default_rng(0).normal(size=(16, 12, 3)).astype(np.float32)
+@pytest.mark.parametrize('classes', [1, 3, 6, 150])
+def test_logits_are_resized_as_images_are(size, classes, monkeypatch):
+  rng = np.random.default_rng(0)
+  logits = rng.normal(size=(16, 12, classes)).astype(np.float32)
   whole = np.concatenate(list(predictor.resize_logits(logits, size)))
   monkeypatch.setattr(predictor, '_BAND', 1)
   bands = list(predictor.resize_logits(logits, size))
   assert [len(b) for b in bands] == [1] * size[0]
-  np.testing.assert_allclose(np.concatenate(bands), whole, rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(np.concatenate(bands), whole, rtol=1e-5, atol=1e-5)
   # Where both sides grow, it is the interpolation of any library.
   if size[0] >= 16 and size[1] >= 12:
     _close(whole, _torch_resize(logits, size))

@@ -41,19 +41,19 @@ class Averaging:
   """What is averaged; hashable, so that a step can be compiled for it.
 
   Attributes:
-    members: networks, whose variables are stacked along a first axis; 0: one,
-      whose variables are not.
+    members: networks; the variables of several are stacked along a first axis.
     views: of the image.
     scales: factors of its height and width.
   """
 
-  members: int = 0
+  members: int = 1
   views: tuple[View, ...] = (View(),)
   scales: tuple[float, ...] = (1.0,)
 
   @property
-  def is_trivial(self) -> bool:
-    return not self.members and len(self.views) == len(self.scales) == 1
+  def count(self) -> int:
+    """How many predictions are averaged."""
+    return self.members * len(self.views) * len(self.scales)
 
 
 NONE = Averaging()
@@ -81,9 +81,7 @@ def make_averaging(config, members: int) -> Averaging:
     for view in _VIEWS
     if any(np.array_equal(view.apply(square), image) for image in turned)
   )
-  return Averaging(
-    members if members > 1 else 0, views, tuple(map(float, inference.scales))
-  )
+  return Averaging(members, views, tuple(map(float, inference.scales)))
 
 
 def averaged_logits(
@@ -107,9 +105,9 @@ def averaged_logits(
   Returns:
     float32 [B, H', W', K].
   """
-  if averaging.is_trivial:
+  if averaging == NONE:
     return apply(variables, image)
-  if not averaging.members:
+  if averaging.members == 1:
     variables = jax.tree.map(lambda x: x[None], variables)
   flags = jnp.array(averaging.views)
   has_transposed = any(view.transpose for view in averaging.views)
@@ -147,8 +145,7 @@ def averaged_logits(
     )
     zeros = jnp.zeros(shape.shape, shape.dtype)
     total += jax.lax.scan(of_member, zeros, variables)[0]
-  count = max(averaging.members, 1) * len(averaging.views)
-  return _logits(total / (count * len(averaging.scales)))
+  return _logits(total / averaging.count)
 
 
 def scaled_size(size: tuple[int, ...], scale: float) -> tuple[int, ...]:

@@ -196,13 +196,22 @@ class Checkpoints:
       step: one of `steps`.
       abstract_state: shapes, types and shardings to restore into.
     """
-    restored = self._manager.restore(
-      step,
-      args=ocp.args.Composite(
-        state=ocp.args.StandardRestore(abstract_state),
-        data=ocp.args.JsonRestore(),
-      ),
-    )
+    try:
+      restored = self._manager.restore(
+        step,
+        args=ocp.args.Composite(
+          state=ocp.args.StandardRestore(abstract_state),
+          data=ocp.args.JsonRestore(),
+        ),
+      )
+    except ValueError as e:
+      if 'tree structure' not in str(e):
+        raise
+      raise errors.UserError(
+        f'{self._directory}: step {step} has other arrays than the network of '
+        'its config has in this version; evaluate it with the version that it '
+        'was made with, or export it there and import it here'
+      ) from e
     _log.info('restored step %d from %s', step, self._directory)
     return restored.state, restored.data
 

@@ -600,6 +600,11 @@ def _check_volumes(config: ml_collections.ConfigDict, mode: str) -> None:
       '--mode=inspect looks at images, not at volumes (model.spatial_dims=3); '
       'a training run checks what it can (data.check)'
     )
+  if mode == 'predict':
+    raise errors.UserError(
+      '--mode=predict and unet_jax.load take images, not volumes '
+      '(model.spatial_dims=3); --mode=evaluate measures the network'
+    )
   for field, allowed in _OF_VOLUMES.items():
     if flat[field] != allowed:
       raise errors.UserError(

@@ -24,6 +24,7 @@ from unet_jax import (
   evaluate,
   metric_writer,
   metrics,
+  results,
   runtime,
   train,
 )
@@ -60,6 +61,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     SystemExit: as `train.run`; the same command goes on from there.
   """
   runtime.initialize(config)
+  evaluate.check_processes(config)
   folds = [_of_fold(config, i) for i in range(config.data.num_folds)]
   workdirs = [os.path.join(workdir, f'fold_{i}') for i in range(len(folds))]
   for fold_config, fold_workdir in zip(folds, workdirs):
@@ -91,6 +93,7 @@ def _of_fold(config, fold: int) -> ml_collections.ConfigDict:
   config = config.copy_and_resolve_references()
   config.data.fold = fold
   config.eval.split = ''
+  config.inference.ensemble = ()
   config.checkpoint.update(which='latest', step=-1)
   return config
 
@@ -120,7 +123,7 @@ def _is_evaluated(config, workdir: str) -> bool:
     'step': config.train.num_steps,
     'split': f'fold_{config.data.fold}',
     'params': config.eval.params if has_average else 'raw',
-    'settings': evaluate.settings(config),
+    'settings': results.settings(config),
   }
   # Not a comparison of sets: settings are dicts themselves.
   done = all(found.get(name) == value for name, value in expected.items())
@@ -187,7 +190,7 @@ def format_table(
     for reduction in ('dataset_iou', 'image_iou', 'dataset_dice', 'image_dice')
     if not (pooled and reduction.startswith('image_'))
   ]
-  names = evaluate.scored_names(figures, names)
+  names = results.scored_names(figures, names)
   width = max(len(n) for n in (*names, 'mean'))
   headers = [
     f'{reduction.replace("dataset", "pooled"):>14}'

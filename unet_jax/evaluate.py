@@ -7,11 +7,8 @@ person wants to see to eval.html and figures/.
 
 import collections
 import concurrent.futures
-import json
 import logging
 import os
-import shlex
-import sys
 import time
 from typing import Any
 
@@ -24,9 +21,9 @@ from unet_jax import (
   errors,
   inference,
   measures,
-  metric_writer,
-  metrics,
   predictor,
+  probabilities,
+  results,
   runtime,
   sharding,
 )
@@ -38,96 +35,6 @@ _log = logging.getLogger(__name__)
 
 # Examples whose logits are waiting to be measured, for each thread.
 _WAITING = 4
-
-
-def figure_names(config) -> list[str]:
-  """Returns the names of the figures of evaluations while training."""
-  names = config_lib.class_names(config)
-  nothing = np.zeros((1, len(names), len(names)), np.int64)
-  scores = metrics.scores(nothing, names, config.eval.foreground)
-  return [f'eval/{name}' for name in (*scores, 'loss')]
-
-
-def settings(config) -> dict[str, Any]:
-  """Returns what figures depend on besides the parameters, as in JSON."""
-  whole = json.loads(config_lib.to_json(config))
-  return {name: whole[name] for name in ('eval', 'inference')}
-
-
-def scored_names(figures, names: tuple[str, ...]) -> list[str]:
-  """Returns the classes, and the foreground where the figures have it."""
-  prefix = 'eval/dataset_iou/'
-  scored = [k.removeprefix(prefix) for k in figures if k.startswith(prefix)]
-  return [*names, *(name for name in scored if name not in names)]
-
-
-def format_table(
-  figures: dict[str, float],
-  names: tuple[str, ...],
-  intervals: dict[str, tuple[float, float]] | None = None,
-) -> str:
-  """Returns the scores of each class, and their means, as aligned text.
-
-  Args:
-    figures: `eval/...`, see `metrics.scores`.
-    names: of the classes.
-    intervals: of confidence, without `eval/`, where they are known.
-  """
-  reductions = ('dataset_iou', 'image_iou', 'dataset_dice', 'image_dice')
-  names = scored_names(figures, names)
-  width = max(len(n) for n in (*names, 'mean'))
-  lines = [' ' * width + ''.join(f'{r:>14}' for r in reductions)]
-
-  def row(name, keys):
-    cells = [figures.get(k) for k in keys]
-    shown = ['-' if v is None or v != v else f'{v:.4f}' for v in cells]
-    lines.append(f'{name:<{width}}' + ''.join(f'{s:>14}' for s in shown))
-
-  for name in names:
-    row(name, [f'eval/{r}/{name}' for r in reductions])
-  means = [r.replace('_', '_m') for r in reductions]
-  row('mean', [f'eval/{m}' for m in means])
-  last = f'pixel accuracy {figures["eval/pixel_accuracy"]:.4f}'
-  if 'eval/loss' in figures:
-    last += f', loss {figures["eval/loss"]:.4f}'
-  lines.append(last)
-  if intervals:
-    low, high = intervals['dataset_miou']
-    lines.append(
-      f'dataset mIoU {low:.4f} to {high:.4f} in 95 % of resamples of the images'
-    )
-  return '\n'.join(lines)
-
-
-def write_results(
-  workdir: str,
-  config: ml_collections.ConfigDict,
-  figures: dict[str, float],
-  confusion: np.ndarray,
-  examples: list[dict[str, np.ndarray]],
-  **about: Any,
-) -> None:
-  """Writes eval.json and the figure of predictions."""
-  if jax.process_index():
-    return
-  metric_writer.write_json(
-    os.path.join(workdir, 'eval.json'),
-    {**about, **figures, 'confusion': confusion.tolist()},
-  )
-  draw_examples(workdir, config, examples)
-
-
-def draw_examples(workdir: str, config, examples) -> None:
-  """Draws figures/predictions.png, if there are any."""
-  if not examples:
-    return
-  from unet_jax import figures as figures_lib  # matplotlib is slow to import.
-
-  figures_lib.draw_predictions(
-    os.path.join(workdir, 'figures', 'predictions.png'),
-    examples,
-    config_lib.class_names(config),
-  )
 
 
 def run(config: ml_collections.ConfigDict, workdir: str) -> None:
@@ -144,10 +51,12 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   """
   start = time.perf_counter()
   runtime.initialize(config)
+  check_processes(config)
   mesh = sharding.make_mesh(config)
   variables, averaging, members = inference.restore(config, workdir, mesh)
   split = config.eval.split or config.data.eval_split
   source = sources.make_source(config, split)
+  _check_folds(source.split, members)
   network = (unet.create_model(config), variables, averaging, mesh)
   result = _choose(config)(config, source, *network)
   seconds = time.perf_counter() - start
@@ -160,33 +69,48 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     'num_examples': result['num_examples'],
     'resolution': config.eval.resolution,
     'networks': len(members),
-    'views': len(averaging.views) * len(averaging.scales),
+    'views': averaging.count // averaging.members,
     'seconds': seconds,
     'seconds_waiting_for_device': result['seconds_waiting'],
-    'settings': settings(config),
+    'settings': results.settings(config),
   }
   figures = {f'eval/{k}': v for k, v in result['figures'].items()}
   if jax.process_index():
     return
-  _write_pages(workdir, config, about, figures, result)
+  results.write_full(workdir, config, about, figures, result)
   print(
     f'step {", ".join(map(str, steps))}, {about["params"]} parameters, '
     f'{about["num_examples"]} images of {source.split}'
   )
   names = config_lib.class_names(config)
-  print(format_table(figures, names, result['intervals']))
+  print(results.format_table(figures, names, result['intervals']))
   _log.info('wrote %s', os.path.join(workdir, 'eval.json'))
+
+
+def check_processes(config) -> None:
+  """Raises UserError where the evaluation asked for needs one process."""
+  if jax.process_count() > 1 and config.eval.resolution == 'original':
+    raise errors.UserError(
+      '--config.eval.resolution=original runs in one process; start it without '
+      'JAX_NUM_PROCESSES or srun, or evaluate at the resolution of the network'
+    )
+
+
+def _check_folds(split: str, members) -> None:
+  """Refuses networks that were trained on the fold that is evaluated."""
+  for member in members:
+    fold = member['fold']
+    if split.startswith('fold_') and fold is not None and split != fold:
+      raise errors.UserError(
+        f'{member["workdir"]} was trained on {split}, as on all folds but '
+        f'{fold}: its scores there say nothing. Evaluate it alone, or all on '
+        'another split with --config.eval.split'
+      )
 
 
 def _choose(config):
   """Which of the evaluations below is asked for, and can be done."""
   if jax.process_count() > 1:
-    if config.eval.resolution == 'original':
-      raise errors.UserError(
-        '--config.eval.resolution=original runs in one process; start it '
-        'without JAX_NUM_PROCESSES or srun, or evaluate at the resolution of '
-        'the network'
-      )
     _log.warning('many processes: only what is counted on the devices')
     return _count
   if config.model.spatial_dims == 3:
@@ -232,6 +156,10 @@ class _Measured:
   def results(self) -> dict[str, Any]:
     """Returns figures, and what the pages show, of the images in order."""
     indices = sorted(self._of_image)
+    if not indices:
+      raise errors.UserError(
+        'no image of the split could be decoded; the log names each'
+      )
     names, measured = zip(*(self._of_image[i] for i in indices))
     figures, intervals = measures.summarize(measured, self._spec)
     return {
@@ -258,12 +186,14 @@ def _measure_prepared(config, source, model, variables, averaging, mesh):
 
     def measure(index, logits):
       mask = blocks.center_crop(dataset[index]['mask'][None], *size)[0]
-      name = _name(dataset, source, index)
-      queue.append(pool.submit(measured.add, index, name, logits, mask))
+      measured.add(index, _name(dataset, source, index), logits, mask)
+
+    def submit(index, logits):
+      queue.append(pool.submit(measure, index, logits))
       if len(queue) > _WAITING * workers:
         queue.popleft().result()
 
-    counted, _, shown = evaluator.run(variables, take_logits=measure)
+    counted, _, shown = evaluator.run(variables, take_logits=submit)
     for future in queue:
       future.result()
   result = measured.results()
@@ -311,19 +241,18 @@ def _measure_originals(config, source, model, variables, averaging, mesh):
   measured = _Measured(config)
   network = predictor.Predictor(config, model, variables, averaging, mesh)
 
+  def leave_out(index, error):
+    if config.data.on_error == 'skip':
+      _log.warning('left out: %s', error)
+    return config.data.on_error == 'skip'
+
   def open_image(index):
-    try:
-      example = source[index]
-    except errors.DecodeError as e:
-      if config.data.on_error == 'stop':
-        raise
-      _log.warning('left out: %s', e)
-      return None
+    example = source[index]
     mask = prepare.original_mask(example, config.data)
     sink = _MeasuringSink(measured, index, example, mask)
     return predictor.WholeImage(example['image']), sink
 
-  network.run(range(len(source)), open_image)
+  network.run(range(len(source)), open_image, leave_out)
   result, waited = measured.results(), network.seconds_waiting
 
   def predict(indices):
@@ -333,7 +262,7 @@ def _measure_originals(config, source, model, variables, averaging, mesh):
       {
         'image': example['image'],
         'mask': prepare.original_mask(example, config.data),
-        'prediction': measures.predict(one),
+        'prediction': probabilities.predict(one),
       }
       for example, one in zip(examples, logits)
     ]
@@ -377,56 +306,3 @@ def _pictures(config, result, predict) -> dict[str, list[dict[str, Any]]]:
     ]
     for kind, places in chosen.items()
   }
-
-
-def _write_pages(workdir: str, config, about, figures, result) -> None:
-  """Writes eval.json, eval.csv, eval.html and figures/."""
-  metric_writer.write_json(
-    os.path.join(workdir, 'eval.json'),
-    {
-      **about,
-      **figures,
-      'intervals': {f'eval/{k}': v for k, v in result['intervals'].items()},
-      'confusion': result['confusion'].tolist(),
-    },
-  )
-  names = config_lib.class_names(config)
-  draw_examples(workdir, config, result['shown'])
-  if 'rows' not in result:
-    return
-  # Matplotlib is slow to import.
-  from unet_jax import eval_report
-  from unet_jax import figures as figures_lib
-
-  report = {
-    'title': f'Evaluation of {workdir}',
-    'about': {
-      **{k: v for k, v in about.items() if k != 'settings'},
-      'workdir': workdir,
-      'command': shlex.join(sys.argv),
-    },
-    'names': names,
-    'figures': result['figures'],
-    'intervals': result['intervals'],
-    'confusion': result['confusion'],
-    'reliability': result['reliability'],
-    'notes': [],
-  }
-  path = lambda *parts: os.path.join(workdir, *parts)
-  metric_writer.write_csv(path('eval.csv'), result['rows'])
-  pictures = result['pictures']
-  eval_report.write(path('eval.html'), report, result['rows'], pictures)
-  figures_lib.draw_confusion(
-    path('figures', 'confusion.png'), result['confusion'], names
-  )
-  figures_lib.draw_reliability(
-    path('figures', 'reliability.png'),
-    result['reliability'],
-    result['figures']['ece'],
-  )
-  for kind, examples in pictures.items():
-    if examples:
-      figures_lib.draw_predictions(
-        path('figures', f'{kind}.png'), examples, names
-      )
-  _log.info('wrote %s', path('eval.html'))

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import pathlib
 from typing import Any
 
 import jax
@@ -32,11 +31,10 @@ def member_workdirs(config, workdir: str) -> list[str]:
     UserError: one of them has no checkpoints.
   """
   folds = []
-  if not has_checkpoints(workdir):
-    folds = sorted(
-      (str(p.parent) for p in pathlib.Path(workdir).glob('fold_*/checkpoints')),
-      key=lambda path: int(path.rpartition('_')[2]),
-    )
+  if not has_checkpoints(workdir) and os.path.isdir(workdir):
+    folds = [
+      os.path.join(workdir, f'fold_{i}') for i in range(config.data.num_folds)
+    ]
   further = [os.path.abspath(path) for path in config.inference.ensemble]
   workdirs = [*(folds or [workdir]), *further]
   for path in workdirs:
@@ -61,7 +59,8 @@ def restore(
 
   Returns:
     `params` and `batch_stats`, of several networks stacked; what is averaged;
-    and, of each network, its `workdir`, `step` and `params` (`ema` or `raw`).
+    and, of each network, its `workdir`, `step`, `params` (`ema` or `raw`) and
+    `fold`, the name of the one that it was not trained on, or None.
 
   Raises:
     UserError: there is no such checkpoint, or it is of another network.
@@ -74,19 +73,36 @@ def restore(
       for step in checkpoints.select(
         config.checkpoint.which, config.checkpoint.step
       ):
-        which, variables = _restore_step(checkpoints, step, config, path, mesh)
+        saved = checkpoints.saved_config(step)
+        _check_member(saved, config, path, workdir)
+        which, variables = _restore_step(checkpoints, step, saved, config, mesh)
         members.append(variables)
-        about.append({'workdir': path, 'step': step, 'params': which})
+        data = saved.data
+        fold = f'fold_{data.fold}' if data.num_folds else None
+        about.append(
+          {'workdir': path, 'step': step, 'params': which, 'fold': fold}
+        )
   average = averaging.make_averaging(config, len(members))
   if len(members) == 1:
     return members[0], average, about
   return jax.tree.map(lambda *x: jnp.stack(x), *members), average, about
 
 
-def _restore_step(checkpoints, step: int, config, workdir: str, mesh):
+def _check_member(saved, config, path: str, workdir: str) -> None:
+  """Refuses another network, or one of an average that means other things."""
+  config_lib.check_evaluable(saved, config, path)
+  if path == workdir:
+    return
+  for field in ('class_names', 'mask_values', 'intensity'):
+    if saved.data[field] != config.data[field]:
+      raise errors.UserError(
+        f'{path} cannot be averaged with {workdir}: data.{field} is '
+        f'{saved.data[field]!r} there, {config.data[field]!r} here'
+      )
+
+
+def _restore_step(checkpoints, step: int, saved, config, mesh):
   """Returns `ema` or `raw`, and the variables of one checkpoint."""
-  saved = checkpoints.saved_config(step)
-  config_lib.check_evaluable(saved, config, workdir)
   # The optimiser's state has the shape that the checkpoint was saved with.
   abstract = train_state.abstract_train_state(
     saved,

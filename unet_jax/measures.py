@@ -16,7 +16,7 @@ from unet_jax import (
   calibration,
   intervals,
   metrics,
-  row_bands,
+  probabilities,
 )
 from unet_jax import config as config_lib
 from unet_jax import instances as instances_lib
@@ -71,19 +71,6 @@ def make_spec(config: ml_collections.ConfigDict) -> Spec:
   )
 
 
-def predict(logits: np.ndarray) -> np.ndarray:
-  """Returns the class of each pixel: logits [H, W, K] to uint8 [H, W].
-
-  One channel is a sigmoid: class 1 where the logit is above 0.
-  """
-  if logits.shape[-1] == 1:
-    return (logits[..., 0] > 0).astype(np.uint8)
-  result = np.empty(logits.shape[:2], np.uint8)
-  for rows in row_bands.row_bands(logits.shape):
-    result[rows] = logits[rows].argmax(-1)
-  return result
-
-
 def measure_image(
   logits: np.ndarray,
   mask: np.ndarray,
@@ -105,7 +92,7 @@ def measure_image(
     class, instances.py return of one image.
   """
   num_classes = len(spec.names)
-  prediction = predict(logits)
+  prediction = probabilities.predict(logits)
   # The mask outside of the band is ignored.
   near = boundaries.band(mask, num_classes, spec.band)
   in_band = np.where(near, mask, np.uint8(config_lib.IGNORE_LABEL))

@@ -34,8 +34,8 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
       '--mode=predict runs in one process; start it on one machine, without '
       'JAX_NUM_PROCESSES or srun, for each part of the images'
     )
+  inference.member_workdirs(config, workdir)  # Or there is none to predict.
   planned = predictions.plan(config, workdir)
-  predictions.mask_values(config.data)  # Before any work, if it cannot be done.
   left = [item for item in planned if not predictions.existing(item[1])]
   if len(left) < len(planned):
     _log.info('%d images are done already', len(planned) - len(left))
@@ -47,12 +47,12 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
 def _predict(items, config, workdir: str) -> int:
   """Predicts images; returns how many were left out."""
   mesh = segmenter_lib.make_mesh(config)
-  variables, average, members = inference.restore(config, workdir, mesh)
-  if average.members or len(average.views) * len(average.scales) > 1:
+  variables, average, _ = inference.restore(config, workdir, mesh)
+  if average.count > 1:
     _log.info(
       'averaging %d network(s), %d view(s)',
-      len(members),
-      len(average.views) * len(average.scales),
+      average.members,
+      average.count // average.members,
     )
   network = predictor.Predictor(
     config, unet.create_model(config), variables, average, mesh
@@ -71,19 +71,23 @@ def _predict(items, config, workdir: str) -> int:
 
   def open_image(item):
     path, paths = item
+    raster = rasters.open_image(path, config.data)
     try:
-      raster = rasters.open_image(path, config.data)
-    except errors.DecodeError as e:
-      if config.data.on_error == 'stop':
-        raise
-      _log.warning('left out: %s', e)
-      failed.append(path)
-      done()
-      return None
-    return raster, _FileSink(raster, paths, config, done)
+      return raster, _FileSink(raster, paths, config, done)
+    except BaseException:
+      raster.close()
+      raise
+
+  def leave_out(item, error):
+    if config.data.on_error == 'stop':
+      return False
+    _log.warning('left out: %s', error)
+    failed.append(item)
+    done()
+    return True
 
   with bar:
-    network.run(items, open_image)
+    network.run(items, open_image, leave_out)
   return len(failed)
 
 

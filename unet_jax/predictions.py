@@ -21,7 +21,7 @@ import pathlib
 import numpy as np
 
 from unet_jax import config as config_lib
-from unet_jax import contours, errors, overlays, row_files
+from unet_jax import contours, errors, overlays, probabilities, row_files
 from unet_jax.data import decode, rasters, sources
 
 _TIFF = ('.tif', '.tiff')
@@ -189,20 +189,6 @@ def mask_values(data) -> np.ndarray:
   return values.astype(np.uint8 if values.max() < 256 else np.uint16)
 
 
-def _probabilities(logits: np.ndarray) -> np.ndarray:
-  """Returns float32 [classes, h, W] of logits [h, W, K] that add up to 1.
-
-  NumPy is ten times as fast over planes as over the last axis.
-  """
-  planes = np.moveaxis(logits, -1, 0).astype(np.float32, 'C')
-  if len(planes) == 1:  # Softmax of (0, x) is (1 - sigmoid, sigmoid) of x.
-    planes = np.concatenate([np.zeros_like(planes), planes])
-  planes -= planes.max(0)
-  np.exp(planes, out=planes)
-  planes /= planes.sum(0)
-  return planes
-
-
 class _Mask:
   """The classes as the data's own values."""
 
@@ -214,7 +200,7 @@ class _Mask:
     self._file = kind(path, shape, self._values.dtype)
     self.close, self.abort = self._file.close, self._file.abort
 
-  def write(self, start: int, classes, probabilities) -> None:
+  def write(self, start: int, classes, planes) -> None:
     self._file.write(self._values[classes])
 
 
@@ -233,8 +219,8 @@ class _Probabilities:
       )
     self.close, self.abort = self._file.close, self._file.abort
 
-  def write(self, start: int, classes, probabilities) -> None:
-    self._file.write(np.moveaxis(probabilities.astype(np.float16), 0, -1))
+  def write(self, start: int, classes, planes) -> None:
+    self._file.write(np.moveaxis(planes.astype(np.float16), 0, -1))
 
 
 class _Overlay:
@@ -246,7 +232,7 @@ class _Overlay:
     self._overlay = overlays.Overlay(raster.size)
     self.abort = self._file.abort
 
-  def write(self, start: int, classes, probabilities) -> None:
+  def write(self, start: int, classes, planes) -> None:
     image = self._raster.read(start, start + len(classes))
     self._overlay.add(image, classes)
 
@@ -265,10 +251,10 @@ class _Contours:
     self._file = row_files.TextFile(path)
     self.abort = self._file.abort
 
-  def write(self, start: int, classes, probabilities) -> None:
+  def write(self, start: int, classes, planes) -> None:
     rows = slice(start, start + len(classes))
     self._classes[rows] = classes
-    self._probabilities[rows] = np.rint(255 * probabilities.max(0))
+    self._probabilities[rows] = np.rint(255 * planes.max(0))
 
   def close(self) -> None:
     found = contours.features(self._classes, self._probabilities, self._names)
@@ -326,15 +312,11 @@ class PredictionWriter:
         f'{self._next} of {self._size[1]}'
       )
     self._next += len(logits)
-    if logits.shape[-1] == 1:
-      classes = (logits[..., 0] > 0).astype(np.uint8)
-    else:
-      classes = logits.argmax(-1).astype(np.uint8)
-    probabilities = (
-      _probabilities(logits) if self._needs_probabilities else None
-    )
+    classes, planes = probabilities.predict(logits), None
+    if self._needs_probabilities:
+      planes = probabilities.planes(logits)
     for output in self._outputs:
-      output.write(start, classes, probabilities)
+      output.write(start, classes, planes)
 
   def close(self) -> None:
     """Finishes the files, which are there from now on."""

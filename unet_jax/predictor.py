@@ -11,6 +11,7 @@ import collections
 import concurrent.futures
 import functools
 import itertools
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -21,21 +22,25 @@ import numpy as np
 from jax.sharding import Mesh
 
 from unet_jax import averaging as averaging_lib
-from unet_jax import runtime, sharding, steps, tiling
-from unet_jax.data import prepare
+from unet_jax import errors, runtime, sharding, steps, tiling
+from unet_jax.data import prepare, rasters
 from unet_jax.models import unet
 
 PyTree = Any
 
-# Logits of an image that are kept whole until a thread takes them, in bytes;
-# larger images are handed on by bands.
+# Logits of images that are kept whole until a thread takes them, in bytes, and
+# so of one image; larger ones are handed on by bands.
 _KEPT = 256 * 2**20
+# Images that are opened before their turn, at most.
+_AHEAD = 32
+# How many times as many pixels as it has, or a window has, an image may get.
+_ENLARGED = 64
 # Logits of a band that is enlarged at once, in bytes.
 _BAND = 16 * 2**20
 
 
 class WholeImage:
-  """An image in memory, uint8 [H, W, C], as tiling.Raster."""
+  """Pixels as the network takes them, uint8 [H, W, C], as a raster."""
 
   def __init__(self, array: np.ndarray):
     self._array, self.size = array, array.shape[:2]
@@ -79,9 +84,7 @@ def resize_logits(logits: np.ndarray, size) -> Iterator[np.ndarray]:
   """
   k = logits.shape[-1]
   small = tuple(map(min, logits.shape, size))
-  if small != logits.shape[:2]:
-    logits = cv2.resize(logits, small[::-1], interpolation=cv2.INTER_AREA)
-    logits = logits.reshape(*small, k)  # OpenCV drops a single channel.
+  logits = _resize(logits, small, cv2.INTER_AREA)
   height, width = size
   rows = max(_BAND // (4 * width * k), 1)
   at = np.clip((np.arange(height) + 0.5) * small[0] / height - 0.5, 0, None)
@@ -95,15 +98,26 @@ def resize_logits(logits: np.ndarray, size) -> Iterator[np.ndarray]:
     else:
       first, weight = logits[above[part]], share[part]
       band = first + weight * (logits[below[part]] - first)
-    if small[1] != width:
-      band = cv2.resize(
-        band, (width, len(band)), interpolation=cv2.INTER_LINEAR
-      )
-    yield band.reshape(-1, width, k)
+    yield _resize(band, (len(band), width), cv2.INTER_LINEAR)
+
+
+def _resize(logits: np.ndarray, size, interpolation: int) -> np.ndarray:
+  """Resizes float32 [H, W, K]; OpenCV takes 4 channels at once, not more."""
+  if logits.shape[:2] == tuple(size):
+    return logits
+  parts = [
+    cv2.resize(
+      np.ascontiguousarray(logits[..., i : i + 4]),
+      size[::-1],
+      interpolation=interpolation,
+    ).reshape(*size, -1)  # It drops a single channel.
+    for i in range(0, logits.shape[-1], 4)
+  ]
+  return parts[0] if len(parts) == 1 else np.concatenate(parts, -1)
 
 
 class _Restored:
-  """A sink that brings logits from the network's size back to the image's."""
+  """Brings the logits of a scaled image back to the image's own size."""
 
   def __init__(self, sink: tiling.Sink, scaled, box, size):
     self._sink, self._box, self._size = sink, box, size
@@ -119,12 +133,9 @@ class _Restored:
       start += len(band)
     self._sink.close()
 
-  def abort(self) -> None:
-    self._sink.abort()
-
 
 class _Kept:
-  """A sink that keeps all rows, for a thread to hand them on later."""
+  """Keeps an image's rows, for a thread to hand them on later."""
 
   def __init__(self, sink: tiling.Sink):
     self._sink, self._bands = sink, []
@@ -140,45 +151,62 @@ class _Kept:
       self._sink.write(start, band)
     self._sink.close()
 
-  def abort(self) -> None:
-    self._sink.abort()
-
 
 class _Job:
-  """An image on its way through the network."""
+  """An image on its way through the network.
+
+  Attributes:
+    raster: the image, at the scale at which the network sees it.
+    num_bytes: of its logits, if these are kept whole; otherwise 0.
+    is_damaged: whether its rows could not be read, and it is left out.
+  """
 
   def __init__(self, raster, sink: tiling.Sink, layout, config):
-    self.raster, data = raster, config.data
+    self.raster, self.is_damaged = raster, False
     self._sink = sink
-    if data.resize != 'patch':
-      scaled, box = prepare.scale_image(
-        raster.read(0, raster.size[0]), data.image_size, data.resize
-      )
+    if config.data.resize != 'patch':
+      scaled, box = _scale(raster, config.data)
       self.raster = WholeImage(scaled)
       whole = tuple(slice(0, n) for n in raster.size)
       if (scaled.shape[:2], box) != (raster.size, whole):
         sink = _Restored(sink, scaled.shape[:2], box, raster.size)
-    num_bytes = 4 * np.prod(self.raster.size) * config.data.num_classes
-    self._kept = _Kept(sink) if num_bytes <= _KEPT else None
-    self.canvas = tiling.Canvas(layout, self.raster.size, self._kept or sink)
-    starts = layout.starts(self.raster.size)
-    self._left = len(starts[0]) * len(starts[1])
+    size = self.raster.size
+    num_bytes = 4 * math.prod(size) * config.data.num_classes
+    self.num_bytes = num_bytes if num_bytes <= _KEPT else 0
+    self._kept = _Kept(sink) if self.num_bytes else None
+    self._canvas = tiling.Canvas(layout, size, self._kept or sink)
+    self._left = math.prod(map(len, layout.starts(size)))
 
-  def add(self, start, output: np.ndarray) -> Callable[[], None] | None:
-    """Adds an output; after the last one, returns what is left to be done."""
-    self.canvas.add(start, output)
+  def add(self, start, output: np.ndarray) -> bool:
+    """Adds an output; returns whether it was the last one."""
+    self._canvas.add(start, output)
     self._left -= 1
-    if self._left:
-      return None
-    self.canvas.close()
-    return self._kept.hand_on if self._kept else None
-
-  @property
-  def is_done(self) -> bool:
+    if not self._left:
+      self._canvas.close()
     return not self._left
+
+  def hand_on(self) -> None:
+    """Hands on what is kept of an image whose outputs are all there."""
+    if self._kept:
+      self._kept.hand_on()
 
   def abort(self) -> None:
     self._sink.abort()
+
+
+def _scale(raster, data) -> tuple[np.ndarray, tuple[slice, slice]]:
+  """Returns an image at the network's scale, see `prepare.scale_image`."""
+  size = prepare.scaled_size(raster.size, data.image_size, data.resize)
+  if math.prod(size) > _ENLARGED * max(
+    math.prod(data.image_size), math.prod(raster.size)
+  ):
+    raise errors.UserError(
+      f'an image of {raster.size[0]} x {raster.size[1]} pixels would become '
+      f'{size[0]} x {size[1]} with data.resize=crop; leave it out, or train '
+      'with another data.resize'
+    )
+  image = raster.read(0, raster.size[0])
+  return prepare.scale_image(image, data.image_size, data.resize)
 
 
 class Predictor:
@@ -237,39 +265,40 @@ class Predictor:
   def run(
     self,
     items: Iterable[Any],
-    open_image: Callable[[Any], tuple[tiling.Raster, tiling.Sink] | None],
+    open_image: Callable[[Any], tuple[rasters.Raster, tiling.Sink]],
+    leave_out: Callable[[Any, errors.DecodeError], bool] | None = None,
   ) -> None:
     """Predicts images, in order.
 
     Args:
       items: what stands for the images.
       open_image: called with an item in a thread; returns the image and what
-        takes its logits, at its own size (in a thread, too), or None to leave
-        it out.
+        takes its logits, at its own size (in a thread, too).
+      leave_out: called, in a thread, with an item whose image is damaged;
+        returns whether to go on without it.
 
     Raises:
-      Exception: what `open_image`, an image or a sink raises; the sinks of
-        images that were not finished are aborted.
+      Exception: what `open_image`, an image or a sink raises. Each sink is
+        either closed or aborted.
     """
-    # Of images that were opened and not finished.
-    self._open_jobs: set[_Job] = set()
+    run = _Run(self._layout, self._config, open_image, leave_out)
     workers = prepare.num_workers(self._config)
+    ahead = min(2 * workers, _AHEAD)
     with (
       concurrent.futures.ThreadPoolExecutor(workers) as pool,
       concurrent.futures.ThreadPoolExecutor(1) as reader,
     ):
       try:
-        load = functools.partial(self._load, open_image)
-        batches = self._batches(_ahead(pool, load, items, 2 * workers))
+        loaded = _ahead(pool, run.load, items, ahead)
+        batches = run.batches(loaded, self._batch_size)
         take = lambda _: next(batches, None)
-        ahead = _ahead(reader, take, itertools.repeat(None), 2)
-        self._predict(iter(ahead.__next__, None), pool, 2 * workers)
-      except BaseException:
-        pool.shutdown(wait=True, cancel_futures=True)
-        reader.shutdown(wait=True, cancel_futures=True)
-        for job in self._open_jobs:
-          job.abort()
-        raise
+        ready = _ahead(reader, take, itertools.repeat(None), 2)
+        self._predict(iter(ready.__next__, None), pool, run)
+      finally:
+        # Of what is queued, nothing is begun once something has failed.
+        for threads in (pool, reader):
+          threads.shutdown(wait=True, cancel_futures=True)
+        run.abort_unfinished()
 
   def logits(self, images: list[np.ndarray]) -> list[np.ndarray]:
     """Returns float32 [H, W, K] of each of the images, uint8 [H, W, C]."""
@@ -277,31 +306,7 @@ class Predictor:
     self.run(range(len(images)), lambda i: (WholeImage(images[i]), sinks[i]))
     return [sink.array for sink in sinks]
 
-  def _load(self, open_image, item) -> _Job | None:
-    opened = open_image(item)
-    if opened is None:
-      return None
-    job = _Job(*opened, self._layout, self._config)
-    self._open_jobs.add(job)
-    return job
-
-  def _batches(self, jobs: Iterator[_Job | None]):
-    """Yields batches of windows and, for each, its image and place."""
-    images, places = [], []
-    for job in jobs:
-      if job is None:
-        continue
-      for start, window in tiling.read_windows(job.raster, self._layout):
-        images.append(window)
-        places.append((job, start))
-        if len(images) == self._batch_size:
-          yield np.stack(images), places
-          images, places = [], []
-    if images:
-      missing = self._batch_size - len(images)
-      yield np.stack(images + images[:1] * missing), places
-
-  def _predict(self, batches, pool, most: int) -> None:
+  def _predict(self, batches, pool, run: '_Run') -> None:
     """Runs the batches; the device has one while the one before is read."""
     pending, finishing = collections.deque(), collections.deque()
 
@@ -311,30 +316,91 @@ class Predictor:
       outputs = np.asarray(result)
       self.seconds_waiting += time.perf_counter() - start
       for (job, place), output in zip(places, outputs):
-        rest = job.add(place, output)
-        if rest is not None:
-          finishing.append((pool.submit(rest), job))
-        elif job.is_done:
-          self._open_jobs.discard(job)
-      while finishing and (len(finishing) > most or finishing[0][0].done()):
+        if not job.is_damaged and job.add(place, output):
+          finishing.append((pool.submit(run.finish, job), job.num_bytes))
+      while sum(n for _, n in finishing) > _KEPT:
+        finish()
+      while finishing and finishing[0][0].done():
         finish()
 
     def finish():
-      future, job = finishing.popleft()
-      future.result()
-      self._open_jobs.discard(job)
+      finishing.popleft()[0].result()
 
     for image, places in batches:
       image = sharding.to_devices({'image': image}, self._mesh)['image']
-      pending.append(
-        (self._step(self._variables, image, self._weights), places)
-      )
+      result = self._step(self._variables, image, self._weights)
+      pending.append((result, places))
       if len(pending) > 1:
         read()
     while pending:
       read()
     while finishing:
       finish()
+
+
+class _Run:
+  """The images of one call of `Predictor.run`."""
+
+  def __init__(self, layout, config, open_image, leave_out):
+    self._layout, self._config = layout, config
+    self._open_image, self._leave_out = open_image, leave_out
+    # Jobs that were neither finished nor aborted.
+    self._unfinished: set[_Job] = set()
+
+  def load(self, item) -> tuple[Any, _Job | None]:
+    """Opens an image, and scales it; None where it is left out."""
+    sink = None
+    try:
+      raster, sink = self._open_image(item)
+      job = _Job(raster, sink, self._layout, self._config)
+    except BaseException as e:
+      if sink is not None:
+        sink.abort()
+      if not self._is_left_out(item, e):
+        raise
+      return item, None
+    self._unfinished.add(job)
+    return item, job
+
+  def _is_left_out(self, item, e: BaseException) -> bool:
+    if not isinstance(e, errors.DecodeError) or self._leave_out is None:
+      return False
+    return self._leave_out(item, e)
+
+  def batches(self, loaded, size: int):
+    """Yields batches of windows and, for each, its job and place."""
+    images, places = [], []
+    for item, job in loaded:
+      if job is None:
+        continue
+      windows = tiling.read_windows(job.raster, self._layout)
+      while True:
+        try:
+          window = next(windows, None)
+        except errors.DecodeError as e:
+          if not self._is_left_out(item, e):
+            raise
+          job.is_damaged = True
+          break
+        if window is None:
+          break
+        places.append((job, window[0]))
+        images.append(window[1])
+        if len(images) == size:
+          yield np.stack(images), places
+          images, places = [], []
+    if images:
+      yield np.stack(images + images[:1] * (size - len(images))), places
+
+  def finish(self, job: _Job) -> None:
+    """Hands on an image's logits; its sink is closed from now on."""
+    job.hand_on()
+    self._unfinished.discard(job)
+
+  def abort_unfinished(self) -> None:
+    """Aborts what is left, once no thread is at work any more."""
+    while self._unfinished:
+      self._unfinished.pop().abort()
 
 
 def _window_step(variables, image, weights, **kwargs):

@@ -170,6 +170,7 @@ class TiffFile(_WholeFile):
 
   def _finish(self) -> None:
     if self._filled:
+      self._tiles[self._filled :] = 0  # Of the rows before.
       self._write_tiles()
     self._file.write(b'\0' * (-self._file.tell() % 8))
     start = self._file.tell()

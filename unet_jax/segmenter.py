@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh
 
 from unet_jax import config as config_lib
-from unet_jax import errors, inference, predictor
+from unet_jax import errors, inference, predictor, probabilities
 from unet_jax.data import rasters
 from unet_jax.models import unet
 
@@ -29,17 +29,6 @@ def make_mesh(config) -> Mesh:
     axis_types=(AxisType.Auto,) * 3,
     devices=devices,
   )
-
-
-def probabilities(logits: np.ndarray) -> np.ndarray:
-  """Returns float32 [H, W, classes] that add up to 1, of logits [H, W, K].
-
-  Of one channel, a sigmoid's, there are two classes: background, foreground.
-  """
-  if logits.shape[-1] == 1:
-    logits = np.concatenate([np.zeros_like(logits), logits], -1)
-  exponentials = np.exp(logits - logits.max(-1, keepdims=True))
-  return exponentials / exponentials.sum(-1, keepdims=True)
 
 
 def load(
@@ -108,7 +97,8 @@ class Segmenter:
       return self._of_list(images)
     images = np.asarray(images)
     if images.ndim == 4:
-      return np.stack(self._of_list(images))
+      shape = (*images.shape[:3], len(self.class_names))
+      return np.reshape(self._of_list(images), shape).astype(np.float32)
     return self._of_list([images])[0]
 
   def _of_list(self, images) -> list[np.ndarray]:
@@ -118,4 +108,5 @@ class Segmenter:
     ]
     sinks = [predictor.ArraySink(raster.size) for raster in opened]
     self._predictor.run(range(len(opened)), lambda i: (opened[i], sinks[i]))
-    return [probabilities(sink.array) for sink in sinks]
+    planes = [probabilities.planes(sink.array) for sink in sinks]
+    return [np.ascontiguousarray(np.moveaxis(p, 0, -1)) for p in planes]

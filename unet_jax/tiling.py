@@ -10,8 +10,9 @@ so that only the rows of one window are in memory, of an image of any height.
   MONAI's `sliding_window_inference`.
 - `valid` padding: outputs lie side by side and see all that they depend on: the
   overlap-tile strategy of Ronneberger et al. 2015 (arXiv 1505.04597, figure 2).
-  Since they start at multiples of 2**depth, the network halves each of them on
-  the same grid, and together they are what one pass over the whole image gives.
+  Where they are at least 2**depth pixels large, they start at multiples of
+  that, so that the network halves each of them on the same grid, and together
+  they are what one pass over the whole image gives.
 
 What a window shows beyond the image's border is mirrored.
 """
@@ -23,17 +24,10 @@ from typing import Protocol
 
 import numpy as np
 
+from unet_jax.data import rasters
+
 # The least weight; without it, far from a middle, sums would be of rounding.
 _LEAST_WEIGHT = 1e-3
-
-
-class Raster(Protocol):
-  """An image that is read by rows."""
-
-  size: tuple[int, int]
-
-  def read(self, start: int, stop: int) -> np.ndarray:
-    """Returns uint8 [stop - start, W, C]."""
 
 
 class Sink(Protocol):
@@ -134,7 +128,7 @@ def make_layout(model, window, overlap: float, blend: str) -> Layout:
 class _Rows:
   """Rows of an image, mirrored beyond it; what comes again is kept."""
 
-  def __init__(self, raster: Raster):
+  def __init__(self, raster: rasters.Raster):
     self._raster = raster
     self._first, self._kept = 0, None
 
@@ -157,7 +151,7 @@ class _Rows:
 
 
 def read_windows(
-  raster: Raster, layout: Layout
+  raster: rasters.Raster, layout: Layout
 ) -> Iterator[tuple[tuple[int, int], np.ndarray]]:
   """Yields the windows of an image, by rows.
 

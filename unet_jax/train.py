@@ -16,10 +16,10 @@ import unet_jax
 from unet_jax import (
   checkpoint,
   errors,
-  evaluate,
   locks,
   losses,
   metric_writer,
+  results,
   runtime,
   sharding,
   steps,
@@ -173,7 +173,7 @@ def _check_data(train_set, eval_set, config) -> None:
 
 
 def _check_best_metric(config) -> None:
-  figures = evaluate.figure_names(config)
+  figures = results.figure_names(config)
   name = config.checkpoint.best_metric
   if name.removeprefix('-') not in figures:
     raise errors.UserError(
@@ -348,7 +348,7 @@ class _Loop:
     if result is None:
       return False
     figures, confusion, examples = result
-    evaluate.write_results(
+    results.write(
       self._workdir,
       self._config,
       figures,
@@ -381,7 +381,7 @@ class _Loop:
         self._config.checkpoint.best_metric,
       )
     print(
-      evaluate.format_table(
+      results.format_table(
         self._evaluation(self._config.train.num_steps),
         config_lib.class_names(self._config),
       )

@@ -189,8 +189,8 @@ def _color_mask_error(values, name):
   )
 
 
-def _scaled_size(size, target, resize: str) -> tuple[int, int]:
-  """Height and width after scaling, before padding or cropping."""
+def scaled_size(size, target, resize: str) -> tuple[int, int]:
+  """Returns height and width after scaling, before padding or cropping."""
   size = size[: len(target)]
   if resize == 'stretch':
     return tuple(target)
@@ -236,7 +236,7 @@ def resize_pair(
   mask = _resize_labels(mask, target, resize, config_lib.IGNORE_LABEL)
   if resize == 'patch':
     return image, mask
-  image = _resize_image(image, _scaled_size(image.shape, target, resize))
+  image = _resize_image(image, scaled_size(image.shape, target, resize))
   return _fit(image, target, 0), mask
 
 
@@ -266,7 +266,7 @@ def scale_image(
   Returns:
     uint8 [H', W', C], and the rows and columns of it that show the image.
   """
-  size = _scaled_size(image.shape, target, resize)
+  size = scaled_size(image.shape, target, resize)
   image = _resize_image(image, size)
   if resize == 'pad':
     image = _fit(image, target, 0)
@@ -278,7 +278,7 @@ def _resize_labels(labels: np.ndarray, target, resize: str, fill: int):
   """The part of `resize_pair` for integers [H, W]; `fill` is around them."""
   if resize == 'patch':
     return labels
-  old, size = labels.shape, _scaled_size(labels.shape, target, resize)
+  old, size = labels.shape, scaled_size(labels.shape, target, resize)
   if size != old:
     # Exact, where OpenCV's fixed-point numbers miss half of the ties.
     rows, columns = (

@@ -25,6 +25,9 @@ logging.getLogger('tifffile').setLevel(logging.CRITICAL)
 # same values: none, LZW, JPEG, two names of deflate, PackBits, LZMA, Zstandard.
 _COMPRESSIONS = (1, 5, 7, 8, 32946, 32773, 34925, 50000)
 
+# Decoded rows that a file keeps for the next call, in bytes.
+_KEPT = 256 * 2**20
+
 # What a damaged file makes of tifffile and imagecodecs, whose own errors are
 # RuntimeErrors.
 _DAMAGE = (
@@ -160,11 +163,20 @@ class TiffRaster:
       for i in wanted:
         if i not in self._tiles:
           self._tiles[i] = self._convert(self._decode(i))
+          self._drop_tiles()
         top = i * self._step
         part = self._tiles[i][max(start - top, 0) : stop - top]
         at = max(top - start, 0)
         rows[at : at + len(part)] = part
     return rows
+
+  def _drop_tiles(self) -> None:
+    """Drops the first rows where a call reads more than is to be kept."""
+    excess = sum(t.nbytes for t in self._tiles.values()) - _KEPT
+    for i in sorted(self._tiles)[:-1]:
+      if excess <= 0:
+        break
+      excess -= self._tiles.pop(i).nbytes
 
   def close(self) -> None:
     self._pool.shutdown()

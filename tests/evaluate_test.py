@@ -1,0 +1,319 @@
+"""Full evaluations, at both resolutions: against images counted one by one."""
+
+import csv
+import json
+import logging
+
+import jax
+import numpy as np
+import pytest
+import runs
+import tiny
+from PIL import Image
+from skimage import measure
+
+import unet_jax
+from unet_jax import averaging, errors, evaluate, metrics
+from unet_jax import config as config_lib
+from unet_jax.data import prepare
+
+_NAMES = ('sky', 'sea', 'land')
+
+
+def _config(root, **sections):
+  data = {
+    'source': 'folder',
+    'dir': str(root),
+    'image_size': (16, 16),
+    'eval_split': 'train',
+    'val_fraction': 0.1,
+    'cache': 'memory',
+    'class_names': _NAMES,
+    'mask_values': ((7, 0), (8, 1), (9, 2), (0, 255)),
+    'num_workers': 2,
+    **sections.pop('data', {}),
+  }
+  config = tiny.make_config(data=data, **sections)
+  config.model.norm = 'none'
+  config.log.num_figures = 2
+  return config
+
+
+def _write(root, sizes):
+  """Images and masks of several sizes; the last is held out as `val`."""
+  rng = np.random.default_rng(0)
+  pairs = []
+  for folder in ('images', 'masks'):
+    (root / folder).mkdir(parents=True)
+  for i, size in enumerate(sizes):
+    mask = rng.choice([0, 7, 8, 9], size, p=[0.1, 0.3, 0.3, 0.3])
+    mask = np.kron(mask[::4, ::4], np.ones((4, 4), int))[: size[0], : size[1]]
+    noise = rng.integers(0, 80, (*size, 3))
+    image = (noise + 19 * mask[..., None]).astype(np.uint8)
+    Image.fromarray(image).save(root / f'images/{i}.png')
+    Image.fromarray(mask.astype(np.uint8)).save(root / f'masks/{i}.png')
+    pairs.append((image, mask))
+  return pairs
+
+
+_SIZES = [(20, 33), (16, 16), (41, 24), (9, 60), (16, 20), (24, 24)]
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+  root = tmp_path_factory.mktemp('data')
+  return root, _write(root, _SIZES)
+
+
+def _run(workdir, config, **fields):
+  runs.save(workdir, config)
+  overrides = {k.replace('__', '.'): v for k, v in fields.items()}
+  config = config_lib.read(str(workdir), overrides)
+  config_lib.validate(config, 'evaluate')
+  evaluate.run(config, str(workdir))
+  found = json.loads((workdir / 'eval.json').read_text())
+  with open(workdir / 'eval.csv', newline='') as f:
+    return found, list(csv.DictReader(f))
+
+
+def _confusion(mask, prediction):
+  """By hand: a loop over classes."""
+  counts = np.zeros((3, 3), int)
+  for i in range(3):
+    for j in range(3):
+      counts[i, j] = np.sum((mask == i) & (prediction == j))
+  return counts
+
+
+def _kept(config, pairs):
+  """The pairs of the split, in order, with classes in their masks."""
+  order = np.random.default_rng(config.seed).permutation(len(pairs))
+  classes = np.full(10, 255)
+  classes[[7, 8, 9]] = [0, 1, 2]
+  return [(i, pairs[i][0], classes[pairs[i][1]]) for i in sorted(order[:-1])]
+
+
+@pytest.mark.parametrize('resize', ['stretch', 'pad', 'crop', 'patch'])
+def test_masks_are_untouched_at_the_original_resolution(
+  data, tmp_path, resize, capsys
+):
+  root, pairs = data
+  config = _config(root, data={'resize': resize})
+  found, rows = _run(tmp_path, config, eval__resolution='original')
+  segment = unet_jax.load(tmp_path)
+  counts = []
+  for row, (index, image, mask) in zip(rows, _kept(config, pairs), strict=True):
+    assert row['image'] == f'{root}/images/{index}.png'
+    counts.append(_confusion(mask, segment(image).argmax(-1)))
+    iou, dice = metrics.iou_and_dice(counts[-1])
+    assert float(row['iou/sea']) == pytest.approx(iou[1])
+    assert float(row['dice/land']) == pytest.approx(dice[2])
+  assert found['confusion'] == np.sum(counts, 0).tolist()
+  for name, value in metrics.scores(np.array(counts), _NAMES).items():
+    assert found[f'eval/{name}'] == pytest.approx(value), name
+  assert found['num_examples'] == 5 and found['resolution'] == 'original'
+  assert 'eval/loss' not in found
+  out = capsys.readouterr().out
+  assert out.startswith('step 1, ema parameters, 5 images of train\n')
+  assert 'loss' not in out
+
+
+def test_masks_are_resized_at_the_resolution_of_the_network(data, tmp_path):
+  root, pairs = data
+  config = _config(root)
+  found, _ = _run(tmp_path, config)
+  segment = unet_jax.load(tmp_path)
+  counts = []
+  for _, image, mask in _kept(config, pairs):
+    small, mask = prepare.resize_pair(
+      image, mask.astype(np.uint8), (16, 16), 'stretch'
+    )
+    counts.append(_confusion(mask, segment(small).argmax(-1)))
+  assert found['confusion'] == np.sum(counts, 0).tolist()
+  assert found['eval/loss'] > 0
+
+
+def test_views_and_networks_are_averaged(data, tmp_path):
+  root, pairs = data
+  config = _config(root)
+  runs.save(tmp_path / 'other', config, seed=3)
+  fields = {
+    'inference.flips': ('vertical',),
+    'inference.ensemble': (str(tmp_path / 'other'),),
+  }
+  for resolution in ('network', 'original'):
+    found, _ = _run(
+      tmp_path / resolution,
+      config,
+      eval__resolution=resolution,
+      **{k.replace('.', '__'): v for k, v in fields.items()},
+    )
+    assert (found['networks'], found['views']) == (2, 2)
+    segment = unet_jax.load(tmp_path / resolution, fields)
+    counts = np.zeros((3, 3), int)
+    for _, image, mask in _kept(config, pairs):
+      if resolution == 'network':
+        image, mask = prepare.resize_pair(
+          image, mask.astype(np.uint8), (16, 16), 'stretch'
+        )
+      counts += _confusion(mask, segment(image).argmax(-1))
+    assert found['confusion'] == counts.tolist()
+
+
+def test_the_worst_come_first(data, tmp_path):
+  root, _ = data
+  config = _config(root, eval={'num_examples': 2})
+  result = {
+    'rows': [
+      {'image': str(i), 'miou': m}
+      for i, m in enumerate([0.5, np.nan, 0.1, 0.9, 0.4, 0.3])
+    ],
+    'indices': [10, 11, 12, 13, 14, 15],
+  }
+  found = evaluate._pictures(
+    config, result, lambda indices: [{'index': i} for i in indices]
+  )
+  names = {k: [p['name'] for p in v] for k, v in found.items()}
+  assert names == {
+    'worst': ['2', '5'],
+    'median': ['5', '4'],
+    'best': ['3', '0'],
+  }
+  assert [p['index'] for p in found['worst']] == [12, 15]
+
+
+def test_tiles_are_counted_at_the_resolution_of_the_network(
+  data, tmp_path, caplog, monkeypatch
+):
+  root, _ = data
+  monkeypatch.setattr(logging.getLogger('unet_jax'), 'propagate', True)
+  config = _config(root, data={'resize': 'patch'})
+  runs.save(tmp_path, config)
+  evaluate.run(config, str(tmp_path))
+  found = json.loads((tmp_path / 'eval.json').read_text())
+  assert found['eval/loss'] > 0 and 'eval/ece' not in found
+  assert found['num_examples'] == 5 and found['intervals'] == {}
+  assert 'need --config.eval.resolution=original' in caplog.text
+  assert not (tmp_path / 'eval.csv').exists()
+
+
+def test_broken_files(tmp_path):
+  root = tmp_path / 'data'
+  _write(root, _SIZES)
+  (root / 'images/3.png').write_bytes(b'no image')
+  config = _config(root, data={'on_error': 'skip'})
+  found, rows = _run(tmp_path / 'run', config, eval__resolution='original')
+  assert found['num_examples'] == len(rows) == 4
+  config.data.on_error = 'stop'
+  config.eval.resolution = 'original'
+  with pytest.raises(errors.UserError, match='3.png cannot be decoded'):
+    evaluate.run(config, str(tmp_path / 'run'))
+  for path in (root / 'images').iterdir():
+    path.write_bytes(b'no image')
+  config.data.on_error = 'skip'
+  with pytest.raises(errors.UserError, match='no image of the split could be'):
+    evaluate.run(config, str(tmp_path / 'run'))
+
+
+def test_valid_networks_are_measured_in_their_middle(data, tmp_path):
+  root, pairs = data
+  config = _config(
+    root, data={'image_size': (20, 20)}, model={'padding': 'valid'}
+  )
+  found, _ = _run(tmp_path / 'middle', config)
+  # 20 pixels give 4.
+  in_mask = np.zeros(3, int)
+  for _, image, mask in _kept(config, pairs):
+    _, mask = prepare.resize_pair(
+      image, mask.astype(np.uint8), (20, 20), 'stretch'
+    )
+    in_mask += [np.sum(mask[8:12, 8:12] == c) for c in range(3)]
+  assert np.sum(found['confusion'], 1).tolist() == in_mask.tolist()
+  # The original is covered by mirrored tiles.
+  found, _ = _run(tmp_path / 'all', config, eval__resolution='original')
+  in_mask = [
+    sum(np.sum(mask == c) for _, _, mask in _kept(config, pairs))
+    for c in range(3)
+  ]
+  assert np.sum(found['confusion'], 1).tolist() == in_mask
+
+
+def test_objects(data, tmp_path):
+  """Of a network whose predictions are known: all is land."""
+  root, pairs = data
+  config = _config(root, eval={'instances': 'land', 'params': 'raw'})
+  _, states = runs.save(tmp_path, config)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(evaluate.inference, 'restore', _all_land(states))
+    evaluate.run(config, str(tmp_path))
+  found = json.loads((tmp_path / 'eval.json').read_text())
+  matched = total = 0
+  for _, image, mask in _kept(config, pairs):
+    _, mask = prepare.resize_pair(
+      image, mask.astype(np.uint8), (16, 16), 'stretch'
+    )
+    labels = measure.label(mask == 2, connectivity=1)
+    predicted = measure.label(mask != 255, connectivity=1)
+    total += labels.max() + predicted.max()
+    for i in range(1, labels.max() + 1):
+      for j in range(1, predicted.max() + 1):
+        both = np.sum((labels == i) & (predicted == j))
+        matched += both / np.sum((labels == i) | (predicted == j)) >= 0.5
+  assert found['eval/ap50'] == pytest.approx(matched / (total - matched))
+
+
+def _all_land(states):
+  """A restored network whose last bias decides."""
+  (state,) = states.values()
+
+  def restore(*unused):
+    params = jax.tree.map(np.array, state.params)
+    params['head']['kernel'] *= 0
+    params['head']['bias'] = np.float32([0, 0, 1])
+    about = [{'workdir': '', 'step': 1, 'params': 'raw', 'fold': None}]
+    return {'params': params, 'batch_stats': {}}, averaging.NONE, about
+
+  return restore
+
+
+def test_folds_are_not_evaluated_by_what_was_trained_on_them(data, tmp_path):
+  root, _ = data
+  config = _config(root, data={'num_folds': 2, 'eval_split': 'auto'})
+  for fold in range(2):
+    config.data.fold = fold
+    runs.save(tmp_path / f'fold_{fold}', config)
+  config.data.fold = 0
+  with pytest.raises(errors.UserError, match='fold_1 was trained on fold_0'):
+    evaluate.run(config, str(tmp_path))
+  evaluate.run(config, str(tmp_path / 'fold_0'))
+  found = json.loads((tmp_path / 'fold_0/eval.json').read_text())
+  assert (found['split'], found['num_examples']) == ('fold_0', 3)
+
+
+def test_a_sigmoid_has_two_classes(tmp_path):
+  root = tmp_path / 'data'
+  pairs = _write(root, _SIZES)
+  data = {
+    'num_classes': 1,
+    'class_names': ('water', 'land'),
+    'mask_values': ((7, 0), (8, 0), (9, 1), (0, 255)),
+  }
+  config = _config(root, data=data)
+  found, rows = _run(tmp_path / 'run', config, eval__resolution='original')
+  segment = unet_jax.load(tmp_path / 'run')
+  counts = np.zeros((2, 2), int)
+  for _, image, mask in _kept(config, pairs):
+    land = np.where(mask == 255, 255, mask == 2)
+    counts += _confusion(land, segment(image)[..., 1] > 0.5)[:2, :2]
+  assert found['confusion'] == counts.tolist()
+  assert 0 < found['eval/ece'] < 1 and 'iou/land' in rows[0]
+
+
+def test_the_page_has_the_figures(data, tmp_path):
+  root, _ = data
+  found, _ = _run(tmp_path, _config(root))
+  page = (tmp_path / 'eval.html').read_text()
+  assert page.count(f'Evaluation of {tmp_path}') >= 1
+  assert 'Evaluation of Evaluation' not in page
+  assert '16 x 16 pixels, to which' in page
+  assert f'{found["eval/ece"]:.4f}' in page

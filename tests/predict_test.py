@@ -1,0 +1,237 @@
+"""Files of predictions from a workdir alone: against the network itself."""
+
+import json
+
+import cv2
+import numpy as np
+import program
+import pytest
+import runs
+import tifffile
+import tiny
+from PIL import Image
+
+import unet_jax
+from unet_jax import config as config_lib
+from unet_jax import errors, predict, predictions
+
+
+def _config(**sections):
+  data = {
+    'image_size': (16, 16),
+    'num_workers': 2,
+    'resize': 'patch',
+    'mask_values': ((10, 0), (20, 1), (30, 2)),
+    **sections.pop('data', {}),
+  }
+  config = tiny.make_config(data=data, **sections)
+  config.model.norm = 'none'
+  return config
+
+
+@pytest.fixture(scope='module')
+def workdir(tmp_path_factory):
+  path = tmp_path_factory.mktemp('run')
+  runs.save(path, _config())
+  return path
+
+
+def _read_config(workdir, **fields):
+  overrides = {k.replace('__', '.'): v for k, v in fields.items()}
+  config = config_lib.read(str(workdir), overrides)
+  config_lib.validate(config, 'predict')
+  return config
+
+
+def _images(folder, names=('a.png', 'b.png', 'c.tif')):
+  """Images of several sizes; returns {name: array}."""
+  folder.mkdir(parents=True, exist_ok=True)
+  rng = np.random.default_rng(0)
+  images = {}
+  for i, name in enumerate(names):
+    image = rng.integers(0, 256, (20 + 9 * i, 33 - 8 * i, 3), np.uint8)
+    if name.endswith('.tif'):
+      tifffile.imwrite(folder / name, image, tile=(16, 16))
+    else:
+      Image.fromarray(image).save(folder / name)
+    images[name] = image
+  return images
+
+
+def test_masks_probabilities_overlays_and_contours(workdir, tmp_path, capsys):
+  images = _images(tmp_path / 'in')
+  config = _read_config(
+    workdir,
+    predict__input=str(tmp_path / 'in'),
+    predict__output=str(tmp_path / 'out'),
+    predict__probabilities='npz',
+    predict__overlay=True,
+    predict__contours=True,
+  )
+  predict.run(config, str(workdir))
+  assert capsys.readouterr().out == f'3 images, 3 new: {tmp_path}/out\n'
+  segment = unet_jax.load(workdir)
+  for name, image in images.items():
+    want = segment(image)
+    stem, _, suffix = name.partition('.')
+    path = tmp_path / 'out' / 'masks' / name
+    mask = tifffile.imread(path) if suffix == 'tif' else cv2.imread(path, -1)
+    values = np.array([10, 20, 30])[want.argmax(-1)]
+    np.testing.assert_array_equal(mask, values)
+    with np.load(tmp_path / f'out/probabilities/{stem}.npz') as found:
+      assert found['class_names'].tolist() == ['class_0', 'class_1', 'class_2']
+      got = found['probabilities']
+    assert got.dtype == np.float16
+    np.testing.assert_allclose(got, want, atol=1e-3)
+    with Image.open(tmp_path / f'out/overlays/{stem}.jpg') as overlay:
+      assert overlay.size == image.shape[1::-1]
+    path = tmp_path / f'out/contours/{stem}.geojson'
+    outlines = json.loads(path.read_text())
+    area = sum(f['properties']['area'] for f in outlines['features'])
+    assert area == np.count_nonzero(want.argmax(-1))
+
+
+def test_what_is_done_is_not_done_again(workdir, tmp_path, capsys):
+  _images(tmp_path / 'in')
+  fields = {
+    'predict__input': str(tmp_path / 'in'),
+    'predict__output': str(tmp_path / 'out'),
+  }
+  predict.run(_read_config(workdir, **fields), str(workdir))
+  first, second, _ = sorted((tmp_path / 'out/masks').iterdir())
+  before = second.stat().st_mtime_ns
+  first.unlink()
+  capsys.readouterr()
+  predict.run(_read_config(workdir, **fields), str(workdir))
+  assert capsys.readouterr().out == f'3 images, 1 new: {tmp_path}/out\n'
+  assert first.exists() and second.stat().st_mtime_ns == before
+  # What was not asked for before is missing for all.
+  fields['predict__overlay'] = True
+  predict.run(_read_config(workdir, **fields), str(workdir))
+  assert capsys.readouterr().out == f'3 images, 3 new: {tmp_path}/out\n'
+
+
+def test_broken_images(workdir, tmp_path, capsys, monkeypatch):
+  _images(tmp_path / 'in')
+  (tmp_path / 'in' / 'b.png').write_bytes(b'\x89PNG broken')
+  fields = {
+    'predict__input': str(tmp_path / 'in'),
+    'predict__output': str(tmp_path / 'out'),
+  }
+  with pytest.raises(errors.UserError, match='b.png cannot be decoded'):
+    predict.run(_read_config(workdir, **fields), str(workdir))
+  # What was finished stays; nothing else is left.
+  names = {p.name for p in (tmp_path / 'out').rglob('*') if p.is_file()}
+  assert names <= {'a.png', 'c.tif'}
+  fields['data__on_error'] = 'skip'
+  predict.run(_read_config(workdir, **fields), str(workdir))
+  assert '2 images, ' in capsys.readouterr().out
+  names = {p.name for p in (tmp_path / 'out/masks').iterdir()}
+  assert names == {'a.png', 'c.tif'}
+
+
+@pytest.mark.parametrize('resize', ['patch', 'stretch'])
+def test_damaged_rows(resize, tmp_path, capsys):
+  """A TIFF that opens well; one of its last tiles is damaged."""
+  config = _config(data={'resize': resize})
+  runs.save(tmp_path / 'run', config)
+  _images(tmp_path / 'in', ('a.png', 'c.tif'))
+  path = tmp_path / 'in/b.tif'
+  image = np.random.default_rng(0).integers(0, 256, (70, 33, 3), np.uint8)
+  tifffile.imwrite(path, image, tile=(16, 16), compression='zlib')
+  with tifffile.TiffFile(path) as file:
+    place = file.pages.first.dataoffsets[-2]
+  with open(path, 'r+b') as file:
+    file.seek(place)
+    file.write(b'damage' * 5)
+  fields = {
+    'predict__input': str(tmp_path / 'in'),
+    'predict__output': str(tmp_path / 'out'),
+  }
+  run = str(tmp_path / 'run')
+  with pytest.raises(errors.UserError, match='b.tif cannot be decoded'):
+    predict.run(_read_config(run, **fields), run)
+  predict.run(_read_config(run, data__on_error='skip', **fields), run)
+  names = {p.name for p in (tmp_path / 'out').rglob('*') if p.is_file()}
+  assert names == {'a.png', 'c.tif'}
+  assert '2 images, ' in capsys.readouterr().out
+
+
+def test_scaled_images_keep_their_size(tmp_path, capsys):
+  config = _config(data={'resize': 'stretch'})
+  runs.save(tmp_path / 'run', config)
+  images = _images(tmp_path / 'in', ('a.png', 'b.jpg'))
+  config = _read_config(tmp_path / 'run', predict__input=f'{tmp_path}/in/*')
+  predict.run(config, str(tmp_path / 'run'))
+  for name in ('a', 'b'):
+    path = tmp_path / f'run/predictions/masks/{name}.png'
+    mask = cv2.imread(path, -1)
+    image = images['a.png'] if name == 'a' else images['b.jpg']
+    assert mask.shape == image.shape[:2]
+    assert set(np.unique(mask)) <= {10, 20, 30}
+
+
+def test_large_images_by_rows(workdir, tmp_path, monkeypatch):
+  from unet_jax import predictor
+
+  images = _images(tmp_path / 'in', ('a.tif', 'b.tif'))
+  monkeypatch.setattr(predictor, '_KEPT', 0)
+  config = _read_config(
+    workdir,
+    predict__input=str(tmp_path / 'in'),
+    predict__output=str(tmp_path / 'out'),
+    predict__overlay=True,
+  )
+  predict.run(config, str(workdir))
+  segment = unet_jax.load(workdir)
+  for name, image in images.items():
+    mask = tifffile.imread(tmp_path / 'out/masks' / name)
+    want = np.array([10, 20, 30])[segment(image).argmax(-1)]
+    np.testing.assert_array_equal(mask, want)
+
+
+def test_a_writer_that_fails_leaves_nothing(workdir, tmp_path, monkeypatch):
+  _images(tmp_path / 'in')
+  write = predictions.PredictionWriter.write
+
+  def fails(self, start, logits):
+    if self._size[0] == 29:
+      raise OSError(28, 'No space left on device')
+    write(self, start, logits)
+
+  monkeypatch.setattr(predictions.PredictionWriter, 'write', fails)
+  config = _read_config(
+    workdir,
+    predict__input=str(tmp_path / 'in'),
+    predict__output=str(tmp_path / 'out'),
+  )
+  with pytest.raises(OSError, match='No space'):
+    predict.run(config, str(workdir))
+  names = {p.name for p in (tmp_path / 'out').rglob('*') if p.is_file()}
+  assert names <= {'a.png', 'c.tif'}
+
+
+def test_main(workdir, tmp_path):
+  """From the workdir alone: no --config."""
+  _images(tmp_path / 'in', ('slice 1.png',))
+  out, err = program.run(
+    '--mode=predict',
+    f'--workdir={workdir}',
+    f'--config.predict.input={tmp_path}/in/slice 1.png',
+    f'--config.predict.output={tmp_path}/out',
+    "--config.inference.flips=('horizontal',)",
+    f'--config.data.cache_dir={tmp_path}',
+  )
+  assert out == f'1 images, 1 new: {tmp_path}/out\n'
+  assert (tmp_path / 'out/masks/slice 1.png').exists()
+  assert 'averaging 1 network(s), 2 view(s)' in err
+  out, err = program.run(
+    '--mode=predict',
+    f'--workdir={tmp_path}/none',
+    '--config.predict.input=x',
+    code=1,
+  )
+  assert err == (
+    f'error: {tmp_path}/none has no checkpoints/; train first, or name the '
+    'right --workdir\n'
+  )
