@@ -136,6 +136,10 @@ figcaption code { display: block; color: var(--text); }
 .quads {
   grid-template-columns: repeat(auto-fill, minmax(min(100%, 540px), 1fr)); }
 .quads .panels { grid-template-columns: repeat(4, 1fr); }
+.charts {
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 480px), 1fr)); }
+.charts .panels, .singles .panels { grid-template-columns: 1fr; }
+.singles .panel { max-width: 1000px; }
 .panel { display: block; width: 100%; }
 .overlay .drawing { opacity: 0.5; }
 .pixels { image-rendering: pixelated; }
@@ -365,6 +369,12 @@ def figure(panels: Sequence[str], caption: str) -> str:
 
 
 def sheet(figures: Sequence[str], panels: str) -> str:
-  """Returns figures in rows; `panels` is 'pairs', 'triples' or 'quads'."""
+  """Returns figures in rows.
+
+  Args:
+    figures: HTML, see `figure`.
+    panels: how many a figure has and how wide they are: 'pairs', 'triples',
+      'quads', or one: 'charts' (two figures in a row) and 'singles'.
+  """
   drawn = '\n'.join(figures)
   return f'<div class="sheet {panels}">\n{drawn}\n</div>\n'
