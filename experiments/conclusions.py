@@ -75,14 +75,6 @@ def title(measure: str) -> str:
   return f'{reduction} {entry.title}'.strip()
 
 
-def describe(contrast: statistics.Contrast, short: dict[str, str]) -> str:
-  """Returns a contrast in words: 'depth 3 against 2, upsample bilinear'."""
-  name = ', '.join(short[f] for f in contrast.factor.split(', '))
-  text = f'{name} {contrast.values[0]} against {contrast.values[1]}'
-  held = [f'{short[f]} {v}' for f, v in contrast.others]
-  return ', '.join([text, *held])
-
-
 def conclude(results: results_lib.Results, analysis: Analysis) -> list[str]:
   """Returns a sentence or two; they claim what is certain, or that nothing is.
 
@@ -113,36 +105,52 @@ def conclude(results: results_lib.Results, analysis: Analysis) -> list[str]:
       'whose interval excludes 0, corrected for their number.'
     )
     return [sentence, *_interaction(results, analysis)]
-  means = [c for c in certain if not c.contrast.others]
-  told = means or sorted(certain, key=lambda c: -abs(c.difference))
-  told = told if means else told[:_MOST_CLAIMS]
-  short = results_lib.short_names(results.factors)
-  sentence = f'{what[0].upper()}{what[1:]}: ' + '; '.join(
-    _claim(c, short, results.factors) for c in told
+  averages = [c for c in certain if not c.contrast.others]
+  largest = sorted(certain, key=lambda c: -abs(c.difference))[:_MOST_CLAIMS]
+  told = averages or largest
+  rest, unknown = (
+    len(certain) - len(told),
+    len(analysis.comparisons) - len(certain),
   )
-  rest = len(certain) - len(told)
+  last = []
   if rest:
-    sentence += f'; and {parts.plural(rest, "difference")} more in the tables'
-  nothing = len(analysis.comparisons) - len(certain)
-  last = (
-    f'Of the other {parts.plural(nothing, "difference")} nothing can be said.'
-  )
+    last.append(f'{parts.plural(rest, "single difference")} more in the tables')
+  if unknown:
+    last.append(f'of {unknown} others nothing can be said')
   return [
-    f'{sentence}.',
+    *_claims(told, results.factors, what),
     *_interaction(results, analysis),
-    *([last] if nothing else []),
+    *([_sentence('; '.join(last))] if last else []),
   ]
 
 
-def _claim(c: statistics.Comparison, short, factors: Sequence[str]) -> str:
-  others = [short[f] for f in factors if f not in c.contrast.factor.split(', ')]
-  average = ''
-  if others and not c.contrast.others:
-    average = f', on average over {" and ".join(others)},'
+def _claims(told, factors: Sequence[str], what: str) -> list[str]:
+  """Returns a sentence for each factor that makes a difference."""
+  short, sentences = results_lib.short_names(factors), []
+  for factor, places in by_factor(told).items():
+    fields = factor.split(', ')
+    others = [short[f] for f in factors if f not in fields]
+    name = ', '.join(short[f] for f in fields)
+    lead = ''
+    if others and not told[places[0]].contrast.others:
+      lead = f'on average over {" and ".join(others)}, '
+    claims = ', '.join(_claim(told[i], name, short) for i in places)
+    sentences.append(_sentence(f'{lead}{what} is {claims}'))
+  return sentences
+
+
+def _claim(c: statistics.Comparison, name: str, short) -> str:
+  this, other = c.contrast.values
+  low, high = sorted((abs(c.low), abs(c.high)))
+  held = ''.join(f', {short[f]} {v}' for f, v in c.contrast.others)
   return (
-    f'{describe(c.contrast, short)}{average} {c.difference:+.4f} '
-    f'({c.low:+.4f} to {c.high:+.4f})'
+    f'{abs(c.difference):.4f} {"higher" if c.difference > 0 else "lower"} '
+    f'({low:.4f} to {high:.4f}) with {name} {this} than with {other}{held}'
   )
+
+
+def _sentence(text: str) -> str:
+  return f'{text[0].upper()}{text[1:]}.'
 
 
 def _interaction(results, analysis: Analysis) -> list[str]:
@@ -173,26 +181,28 @@ def held_equal(results: results_lib.Results) -> list[str]:
 
 
 def _budget(results, steps: set) -> list[str]:
+  """Whether steps or FLOP were equal, as far as either is known."""
   if not steps:
     return []
-  if len(steps) == 1:
-    return [f'Every network was trained for {min(steps):,} steps.']
-  text = f'Networks were trained for {min(steps):,} to {max(steps):,} steps'
-  totals = [
-    p.evaluation['step'] * p.figure('train_flops')
-    for points in results.points
-    for p in points
-    if p.evaluation.get('step') is not None
-  ]
-  if not np.isfinite(totals).all() or not min(totals):
-    return [f'{text}: their budgets are not equal in steps.']
-  spread = max(totals) / min(totals) - 1
-  if spread < _EQUAL:
-    return [f'{text}, the same FLOP of training within {100 * spread:.1f} %.']
-  return [
-    f'{text}, of {min(totals):.3g} to {max(totals):.3g} FLOP: their budgets '
-    'are equal neither in steps nor in FLOP.'
-  ]
+  low, high = min(steps), max(steps)
+  text = f'Every network was trained for {low:,} steps'
+  if low < high:
+    text = f'Networks were trained for {low:,} to {high:,} steps'
+  totals = np.array(
+    [
+      p.evaluation.get('step', np.nan) * p.figure('train_flops')
+      for points in results.points
+      for p in points
+    ]
+  )
+  if not np.isfinite(totals).all() or not totals.min():
+    return [f'{text}.']
+  if totals.max() / totals.min() - 1 < _EQUAL:
+    return [f'{text}, of {totals.mean():.3g} FLOP each within {_EQUAL:.0%}.']
+  flop = f'{totals.min():.3g} to {totals.max():.3g} FLOP'
+  if low == high:
+    return [f'{text}; these are {flop}, so that budgets differ in FLOP.']
+  return [f'{text}, of {flop}: budgets are equal in neither.']
 
 
 def _tuning(results) -> list[str]:

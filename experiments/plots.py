@@ -13,6 +13,7 @@ import matplotlib
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib import ticker
 
 from experiments import results as results_lib
 from experiments import statistics
@@ -21,7 +22,7 @@ from unet_jax import colors, metrics
 # Of Okabe and Ito's those that are seen on white, the most different first.
 _ORDER = (5, 6, 3, 1, 7, 2, 0)
 # Inches of a plot.
-_WIDE, _HIGH = 6.4, 4.0
+_WIDE, _HIGH = 6.6, 3.8
 # Bins of as many images each, of the sizes of objects.
 _BINS = 8
 
@@ -42,8 +43,14 @@ class _Style:
   values: list[str]
 
   def color(self, value: str | None) -> np.ndarray:
-    """Returns RGB in 0..1 of a value of the factor, None without one."""
+    """Returns RGB in 0..1 of a value of the factor, None without one.
+
+    Numbers have an order, and so have their colours.
+    """
     place = 0 if value is None else self.values.index(value)
+    if len(self.values) > 1 and all(map(statistics.is_number, self.values)):
+      # The end of the scale is too pale for lines on white.
+      return colors.color_scale(0.9 * place / (len(self.values) - 1)) / 255
     return colors.class_colors(8)[_ORDER[place]] / 255
 
   def of(self, variant: int) -> str | None:
@@ -106,11 +113,13 @@ def draw_all(
     'error_against_size.png': (_draw_sizes, _SIZES),
     'boundary_error.png': (_draw_boundary, _BOUNDARY),
   }.items():
-    figure = draw(results, scores, what)
-    if figure is not None:
-      figure.savefig(os.path.join(directory, name), dpi=120)
-      plt.close(figure)
-      drawn[name] = caption
+    # A value is no formula, though it may hold dollars.
+    with plt.rc_context({'text.parse_math': False}):
+      figure = draw(results, scores, what)
+      if figure is not None:
+        figure.savefig(os.path.join(directory, name), dpi=120)
+        plt.close(figure)
+        drawn[name] = caption
   return drawn
 
 
@@ -185,17 +194,36 @@ def pareto_front(cost: np.ndarray, quality: np.ndarray) -> list[int]:
   return front
 
 
-def _save_legend(axis_or_figure, style: _Style, **options) -> None:
-  """Names the colours."""
-  if style.factor is None:
-    return
+def _legend(style: _Style) -> dict:
   handles = [
     plt.Line2D([], [], color=style.color(v), marker='o', lw=1.5)
     for v in style.values
   ]
-  axis_or_figure.legend(
-    handles, style.values, title=style.name(), frameon=False, **options
-  )
+  return {
+    'handles': handles,
+    'labels': style.values,
+    'title': style.name(),
+    'frameon': False,
+  }
+
+
+def _name_colors(figure, style: _Style, place='outside right upper') -> None:
+  """Adds a legend beside the axes, where it hides nothing."""
+  if style.factor is not None:
+    columns = len(style.values) if 'center' in place else 1
+    figure.legend(
+      **_legend(style), loc=place, ncols=columns, fontsize=9, title_fontsize=9
+    )
+
+
+def _scale_costs(axis, cost: np.ndarray) -> None:
+  """A logarithmic axis where figures span a decade; ticks such as 20M."""
+  found = cost[np.isfinite(cost)]
+  if found.min() > 0 and found.max() >= 10 * found.min():
+    axis.set_xscale('log')
+    axis.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_minor_locator(ticker.NullLocator())
+  axis.xaxis.set_major_formatter(ticker.EngFormatter(sep=''))
 
 
 def _against(column: str, label: str, more_is_better: bool) -> Callable:
@@ -231,17 +259,15 @@ def _draw_pareto(results, scores, what, cost, label, more_is_better):
       color=_ink(color) if inside else '0.2',
       fontsize=8,
       fontweight='bold' if inside else None,
-      parse_math=False,
       zorder=4,
     )
-  axis.set_xscale('log')
-  better = 'more' if more_is_better else 'less'
-  axis.set_xlabel(f'{label} (log scale; {better} is better)')
+  _scale_costs(axis, cost)
+  axis.set_xlabel(f'{label} ({"more" if more_is_better else "less"} is better)')
   axis.set_ylabel(what)
   axis.grid(alpha=0.3)
   if style.rest_names() and style.factor is not None:
     axis.set_title(f'in the mark: {", ".join(style.rest_names())}', fontsize=9)
-  _save_legend(axis, style, fontsize=8, title_fontsize=8)
+  _name_colors(figure, style)
   return figure
 
 
@@ -305,7 +331,7 @@ def _draw_by_variant(results, of_variants, label: str):
   axis.set_xlabel(style.rest_names()[0])
   axis.set_ylabel(label)
   axis.grid(alpha=0.3)
-  _save_legend(axis, style, fontsize=8, title_fontsize=8)
+  _name_colors(figure, style)
   return figure
 
 
@@ -318,7 +344,7 @@ def _draw_rows(results, style, mean, spread, label):
     axis.errorbar(
       value, i, xerr=np.nan_to_num(error), color=color, marker='o', capsize=2
     )
-  axis.set_yticks(range(len(names)), names, fontsize=9, parse_math=False)
+  axis.set_yticks(range(len(names)), names, fontsize=9)
   axis.invert_yaxis()
   axis.set_xlabel(label)
   axis.grid(alpha=0.3)
@@ -354,7 +380,7 @@ def _draw_curves(results, scores, what):
   for axis, panel in zip(axes.flat, panels):
     named = zip(style.rest_names(), panel)
     title = ', '.join(f'{n} {v}' for n, v in named)
-    axis.set_title(title, fontsize=9, parse_math=False)
+    axis.set_title(title, fontsize=9)
     axis.grid(alpha=0.3)
   for axis in axes.flat[len(panels) :]:
     axis.set_visible(False)
@@ -363,14 +389,7 @@ def _draw_curves(results, scores, what):
       axis.tick_params(labelbottom=True)
   figure.supxlabel('step', fontsize=10)
   figure.supylabel('dataset mean IoU', fontsize=10)
-  _save_legend(
-    figure,
-    style,
-    loc='outside upper center',
-    ncols=len(style.values) or 1,
-    fontsize=8,
-    title_fontsize=8,
-  )
+  _name_colors(figure, style, 'outside upper center')
   return figure
 
 
@@ -421,9 +440,11 @@ def _draw_sizes(results, scores, what):
       axis.plot(places, means, color=style.color(value), marker='o', ms=4)
     axis.set_xscale('log')
     axis.xaxis.set_major_formatter(lambda x, _: f'{x:g}')
+    axis.xaxis.set_minor_formatter(ticker.NullFormatter())
     axis.set_xlabel('object, % of the image (log scale)')
     axis.grid(alpha=0.3)
-    _save_legend(axis, style, fontsize=8, title_fontsize=8)
+    if style.factor is not None:
+      axis.legend(**_legend(style), fontsize=8, title_fontsize=8)
   axes[0, 0].set_ylabel(f'1 - {what}')
   return figure
 

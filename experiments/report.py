@@ -30,19 +30,21 @@ _MEASURES = (
 )
 # Pixels; a wider figure has a row of the page for itself.
 _NARROW = 800
+# Characters of a cell that is one line.
+_UNBROKEN = 40
 # Of more classes the table has no columns.
 _FEW_CLASSES = 4
 # Columns of results.csv, their title, what a unit of it is, and the format.
 _COSTS = (
   ('parameters', 'parameters', 1, ',.0f'),
-  ('train_flops', 'GFLOP of a train step', 1e9, '.4g'),
-  ('inference_flops', 'GFLOP of inference, an image', 1e9, '.4g'),
+  ('train_flops', 'GFLOP of a train step', 1e9, 'short'),
+  ('inference_flops', 'GFLOP of inference, an image', 1e9, 'short'),
   ('peak_memory_bytes', 'peak memory, MiB', 2**20, ',.0f'),
   ('train_bytes', 'memory of a train step, MiB', 2**20, ',.0f'),
   ('inference_bytes', 'memory of inference, MiB', 2**20, ',.0f'),
   ('compile_seconds', 'compiling, s', 1, '.1f'),
-  ('train_images_per_second', 'images/s, training', 1, '.4g'),
-  ('inference_images_per_second', 'images/s, inference', 1, '.4g'),
+  ('train_images_per_second', 'images/s, training', 1, 'short'),
+  ('inference_images_per_second', 'images/s, inference', 1, 'short'),
   ('receptive_field', 'receptive field, px', 1, '.0f'),
 )
 _HOW = (
@@ -144,6 +146,8 @@ def _variants(results: results_lib.Results) -> _Section:
     ('Quality', _quality_columns(results)),
     ('Cost', _cost_columns(results)),
   ):
+    if not columns:
+      continue
     cells = [column for _, column in columns]
     rows = [[*head, *row] for head, *row in zip(heads, *cells)]
     names = [*labels, *(name for name, _ in columns)]
@@ -173,7 +177,12 @@ def _cost_columns(results) -> list[tuple[str, list[str]]]:
     name for name in results.points[0][0].row if name.startswith('checkerboard')
   ]
   columns += [
-    (name.replace('/', ', ').replace('_', ' '), results.figures(name), '.3g', 1)
+    (
+      name.replace('/', ', ').replace('_', ' '),
+      results.figures(name),
+      'short',
+      1,
+    )
     for name in checkerboards
   ]
   field = results_lib.tuned_field(results.about)
@@ -198,10 +207,15 @@ def _with_deviation(mean: float, deviation: float, form: str) -> str:
   """What does not vary over seeds has no deviation."""
   if not np.isfinite(mean):
     return _NOTHING
-  text = format(mean, form)
+  show = _short if form == 'short' else lambda value: format(value, form)
   if not np.isfinite(deviation) or deviation <= 1e-9 * abs(mean):
-    return text
-  return f'{text} ± {format(deviation, ".2g" if form.endswith("g") else form)}'
+    return show(mean)
+  return f'{show(mean)} ± {show(deviation)}'
+
+
+def _short(value: float) -> str:
+  """Three digits that say something, and no exponent."""
+  return f'{value:,.0f}' if abs(value) >= 100 else f'{value:#.3g}'
 
 
 def _differences(results, analyses) -> _Section:
@@ -212,9 +226,7 @@ def _differences(results, analyses) -> _Section:
   for factor, places in conclusions.by_factor(first.comparisons).items():
     name = ', '.join(short[f] for f in factor.split(', '))
     rows = [_difference_row(analyses, i, short) for i in places]
-    columns = [name, 'at', titles[0], 'interval', 'p']
-    for title in titles[1:]:
-      columns += [title, 'interval']
+    columns = [name, 'at', titles[0], 'p', *titles[1:]]
     strong = [first.comparisons[i].is_certain for i in places]
     tables.append(_Table(f'Effect of {name}', columns, rows, strong, 2))
   lines = []
@@ -222,7 +234,7 @@ def _differences(results, analyses) -> _Section:
     lines += [
       f'{parts.plural(first.num_tests, "comparison")} of each measure, by '
       f'{len(first.draws.draws):,} draws. Certain differences in {titles[0]} '
-      'stand out.',
+      'stand out; each has its interval behind it.',
       _HOW,
     ]
   if first.interaction is not None:
@@ -251,7 +263,7 @@ def _difference_row(analyses, i: int, short) -> list[str]:
   ]
   for k, analysis in enumerate(analyses):
     c = analysis.comparisons[i]
-    row += [f'{c.difference:+.4f}', f'{c.low:+.4f} to {c.high:+.4f}']
+    row.append(f'{c.difference:+.4f} ({c.low:+.4f} to {c.high:+.4f})')
     if k == 0:
       row.append(conclusions.show_p(c.p))
   return row
@@ -320,11 +332,14 @@ def _section_html(directory: str, section: _Section) -> str:
       for i, c in enumerate(table.columns)
     ]
     rows = [
-      [*map(html.escape, row), *(['flag'] if strong else [])]
+      [
+        *map(_cell_html, row),
+        *(['flag'] if strong else []),
+      ]
       for row, strong in zip(table.rows, table.strong)
     ]
     text += f'<h3>{html.escape(table.title)}</h3>\n'
-    text += parts.table(columns, rows, 'fields', shown=len(rows))
+    text += parts.table(columns, rows, 'wide', shown=len(rows))
   kinds = {'charts': [], 'singles': []}
   for file, caption in section.figures.items():
     path = os.path.join(directory, 'figures', file)
@@ -334,6 +349,12 @@ def _section_html(directory: str, section: _Section) -> str:
   for kind, figures in kinds.items():
     text += parts.sheet(figures, kind) if figures else ''
   return text
+
+
+def _cell_html(cell: str) -> str:
+  """Short cells are not broken."""
+  text = html.escape(cell)
+  return text.replace(' ', '&nbsp;') if len(cell) <= _UNBROKEN else text
 
 
 def main() -> None:

@@ -82,6 +82,8 @@ caption { text-align: left; font-size: 13px; }
 .counts .label { width: 48%; }
 .counts .bars { width: 30%; }
 .fields { overflow-wrap: normal; }
+.wide { overflow-wrap: normal; font-size: 13px; }
+.wide th { white-space: normal; vertical-align: bottom; }
 .flag td { background: var(--flag); }
 .label { min-width: 7em; }
 .bars { width: 34%; min-width: 60px; }
