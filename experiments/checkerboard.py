@@ -6,7 +6,7 @@ al. 2016, https://distill.pub/2016/deconv-checkerboard). A pattern is a peak in
 the spectrum along rows or columns, at the frequency 1 / period, above what lies
 around it, where the spectrum of a picture without falls smoothly.
 
-  python -m experiments.checkerboard --workdir=WORKDIR
+  python -m experiments.checkerboard WORKDIR
 
 writes WORKDIR/checkerboard.json: of the logits of the first images of a run's
 eval split.
@@ -17,14 +17,13 @@ import pathlib
 import sys
 
 import numpy as np
-from absl import app, flags, logging
+from absl import logging
 
 import unet_jax
 from experiments import sweeps
 from unet_jax import errors
 from unet_jax.data import prepare
 
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Of a training run.')
 # Images that are looked at.
 _NUM_IMAGES = 32
 # Periods in pixels: of the last, the last but one, and the third upsampling.
@@ -120,9 +119,8 @@ def of_run(workdir: str) -> dict[str, float]:
   return measure(log - log.mean(-1, keepdims=True))
 
 
-def main(_) -> None:
+def main(workdir: str) -> None:
   logging.set_verbosity(logging.WARNING)
-  workdir = os.path.abspath(_WORKDIR.value)
   try:
     figures = of_run(workdir)
   except errors.UserError as e:
@@ -132,4 +130,4 @@ def main(_) -> None:
 
 
 if __name__ == '__main__':
-  app.run(main)
+  main(os.path.abspath(sys.argv[1]))

@@ -38,7 +38,7 @@ def save(directory: str, results: results_lib.Results) -> None:
 
   Writes DIR/examples/POINT.npz with `image` uint8 [K, H, W, C], `mask` and
   `prediction` uint8 [K, H, W], at the size that the network is given, and
-  `name` [K]. What is there already is kept.
+  `name` [K]. What is there of these images is kept.
 
   Args:
     directory: of the sweep; points/NAME still has its checkpoint.
@@ -51,11 +51,9 @@ def save(directory: str, results: results_lib.Results) -> None:
   import unet_jax
   from unet_jax.data import prepare
 
-  folder = os.path.join(directory, _FOLDER)
-  os.makedirs(folder, exist_ok=True)
+  os.makedirs(os.path.join(directory, _FOLDER), exist_ok=True)
   for point in (points[0] for points in results.points):
-    path = os.path.join(folder, f'{point.name}.npz')
-    if os.path.exists(path):
+    if _load(directory, results, point):
       continue
     segment = unet_jax.load(os.path.join(directory, 'points', point.name))
     config = segment.config
@@ -70,8 +68,27 @@ def save(directory: str, results: results_lib.Results) -> None:
       'prediction': segment(images).argmax(-1).astype(np.uint8),
       'name': np.array([results.images[i] for i in choose(results)]),
     }
+    path = _path(directory, point)
     np.savez_compressed(path + '.tmp.npz', **arrays)
     os.replace(path + '.tmp.npz', path)
+
+
+def _path(directory: str, point: results_lib.Point) -> str:
+  return os.path.join(directory, _FOLDER, f'{point.name}.npz')
+
+
+def _load(directory, results, point) -> dict[str, np.ndarray]:
+  """Returns what `save` wrote, or {}: it is not there, or of other images.
+
+  Which are chosen changes while a sweep runs.
+  """
+  path = _path(directory, point)
+  if not os.path.exists(path):
+    return {}
+  with np.load(path) as arrays:
+    found = dict(arrays)
+  names = [results.images[i] for i in choose(results)]
+  return found if found['name'].tolist() == names else {}
 
 
 def draw(
@@ -88,12 +105,11 @@ def draw(
   Returns:
     {name of the file: caption}.
   """
-  found = {}
-  for variant, points in zip(results.variants, results.points):
-    path = os.path.join(directory, _FOLDER, f'{points[0].name}.npz')
-    if os.path.exists(path):
-      with np.load(path) as arrays:
-        found[variant] = dict(arrays)
+  found = {
+    variant: _load(directory, results, points[0])
+    for variant, points in zip(results.variants, results.points)
+  }
+  found = {variant: arrays for variant, arrays in found.items() if arrays}
   if not found:
     return {}
   os.makedirs(figures, exist_ok=True)

@@ -73,13 +73,13 @@ def _run(sweep, point, directory, children, seconds) -> dict[str, Any]:
   overrides = {**point.overrides, **tuned}
   num_steps = round(sweep.flat(overrides)['train.num_steps'] * share)
   overrides.update(tuning.schedule(sweep, overrides, max(num_steps, 1)))
-  workdir = f'--workdir={point_folder(directory, point)}'
-  log = point_folder(directory, point) / 'log.txt'
+  folder = point_folder(directory, point)
+  workdir, log = f'--workdir={folder}', folder / 'log.txt'
   # Those that are done already take seconds: training restores its last step.
   stages = {
     'train': [tuning.MAIN, workdir, *sweep.main_arguments(overrides)],
     'evaluate': [tuning.MAIN, workdir, '--mode=evaluate'],
-    'checkerboard': ['-m', 'experiments.checkerboard', workdir],
+    'checkerboard': ['-m', 'experiments.checkerboard', str(folder)],
   }
   for stage, arguments in stages.items():
     start = time.perf_counter()

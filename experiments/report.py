@@ -2,15 +2,17 @@
 
   python -m experiments.report DIR [--predict]
 
-DIR is the --workdir of experiments.run. With --predict the example predictions
-are made first, from the checkpoints of the points. The HTML page is one file,
-nothing beside it.
+DIR is the --workdir of experiments.run, which calls this with --predict: the
+example predictions are made first, from the checkpoints of the points, or left
+out where checkpoints or data are not there. The HTML page is one file, nothing
+beside it.
 """
 
 import argparse
 import dataclasses
 import html
 import os
+import sys
 
 import numpy as np
 
@@ -39,7 +41,6 @@ _COSTS = (
   ('parameters', 'parameters', 1, ',.0f'),
   ('train_flops', 'GFLOP of a train step', 1e9, 'short'),
   ('inference_flops', 'GFLOP of inference, an image', 1e9, 'short'),
-  ('peak_memory_bytes', 'peak memory, MiB', 2**20, ',.0f'),
   ('train_bytes', 'memory of a train step, MiB', 2**20, ',.0f'),
   ('inference_bytes', 'memory of inference, MiB', 2**20, ',.0f'),
   ('compile_seconds', 'compiling, s', 1, '.1f'),
@@ -357,6 +358,15 @@ def _cell_html(cell: str) -> str:
   return text.replace(' ', '&nbsp;') if len(cell) <= _UNBROKEN else text
 
 
+def _predict(directory: str) -> None:
+  results = results_lib.read(directory)
+  try:
+    examples.save(directory, results)
+  except errors.UserError as e:
+    line = errors.one_line(e, directory)
+    print(f'no example predictions: {line}', file=sys.stderr)
+
+
 def main() -> None:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -368,8 +378,7 @@ def main() -> None:
   arguments = parser.parse_args()
   try:
     if arguments.predict:
-      results = results_lib.read(arguments.directory)
-      examples.save(arguments.directory, results)
+      _predict(arguments.directory)
     conclusion = write(arguments.directory)
   except (errors.UserError, OSError) as e:
     errors.leave(f'error: {errors.one_line(e, arguments.directory)}', 1)

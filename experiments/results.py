@@ -6,15 +6,13 @@ evaluation is of other images, is left out and named; a figure that is not there
 is NaN.
 """
 
-import csv
 import dataclasses
-import json
-import os
+import pathlib
 from typing import Any
 
 import numpy as np
 
-from experiments import statistics
+from experiments import collect, statistics, sweeps
 from unet_jax import errors, metric_writer, metrics
 
 # Fields that results.csv has of every point, whatever the sweep is about.
@@ -126,18 +124,19 @@ def read(directory: str) -> Results:
   Raises:
     UserError: there is no results.csv, or no point of it is finished.
   """
-  path = os.path.join(directory, 'results.csv')
-  if not os.path.exists(path):
+  folder = pathlib.Path(directory)
+  path = folder / 'results.csv'
+  if not path.exists():
     raise errors.UserError(
       f'{path} is not there; name the folder of a sweep, the --workdir of '
       'experiments.run'
     )
-  rows, points, images = _read_csv(path), [], None
-  about = _read_json(os.path.join(directory, 'sweep.json'))
-  left_out = _without_row(directory, rows, about)
+  rows, points, images = collect.read_csv(path), [], None
+  about = sweeps.read_json(folder / 'sweep.json')
+  left_out = _without_row(folder, rows, about)
   factors = _factors(rows, about)
   for row in rows:
-    point, names, reason = _read_point(directory, row)
+    point, names, reason = _read_point(folder, row)
     if not reason and images is not None and names != images:
       reason = 'evaluated on other images than the points before it'
     if reason:
@@ -186,24 +185,27 @@ def _factors(rows, about) -> tuple[str, ...]:
   return tuple(f for f in fields if len({row.get(f) for row in rows}) > 1)
 
 
-def _without_row(directory: str, rows, about) -> dict[str, str]:
+def _without_row(directory: pathlib.Path, rows, about) -> dict[str, str]:
   """Returns the points that have no row of results.csv, and why."""
-  path, failed = os.path.join(directory, 'failures.csv'), {}
-  if os.path.exists(path):
-    failed = {r['point']: f'failed: {r["reason"]}' for r in _read_csv(path)}
+  path, failed = directory / 'failures.csv', {}
+  if path.exists():
+    lines = collect.read_csv(path)
+    failed = {line['point']: f'failed: {line["reason"]}' for line in lines}
   done = {row.get('point') for row in rows}
   names = [*about.get('points', ()), *failed]
   return {n: failed.get(n, 'not finished') for n in names if n not in done}
 
 
-def _read_point(directory, row) -> tuple[Point | None, list[str], str]:
+def _read_point(
+  directory: pathlib.Path, row
+) -> tuple[Point | None, list[str], str]:
   """Returns a point, the names of its images, and why it cannot be used."""
   name = row.get('point', '')
-  folder = os.path.join(directory, 'points', name)
-  path = os.path.join(folder, 'eval.csv')
-  if not os.path.exists(path):
-    return None, [], row.get('status') or 'it has no eval.csv'
-  table = _read_csv(path)
+  folder = directory / 'points' / name
+  path = folder / 'eval.csv'
+  if not path.exists():
+    return None, [], 'it has no eval.csv'
+  table = collect.read_csv(path)
   columns = {
     column: np.array([_number(line[column]) for line in table])
     for column in (table[0] if table else ())
@@ -216,22 +218,10 @@ def _read_point(directory, row) -> tuple[Point | None, list[str], str]:
     row.get('seed', ''),
     row,
     columns,
-    _read_json(os.path.join(folder, 'eval.json')),
-    metric_writer.read_metrics(folder),
+    sweeps.read_json(folder / 'eval.json'),
+    metric_writer.read_metrics(str(folder)),
   )
   return point, [line['image'] for line in table], ''
-
-
-def _read_json(path: str) -> dict[str, Any]:
-  if not os.path.exists(path):
-    return {}
-  with open(path, encoding='utf-8') as f:
-    return json.load(f)
-
-
-def _read_csv(path: str) -> list[dict[str, str]]:
-  with open(path, encoding='utf-8', newline='') as f:
-    return list(csv.DictReader(f, restval=''))
 
 
 def _number(text: str | None) -> float:

@@ -300,7 +300,8 @@ def _check(file: str, sweep: Sweep) -> None:
       f'{file}: sweep() yields {tune.field}, which is tuned; set TUNE = None, '
       'or give --no_tune'
     )
-  if any(sweep.flat(p.overrides)['seed'] == tune.seed for p in sweep.points):
+  seeds = [p.overrides.get('seed', flat['seed']) for p in sweep.points]
+  if tune.seed in seeds:
     raise errors.UserError(
       f'{file}: seed {tune.seed} is that of the tuning; take others'
     )

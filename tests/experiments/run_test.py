@@ -11,7 +11,7 @@ import textwrap
 import pytest
 
 from experiments import children as children_lib
-from experiments import collect, points, run, sweeps
+from experiments import collect, plots, points, pool, sweeps
 
 # config_flags reads a config with it.
 pytestmark = pytest.mark.filterwarnings('ignore:the load_module')
@@ -50,6 +50,8 @@ class _Pretended(children_lib.Children):
       for argument in arguments
       if '=' in argument
     )
+    # checkerboard has no flag.
+    fields.setdefault('workdir', arguments[-1])
     folder = pathlib.Path(fields['workdir'])
     self.calls.append((stage, folder.name, fields))
     for (of, part), error in self.broken.items():
@@ -109,7 +111,7 @@ def _run(sweep, directory, children, jobs=1):
     for point in sweep.points
     if points.record_of(directory, point).get('status') != 'done'
   ]
-  run.run_points(sweep, left, directory, children, jobs)
+  pool.run(sweep, left, directory, children, jobs)
   return collect.write(sweep, directory)
 
 
@@ -353,13 +355,13 @@ _TINY = """
   OVERRIDES = {
     'data.image_size': (16, 16),
     'data.num_train': 20,
-    'data.num_eval': 5,
+    'data.num_eval': 16,
     'data.batch_size': 4,
     'model.depth': 0,
     'model.norm': 'none',
     'model.base_features': 2,
     'train.num_steps': 3,
-    'eval.every': 0,
+    'eval.every': 1,
     'eval.bootstrap': 0,
     'eval.num_examples': 1,
     'log.every': 1,
@@ -374,16 +376,49 @@ _TINY = """
 """
 
 
+# What the report makes of columns of results.csv.
+_TITLES = (
+  'image mean IoU',
+  'dataset mean IoU',
+  'image boundary mean IoU',
+  'dataset boundary mean IoU',
+  'parameters',
+  'GFLOP of a train step',
+  'GFLOP of inference, an image',
+  'memory of a train step, MiB',
+  'memory of inference, MiB',
+  'compiling, s',
+  'images/s, training',
+  'images/s, inference',
+  'receptive field, px',
+  'checkerboard, period 2',
+  'learning rate',
+)
+
+
+def _check_report(out):
+  """Nothing is left out: the tables have the columns that it looks for."""
+  words = (out / 'REPORT.md').read_text()
+  assert words.startswith('# Do seeds matter?\n')
+  assert 'Left out' not in words
+  for title in _TITLES:
+    assert f'| {title} |' in words
+  drawn = {path.name for path in (out / 'figures').iterdir()}
+  assert drawn > {*plots.NEEDS, 'predictions_0.png'}
+  page = (out / 'report.html').read_text()
+  assert page.count('<img') >= len(drawn)
+
+
 def test_a_sweep_repeats_bit_for_bit(tmp_path):
   sweep, out = tmp_path / 'sweep.py', tmp_path / 'out'
   sweep.write_text(textwrap.dedent(_TINY))
   flags = (sweep, f'--workdir={out}', f'--config.data.cache_dir={tmp_path}')
   printed, err = _program(*flags)
-  assert printed == f'2 done; wrote {out}/results.csv\n'
+  assert printed == f'2 done; wrote {out}/results.csv, {out}/report.html\n'
   assert '2/2 seed=1: done' in err and '0:00:00 left' in err
   rows = collect.read_csv(out / 'results.csv')
   with open(out / 'points/seed=1/eval.csv') as f:
-    assert len(f.readlines()) == 1 + 5
+    assert len(f.readlines()) == 1 + 16
   for row in rows:
     assert float(row['train_flops']) > float(row['inference_flops']) > 0
     assert float(row['train_bytes']) > 0 and float(row['compile_seconds']) > 0
@@ -392,6 +427,7 @@ def test_a_sweep_repeats_bit_for_bit(tmp_path):
     assert 0 < float(row['eval/dataset_miou']) < 1
     assert row['checkerboard/period_2'] and row['receptive_field'] == '5'
   assert rows[0]['eval/loss'] != rows[1]['eval/loss']
+  _check_report(out)
 
   # One point is lost, with the tuning; the other is not run again.
   shutil.rmtree(out / 'points/seed=1')

@@ -476,5 +476,13 @@ def test_examples(sweep, monkeypatch):
   assert drawn['predictions_0.png'].startswith(f'image_{chosen[0]:03}.jpg: ')
   assert (sweep / 'figures' / 'predictions_2.png').exists()
   # What is there is kept.
-  monkeypatch.setattr('unet_jax.load', None)
+  with monkeypatch.context() as patch:
+    patch.setattr('unet_jax.load', None)
+    examples.save(sweep, results)
+  # Unless other images are chosen now.
+  monkeypatch.setattr(examples, '_PERCENTILES', (20,))
+  assert not examples.draw(sweep, results, sweep / 'figures')
   examples.save(sweep, results)
+  assert list(examples.draw(sweep, results, sweep / 'figures')) == [
+    'predictions_0.png'
+  ]
