@@ -322,7 +322,8 @@ def _program(*arguments, code=0):
     },
     capture_output=True,
     text=True,
-    timeout=240,
+    # A machine that trains beside it is several times slower.
+    timeout=480,
   )
   assert process.returncode == code, process.stderr
   return process.stdout, process.stderr
