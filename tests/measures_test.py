@@ -205,7 +205,10 @@ def test_rows_are_figures_of_one_image():
   for n in _NAMES:
     same |= {f'boundary_iou/{n}': f'image_boundary_iou/{n}'}
     same |= {f'{score}/{n}': f'image_{score}/{n}' for score in ('hd95', 'nsd')}
-  assert rows[0].keys() == {'image', *same}
+  counted = {
+    f'{of}/{n}' for of in ('pixels', 'predicted_pixels') for n in _NAMES
+  }
+  assert rows[0].keys() == {'image', *same, *counted}
   for row, m in zip(rows, measured):
     figures, _ = measures.summarize([m], _SPEC)
     for column, name in same.items():
@@ -215,6 +218,20 @@ def test_rows_are_figures_of_one_image():
         value = np.nan
       assert _is_same(value, figures[name]), column
   assert np.isinf(rows[5]['hd95/pet'])
+
+
+def test_rows_count_the_pixels_of_mask_and_prediction():
+  rows = measures.image_rows(_measured(), list('abcdef'), _SPEC)
+  for row, (logits, mask) in zip(rows, _examples()):
+    prediction = logits.argmax(-1)[mask != 255]
+    for i, name in enumerate(_NAMES):
+      assert row[f'pixels/{name}'] == (mask == i).sum()
+      assert row[f'predicted_pixels/{name}'] == (prediction == i).sum()
+  assert any(
+    row[f'pixels/{n}'] != row[f'predicted_pixels/{n}']
+    for row in rows
+    for n in _NAMES
+  )
 
 
 def test_rows_need_a_name_for_each_image():

@@ -175,10 +175,12 @@ def image_rows(
 
   Returns:
     {'image': its name, and the figures `pixel_accuracy`, `miou`, `iou/NAME`,
-    `dice/NAME`, `boundary_iou/NAME`, `hd95/NAME`, `nsd/NAME`, `ece`, `nll`,
-    `brier`, and of objects `ap50`, `ap` and V_rand and V_info at 0.5}: the same
-    for each image; NaN where nothing counts, infinite for HD95 of a class that
-    only mask or prediction have.
+    `dice/NAME`, `boundary_iou/NAME`, `hd95/NAME`, `nsd/NAME`, `pixels/NAME` and
+    `predicted_pixels/NAME` (of each class in the mask and in the prediction,
+    without those that the mask ignores), `ece`, `nll`, `brier`, and of objects
+    `ap50`, `ap` and V_rand and V_info at 0.5}: the same for each image; NaN
+    where nothing counts, infinite for HD95 of a class that only mask or
+    prediction have.
   """
   return [
     {'image': name, **_row(m, spec)}
@@ -292,6 +294,9 @@ def _row(m: Measured, spec: Spec) -> dict[str, float]:
     'boundary_iou': (spec.names, metrics.ratio(*m['boundary'].T)),
     'hd95': (spec.names, m['hd95']),
     'nsd': (spec.names, metrics.ratio(*m['nsd'].T)),
+    # With the IoU these give back what a class's dataset IoU is summed of.
+    'pixels': (spec.names, counts.sum(1)),
+    'predicted_pixels': (spec.names, counts.sum(0)),
   }
   for score, (of, values) in columns.items():
     row.update({f'{score}/{name}': v for name, v in zip(of, values)})

@@ -82,6 +82,8 @@ caption { text-align: left; font-size: 13px; }
 .counts .label { width: 48%; }
 .counts .bars { width: 30%; }
 .fields { overflow-wrap: normal; }
+.wide { overflow-wrap: normal; font-size: 13px; }
+.wide th { white-space: normal; vertical-align: bottom; }
 .flag td { background: var(--flag); }
 .label { min-width: 7em; }
 .bars { width: 34%; min-width: 60px; }
@@ -136,6 +138,10 @@ figcaption code { display: block; color: var(--text); }
 .quads {
   grid-template-columns: repeat(auto-fill, minmax(min(100%, 540px), 1fr)); }
 .quads .panels { grid-template-columns: repeat(4, 1fr); }
+.charts {
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 480px), 1fr)); }
+.charts .panels, .singles .panels { grid-template-columns: 1fr; }
+.singles .panel { max-width: 1000px; }
 .panel { display: block; width: 100%; }
 .overlay .drawing { opacity: 0.5; }
 .pixels { image-rendering: pixelated; }
@@ -365,6 +371,12 @@ def figure(panels: Sequence[str], caption: str) -> str:
 
 
 def sheet(figures: Sequence[str], panels: str) -> str:
-  """Returns figures in rows; `panels` is 'pairs', 'triples' or 'quads'."""
+  """Returns figures in rows.
+
+  Args:
+    figures: HTML, see `figure`.
+    panels: how many a figure has and how wide they are: 'pairs', 'triples',
+      'quads', or one: 'charts' (two figures in a row) and 'singles'.
+  """
   drawn = '\n'.join(figures)
   return f'<div class="sheet {panels}">\n{drawn}\n</div>\n'

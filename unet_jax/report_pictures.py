@@ -1,7 +1,8 @@
 """Pictures of an HTML page: images, outlines, masks, weights, errors.
 
 Each panel is an <svg> of layers that lie in the page as data URIs, of at most
-240 x 240 px; an image that several panels show lies there once.
+240 x 240 px, but for files of their own; an image that several panels show lies
+there once.
 """
 
 import base64
@@ -153,6 +154,21 @@ def outline(mask: np.ndarray, num_classes: int) -> np.ndarray:
   layer[higher, :3] = colors.color_mask(mask[higher], num_classes)
   layer[beside, 3] = 255
   return layer
+
+
+def file_panel(path: str, alt: str) -> tuple[str, int]:
+  """Returns a PNG as it is, and its width in pixels.
+
+  Args:
+    path: of the file.
+    alt: what it shows, for those who cannot see it.
+  """
+  with open(path, 'rb') as f:
+    stored = f.read()
+  width, height = Image.open(io.BytesIO(stored)).size
+  uri = f'data:image/png;base64,{base64.b64encode(stored).decode()}'
+  layer = _markup(uri, 'class="plot"', (height, width))
+  return _panel(alt, (height, width), layer), width
 
 
 def _view_size(size: tuple[int, int]) -> tuple[int, int]:

@@ -7,6 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
+from jax.sharding import Mesh
+from jax.stages import Compiled, Lowered
 
 from unet_jax import (
   diagram,
@@ -110,9 +112,8 @@ def _forward_flops(model: unet.UNet, image: graph.Shape) -> float | None:
   return (cost or {}).get('flops')
 
 
-def _train_step(config, model: unet.UNet) -> dict[str, Any]:
-  """What the compiler says of the train step, per device; None: not told."""
-  mesh = sharding.make_mesh(config)
+def lower_train_step(config, model: unet.UNet, mesh: Mesh) -> Lowered:
+  """Returns the train step of a config, traced for arrays that are not made."""
   optimizer = optimizer_lib.make_optimizer(config)
   state = train_state.abstract_train_state(config, model, optimizer, mesh)
   size, batch = config.data.image_size, config.data.batch_size
@@ -128,7 +129,11 @@ def _train_step(config, model: unet.UNet) -> dict[str, Any]:
   }
   key = jax.eval_shape(lambda: jax.random.key(0))
   step = train.make_train_step(config, model, optimizer, mesh, state)
-  compiled = step.lower(state, arguments, key).compile()
+  return step.lower(state, arguments, key)
+
+
+def costs(compiled: Compiled) -> dict[str, float | None]:
+  """Returns FLOP and bytes of a program, per device; None: not told."""
   memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
   # Backends that do not tell return None.
   told = {k: getattr(memory, name, None) for k, (name, _) in _MEMORY.items()}
@@ -136,13 +141,18 @@ def _train_step(config, model: unet.UNet) -> dict[str, Any]:
   if memory is not None:
     total = told['argument_bytes'] + told['output_bytes'] + told['temp_bytes']
     total -= told['alias_bytes']
+  return {'flops': (cost or {}).get('flops'), **told, 'total_bytes': total}
+
+
+def _train_step(config, model: unet.UNet) -> dict[str, Any]:
+  """What the compiler says of the train step."""
+  mesh = sharding.make_mesh(config)
+  compiled = lower_train_step(config, model, mesh).compile()
   return {
     'backend': jax.default_backend(),
     'devices': mesh.size,
-    'batch_size': batch,
-    'flops': (cost or {}).get('flops'),
-    **told,
-    'total_bytes': total,
+    'batch_size': config.data.batch_size,
+    **costs(compiled),
   }
 
 

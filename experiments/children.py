@@ -1,0 +1,144 @@
+"""The processes of a sweep: started, logged, and stopped together with it."""
+
+import itertools
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import threading
+
+from experiments import sweeps
+
+# Lines at the end of a log that are kept of a failure.
+_TAIL = 20
+
+
+class Stopped(Exception):
+  """The sweep was asked to stop."""
+
+
+class Failed(Exception):
+  """A process that ended with an error.
+
+  Attributes:
+    about: what is recorded: `stage`, `exit_code`, `reason` (one line) and
+      `log`, the end of what it printed.
+  """
+
+  def __init__(self, stage: str, code: int, printed: str):
+    lines = [line for line in printed.splitlines() if line.strip()]
+    self.about = {
+      'stage': stage,
+      'exit_code': code,
+      'reason': _reason(code, lines),
+      'log': lines[-_TAIL:],
+    }
+    super().__init__(f'{stage}: {self.about["reason"]}')
+
+
+def _reason(code: int, lines: list[str]) -> str:
+  """The line in which main.py names a mistake, or the last one."""
+  if code < 0:
+    return f'ended by {signal.Signals(-code).name} (out of memory?)'
+  told = [line for line in lines if line.startswith('error: ')]
+  last = (told or lines or [f'exit code {code}'])[-1]
+  return last.removeprefix('error: ')
+
+
+class Children:
+  """Runs programs, several at once; as a context it takes SIGTERM and Ctrl-C.
+
+  The first signal is handed on as SIGTERM, at which training runs save their
+  state and end; a second one kills.
+
+  Args:
+    jobs: how many run at once, each on its share of the cores.
+  """
+
+  def __init__(self, jobs: int = 1):
+    self.signal: int | None = None
+    self._jobs, self._slots = jobs, itertools.cycle(range(jobs))
+    # Reentrant: a second signal may come while the first is handed on.
+    self._lock, self._live = threading.RLock(), set()
+    self._local, self._previous = threading.local(), {}
+
+  def __enter__(self) -> 'Children':
+    for number in (signal.SIGTERM, signal.SIGINT):
+      self._previous[number] = signal.signal(number, self._receive)
+    return self
+
+  def __exit__(self, *unused) -> None:
+    for number, handler in self._previous.items():
+      signal.signal(number, handler)
+
+  def _receive(self, number, frame) -> None:
+    del frame
+    is_first, self.signal = self.signal is None, number
+    with self._lock:
+      for process in self._live:
+        process.send_signal(signal.SIGTERM if is_first else signal.SIGKILL)
+
+  def start_thread(self) -> None:
+    """To be called first in each thread that runs programs.
+
+    Gives it every `jobs`-th core, which processes inherit: XLA and the
+    pipeline start as many threads as they may use cores. And of a GPU's memory
+    as large a share, or of several GPUs in CUDA_VISIBLE_DEVICES its own.
+    """
+    slot = next(self._slots)
+    if self._jobs == 1:
+      return
+    if hasattr(os, 'sched_setaffinity'):  # Linux; of this thread alone.
+      cores = sorted(os.sched_getaffinity(0))
+      os.sched_setaffinity(0, cores[slot :: self._jobs] or cores)
+    visible = os.environ.get('CUDA_VISIBLE_DEVICES', '').split(',')
+    if len(visible) >= self._jobs:
+      own = ','.join(visible[slot :: self._jobs])
+      self._local.env = {'CUDA_VISIBLE_DEVICES': own}
+    elif 'XLA_PYTHON_CLIENT_MEM_FRACTION' not in os.environ:
+      fraction = f'{0.9 / self._jobs:.3f}'
+      self._local.env = {'XLA_PYTHON_CLIENT_MEM_FRACTION': fraction}
+
+  def run(self, stage: str, arguments: list[str], log: pathlib.Path) -> None:
+    """Runs `python ARGUMENTS`, and returns when it has ended.
+
+    Args:
+      stage: what it does, for the record of a failure.
+      arguments: of Python.
+      log: gets what it prints, behind what is there.
+
+    Raises:
+      Failed: its exit code is not 0.
+      Stopped: a signal came; it has ended.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    path = os.pathsep.join(
+      filter(None, [str(sweeps.ROOT), os.environ.get('PYTHONPATH')])
+    )
+    own = getattr(self._local, 'env', {})
+    env = {**os.environ, **own, 'PYTHONPATH': path}
+    with open(log, 'a+', errors='replace') as f:
+      f.seek(0, os.SEEK_END)
+      before = f.tell()
+      with self._lock:
+        if self.signal is not None:
+          raise Stopped
+        process = subprocess.Popen(
+          [sys.executable, *arguments],
+          stdin=subprocess.DEVNULL,
+          stdout=f,
+          stderr=subprocess.STDOUT,
+          env=env,
+          # A terminal's Ctrl-C reaches it through us only.
+          start_new_session=True,
+        )
+        self._live.add(process)
+      code = process.wait()
+      with self._lock:
+        self._live.discard(process)
+      if code and self.signal is not None:
+        raise Stopped
+      if code:
+        f.seek(before)
+        raise Failed(stage, code, f.read())

@@ -1,0 +1,101 @@
+"""One point of a sweep: trained, evaluated, measured, and recorded."""
+
+import pathlib
+import time
+from typing import Any
+
+from experiments import sweeps, tuning
+from experiments.children import Children, Failed, Stopped
+from experiments.sweeps import Point, Sweep
+from unet_jax import config as config_lib
+from unet_jax import errors, locks
+
+
+def point_folder(directory: pathlib.Path, point: Point) -> pathlib.Path:
+  """The workdir of a point."""
+  return directory / 'points' / point.name
+
+
+def record_of(directory: pathlib.Path, point: Point) -> dict[str, Any]:
+  """Returns what point.json holds; of a point that never ended, {}.
+
+  `status` is `done`, `failed` (with what children.Failed tells) or `stopped`.
+  """
+  return sweeps.read_json(point_folder(directory, point) / 'point.json')
+
+
+def run(
+  sweep: Sweep, point: Point, directory: pathlib.Path, children: Children
+) -> dict[str, Any]:
+  """Runs what is missing of a point; its end is recorded in point.json.
+
+  Args:
+    sweep: that it belongs to.
+    point: which is trained, evaluated in full and measured.
+    directory: of the sweep.
+    children: run the programs.
+
+  Returns:
+    See `record_of`.
+
+  Raises:
+    Stopped: a signal came; another call goes on.
+  """
+  folder = point_folder(directory, point)
+  folder.mkdir(parents=True, exist_ok=True)
+  with locks.lock(folder / '.point', point.name):
+    record = record_of(directory, point)
+    if record.get('status') == 'done':
+      return record
+    # Over all calls; a stage that was interrupted adds up.
+    seconds = dict(record.get('seconds', {}))
+    try:
+      about = _run(sweep, point, directory, children, seconds)
+      record = {'status': 'done', **about}
+    except Failed as e:
+      record = {'status': 'failed', **e.about}
+    except errors.UserError as e:
+      about = {'stage': 'tuning', 'exit_code': 1, 'reason': str(e), 'log': []}
+      record = {'status': 'failed', **about}
+    except Stopped:
+      record = {'status': 'stopped', 'seconds': seconds}
+      sweeps.write_json(folder / 'point.json', record)
+      raise
+    record['seconds'] = seconds
+    sweeps.write_json(folder / 'point.json', record)
+  return record
+
+
+def _run(sweep, point, directory, children, seconds) -> dict[str, Any]:
+  """Runs the programs of a point; returns what they were given."""
+  share = tuning.budget_share(sweep, point, directory, children)
+  tuned = tuning.tune(sweep, point, share, directory, children)
+  overrides = {**point.overrides, **tuned}
+  num_steps = round(sweep.flat(overrides)['train.num_steps'] * share)
+  overrides.update(tuning.schedule(sweep, overrides, max(num_steps, 1)))
+  folder = point_folder(directory, point)
+  workdir, log = f'--workdir={folder}', folder / 'log.txt'
+  # Those that are done already take seconds: training restores its last step.
+  stages = {
+    'train': [tuning.MAIN, workdir, *sweep.main_arguments(overrides)],
+    'evaluate': [tuning.MAIN, workdir, '--mode=evaluate'],
+    'checkerboard': ['-m', 'experiments.checkerboard', str(folder)],
+  }
+  for stage, arguments in stages.items():
+    start = time.perf_counter()
+    try:
+      children.run(stage, arguments, log)
+    finally:
+      taken = time.perf_counter() - start
+      seconds[stage] = seconds.get(stage, 0.0) + taken
+  flat = config_lib.flatten(sweep.config)
+  changed = {k: v for k, v in overrides.items() if k in sweep.fields}
+  changed.update({k: overrides.get(k, flat[k]) for k in _told(sweep)})
+  return {'fields': changed}
+
+
+def _told(sweep: Sweep) -> list[str]:
+  """Fields that are told of every point, whatever the sweep is about."""
+  tuned = [sweep.tune.field] if sweep.tune else []
+  always = ['optimizer.learning_rate', 'train.num_steps']
+  return list(dict.fromkeys([*tuned, *always]))

@@ -1,0 +1,370 @@
+"""Which differences between variants of a network a sweep can tell.
+
+Each variant is trained with several seeds, and every network is scored on the
+same images. Another test set and another training would have given other
+scores, so that both are drawn again, many times:
+
+- The images with replacement, as many as there are (Efron and Tibshirani 1993,
+  ch. 13). All networks get the same draw, which makes the differences paired:
+  an image that is hard for all of them cancels.
+- The trainings. A variant's score is the mean over its seeds, each of which
+  deviates; the standard deviation s of that is pooled over all variants, with
+  as many degrees of freedom as there are networks beyond one a variant. A draw
+  adds s * t / sqrt(seeds) to each variant, t being normal over the root of the
+  draw's chi-squared, as in Student's t. This level is not drawn from the seeds
+  themselves: three values have no shape, and the mean of three drawn with
+  replacement varies too little by a factor of sqrt(2 / 3) and is never beyond
+  the outermost. To leave it out would mistake the luck of a seed for an effect
+  (Bouthillier et al. 2021, arXiv:2103.03098).
+
+Drawing the levels one by one is Davison and Hinkley 1997, ch. 3.8. Seeds count
+as independent between variants (of another network the same seed draws other
+weights), and as equally spread in all of them. With one seed for each variant
+the intervals are those of other images alone, and nothing is certain.
+
+Of m comparisons, intervals are percentiles at a level of 1 - 0.05 / m each
+(Bonferroni), so that with 95 % confidence all of them hold at once; p-values
+are corrected as Holm 1979 does.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from unet_jax import metrics
+
+LEVEL = 0.95
+# Percentiles of fewer images are too narrow to conclude anything from.
+MIN_IMAGES = 10
+# Weights (resamples times images) that are in memory at once.
+_WEIGHTS = 10**7
+
+
+@dataclasses.dataclass(frozen=True)
+class Draws:
+  """Scores of V variants, and R draws of them.
+
+  Attributes:
+    scores: float64 [V], means over seeds.
+    deviations: float64 [V], standard deviations over seeds, NaN of one seed.
+    draws: float64 [R, V].
+    seed_deviation: the standard deviation s, NaN if no variant has two seeds.
+    freedom: its degrees of freedom.
+    num_images: N.
+  """
+
+  scores: np.ndarray
+  deviations: np.ndarray
+  draws: np.ndarray
+  seed_deviation: float
+  freedom: int
+  num_images: int
+
+  @property
+  def can_tell(self) -> bool:
+    """Whether there are seeds and images enough to conclude from."""
+    return self.freedom > 0 and self.num_images >= MIN_IMAGES
+
+
+@dataclasses.dataclass(frozen=True)
+class Contrast:
+  """A difference of variants that a question asks for.
+
+  Attributes:
+    factor: the field that differs.
+    values: (its value, the value that it is compared with).
+    others: ((field, value), ...) that are held; () for a mean over all of them.
+    weights: of the V variants' scores; the positive ones add up to 1, the
+      negative ones to -1.
+  """
+
+  factor: str
+  values: tuple[str, str]
+  others: tuple[tuple[str, str], ...]
+  weights: tuple[float, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+  """What the draws say of a contrast.
+
+  Attributes:
+    contrast: what was compared.
+    difference: of the scores.
+    low, high: its simultaneous interval.
+    p: corrected for the number of comparisons.
+    is_certain: the interval excludes 0, p is below 0.05, and seeds and images
+      are enough to conclude from.
+  """
+
+  contrast: Contrast
+  difference: float
+  low: float
+  high: float
+  p: float
+  is_certain: bool
+
+
+def means_of_images(values: np.ndarray) -> np.ndarray:
+  """Returns what `bootstrap` takes for a mean over images.
+
+  Args:
+    values: scores [P, N] of N images by P networks; NaN where an image has
+      none, which is left out of the mean.
+
+  Returns:
+    float64 [P, N, 1, 2].
+  """
+  has_score = np.isfinite(values)
+  return np.stack([np.where(has_score, values, 0), has_score], -1)[:, :, None]
+
+
+def counts_of_images(
+  iou: np.ndarray, in_mask: np.ndarray, predicted: np.ndarray
+) -> np.ndarray:
+  """Returns what `bootstrap` takes for the dataset mIoU, from rows of images.
+
+  The pixels in both are found from IoU = both / (mask + prediction - both),
+  exactly, since they are whole.
+
+  Args:
+    iou: float [P, N, C], NaN of a class that is in neither.
+    in_mask: pixels of each class in the mask, [P, N, C].
+    predicted: the same in the prediction.
+
+  Returns:
+    float64 [P, N, C, 2]: pixels in both, and in either.
+  """
+  total, iou = in_mask + predicted, np.nan_to_num(iou)
+  both = np.rint(iou * total / (1 + iou))
+  return np.stack([both, total - both], -1)
+
+
+def score(sums: np.ndarray) -> np.ndarray:
+  """Returns the scores of sums [..., K, 2]: ratios, averaged over K."""
+  return metrics.nanmean(metrics.ratio(sums[..., 0], sums[..., 1]), -1)
+
+
+def bootstrap(
+  of_images: np.ndarray,
+  variants: Sequence[int],
+  resamples: int,
+  seed: int,
+) -> Draws:
+  """Draws images and trainings again, see the top of this file.
+
+  Args:
+    of_images: float64 [P, N, K, 2] of P networks and N images: the numerators
+      and denominators that a score sums over images, divides, and averages
+      over K. Each network has a score.
+    variants: of each network the index of its variant, 0 to V - 1, [P].
+    resamples: how many draws, R.
+    seed: of the draws.
+  """
+  variants = np.asarray(variants)
+  seeds = np.bincount(variants)
+  averaging = (variants == np.arange(len(seeds))[:, None]) / seeds[:, None]
+  of_networks = score(of_images.sum(1))
+  scores = averaging @ of_networks
+  squares = (of_networks - scores[variants]) ** 2
+  summed = np.bincount(variants, squares)
+  freedom = int((seeds - 1).sum())
+  spread = np.sqrt(summed.sum() / freedom) if freedom else float('nan')
+  with np.errstate(invalid='ignore', divide='ignore'):
+    deviations = np.sqrt(summed / (seeds - 1))
+  rng = np.random.default_rng(seed)
+  draws = _draw_images(of_images, resamples, rng) @ averaging.T
+  if freedom:
+    root = np.sqrt(rng.chisquare(freedom, (resamples, 1)) / freedom)
+    normal = rng.standard_normal(draws.shape)
+    draws += spread * normal / root / np.sqrt(seeds)
+  return Draws(
+    scores, deviations, draws, float(spread), freedom, of_images.shape[1]
+  )
+
+
+def _draw_images(of_images, resamples: int, rng) -> np.ndarray:
+  """Returns the scores [R, P] of the networks on each draw of the images."""
+  networks, count, *rest = of_images.shape
+  table = np.moveaxis(of_images, 1, 0).reshape(count, -1)
+  step, scores = max(_WEIGHTS // count, 1), []
+  for start in range(0, resamples, step):
+    rows = min(step, resamples - start)
+    drawn = rng.integers(0, count, (rows, count))
+    # How often each image is in each draw: one product sums them all.
+    drawn += count * np.arange(rows)[:, None]
+    weights = np.bincount(drawn.ravel(), minlength=rows * count)
+    sums = weights.reshape(rows, count).astype(float) @ table
+    scores.append(score(sums.reshape(rows, networks, *rest)))
+  return np.concatenate(scores)
+
+
+def compare(
+  draws: Draws, contrasts: Sequence[Contrast], cells: np.ndarray | None = None
+) -> tuple[list[Comparison], float | None]:
+  """Compares variants, corrected for the number of comparisons.
+
+  Args:
+    draws: see `bootstrap`.
+    contrasts: what is compared.
+    cells: of a grid of two factors, whose interaction is one comparison more,
+      see `interaction`; None for none.
+
+  Returns:
+    A comparison for each contrast, in their order, and the corrected p-value of
+    the interaction, None without `cells`.
+  """
+  if not contrasts:
+    return [], None
+  weights = np.array([c.weights for c in contrasts]).T
+  differences = draws.scores @ weights
+  drawn = draws.draws @ weights
+  # Two-sided; with the sample itself as a draw, none is 0.
+  beyond = np.minimum((drawn <= 0).sum(0), (drawn >= 0).sum(0))
+  p = [*np.minimum(2 * (beyond + 1) / (len(drawn) + 1), 1)]
+  if cells is not None:
+    p.append(interaction(draws, cells))
+  tail = (1 - LEVEL) / 2 / len(p)
+  low, high = np.quantile(drawn, [tail, 1 - tail], axis=0)
+  p = holm(p)
+  comparisons = [
+    Comparison(
+      contrast,
+      *map(float, (difference, lo, hi, q)),
+      is_certain=bool((lo > 0 or hi < 0) and q < 1 - LEVEL and draws.can_tell),
+    )
+    for contrast, difference, lo, hi, q in zip(
+      contrasts, differences, low, high, p
+    )
+  ]
+  return comparisons, None if cells is None else float(p[-1])
+
+
+def holm(p: Sequence[float]) -> np.ndarray:
+  """Returns p-values corrected for their number (Holm 1979)."""
+  p = np.asarray(p, float)
+  order = np.argsort(p)
+  steps = p[order] * np.arange(len(p), 0, -1)
+  corrected = np.empty(len(p))
+  corrected[order] = np.minimum(np.maximum.accumulate(steps), 1)
+  return corrected
+
+
+def interaction(draws: Draws, cells: np.ndarray) -> float:
+  """Returns the p-value of: the effect of one factor is alike at each other.
+
+  The sum of squares of what neither factor's means explain is compared with
+  that of the draws around the scores, which are such as they would be without
+  an interaction.
+
+  Args:
+    draws: see `bootstrap`.
+    cells: index of the variant of each pair of values, [A, B].
+  """
+
+  def left(scores: np.ndarray) -> np.ndarray:
+    table = scores[..., cells]
+    table = table - table.mean(-1, keepdims=True)
+    table = table - table.mean(-2, keepdims=True)
+    return (table**2).sum((-1, -2))
+
+  found = left(draws.scores)
+  without = left(draws.draws - draws.scores)
+  # Rounding alone makes no interaction.
+  beyond = (without >= found - 1e-12).sum()
+  return float((beyond + 1) / (len(without) + 1))
+
+
+def is_number(value: str) -> bool:
+  try:
+    float(value)
+  except ValueError:
+    return False
+  return True
+
+
+def levels(
+  factors: Sequence[str], variants: Sequence[Sequence[str]]
+) -> dict[str, list[str]]:
+  """Returns each factor's values: numbers by size, others as they occur."""
+  result = {}
+  for factor, values in zip(factors, zip(*variants)):
+    values = list(dict.fromkeys(values))
+    if all(map(is_number, values)):
+      values.sort(key=float)
+    result[factor] = values
+  return result
+
+
+def make_contrasts(
+  factors: Sequence[str],
+  variants: Sequence[Sequence[str]],
+  baselines: Mapping[str, str],
+) -> list[Contrast]:
+  """Returns what a sweep asks for.
+
+  Numbers are compared with their lower neighbour, other values with a baseline:
+  at each combination of the other factors, and, where all combinations are
+  there, on average over them. Where no two variants differ in one factor alone
+  (widths at equal FLOPs), all are compared with the first.
+
+  Args:
+    factors: names of the fields that differ.
+    variants: their values of each variant.
+    baselines: {factor: value}; without one the first value is it.
+  """
+  values, single, averaged = levels(factors, variants), [], []
+  index = {tuple(v): i for i, v in enumerate(variants)}
+  for k, factor in enumerate(factors):
+    others = list(dict.fromkeys((*v[:k], *v[k + 1 :]) for v in variants))
+    names = [f for f in factors if f != factor]
+    for pair in _pairs(values[factor], baselines.get(factor)):
+      found = []
+      for held in others:
+        places = [index.get((*held[:k], v, *held[k:])) for v in pair]
+        if None not in places:
+          weights = np.zeros(len(variants))
+          weights[places] = 1, -1
+          found.append(weights)
+          held = tuple(zip(names, held))
+          single.append(Contrast(factor, pair, held, tuple(weights)))
+      if len(found) == len(others) > 1:
+        weights = tuple(np.mean(found, 0))
+        averaged.append(Contrast(factor, pair, (), weights))
+  if single:
+    return [*averaged, *single]
+  return _with_first(factors, variants)
+
+
+def _pairs(values: list[str], baseline: str | None) -> list[tuple[str, str]]:
+  if all(map(is_number, values)):
+    return [(b, a) for a, b in itertools.pairwise(values)]
+  if baseline not in values:
+    baseline = values[0]
+  return [(v, baseline) for v in values if v != baseline]
+
+
+def _with_first(factors, variants) -> list[Contrast]:
+  first, *rest = variants
+  contrasts = []
+  for i, variant in enumerate(rest, 1):
+    weights = np.zeros(len(variants))
+    weights[[i, 0]] = 1, -1
+    pair = ', '.join(variant), ', '.join(first)
+    contrasts.append(Contrast(', '.join(factors), pair, (), tuple(weights)))
+  return contrasts
+
+
+def full_grid(
+  factors: Sequence[str], variants: Sequence[Sequence[str]]
+) -> np.ndarray | None:
+  """Returns the variants' indices [A, B] of two factors, or None."""
+  if len(factors) != 2:
+    return None
+  rows, columns = levels(factors, variants).values()
+  index = {tuple(v): i for i, v in enumerate(variants)}
+  if len(index) < len(rows) * len(columns) or min(len(rows), len(columns)) < 2:
+    return None
+  return np.array([[index[a, b] for b in columns] for a in rows])

@@ -1,0 +1,373 @@
+"""Sweep files: what they say, and the points that follow from it.
+
+A sweep file is a Python module whose docstring's first line is the question,
+with a function `sweep()` that yields a dict of dotted overrides for each point,
+{'model.depth': 2, 'seed': 0}, and the constants of `DEFAULTS`. Its argument,
+SWEEP.py:NAME, takes those of `SIZES[NAME]` in their place.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import importlib.util
+import json
+import pathlib
+import re
+from typing import Any
+
+import ml_collections
+from absl import flags
+from ml_collections import config_flags
+
+from unet_jax import config as config_lib
+from unet_jax import errors
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+# What a sweep file may set, and what is taken where it does not.
+DEFAULTS = {
+  # The config that the points change, from the root of the repository.
+  'BASE': 'configs/shapes.py',
+  # {'section.field': value}: what all points have besides.
+  'OVERRIDES': {},
+  # How one field is tuned, alike for every variant (all that differs but the
+  # seed), or None. Missing entries are those of TUNING.
+  'TUNE': {},
+  # What is the same for all points: `steps`, train.num_steps of the base; or
+  # `flops`, those times the FLOP of the base's train step, by the compiler.
+  'BUDGET': 'steps',
+  # {'NAME': {constant: value}}, for SWEEP.py:NAME.
+  'SIZES': {},
+}
+TUNING = {
+  # A field and the values that are tried; it may be another than this.
+  'optimizer.learning_rate': (1e-3, 2e-3, 4e-3, 8e-3),
+  # Steps of each of these runs. They have the whole schedule: warm-up and decay
+  # are shortened alike. With BUDGET = 'flops', of the base; others in
+  # proportion.
+  'steps': 300,
+  # Of these runs; no point may have it.
+  'seed': 1000,
+  # They train on all of data.train_split but one of so many parts, and are
+  # evaluated on that one; the best by dataset mIoU is taken.
+  'num_folds': 5,
+}
+
+# What may differ between calls: it changes no figure but those of the clock.
+_FREE = ('data.cache', 'data.cache_dir', 'data.num_workers', 'log')
+# Longer names of files are cut: file systems take 255 bytes.
+_LONGEST = 180
+
+
+@dataclasses.dataclass(frozen=True)
+class Tune:
+  """How a field is tuned, see `TUNING`."""
+
+  field: str
+  values: tuple[Any, ...]
+  steps: int
+  seed: int
+  num_folds: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+  """One run of a sweep.
+
+  Attributes:
+    index: in the order of the sweep file.
+    name: of its folder: what differs, `upsample=bilinear,depth=3,seed=0`.
+    variant: the same without the seed.
+    overrides: {'section.field': value} on the base.
+  """
+
+  index: int
+  name: str
+  variant: str
+  overrides: dict[str, Any]
+
+  @property
+  def without_seed(self) -> dict[str, Any]:
+    return {k: v for k, v in self.overrides.items() if k != 'seed'}
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+  """A sweep file with the command's changes.
+
+  Attributes:
+    path: of the file, absolute.
+    size: the argument after its name, or ''.
+    question: that it answers, one line.
+    arguments: of main.py, which give the base config.
+    config: that config.
+    tune: how a field is tuned, or None.
+    budget: `steps` or `flops`.
+    points: in order.
+  """
+
+  path: str
+  size: str
+  question: str
+  arguments: tuple[str, ...]
+  config: ml_collections.ConfigDict
+  tune: Tune | None
+  budget: str
+  points: tuple[Point, ...]
+
+  @property
+  def fields(self) -> list[str]:
+    """The fields that differ between points, in the order of the file."""
+    return list(dict.fromkeys(f for p in self.points for f in p.overrides))
+
+  def flat(self, overrides: dict[str, Any]) -> dict[str, Any]:
+    """Returns {'section.field': value} of the base with overrides."""
+    return {**config_lib.flatten(self.config), **overrides}
+
+  def main_arguments(self, overrides: dict[str, Any]) -> list[str]:
+    """Returns the arguments of main.py for the base with overrides."""
+    return [*self.arguments, *(flag(*item) for item in overrides.items())]
+
+
+def flag(field: str, value: Any) -> str:
+  """Returns --config.FIELD=VALUE as config_flags reads it."""
+  text = value if isinstance(value, str) else repr(value)
+  return f'--config.{field}={text}'
+
+
+def resolve(arguments) -> ml_collections.ConfigDict:
+  """Returns the config of --config and --config.* flags, as main.py does."""
+  config_lib.check_arguments(arguments, ROOT / 'configs')
+  argv = ['main.py', *map(config_lib.spelled_for_python, arguments)]
+  values = flags.FlagValues()
+  # sys_argv: it looks there for the fields, not among the flags.
+  holder = config_flags.DEFINE_config_file(
+    'config', flag_values=values, sys_argv=argv
+  )
+  try:
+    values(argv)
+  except (flags.Error, ValueError, TypeError) as e:
+    raise errors.UserError(errors.line_of_flags(e)) from e
+  return holder.value
+
+
+def load(
+  name: str,
+  arguments: tuple[str, ...] = (),
+  no_tune: bool = False,
+  budget: str = '',
+) -> Sweep:
+  """Reads a sweep file.
+
+  Args:
+    name: `SWEEP.py` or `SWEEP.py:SIZE`.
+    arguments: --config.x=y that change the base.
+    no_tune: leaves the tuning out.
+    budget: `steps` or `flops`; '' is that of the file.
+
+  Raises:
+    UserError: there is no such file, or it says what cannot be done.
+  """
+  file, _, size = name.partition(':')
+  module = _import(file)
+  constants = {k: getattr(module, k, v) for k, v in DEFAULTS.items()}
+  if size:
+    if size not in constants['SIZES']:
+      sizes = ', '.join(constants['SIZES']) or 'none'
+      raise errors.UserError(f'{file}:{size}: it has the sizes {sizes}')
+    constants.update(constants['SIZES'][size])
+  arguments = (
+    f'--config={ROOT / constants["BASE"]}',
+    *(flag(*item) for item in constants['OVERRIDES'].items()),
+    *arguments,
+  )
+  config = resolve(arguments)
+  config_lib.validate(config)
+  sweep = Sweep(
+    path=str(pathlib.Path(file).resolve()),
+    size=size,
+    question=(module.__doc__ or file).strip().splitlines()[0],
+    arguments=arguments,
+    config=config,
+    tune=None if no_tune else _tune(file, constants['TUNE']),
+    budget=budget or constants['BUDGET'],
+    points=_points(file, list(module.sweep())),
+  )
+  _check(file, sweep)
+  return sweep
+
+
+def _import(file: str):
+  if not pathlib.Path(file).is_file():
+    raise errors.UserError(
+      f'{file}: no such sweep file; for instance '
+      'experiments/upsampling_depth/sweep.py'
+    )
+  spec = importlib.util.spec_from_file_location('sweep', file)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  if not hasattr(module, 'sweep'):
+    raise errors.UserError(f'{file} has no sweep(), which yields the points')
+  return module
+
+
+def _tune(file: str, entries: dict[str, Any] | None) -> Tune | None:
+  if entries is None:
+    return None
+  given = [k for k in entries if '.' in k]
+  field = given[0] if given else 'optimizer.learning_rate'
+  known = {k: v for k, v in TUNING.items() if '.' not in k}
+  unknown = [k for k in entries if k not in (*known, field)]
+  if unknown:
+    raise errors.UserError(
+      f'{file}: TUNE has {unknown[0]!r}; it takes one field, such as '
+      f'optimizer.learning_rate, and {", ".join(known)}'
+    )
+  values = {**TUNING, **entries}
+  return Tune(field, tuple(values[field]), **{k: values[k] for k in known})
+
+
+def _points(file: str, yielded: list[dict[str, Any]]) -> tuple[Point, ...]:
+  if not yielded:
+    raise errors.UserError(f'{file}: sweep() yields no point')
+  fields = list(dict.fromkeys(f for overrides in yielded for f in overrides))
+  name_of = functools.partial(point_name, short=short_names(fields))
+  points = []
+  for i, overrides in enumerate(yielded):
+    rest = {k: v for k, v in overrides.items() if k != 'seed'}
+    points.append(Point(i, name_of(overrides), name_of(rest), overrides))
+  names = [point.name for point in points]
+  twice = next((n for n in names if names.count(n) > 1), None)
+  if twice is not None:
+    raise errors.UserError(f'{file}: sweep() yields {twice} twice')
+  return tuple(points)
+
+
+def short_names(fields: list[str]) -> dict[str, str]:
+  """Returns the last parts of each field's name, as many as tell it apart."""
+  short = {}
+  for field in fields:
+    parts = field.split('.')
+    for i in range(len(parts)):
+      tail = '.'.join(parts[len(parts) - 1 - i :])
+      others = (f'.{f}' for f in fields if f != field)
+      if not any(other.endswith(f'.{tail}') for other in others):
+        break
+    short[field] = tail
+  return short
+
+
+def point_name(overrides: dict[str, Any], short: dict[str, str]) -> str:
+  """Returns what differs as the name of a folder; of nothing, `base`."""
+  words = [f'{short[k]}={_word(v)}' for k, v in overrides.items()]
+  name = ','.join(words) or 'base'
+  if len(name) > _LONGEST:
+    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+    name = f'{name[:_LONGEST]}-{digest}'
+  return name
+
+
+def _word(value: Any) -> str:
+  """A value with the characters that all file systems take."""
+  if isinstance(value, tuple):
+    return 'x'.join(map(_word, value)) or 'none'
+  return re.sub(r'[^\w.+-]', '-', str(value), flags=re.ASCII)
+
+
+def _check(file: str, sweep: Sweep) -> None:
+  """Raises UserError for what would fail in every point alike."""
+  flat, fields = config_lib.flatten(sweep.config), sweep.fields
+  tune = sweep.tune
+  for field in (*fields, *([tune.field] if tune else [])):
+    if field not in flat:
+      raise errors.UserError(
+        f'{file}: there is no field {field}'
+        f'{config_lib.nearest(field, flat)}; configs/default.py lists them all'
+      )
+  if sweep.budget not in ('steps', 'flops'):
+    raise errors.UserError(
+      f'{file}: BUDGET is one of steps, flops, not {sweep.budget!r}'
+    )
+  if sweep.budget == 'flops' and 'train.num_steps' in fields:
+    raise errors.UserError(
+      f"{file}: train.num_steps follows from BUDGET = 'flops'; leave it out of "
+      'sweep(), or take steps'
+    )
+  if not tune:
+    return
+  if tune.field in fields:
+    raise errors.UserError(
+      f'{file}: sweep() yields {tune.field}, which is tuned; set TUNE = None, '
+      'or give --no_tune'
+    )
+  seeds = [p.overrides.get('seed', flat['seed']) for p in sweep.points]
+  if tune.seed in seeds:
+    raise errors.UserError(
+      f'{file}: seed {tune.seed} is that of the tuning; take others'
+    )
+  if sweep.config.data.num_folds or 'data.num_folds' in fields:
+    raise errors.UserError(
+      f'{file}: the tuning holds a fold out of data.train_split; with '
+      'data.num_folds set, give --no_tune'
+    )
+
+
+def _begun(sweep: Sweep) -> dict[str, Any]:
+  """What must be the same in each call, {name: value}, as in JSON."""
+  flat = {
+    f: v
+    for f, v in config_lib.flatten(sweep.config).items()
+    if not any(f == free or f.startswith(free + '.') for free in _FREE)
+  }
+  tune = sweep.tune and dataclasses.asdict(sweep.tune)
+  about = {'BUDGET': sweep.budget, 'TUNE': tune, **flat}
+  return json.loads(json.dumps(about))
+
+
+def begin(sweep: Sweep, directory: pathlib.Path) -> None:
+  """Writes sweep.json, or checks it against that of an earlier call.
+
+  Raises:
+    UserError: the folder's sweep has another base, tuning or budget. Points may
+      be added.
+  """
+  path, now = directory / 'sweep.json', _begun(sweep)
+  if path.exists():
+    was = json.loads(path.read_text())['begun']
+    differences = [
+      f'{name} was {was.get(name)!r}, now {now.get(name)!r}'
+      for name in sorted({*was, *now})
+      if was.get(name) != now.get(name)
+    ]
+    if differences:
+      raise errors.UserError(
+        f'{directory} holds a sweep with another base: '
+        f'{"; ".join(differences)}. Choose another --workdir, or undo the '
+        'change'
+      )
+  about = {
+    'question': sweep.question,
+    'file': sweep.path,
+    'size': sweep.size,
+    'fields': sweep.fields,
+    'points': [point.name for point in sweep.points],
+    'begun': now,
+  }
+  write_json(path, about)
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+  """Writes a file whole or not at all.
+
+  Not metric_writer's, which asks jax for the process and so takes the device
+  that the points need.
+  """
+  path.parent.mkdir(parents=True, exist_ok=True)
+  temporary = path.with_name(f'{path.name}.tmp')
+  temporary.write_text(json.dumps(value, indent=2) + '\n')
+  temporary.replace(path)
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+  """Returns what a file holds; of one that is not there, {}."""
+  return json.loads(path.read_text()) if path.exists() else {}

@@ -1,0 +1,138 @@
+"""Processes of a sweep: failures, signals, cores."""
+
+import concurrent.futures
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+from experiments import children as children_lib
+
+
+def _script(text):
+  return ['-c', text]
+
+
+def _failure(children, tmp_path, text):
+  with pytest.raises(children_lib.Failed) as e:
+    children.run('train', _script(text), tmp_path / 'log.txt')
+  return e.value.about
+
+
+def test_a_failure_has_the_line_that_says_why(tmp_path):
+  children = children_lib.Children()
+  children.run('train', _script('print("before")'), tmp_path / 'log.txt')
+  about = _failure(
+    children,
+    tmp_path,
+    'import sys; print("so far"); sys.exit("error: no file; give another")',
+  )
+  assert about == {
+    'stage': 'train',
+    'exit_code': 1,
+    'reason': 'no file; give another',
+    'log': ['so far', 'error: no file; give another'],
+  }
+  # The log keeps all.
+  assert (tmp_path / 'log.txt').read_text().startswith('before\nso far\n')
+
+
+def test_a_failure_of_ours_ends_in_its_exception(tmp_path):
+  children = children_lib.Children()
+  about = _failure(children, tmp_path, 'raise KeyError("x")')
+  assert about['reason'] == "KeyError: 'x'" and len(about['log']) > 1
+  about = _failure(children, tmp_path, 'import os; os._exit(3)')
+  assert about['reason'] == 'exit code 3'
+  about = _failure(children, tmp_path, 'import os; os.kill(os.getpid(), 9)')
+  assert about['exit_code'] == -9
+  assert about['reason'] == 'ended by SIGKILL (out of memory?)'
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_what_runs_and_what_would(tmp_path, number):
+  # Handed on as SIGTERM, which the program takes its time to answer.
+  text = (
+    'import pathlib, signal, sys, time\n'
+    'def leave(*_):\n'
+    '  time.sleep(0.2)\n'
+    f'  pathlib.Path({str(tmp_path)!r}, "saved").touch()\n'
+    '  sys.exit(143)\n'
+    'signal.signal(signal.SIGTERM, leave)\n'
+    f'pathlib.Path({str(tmp_path)!r}, "ready").touch()\n'
+    'time.sleep(60)\n'
+  )
+  handlers = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+  raised = []
+
+  def run():
+    for _ in range(2):
+      try:
+        children.run('train', _script(text), tmp_path / 'log.txt')
+      except children_lib.Stopped:
+        raised.append((tmp_path / 'saved').exists())
+
+  with children_lib.Children() as children:
+    thread = threading.Thread(target=run)
+    thread.start()
+    while not (tmp_path / 'ready').exists():
+      time.sleep(0.01)
+    signal.raise_signal(number)
+    thread.join(20)
+  assert raised == [True, True] and children.signal == number
+  now = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+  assert now == handlers
+
+
+def test_a_second_signal_kills(tmp_path):
+  text = (
+    'import pathlib, signal, time\n'
+    'signal.signal(signal.SIGTERM, lambda *_: None)\n'
+    f'pathlib.Path({str(tmp_path)!r}, "ready").touch()\n'
+    'while True: time.sleep(60)\n'
+  )
+  with children_lib.Children() as children:
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+      future = pool.submit(
+        children.run, 'train', _script(text), tmp_path / 'log.txt'
+      )
+      while not (tmp_path / 'ready').exists():
+        time.sleep(0.01)
+      signal.raise_signal(signal.SIGTERM)
+      signal.raise_signal(signal.SIGTERM)
+      with pytest.raises(children_lib.Stopped):
+        future.result(20)
+
+
+def test_jobs_share_cores_and_devices(tmp_path, monkeypatch):
+  monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '4,5,6')
+  monkeypatch.delenv('XLA_PYTHON_CLIENT_MEM_FRACTION', raising=False)
+  text = (
+    'import os; print(sorted(os.sched_getaffinity(0)), '
+    'os.environ["CUDA_VISIBLE_DEVICES"], '
+    'os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION"))'
+  )
+  cores = sorted(os.sched_getaffinity(0))
+
+  def told(jobs):
+    children = children_lib.Children(jobs)
+
+    def run(i):
+      children.start_thread()
+      log = tmp_path / f'{jobs}-{i}.txt'
+      children.run('train', _script(text), log)
+      return log.read_text().strip()
+
+    lines = []
+    for i in range(jobs):  # Threads of their own, one after the other.
+      with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        lines.append(pool.submit(run, i).result())
+    return lines
+
+  assert told(1) == [f'{cores} 4,5,6 None']
+  two = [cores[i::2] or cores for i in range(2)]
+  assert told(2) == [f'{two[0]} 4,6 None', f'{two[1]} 5 None']
+  # Fewer GPUs than jobs: each has a share of the memory.
+  assert [line.rpartition(']')[2] for line in told(4)] == [' 4,5,6 0.225'] * 4
+  assert sorted(os.sched_getaffinity(0)) == cores

@@ -1,0 +1,148 @@
+"""Scripts and manifests for clusters, run with stand-ins for the engines."""
+
+import json
+import os
+import shutil
+import stat
+import subprocess
+
+import pytest
+
+from experiments import clusters
+from unet_jax import errors
+
+
+@pytest.fixture
+def job():
+  return clusters.Job(
+    arguments=('sweep.py', '--workdir=/a b', '--config.data.image_size=(8, 8)'),
+    count=3,
+    jobs=2,
+    gpus=1,
+    image='registry/unet:1',
+    queue='team',
+    claim='disk',
+    directory='/a b',
+  )
+
+
+_RUN = [
+  'python',
+  '-m',
+  'experiments.run',
+  'sweep.py',
+  '--workdir=/a b',
+  '--config.data.image_size=(8, 8)',
+]
+
+
+def _run(script, tmp_path, programs, code=0, **env):
+  """Runs a script with stand-ins; returns the argument lists that they got."""
+  for name, exit_code in programs.items():
+    path = tmp_path / name
+    path.write_text(
+      '#!/bin/bash\n'
+      f'printf "%s\\0" {name} "$@" >> {tmp_path}/calls\n'
+      f'printf "\\n" >> {tmp_path}/calls\nexit {exit_code}\n'
+    )
+    path.chmod(path.stat().st_mode | stat.S_IEXEC)
+  file = tmp_path / 'script.sh'
+  file.write_text(script)
+  subprocess.run(['bash', '-n', file], check=True)
+  if shutil.which('shellcheck'):
+    subprocess.run(['shellcheck', file], check=True)
+  process = subprocess.run(
+    ['bash', file],
+    env={'PATH': f'{tmp_path}:{os.environ["PATH"]}', **env},
+    capture_output=True,
+    text=True,
+  )
+  assert process.returncode == code, process.stderr
+  lines = (tmp_path / 'calls').read_text().splitlines()
+  return [line.split('\0')[:-1] for line in lines]
+
+
+def test_slurm_runs_the_point_of_its_index(job, tmp_path):
+  script = clusters.slurm(job)
+  assert '\n#SBATCH --array=0-2%2\n' in script
+  assert '\n#SBATCH --gpus=1\n' in script and '\n#SBATCH --requeue' in script
+  programs = {'srun': 1, 'scontrol': 0}
+  calls = _run(script, tmp_path, programs, code=1, SLURM_ARRAY_TASK_ID='2')
+  assert calls == [['srun', *_RUN, '--point=2']]
+
+
+def test_slurm_goes_on_after_the_time_limit(job, tmp_path):
+  calls = _run(
+    clusters.slurm(job),
+    tmp_path,
+    {'srun': 143, 'scontrol': 0},
+    code=143,
+    SLURM_ARRAY_TASK_ID='1',
+    SLURM_ARRAY_JOB_ID='77',
+  )
+  assert calls[1:] == [['scontrol', 'requeue', '77_1']]
+
+
+def test_xpk_submits_a_workload_for_each_point(job, tmp_path):
+  names = ('CLUSTER', 'PROJECT', 'ZONE', 'IMAGE', 'STORAGE')
+  env = {name: f'my {name}' for name in names}
+  calls = _run(clusters.xpk(job), tmp_path, {'xpk': 0}, **env)
+  assert len(calls) == 3
+  for i, call in enumerate(calls):
+    assert call[:3] == ['xpk', 'workload', 'create']
+    options = dict(argument.split('=', 1) for argument in call[3:])
+    assert options['--workload'] == f'sweep-{i}'
+    assert options['--docker-image'] == 'my IMAGE'
+    # What a shell in the container makes of it.
+    printed = subprocess.run(
+      ['bash', '-c', f'printf "%s\\0" {options["--command"]}'],
+      capture_output=True,
+      text=True,
+      check=True,
+    ).stdout
+    assert printed.split('\0')[:-1] == [*_RUN, f'--point={i}']
+
+
+def test_xpk_names_the_variable_that_is_missing(job, tmp_path):
+  file = tmp_path / 'script.sh'
+  file.write_text(clusters.xpk(job))
+  process = subprocess.run(['bash', file], env={}, capture_output=True)
+  assert process.returncode and b'CLUSTER' in process.stderr
+
+
+def test_kubernetes_runs_the_point_of_its_index(job, tmp_path):
+  # The fields: kubernetes.io/docs/reference/kubernetes-api/workload-resources.
+  manifest = json.loads(clusters.kubernetes(job))
+  assert (manifest['apiVersion'], manifest['kind']) == ('batch/v1', 'Job')
+  assert manifest['metadata']['labels'] == {'kueue.x-k8s.io/queue-name': 'team'}
+  spec = manifest['spec']
+  assert spec['completionMode'] == 'Indexed' and spec['suspend'] is True
+  assert (spec['completions'], spec['parallelism']) == (3, 2)
+  assert spec['backoffLimitPerIndex'] == 2
+  # One more than may fail would end the others.
+  assert spec['maxFailedIndexes'] == 3
+  (rule,) = spec['podFailurePolicy']['rules']
+  assert rule == {
+    'action': 'Ignore',
+    'onPodConditions': [{'type': 'DisruptionTarget', 'status': 'True'}],
+  }
+  pod = spec['template']['spec']
+  # What a policy on failures of pods asks for.
+  assert pod['restartPolicy'] == 'Never'
+  (container,) = pod['containers']
+  assert container['resources'] == {'limits': {'nvidia.com/gpu': '1'}}
+  (mount,), (volume,) = container['volumeMounts'], pod['volumes']
+  assert mount == {'name': volume['name'], 'mountPath': '/a b'}
+  assert volume['persistentVolumeClaim'] == {'claimName': 'disk'}
+  shell, option, line = container['command']
+  assert (shell, option) == ('/bin/sh', '-c')
+  calls = _run(line, tmp_path, {'python': 0}, JOB_COMPLETION_INDEX='2')
+  assert calls == [[*_RUN, '--point=2']]
+
+
+def test_kubernetes_needs_image_and_claim(job):
+  for name in ('image', 'claim'):
+    fields = {**job.__dict__, name: ''}
+    with pytest.raises(errors.UserError) as e:
+      clusters.kubernetes(clusters.Job(**fields))
+    assert str(e.value) == f'--kubernetes needs --{name}=NAME'

@@ -1,0 +1,446 @@
+"""Whole sweeps: with programs that only pretend, and one that is real."""
+
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from experiments import children as children_lib
+from experiments import collect, plots, points, pool, sweeps
+
+# config_flags reads a config with it.
+pytestmark = pytest.mark.filterwarnings('ignore:the load_module')
+
+_ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+_SWEEP = """
+  'Is deeper better?'
+
+  OVERRIDES = {'train.num_steps': 100, 'optimizer.warmup_steps': 10}
+  TUNE = {'optimizer.learning_rate': (1e-3, 4e-3, 8e-3), 'steps': 30}
+
+  def sweep():
+    for depth in (1, 2):
+      for seed in (0, 1):
+        yield {'model.depth': depth, 'seed': seed}
+"""
+
+
+def _load(tmp_path, text=_SWEEP, **kwargs):
+  path = tmp_path / 'sweep.py'
+  path.write_text(textwrap.dedent(text))
+  return sweeps.load(str(path), **kwargs)
+
+
+class _Pretended(children_lib.Children):
+  """Writes what the programs would; `broken` says which fail, and how."""
+
+  def __init__(self, jobs=1):
+    super().__init__(jobs)
+    self.calls, self.broken = [], {}
+
+  def run(self, stage, arguments, log):
+    fields = dict(
+      argument.removeprefix('--').split('=', 1)
+      for argument in arguments
+      if '=' in argument
+    )
+    # checkerboard has no flag.
+    fields.setdefault('workdir', arguments[-1])
+    folder = pathlib.Path(fields['workdir'])
+    self.calls.append((stage, folder.name, fields))
+    for (of, part), error in self.broken.items():
+      if of == stage and part in str(folder):
+        raise error
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, value in getattr(self, f'_{stage}')(fields).items():
+      (folder / name).write_text(json.dumps(value) + '\n')
+
+  def stages(self):
+    return [(stage, name) for stage, name, _ in self.calls]
+
+  def _summary(self, fields):
+    # Each of the base's three downsamplings halves the work here.
+    depth = int(fields.get('config.model.depth', 3))
+    step = {'flops': 8000.0 / 2**depth, 'total_bytes': 7}
+    summary = {'parameters': 10 * depth, 'receptive_field': 5}
+    return {'summary.json': {**summary, 'train_step': step}}
+
+  def _costs(self, fields):
+    names = ('inference_flops', 'inference_bytes', 'compile_seconds')
+    rate = {'inference_images_per_second': 3.0}
+    return {'costs.json': {**dict.fromkeys(names, 2.0), **rate}}
+
+  def _tuning(self, fields):
+    # The best rate is 0.004, not the last.
+    rate = float(fields['config.optimizer.learning_rate'])
+    figures = {'eval/dataset_miou': 0.5 - abs(rate - 4e-3), 'eval/loss': 1.0}
+    step = int(fields['config.train.num_steps'])
+    return {'eval.json': {'step': step, **figures}}
+
+  def _train(self, fields):
+    line = {'step': 1, 'train/images_per_second': 9.0}
+    return {'metrics.jsonl': line}
+
+  def _evaluate(self, fields):
+    # A score that is not defined.
+    figures = {'eval/dataset_miou': 0.7, 'eval/dataset_iou/bar': None}
+    return {
+      'eval.json': {'num_examples': 4, 'seconds': 1.5, 'split': 't', **figures}
+    }
+
+  def _checkerboard(self, fields):
+    return {'checkerboard.json': {'period_2': 1e-3, 'period_8': None}}
+
+
+@pytest.fixture
+def children():
+  return _Pretended()
+
+
+def _run(sweep, directory, children, jobs=1):
+  """Runs what is left, as main does; returns the counts."""
+  directory.mkdir(exist_ok=True)
+  left = [
+    point
+    for point in sweep.points
+    if points.record_of(directory, point).get('status') != 'done'
+  ]
+  pool.run(sweep, left, directory, children, jobs)
+  return collect.write(sweep, directory)
+
+
+def test_each_variant_is_tuned_once_and_alike(tmp_path, children):
+  sweep = _load(tmp_path)
+  counts = _run(sweep, tmp_path / 'out', children)
+  assert counts == {'done': 4, 'failed': 0, 'missing': 0}
+  expected = []
+  for depth in (1, 2):
+    expected += [('summary', f'depth={depth}'), ('costs', f'depth={depth}')]
+    rates = ('0.001', '0.004', '0.008')
+    expected += [('tuning', f'learning_rate={rate}') for rate in rates]
+    for seed in (0, 1):
+      name = f'depth={depth},seed={seed}'
+      stages = ('train', 'evaluate', 'checkerboard')
+      expected += [(stage, name) for stage in stages]
+  assert children.stages() == expected
+  for stage, _, fields in children.calls:
+    if stage == 'tuning':
+      assert fields['config.seed'] == '1000'
+      # A part of the training split.
+      assert fields['config.data.eval_split'] == 'auto'
+      assert fields['config.data.num_folds'] == '5'
+      assert fields['config.train.num_steps'] == '30'
+      assert fields['config.optimizer.warmup_steps'] == '3'
+    if stage == 'train':
+      assert fields['config.optimizer.learning_rate'] == '0.004'
+      assert fields['config.train.num_steps'] == '100'
+      assert 'config.data.num_folds' not in fields
+
+
+def test_tables(tmp_path, children):
+  _run(_load(tmp_path), tmp_path / 'out', children)
+  rows = collect.read_csv(tmp_path / 'out/results.csv')
+  assert [row['point'] for row in rows] == [
+    f'depth={depth},seed={seed}' for depth in (1, 2) for seed in (0, 1)
+  ]
+  row = rows[3]
+  assert float(row.pop('train_seconds')) > 0
+  assert float(row.pop('evaluate_seconds')) > 0
+  assert list(row.items()) == [
+    ('point', 'depth=2,seed=1'),
+    ('variant', 'depth=2'),
+    ('seed', '1'),
+    ('model.depth', '2'),
+    ('optimizer.learning_rate', '0.004'),
+    ('train.num_steps', '100'),
+    ('parameters', '20'),
+    ('receptive_field', '5'),
+    ('train_flops', '2000.0'),
+    ('train_bytes', '7'),
+    ('inference_flops', '2.0'),
+    ('inference_bytes', '2.0'),
+    ('checkerboard/period_2', '0.001'),
+    ('checkerboard/period_8', ''),
+    ('num_examples', '4'),
+    ('eval/dataset_miou', '0.7'),
+    ('eval/dataset_iou/bar', ''),
+    ('compile_seconds', '2.0'),
+    ('train_images_per_second', '9.0'),
+    ('inference_images_per_second', '3.0'),
+  ]
+  tried = collect.read_csv(tmp_path / 'out/tuning.csv')
+  assert [(t['variant'], t['chosen']) for t in tried] == [
+    (f'depth={depth}', chosen)
+    for depth in (1, 2)
+    for chosen in ('False', 'True', 'False')
+  ]
+  assert tried[0]['optimizer.learning_rate'] == '0.001'
+  assert tried[0]['eval/dataset_miou'] == '0.497'
+
+
+def test_a_failure_is_recorded_and_the_rest_goes_on(tmp_path, children):
+  sweep, out = _load(tmp_path), tmp_path / 'out'
+  name = 'depth=1,seed=1'
+  children.broken['train', name] = children_lib.Failed(
+    'train', 1, 'first line\nerror: step 7: loss nan\n'
+  )
+  assert _run(sweep, out, children) == {'done': 3, 'failed': 1, 'missing': 0}
+  assert ('evaluate', name) not in children.stages()
+  (failure,) = collect.read_csv(out / 'failures.csv')
+  assert failure == {
+    'point': name,
+    'stage': 'train',
+    'exit_code': '1',
+    'reason': 'step 7: loss nan',
+    'log': 'first line\nerror: step 7: loss nan',
+  }
+  assert len(collect.read_csv(out / 'results.csv')) == 3
+  # The next call tries that one again, and nothing else.
+  children.broken.clear()
+  children.calls.clear()
+  assert _run(sweep, out, children) == {'done': 4, 'failed': 0, 'missing': 0}
+  assert children.stages() == [
+    (stage, name) for stage in ('train', 'evaluate', 'checkerboard')
+  ]
+  assert not collect.read_csv(out / 'failures.csv')
+
+
+def test_a_stopped_sweep_goes_on(tmp_path, children):
+  sweep, out = _load(tmp_path), tmp_path / 'out'
+  children.broken['evaluate', 'depth=1,seed=1'] = children_lib.Stopped()
+  children.broken['summary', 'depth=2'] = children_lib.Stopped()
+  assert _run(sweep, out, children) == {'done': 1, 'failed': 0, 'missing': 3}
+  record = points.record_of(out, sweep.points[1])
+  assert record['status'] == 'stopped' and record['seconds']['train'] > 0
+  children.broken.clear()
+  children.calls.clear()
+  assert _run(sweep, out, children) == {'done': 4, 'failed': 0, 'missing': 0}
+  # Training restores its last step.
+  assert children.stages()[0] == ('train', 'depth=1,seed=1')
+  # What was interrupted counts too.
+  again = points.record_of(out, sweep.points[1])
+  assert again['seconds']['train'] > record['seconds']['train']
+
+
+def test_rates_that_diverge_lose(tmp_path, children):
+  sweep, out = _load(tmp_path), tmp_path / 'out'
+  diverged = children_lib.Failed('tuning', 1, 'error: loss nan: not finite.')
+  children.broken['tuning', 'learning_rate=0.004'] = diverged
+  _run(sweep, out, children)
+  rows = collect.read_csv(out / 'results.csv')
+  # Nearer to 0.004 than 0.008.
+  assert {row['optimizer.learning_rate'] for row in rows} == {'0.001'}
+  tried = collect.read_csv(out / 'tuning.csv')
+  assert [t['diverged'] for t in tried] == ['False', 'True', 'False'] * 2
+  # The result stands: nothing is tried again.
+  assert children.stages().count(('tuning', 'learning_rate=0.004')) == 2
+
+
+def test_no_rate_trains(tmp_path, children):
+  diverged = children_lib.Failed('tuning', 1, 'error: loss nan: not finite.')
+  children.broken['tuning', 'depth=1'] = diverged
+  out = tmp_path / 'out'
+  counts = _run(_load(tmp_path), out, children)
+  assert counts == {'done': 2, 'failed': 2, 'missing': 0}
+  failures = collect.read_csv(out / 'failures.csv')
+  assert failures[0]['reason'] == (
+    'depth=1: no optimizer.learning_rate of (0.001, 0.004, 0.008) trains; '
+    'change TUNE'
+  )
+
+
+def test_a_tuning_run_that_is_killed_is_no_verdict(tmp_path, children):
+  sweep, out = _load(tmp_path), tmp_path / 'out'
+  killed = children_lib.Failed('tuning', -9, '')
+  children.broken['tuning', 'depth=1/learning_rate=0.004'] = killed
+  assert _run(sweep, out, children)['failed'] == 2
+  children.broken.clear()
+  assert _run(sweep, out, children)['done'] == 4
+  rows = collect.read_csv(out / 'results.csv')
+  assert {row['optimizer.learning_rate'] for row in rows} == {'0.004'}
+
+
+def test_without_tuning_the_base_s_rate_is_taken(tmp_path, children):
+  sweep = _load(tmp_path, no_tune=True)
+  _run(sweep, tmp_path / 'out', children)
+  assert 'tuning' not in {stage for stage, _ in children.stages()}
+  rows = collect.read_csv(tmp_path / 'out/results.csv')
+  assert rows[0]['optimizer.learning_rate'] == '0.004'  # configs/shapes.py
+  assert not (tmp_path / 'out/tuning.csv').exists()
+
+
+def test_a_budget_of_flops_scales_the_steps(tmp_path, children):
+  sweep = _load(tmp_path, budget='flops')
+  _run(sweep, tmp_path / 'out', children)
+  # Of the base, depth 3: 100 steps of 1000 FLOP.
+  rows = collect.read_csv(tmp_path / 'out/results.csv')
+  spent = [
+    (row['model.depth'], row['train.num_steps'], row['train_flops'])
+    for row in rows[::2]
+  ]
+  assert spent == [('1', '25', '4000.0'), ('2', '50', '2000.0')]
+  # Its tuning too, 30 of the base's, and the warm-up, 10 of 100 steps.
+  lengths = {
+    (
+      stage,
+      fields['config.train.num_steps'],
+      fields['config.optimizer.warmup_steps'],
+    )
+    for stage, _, fields in children.calls
+    if stage in ('train', 'tuning')
+  }
+  assert lengths == {
+    ('tuning', '8', '1'),
+    ('tuning', '15', '2'),
+    ('train', '25', '3'),
+    ('train', '50', '5'),
+  }
+
+
+def test_points_at_the_same_time_share_the_tuning(tmp_path):
+  children = _Pretended(jobs=4)
+  counts = _run(_load(tmp_path), tmp_path / 'out', children, jobs=4)
+  assert counts == {'done': 4, 'failed': 0, 'missing': 0}
+  calls = [(stage, fields['workdir']) for stage, _, fields in children.calls]
+  assert len(calls) == len(set(calls)) == 22
+
+
+def _program(*arguments, code=0):
+  process = subprocess.run(
+    [sys.executable, '-m', 'experiments.run', *map(str, arguments)],
+    cwd=_ROOT,
+    env={
+      **os.environ,
+      'JAX_PLATFORMS': 'cpu',
+      'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
+    },
+    capture_output=True,
+    text=True,
+    # A machine that trains beside it is several times slower.
+    timeout=480,
+  )
+  assert process.returncode == code, process.stderr
+  return process.stdout, process.stderr
+
+
+@pytest.mark.parametrize(
+  'arguments, code, message',
+  [
+    (
+      ['--workdir=x'],
+      2,
+      'name one sweep file, such as experiments/upsampling_depth/sweep.py',
+    ),
+    (['sweep.py'], 2, '--workdir=DIR is missing, the folder of the sweep'),
+    (
+      ['experiments/skips/sweep.py', '--workdir=x', '--point=12'],
+      1,
+      '--point=12: the sweep has the points 0 to 11',
+    ),
+  ],
+)
+def test_mistakes_on_the_command_line(arguments, code, message, tmp_path):
+  arguments = [a.replace('=x', f'={tmp_path}') for a in arguments]
+  assert _program(*arguments, code=code)[1] == f'error: {message}\n'
+
+
+_TINY = """
+  'Do seeds matter?'
+
+  OVERRIDES = {
+    'data.image_size': (16, 16),
+    'data.num_train': 20,
+    'data.num_eval': 24,
+    'data.batch_size': 4,
+    'model.depth': 0,
+    'model.norm': 'none',
+    'model.base_features': 2,
+    'train.num_steps': 6,
+    'eval.every': 3,
+    'eval.bootstrap': 0,
+    'eval.num_examples': 1,
+    'log.every': 1,
+    'log.num_figures': 0,
+    'log.tensorboard': False,
+  }
+  TUNE = {'optimizer.learning_rate': (4e-3,), 'steps': 2}
+
+  def sweep():
+    for seed in (0, 1):
+      yield {'seed': seed}
+"""
+
+
+# What the report makes of columns of results.csv.
+_TITLES = (
+  'image mean IoU',
+  'dataset mean IoU',
+  'image mean boundary IoU',
+  'dataset mean boundary IoU',
+  'parameters',
+  'GFLOP of a train step',
+  'GFLOP of inference, an image',
+  'memory of a train step, MiB',
+  'memory of inference, MiB',
+  'compiling, s',
+  'images/s, training',
+  'images/s, inference',
+  'receptive field, px',
+  'checkerboard, period 2',
+  'learning rate',
+)
+
+
+def _check_report(out):
+  """Nothing is left out: the tables have the columns that it looks for."""
+  words = (out / 'REPORT.md').read_text()
+  assert words.startswith('# Do seeds matter?\n')
+  assert 'Left out' not in words
+  for title in _TITLES:
+    assert f'| {title} |' in words, title
+  drawn = {path.name for path in (out / 'figures').iterdir()}
+  assert drawn > {*plots.NEEDS, 'predictions_0.png'}
+  page = (out / 'report.html').read_text()
+  assert page.count('data:image/png') == len(drawn)
+
+
+def test_a_sweep_repeats_bit_for_bit(tmp_path):
+  sweep, out = tmp_path / 'sweep.py', tmp_path / 'out'
+  sweep.write_text(textwrap.dedent(_TINY))
+  flags = (sweep, f'--workdir={out}', f'--config.data.cache_dir={tmp_path}')
+  printed, err = _program(*flags)
+  assert printed == f'2 done; wrote {out}/results.csv, {out}/report.html\n'
+  assert '2/2 seed=1: done' in err and '0:00:00 left' in err
+  rows = collect.read_csv(out / 'results.csv')
+  with open(out / 'points/seed=1/eval.csv') as f:
+    assert len(f.readlines()) == 1 + 24
+  for row in rows:
+    assert float(row['train_flops']) > float(row['inference_flops']) > 0
+    assert float(row['train_bytes']) > 0 and float(row['compile_seconds']) > 0
+    assert float(row['train_images_per_second']) > 0
+    assert float(row['inference_images_per_second']) > 0
+    assert 0 < float(row['eval/dataset_miou']) < 1
+    assert row['checkerboard/period_2'] and row['receptive_field'] == '5'
+  assert rows[0]['eval/loss'] != rows[1]['eval/loss']
+  _check_report(out)
+
+  # One point is lost, with the tuning; the other is not run again.
+  shutil.rmtree(out / 'points/seed=1')
+  shutil.rmtree(out / 'variants/base/learning_rate=0.004')
+  before = (out / 'points/seed=0/log.txt').read_bytes()
+  _program(*flags, '--point=1')
+  assert (out / 'points/seed=0/log.txt').read_bytes() == before
+  (out / 'results.csv').unlink()
+  _program(*flags, '--gather')
+  again = collect.read_csv(out / 'results.csv')
+  clock = ('_seconds', '_per_second')
+  for old, new in zip(rows, again, strict=True):
+    assert list(old) == list(new)
+    for name in old:
+      assert name.endswith(clock) or old[name] == new[name], name

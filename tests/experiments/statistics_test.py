@@ -1,0 +1,296 @@
+"""Statistics of a sweep against brute force, SciPy, and simulated sweeps."""
+
+import itertools
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from experiments import statistics
+from unet_jax import metrics
+
+_FACTORS = ('upsample', 'depth')
+_GRID = list(itertools.product(('nearest', 'transpose'), ('10', '2', '3')))
+
+
+def _simulate(rng, effects, seeds=3, images=40, of_seed=0.02, of_pair=0.05):
+  """Scores [V * seeds, images] with known effects, and each one's variant."""
+  count = len(effects) * seeds
+  values = (
+    np.repeat(effects, seeds)[:, None]
+    + 0.2 * rng.standard_normal(images)
+    + of_seed * rng.standard_normal((count, 1))
+    + of_pair * rng.standard_normal((count, images))
+  )
+  return values, np.repeat(np.arange(len(effects)), seeds)
+
+
+def _draws(values, variants, resamples=1000, seed=0):
+  return statistics.bootstrap(
+    statistics.means_of_images(values), variants, resamples, seed
+  )
+
+
+def _compare(draws, contrasts):
+  comparisons, interaction = statistics.compare(draws, contrasts)
+  assert interaction is None
+  return comparisons
+
+
+def _one(weights=(1, -1)):
+  return statistics.Contrast('depth', ('2', '1'), (), weights)
+
+
+def test_mean_and_deviation_over_seeds():
+  values, variants = _simulate(np.random.default_rng(0), [0, 1, 2], images=7)
+  values[0, 3] = values[4, :2] = np.nan
+  # Seeds of a variant need not lie side by side, nor be as many.
+  order = [5, 0, 8, 3, 2, 7, 1, 4]
+  draws = _draws(values[order], variants[order], 3)
+  means = np.nanmean(values, 1)
+  parts = means[:3], means[3:6], means[7:]
+  np.testing.assert_allclose(draws.scores, [p.mean() for p in parts])
+  np.testing.assert_allclose(draws.deviations, [p.std(ddof=1) for p in parts])
+  # Pooled as in a one-way analysis of variance, whose F-test knows it too.
+  squares = sum(((p - p.mean()) ** 2).sum() for p in parts)
+  assert draws.freedom == 5
+  assert draws.seed_deviation == pytest.approx((squares / 5) ** 0.5)
+  f = stats.f_oneway(*parts).statistic
+  grand = np.concatenate(parts).mean()
+  between = sum(len(p) * (p.mean() - grand) ** 2 for p in parts) / 2
+  assert between / f == pytest.approx(draws.seed_deviation**2)
+
+
+def test_interval_over_images_is_that_of_scipy():
+  """One seed each: what is left is the paired bootstrap of images."""
+  values, variants = _simulate(np.random.default_rng(1), [0, 0.01], seeds=1)
+  values[:, 5] = np.nan
+  (found,) = _compare(_draws(values, variants, 20000), [_one((-1, 1))])
+  expected = stats.bootstrap(
+    tuple(values[:, ~np.isnan(values[0])]),
+    lambda a, b, axis: b.mean(axis) - a.mean(axis),
+    paired=True,
+    method='percentile',
+    n_resamples=20000,
+    rng=np.random.default_rng(2),
+  ).confidence_interval
+  width = expected.high - expected.low
+  np.testing.assert_allclose(
+    (found.low, found.high), expected, atol=0.04 * width
+  )
+  assert found.difference == pytest.approx(np.nanmean(values[1] - values[0]))
+  # Unpaired the interval would be far wider.
+  assert width < 0.5 * np.sqrt(2) * 2 * 1.96 * 0.2 / np.sqrt(40)
+
+
+def test_draws_are_scores_of_the_drawn_images(monkeypatch):
+  rng = np.random.default_rng(3)
+  confusion = rng.integers(0, 30, (4, 9, 3, 3))
+  confusion[:, ::2, 2], confusion[:, ::2, :, 2] = 0, 0
+  confusion[:, 1] = 0
+  iou, _ = metrics.iou_and_dice(confusion)
+  counts = statistics.counts_of_images(iou, confusion.sum(3), confusion.sum(2))
+  both = np.diagonal(confusion, axis1=2, axis2=3)
+  np.testing.assert_array_equal(counts[..., 0], both)
+  np.testing.assert_array_equal(
+    counts[..., 1], confusion.sum(3) + confusion.sum(2) - both
+  )
+  draws = statistics.bootstrap(counts, range(4), 20, 5)
+  monkeypatch.setattr(statistics, '_WEIGHTS', 1)
+  in_parts = statistics.bootstrap(counts, range(4), 20, 5)
+  np.testing.assert_allclose(in_parts.draws, draws.draws, rtol=1e-12)
+  drawn = np.random.default_rng(5).integers(0, 9, (20, 9))
+  for row, rows in zip(draws.draws, drawn):
+    for actual, of_network in zip(row, confusion):
+      expected = metrics.scores(of_network[rows], ('a', 'b', 'c'))
+      assert actual == pytest.approx(expected['dataset_miou'], rel=1e-12)
+
+
+def test_trainings_spread_as_students_t():
+  """All images are alike, so that only the seeds are left."""
+  means = np.array([0.50, 0.52, 0.57, 0.61, 0.60])
+  values = np.repeat(means[:, None], 12, 1)
+  draws = _draws(values, [0, 0, 0, 1, 1], 40000)
+  (found,) = _compare(draws, [_one((-1, 1))])
+  expected = stats.ttest_ind(means[3:], means[:3])
+  interval = expected.confidence_interval()
+  width = interval.high - interval.low
+  np.testing.assert_allclose(
+    (found.low, found.high), interval, atol=0.03 * width
+  )
+  assert found.p == pytest.approx(expected.pvalue, abs=0.01)
+
+
+@pytest.mark.parametrize('of_seed,of_pair', [(0.02, 0.05), (0, 0.1), (0.05, 0)])
+def test_coverage(of_seed, of_pair):
+  """Of 300 sweeps the intervals hold the truth in about 95 % at once."""
+  rng = np.random.default_rng(0)
+  effects = np.array([0, 0.03, 0.03])
+  contrasts = [_one((-1, 1, 0)), _one((0, -1, 1))]
+  all_hold = claims = 0
+  for i in range(300):
+    values, variants = _simulate(rng, effects, 3, 30, of_seed, of_pair)
+    found = _compare(_draws(values, variants, 400, i), contrasts)
+    all_hold += all(
+      c.low <= truth <= c.high for c, truth in zip(found, (0.03, 0))
+    )
+    claims += found[1].is_certain
+  # Percentiles of 30 images are a little narrow (their deviation is biased by
+  # sqrt(29 / 30), their tails are normal); 0.95 of 300 is 285 +- 3.8.
+  assert 0.91 * 300 <= all_hold <= 0.995 * 300
+  assert claims <= 0.05 * 300
+
+
+def test_holm():
+  # The example of 4 tests: 0.005 * 4, 0.01 * 3, 0.03 * 2, 0.04 after it.
+  np.testing.assert_allclose(
+    statistics.holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02]
+  )
+  assert statistics.holm([0.6, 0.7]).tolist() == [1, 1]
+  assert statistics.holm([]).size == 0
+
+
+def test_more_comparisons_are_less_certain():
+  rng = np.random.default_rng(0)
+  values, variants = _simulate(rng, [0, 0.05, 0, 0.05])
+  draws = _draws(values, variants, 4000)
+  contrast = _one((-1, 1, 0, 0))
+  (alone,) = _compare(draws, [contrast])
+  cells = np.array([[0, 1], [2, 3]])
+  among, p = statistics.compare(draws, [contrast] * 5, cells)
+  tail = 100 * 0.025 / 6
+  drawn = draws.draws[:, 1] - draws.draws[:, 0]
+  assert (among[0].low, among[0].high) == pytest.approx(
+    tuple(np.percentile(drawn, (tail, 100 - tail)))
+  )
+  assert among[0].low < alone.low and among[0].high > alone.high
+  assert among[0].p == pytest.approx(6 * alone.p)
+  assert alone.p == pytest.approx(2 * ((drawn <= 0).sum() + 1) / 4001)
+  # The largest of the six is not made larger.
+  assert p == statistics.interaction(draws, cells) > 2 * alone.p
+  assert statistics.compare(draws, [], cells) == ([], None)
+
+
+def test_what_differs_is_certain():
+  values, variants = _simulate(np.random.default_rng(0), [0, 0.3])
+  (found,) = _compare(_draws(values, variants), [_one((-1, 1))])
+  assert found.is_certain and found.low > 0.2 and found.p < 0.005
+
+
+@pytest.mark.parametrize('seeds', [1, 3])
+def test_identical_variants_never_differ(seeds):
+  values, variants = _simulate(
+    np.random.default_rng(0), [0, 0], seeds, of_seed=0
+  )
+  values[seeds:] = values[:seeds]
+  (found,) = _compare(_draws(values, variants), [_one()])
+  assert found.difference == 0 and found.low <= 0 <= found.high
+  assert found.p > 0.9 and not found.is_certain
+
+
+@pytest.mark.parametrize('seeds,images', [(1, 40), (3, 1), (3, 9)])
+def test_too_few_seeds_or_images_are_never_certain(seeds, images):
+  values, variants = _simulate(
+    np.random.default_rng(0), [0, 5], seeds, images, of_seed=0.001
+  )
+  draws = _draws(values, variants)
+  assert not draws.can_tell
+  (found,) = _compare(draws, [_one((-1, 1))])
+  assert found.low > 4 and not found.is_certain
+  assert np.isnan(draws.seed_deviation) == (seeds == 1)
+
+
+def test_a_seed_repeats_its_draws():
+  values, variants = _simulate(np.random.default_rng(0), [0, 1])
+  first, again, other = [
+    _draws(values, variants, 20, seed).draws for seed in (1, 1, 2)
+  ]
+  np.testing.assert_array_equal(first, again)
+  assert (first != other).all()
+
+
+def test_interaction():
+  rng = np.random.default_rng(0)
+  cells = np.array([[0, 1, 2], [3, 4, 5]])
+  # Sums of two effects have none; a cell that stands out has one.
+  additive, apart = [0, 0.1, 0.3, 0.2, 0.3, 0.5], [0, 0, 0, 0, 0, 0.3]
+  p = [
+    statistics.interaction(_draws(*_simulate(rng, e)), cells)
+    for e in (additive, apart)
+  ]
+  assert p[0] > 0.1 and p[1] == pytest.approx(1 / 1001)
+  values, variants = _simulate(rng, [0] * 6, of_seed=0)
+  values[:] = values[0]
+  assert statistics.interaction(_draws(values, variants), cells) == 1
+
+
+def test_interaction_is_seldom_found_where_there_is_none():
+  rng, cells = np.random.default_rng(1), np.array([[0, 1], [2, 3]])
+  p = [
+    statistics.interaction(
+      _draws(*_simulate(rng, [0, 0.1, 0.2, 0.3]), 300, i), cells
+    )
+    for i in range(200)
+  ]
+  # Of 200, 0.05 are 10 +- 3.1.
+  assert 2 <= np.sum(np.array(p) < 0.05) <= 19
+
+
+def test_contrasts_of_a_grid():
+  contrasts = statistics.make_contrasts(
+    _FACTORS, _GRID, {'upsample': 'transpose'}
+  )
+  found = [(c.factor, c.values, c.others) for c in contrasts]
+  up = ('nearest', 'transpose')
+  # Numbers by size with the lower neighbour.
+  steps = ('3', '2'), ('10', '3')
+  assert found[:3] == [
+    ('upsample', up, ()),
+    *(('depth', pair, ()) for pair in steps),
+  ]
+  assert found[3:] == [
+    *(('upsample', up, (('depth', d),)) for d in ('10', '2', '3')),
+    *(
+      ('depth', pair, (('upsample', u),))
+      for pair in steps
+      for u in ('nearest', 'transpose')
+    ),
+  ]
+  scores = np.array([1, 2, 4, 8, 16, 32])  # Of _GRID, in its order.
+  differences = [scores @ c.weights for c in contrasts]
+  assert differences == pytest.approx(
+    [-49 / 3, (2 + 16) / 2, (-3 - 24) / 2, -7, -14, -28, 2, 16, -3, -24]
+  )
+  np.testing.assert_array_equal(
+    statistics.full_grid(_FACTORS, _GRID), [[1, 2, 0], [4, 5, 3]]
+  )
+
+
+def test_contrasts_of_a_grid_with_a_hole():
+  contrasts = statistics.make_contrasts(_FACTORS, _GRID[:-1], {})
+  assert statistics.full_grid(_FACTORS, _GRID[:-1]) is None
+  # Without a baseline, the first; averaged where all are there alone.
+  found = [(c.factor, c.values, c.others) for c in contrasts]
+  assert found == [
+    ('upsample', ('transpose', 'nearest'), (('depth', '10'),)),
+    ('upsample', ('transpose', 'nearest'), (('depth', '2'),)),
+    ('depth', ('3', '2'), (('upsample', 'nearest'),)),
+    ('depth', ('10', '3'), (('upsample', 'nearest'),)),
+  ]
+
+
+def test_contrasts_of_one_factor_and_of_none():
+  variants = [('concat',), ('add',), ('none',)]
+  contrasts = statistics.make_contrasts(['skip'], variants, {'skip': 'add'})
+  assert [(c.values, c.weights) for c in contrasts] == [
+    (('concat', 'add'), (1, -1, 0)),
+    (('none', 'add'), (0, -1, 1)),
+  ]
+  assert statistics.make_contrasts((), [()], {}) == []
+  # Two fields that vary together.
+  variants = [('8', '5'), ('16', '3'), ('32', '1')]
+  contrasts = statistics.make_contrasts(('width', 'depth'), variants, {})
+  assert [(c.factor, c.values, c.weights) for c in contrasts] == [
+    ('width, depth', ('16, 3', '8, 5'), (-1, 1, 0)),
+    ('width, depth', ('32, 1', '8, 5'), (-1, 0, 1)),
+  ]

@@ -1,0 +1,229 @@
+"""Sweep files: points, names, what is refused."""
+
+import pathlib
+import textwrap
+
+import pytest
+
+from experiments import sweeps
+from unet_jax import config as config_lib
+from unet_jax import errors
+from unet_jax.models import unet
+
+# config_flags reads a config with it.
+pytestmark = pytest.mark.filterwarnings('ignore:the load_module')
+
+_ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def write(tmp_path):
+  """A function that writes a sweep file and returns its name."""
+
+  def write(text):
+    path = tmp_path / 'sweep.py'
+    path.write_text(textwrap.dedent(text))
+    return str(path)
+
+  return write
+
+
+_TWO = """
+  def sweep():
+    for depth in (1, 2):
+      yield {'model.depth': depth, 'seed': 0}
+"""
+
+
+def _refused(*args, **kwargs) -> str:
+  with pytest.raises(errors.UserError) as e:
+    sweeps.load(*args, **kwargs)
+  return str(e.value)
+
+
+def test_points_are_named_by_what_differs(write):
+  sweep = sweeps.load(write('"""Is deeper better?"""' + textwrap.dedent(_TWO)))
+  assert sweep.question == 'Is deeper better?'
+  assert [p.name for p in sweep.points] == ['depth=1,seed=0', 'depth=2,seed=0']
+  assert [p.variant for p in sweep.points] == ['depth=1', 'depth=2']
+  assert sweep.points[1].without_seed == {'model.depth': 2}
+  assert sweep.fields == ['model.depth', 'seed']
+
+
+def test_names_are_as_long_as_tells_them_apart():
+  assert sweeps.short_names(
+    ['augment.blur.probability', 'augment.hue.probability', 'model.depth']
+  ) == {
+    'augment.blur.probability': 'blur.probability',
+    'augment.hue.probability': 'hue.probability',
+    'model.depth': 'depth',
+  }
+
+
+@pytest.mark.parametrize(
+  'value, word',
+  [
+    ((48, 64), '48x64'),
+    ((), 'none'),
+    (1e-3, '0.001'),
+    ('a b/ä:c', 'a-b---c'),
+    (True, 'True'),
+  ],
+)
+def test_names_are_safe_for_file_systems(value, word):
+  assert sweeps.point_name({'f': value}, {'f': 'f'}) == f'f={word}'
+
+
+def test_long_names_are_cut_and_stay_apart():
+  names = {
+    sweeps.point_name({'f': 'x' * 300 + end}, {'f': 'f'}) for end in 'ab'
+  }
+  assert len(names) == 2 and max(map(len, names)) < 200
+
+
+def test_values_reach_the_config_as_they_are(write):
+  sweep = sweeps.load(
+    write("""
+      BASE = 'configs/oxford_pets.py:small'
+      OVERRIDES = {'data.image_size': (32, 48), 'data.check': False}
+      def sweep():
+        yield {'model.features': (4, 8), 'model.depth': 1, 'seed': 3}
+      """),
+    ('--config.train.num_steps=7', '--config.eval.foreground=("pet",)'),
+  )
+  assert sweep.config.data.image_size == (32, 48)
+  assert sweep.config.train.num_steps == 7
+  (point,) = sweep.points
+  config = sweeps.resolve(sweep.main_arguments(point.overrides))
+  assert config.model.features == (4, 8) and config.seed == 3
+  assert config.data.check is False
+  assert config.eval.foreground == ('pet',)
+  # What the base has, and what every point is named by.
+  assert config.data.batch_size == 16
+  assert point.name == 'features=4x8,depth=1,seed=3'
+
+
+def test_sizes_replace_constants(write):
+  name = write(
+    "TUNE = None\nSIZES = {'cpu': {'OVERRIDES': {'train.num_steps': 9}, "
+    "'TUNE': {'optimizer.learning_rate': (1.0,), 'steps': 5}}}"
+    + textwrap.dedent(_TWO)
+  )
+  assert sweeps.load(name).tune is None
+  sweep = sweeps.load(f'{name}:cpu')
+  assert sweep.config.train.num_steps == 9
+  assert sweep.tune == sweeps.Tune(
+    'optimizer.learning_rate', (1.0,), steps=5, seed=1000, num_folds=5
+  )
+  assert sweeps.load(f'{name}:cpu', no_tune=True).tune is None
+  assert _refused(f'{name}:gpu') == f'{name}:gpu: it has the sizes cpu'
+
+
+@pytest.mark.parametrize(
+  'text, message',
+  [
+    (
+      "def sweep():\n  yield {'model.dept': 1}",
+      'there is no field model.dept (did you mean model.depth?); '
+      'configs/default.py lists them all',
+    ),
+    ('def sweep():\n  return []', 'sweep() yields no point'),
+    (
+      "def sweep():\n  yield {'seed': 0}\n  yield {'seed': 0}",
+      'sweep() yields seed=0 twice',
+    ),
+    (
+      "def sweep():\n  yield {'seed': 1000}",
+      'seed 1000 is that of the tuning; take others',
+    ),
+    (
+      "def sweep():\n  yield {'optimizer.learning_rate': 1e-3}",
+      'sweep() yields optimizer.learning_rate, which is tuned; set TUNE = '
+      'None, or give --no_tune',
+    ),
+    (
+      "TUNE = {'stesp': 1}\ndef sweep():\n  yield {'seed': 0}",
+      "TUNE has 'stesp'; it takes one field, such as "
+      'optimizer.learning_rate, and steps, seed, num_folds',
+    ),
+    (
+      "BUDGET = 'time'\ndef sweep():\n  yield {'seed': 0}",
+      "BUDGET is one of steps, flops, not 'time'",
+    ),
+    (
+      "BUDGET = 'flops'\ndef sweep():\n  yield {'train.num_steps': 5}",
+      "train.num_steps follows from BUDGET = 'flops'; leave it out of "
+      'sweep(), or take steps',
+    ),
+    (
+      "OVERRIDES = {'data.num_folds': 4}\ndef sweep():\n  yield {'seed': 0}",
+      'the tuning holds a fold out of data.train_split; with data.num_folds '
+      'set, give --no_tune',
+    ),
+  ],
+)
+def test_mistakes_in_a_sweep_file(write, text, message):
+  name = write(text)
+  assert _refused(name) == f'{name}: {message}'
+
+
+def test_mistakes_on_the_command_line(write, tmp_path):
+  assert _refused(f'{tmp_path}/no.py') == (
+    f'{tmp_path}/no.py: no such sweep file; for instance '
+    'experiments/upsampling_depth/sweep.py'
+  )
+  assert _refused(write(_TWO), ('--config.model.depht=2',)) == (
+    '--config.model.depht: there is no such field (did you mean model.depth?); '
+    'configs/default.py lists them all'
+  )
+  assert 'not one of transpose' in _refused(
+    write(_TWO), ('--config.model.upsample=no',)
+  )
+
+
+def test_a_sweep_with_another_base_is_refused(write, tmp_path):
+  name, folder = write(_TWO), tmp_path / 'out'
+  sweeps.begin(sweeps.load(name), folder)
+  # Neither a folder for caches nor a further point changes a figure.
+  pathlib.Path(name).write_text(
+    pathlib.Path(name).read_text().replace('(1, 2)', '(1, 2, 3)')
+  )
+  sweeps.begin(sweeps.load(name, ('--config.data.cache_dir=x',)), folder)
+  for changes, kwargs, difference in (
+    (
+      ('--config.model.norm=none', '--config.eval.band=2'),
+      {},
+      "eval.band was 3.0, now 2.0; model.norm was 'batch', now 'none'",
+    ),
+    ((), {'budget': 'flops'}, "BUDGET was 'steps', now 'flops'"),
+  ):
+    with pytest.raises(errors.UserError) as e:
+      sweeps.begin(sweeps.load(name, changes, **kwargs), folder)
+    assert str(e.value) == (
+      f'{folder} holds a sweep with another base: {difference}. Choose '
+      'another --workdir, or undo the change'
+    )
+
+
+@pytest.mark.parametrize(
+  'folder, count, first',
+  [
+    ('upsampling_depth', 60, 'upsample=transpose,depth=1,seed=0'),
+    ('skips', 12, 'skip=concat,seed=0'),
+    ('norms', 15, 'norm=none,seed=0'),
+    ('losses', 9, 'cross_entropy=1.0,dice=0.0,seed=0'),
+    ('widths', 15, 'base_features=4,seed=0'),
+  ],
+)
+@pytest.mark.parametrize('size', ['', ':cpu'])
+def test_sweeps_of_the_project(folder, count, first, size):
+  name = f'{_ROOT}/experiments/{folder}/sweep.py{size}'
+  sweep = sweeps.load(name)
+  assert len(sweep.points) == count and sweep.points[0].name == first
+  assert sweep.question.endswith('?')
+  # Seeds aside.
+  for point in {p.variant: p for p in sweep.points}.values():
+    # Raises UserError where a point could not be trained.
+    config = sweeps.resolve(sweep.main_arguments(point.overrides))
+    config_lib.validate(config)
+    unet.create_model(config).output_size(config.data.image_size)
