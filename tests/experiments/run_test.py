@@ -59,7 +59,10 @@ class _Pretended(children_lib.Children):
         raise error
     folder.mkdir(parents=True, exist_ok=True)
     for name, value in getattr(self, f'_{stage}')(fields).items():
-      (folder / name).write_text(json.dumps(value) + '\n')
+      # Whole, as the programs do: other threads read the tables' sources.
+      temporary = folder / f'{name}.tmp'
+      temporary.write_text(json.dumps(value) + '\n')
+      temporary.replace(folder / name)
 
   def stages(self):
     return [(stage, name) for stage, name, _ in self.calls]
