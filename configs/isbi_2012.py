@@ -13,7 +13,9 @@ DIR holds the training stack as `images/` and `masks/`, 30 pairs of one name,
 512 x 512 pixels; 0 is a membrane, 255 a cell. The last fifth of the stack is
 held out; the paper trains on all of it. The paper's recipe has not been
 measured yet. `:small` is for a CPU: another network, which pads, normalises and
-has 16 channels, on windows of 256 x 256 pixels.
+has 16 channels, on windows of 256 x 256 pixels. Five folds of 700 steps on two
+cores of a shared x86 server, seed 0, 36 minutes in all: dataset Dice 0.875 +-
+0.006 (mean of both classes), V_rand 0.949 +- 0.046 after thinning.
 """
 
 from configs import default

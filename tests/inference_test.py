@@ -85,6 +85,8 @@ def test_no_checkpoints_there(workdir, tmp_path):
   path, _, _, _ = workdir
   with pytest.raises(errors.UserError, match=f'{tmp_path} has no checkpoints/'):
     _restore(_config(), tmp_path)
+  with pytest.raises(errors.UserError, match='/none: no such folder; name'):
+    _restore(_config(), tmp_path / 'none')
   config = _config(inference={'ensemble': (str(tmp_path),)})
   with pytest.raises(errors.UserError, match='or name the right --config.inf'):
     _restore(config, path)
@@ -109,7 +111,7 @@ def test_an_average_of_other_classes(workdir, tmp_path):
 
 def test_a_fold_that_was_not_trained(workdir, tmp_path):
   runs.save(tmp_path / 'fold_0', _config())
-  with pytest.raises(errors.UserError, match='fold_1 has no checkpoints/'):
+  with pytest.raises(errors.UserError, match='fold_1: no such folder'):
     _restore(_config(data={'num_folds': 2}), tmp_path)
 
 
@@ -164,8 +166,19 @@ def test_load(workdir):
   assert [x.shape for x in several] == [(16, 16, 3), (9, 12, 3), (16, 16, 3)]
   np.testing.assert_allclose(several[2], want[2], atol=1e-5)
   np.testing.assert_allclose(several[1].sum(-1), 1, atol=1e-5)
-  # Floats of 0..1 are the same image.
-  np.testing.assert_allclose(segment(batch[0] / 255), want[0], atol=1e-5)
+  # The same image in other types, and with alpha.
+  alpha = np.concatenate([batch[0], batch[1, ..., :1]], -1)
+  for same in (
+    batch[0] / 255,
+    batch[0].astype(np.float32) / 255,
+    batch[0].astype(np.int64),
+    batch[0].astype(np.int16),
+    batch[0].astype(np.uint16) * 257,
+    alpha,
+  ):
+    np.testing.assert_allclose(segment(same), want[0], atol=1e-5)
+  white = np.full((16, 16), 255, np.uint8)
+  np.testing.assert_array_equal(segment(white > 0), segment(white))
 
 
 def test_load_of_an_average(workdir):
@@ -208,8 +221,24 @@ def test_mistakes_in_loading(workdir, tmp_path):
   path, *_ = workdir
   with pytest.raises(errors.UserError, match='has no config.json'):
     unet_jax.load(tmp_path)
-  with pytest.raises(errors.UserError, match='inference.blend=mean'):
-    unet_jax.load(path, {'inference.blend': 'mean'})
+  for field, value, message in (
+    ('inference.blend', 'mean', 'inference.blend=mean: not one of'),
+    ('inference.flip', (), r'no such field \(did you mean inference.flips'),
+    ('inference.flips', 'horizontal', 'takes a tuple, such as \\(\\)'),
+  ):
+    with pytest.raises(errors.UserError, match=message):
+      unet_jax.load(path, {field: value})
+  segment = unet_jax.load(path)
+  for image, message in (
+    (np.zeros((0, 4, 3), np.uint8), r'not of shape \(0, 4, 3\)'),
+    ('cat.jpg', r'not of shape \(\)'),
+    (np.full((4, 4, 3), 200.0), '200, expected 0..1; pass uint8'),
+    (np.full((4, 4, 3), 256), 'to 256, expected 0..255'),
+    (np.full((4, 4, 3), -1), 'from -1 to -1, expected 0..255'),
+    (np.full((4, 4, 3), np.nan), 'from nan to nan, expected 0..1'),
+  ):
+    with pytest.raises(errors.UserError, match=message):
+      segment(image)
   config = json.loads((path / 'config.json').read_text())
   config['model']['norm'] = 'batch'
   (tmp_path / 'config.json').write_text(json.dumps(config))

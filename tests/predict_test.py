@@ -125,7 +125,7 @@ def test_broken_images(workdir, tmp_path, capsys, monkeypatch):
   assert names <= {'a.png', 'c.tif'}
   fields['data__on_error'] = 'skip'
   predict.run(_read_config(workdir, **fields), str(workdir))
-  assert '2 images, ' in capsys.readouterr().out
+  assert ' new, 1 left out: ' in capsys.readouterr().out
   names = {p.name for p in (tmp_path / 'out/masks').iterdir()}
   assert names == {'a.png', 'c.tif'}
 
@@ -232,6 +232,5 @@ def test_main(workdir, tmp_path):
     code=1,
   )
   assert err == (
-    f'error: {tmp_path}/none has no checkpoints/; train first, or name the '
-    'right --workdir\n'
+    f'error: {tmp_path}/none: no such folder; name that of a run\n'
   )

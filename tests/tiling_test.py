@@ -187,6 +187,8 @@ def test_weights_equal_monai():
   [
     {'depth': 2},
     {'depth': 3, 'convs': 1},
+    {'depth': 1, 'upsample': 'bilinear', 'upsample_kernel': 3},
+    {'depth': 2, 'convs': 1, 'skip': 'attention'},
     {'depth': 1, 'stem': 'space_to_depth'},
   ],
 )

@@ -801,6 +801,23 @@ def read(
   return config
 
 
+def set_field(config, name: str, value: Any) -> None:
+  """Sets 'section.field' of a config; raises UserError if it cannot be."""
+  fields = flatten(config)
+  if name not in fields:
+    raise errors.UserError(
+      f'config.{name}: there is no such field{nearest(name, fields)}; '
+      'configs/default.py lists them all'
+    )
+  try:
+    config.update_from_flattened_dict({name: value})
+  except (TypeError, ValueError) as e:
+    kind = type(fields[name]).__name__
+    raise errors.UserError(
+      f'config.{name}={value!r}: takes a {kind}, such as {fields[name]!r}'
+    ) from e
+
+
 def _under(field: str, names) -> bool:
   return any(field == name or field.startswith(name + '.') for name in names)
 

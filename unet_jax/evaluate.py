@@ -243,7 +243,7 @@ def _measure_originals(config, source, model, variables, averaging, mesh):
 
   def leave_out(index, error):
     if config.data.on_error == 'skip':
-      _log.warning('left out: %s', error)
+      _log.warning('left out: %s', str(error).partition(';')[0])
     return config.data.on_error == 'skip'
 
   def open_image(index):
@@ -286,7 +286,8 @@ def _pictures(config, result, predict) -> dict[str, list[dict[str, Any]]]:
   """
   scores = np.array([row['miou'] for row in result['rows']])
   order = [i for i in np.argsort(scores, kind='stable') if scores[i] >= 0]
-  count = min(config.eval.num_examples, len(order))
+  # Of few images, none is shown three times.
+  count = min(config.eval.num_examples, -(-len(order) // 3))
   middle = (len(order) - count) // 2
   chosen = {
     'worst': order[:count],

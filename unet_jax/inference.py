@@ -38,6 +38,8 @@ def member_workdirs(config, workdir: str) -> list[str]:
   further = [os.path.abspath(path) for path in config.inference.ensemble]
   workdirs = [*(folds or [workdir]), *further]
   for path in workdirs:
+    if not os.path.isdir(path):
+      raise errors.UserError(f'{path}: no such folder; name that of a run')
     if not has_checkpoints(path):
       raise errors.UserError(
         f'{path} has no checkpoints/; train first, or name the right '

@@ -41,7 +41,10 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     _log.info('%d images are done already', len(planned) - len(left))
   failed = _predict(left, config, workdir) if left else 0
   folder = planned[0][1].mask.parent.parent
-  print(f'{len(planned) - failed} images, {len(left) - failed} new: {folder}')
+  more = f', {failed} left out' if failed else ''
+  print(
+    f'{len(planned) - failed} images, {len(left) - failed} new{more}: {folder}'
+  )
 
 
 def _predict(items, config, workdir: str) -> int:
@@ -81,7 +84,8 @@ def _predict(items, config, workdir: str) -> int:
   def leave_out(item, error):
     if config.data.on_error == 'stop':
       return False
-    _log.warning('left out: %s', error)
+    # What to do about it is said where it is not left out.
+    _log.warning('left out: %s', str(error).partition(';')[0])
     failed.append(item)
     done()
     return True

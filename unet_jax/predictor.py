@@ -316,8 +316,12 @@ class Predictor:
       outputs = np.asarray(result)
       self.seconds_waiting += time.perf_counter() - start
       for (job, place), output in zip(places, outputs):
-        if not job.is_damaged and job.add(place, output):
+        if job.is_damaged or not job.add(place, output):
+          continue
+        if job.num_bytes:
           finishing.append((pool.submit(run.finish, job), job.num_bytes))
+        else:
+          run.finish(job)
       while sum(n for _, n in finishing) > _KEPT:
         finish()
       while finishing and finishing[0][0].done():

@@ -50,11 +50,13 @@ def load(
       have that value.
   """
   workdir = os.path.abspath(workdir)
-  config = config_lib.read(workdir, dict(fields or {}))
+  config = config_lib.read(workdir, {})
   if config is None:
     raise errors.UserError(
       f'{workdir} has no config.json; name the workdir of a run'
     )
+  for name, value in (fields or {}).items():
+    config_lib.set_field(config, name, value)
   config_lib.validate(config, 'predict')
   return Segmenter(config, workdir)
 
@@ -83,8 +85,9 @@ class Segmenter:
 
     Args:
       images: an image [H, W, C] or [H, W], a batch [B, H, W, C], or a list of
-        images of any sizes; grey or RGB, uint8, or what `data.intensity` of the
-        run says of other types (floats: 0..1).
+        images of any sizes; grey, RGB or RGBA (whose alpha is dropped);
+        integers of 0..255, uint16 of 0..65535 or floats of 0..1 (with
+        data.intensity=image, of any range).
 
     Returns:
       float32 [H, W, classes], [B, H, W, classes], or a list of such, that add
@@ -102,11 +105,41 @@ class Segmenter:
     return self._of_list([images])[0]
 
   def _of_list(self, images) -> list[np.ndarray]:
+    data = self.config.data
     opened = [
-      rasters.ArrayRaster(np.asarray(image), self.config.data)
+      rasters.ArrayRaster(_as_stored(image, data.intensity), data)
       for image in images
     ]
     sinks = [predictor.ArraySink(raster.size) for raster in opened]
     self._predictor.run(range(len(opened)), lambda i: (opened[i], sinks[i]))
     planes = [probabilities.planes(sink.array) for sink in sinks]
     return [np.ascontiguousarray(np.moveaxis(p, 0, -1)) for p in planes]
+
+
+def _as_stored(image, intensity: str) -> np.ndarray:
+  """Returns an array as a file would hold it, without alpha.
+
+  Raises:
+    UserError: it is empty, no array, or of other values than `Segmenter` takes.
+  """
+  image = np.asarray(image)
+  if image.ndim not in (2, 3) or not image.size:
+    raise errors.UserError(
+      f'an image is an array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4], not of '
+      f'shape {image.shape}; np.asarray(PIL.Image.open(path)) reads a file'
+    )
+  if image.shape[2:] == (4,):
+    image = image[..., :3]
+  if image.dtype == bool:
+    return image.astype(np.uint8) * np.uint8(255)
+  if intensity == 'image' or image.dtype in (np.uint8, np.uint16):
+    return image
+  # Integers are widened by arithmetic; they still mean 0..255.
+  highest = 1 if image.dtype.kind == 'f' else 255
+  if not (image.min() >= 0 and image.max() <= highest):
+    raise errors.UserError(
+      f'an image of {image.dtype} holds values from {image.min():g} to '
+      f'{image.max():g}, expected 0..{highest}; pass uint8 of 0..255, or '
+      'divide by the highest value that its pixels can have'
+    )
+  return image if highest == 1 else image.astype(np.uint8)
