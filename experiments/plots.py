@@ -439,6 +439,7 @@ def _draw_sizes(results, scores, what):
       means = [metrics.nanmean(of_value[:, b]) for b in bins]
       axis.plot(places, means, color=style.color(value), marker='o', ms=4)
     axis.set_xscale('log')
+    axis.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
     axis.xaxis.set_major_formatter(lambda x, _: f'{x:g}')
     axis.xaxis.set_minor_formatter(ticker.NullFormatter())
     axis.set_xlabel('object, % of the image (log scale)')

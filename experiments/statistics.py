@@ -19,8 +19,10 @@ scores, so that both are drawn again, many times:
 
 Drawing the levels one by one is Davison and Hinkley 1997, ch. 3.8. Seeds count
 as independent between variants (of another network the same seed draws other
-weights), and as equally spread in all of them. With one seed for each variant
-the intervals are those of other images alone, and nothing is certain.
+weights), and as equally spread in all of them. What varies with seed and image
+together is in both levels, so that intervals are up to sqrt(2) too wide where
+nothing else varies: they err towards claiming nothing. With one seed for each
+variant the intervals are those of other images alone, and nothing is certain.
 
 Of m comparisons, intervals are percentiles at a level of 1 - 0.05 / m each
 (Bonferroni), so that with 95 % confidence all of them hold at once; p-values
