@@ -113,6 +113,9 @@ def test_a_fold_that_was_not_trained(workdir, tmp_path):
   runs.save(tmp_path / 'fold_0', _config())
   with pytest.raises(errors.UserError, match='fold_1: no such folder'):
     _restore(_config(data={'num_folds': 2}), tmp_path)
+  (tmp_path / 'fold_1').mkdir()
+  with pytest.raises(errors.UserError, match='fold_1 has no .*right --work'):
+    _restore(_config(data={'num_folds': 2}), tmp_path)
 
 
 def test_arrays_of_another_version(tmp_path):

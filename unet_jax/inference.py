@@ -43,7 +43,7 @@ def member_workdirs(config, workdir: str) -> list[str]:
     if not has_checkpoints(path):
       raise errors.UserError(
         f'{path} has no checkpoints/; train first, or name the right '
-        + ('--workdir' if path == workdir else '--config.inference.ensemble')
+        + ('--config.inference.ensemble' if path in further else '--workdir')
       )
   return workdirs
 
