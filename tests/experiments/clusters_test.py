@@ -1,11 +1,14 @@
 """Scripts and manifests for clusters, run with stand-ins for the engines."""
 
+import dataclasses
 import json
 import os
-import shutil
+import pathlib
 import stat
 import subprocess
+import sys
 
+import kubernetes_validate
 import pytest
 
 from experiments import clusters
@@ -36,6 +39,13 @@ _RUN = [
 ]
 
 
+def _check(script):
+  """Fails at anything that shellcheck would have otherwise."""
+  program = pathlib.Path(sys.executable).with_name('shellcheck')
+  process = subprocess.run([program, script], capture_output=True, text=True)
+  assert process.returncode == 0, process.stdout
+
+
 def _run(script, tmp_path, programs, code=0, **env):
   """Runs a script with stand-ins; returns the argument lists that they got."""
   for name, exit_code in programs.items():
@@ -48,9 +58,7 @@ def _run(script, tmp_path, programs, code=0, **env):
     path.chmod(path.stat().st_mode | stat.S_IEXEC)
   file = tmp_path / 'script.sh'
   file.write_text(script)
-  subprocess.run(['bash', '-n', file], check=True)
-  if shutil.which('shellcheck'):
-    subprocess.run(['shellcheck', file], check=True)
+  _check(file)
   process = subprocess.run(
     ['bash', file],
     env={'PATH': f'{tmp_path}:{os.environ["PATH"]}', **env},
@@ -136,13 +144,29 @@ def test_kubernetes_runs_the_point_of_its_index(job, tmp_path):
   assert volume['persistentVolumeClaim'] == {'claimName': 'disk'}
   shell, option, line = container['command']
   assert (shell, option) == ('/bin/sh', '-c')
+  line = f'#!{shell}\n{line}'
   calls = _run(line, tmp_path, {'python': 0}, JOB_COMPLETION_INDEX='2')
   assert calls == [[*_RUN, '--point=2']]
 
 
+@pytest.mark.parametrize('gpus', [0, 2])
+@pytest.mark.parametrize('version', ['1.29', '1.33', '1.37'])
+def test_kubernetes_takes_the_manifest(job, version, gpus):
+  # The server's own schema; `strict` refuses fields that it does not know.
+  job = dataclasses.replace(job, gpus=gpus)
+  manifest = json.loads(clusters.kubernetes(job))
+  kubernetes_validate.validate(manifest, version, strict=True)
+
+
+def test_the_schema_refuses_what_kubernetes_would(job):
+  manifest = json.loads(clusters.kubernetes(job))
+  manifest['spec']['backoffLimitPerIndices'] = 2
+  with pytest.raises(kubernetes_validate.ValidationError, match='Indices'):
+    kubernetes_validate.validate(manifest, '1.33', strict=True)
+
+
 def test_kubernetes_needs_image_and_claim(job):
   for name in ('image', 'claim'):
-    fields = {**job.__dict__, name: ''}
     with pytest.raises(errors.UserError) as e:
-      clusters.kubernetes(clusters.Job(**fields))
+      clusters.kubernetes(dataclasses.replace(job, **{name: ''}))
     assert str(e.value) == f'--kubernetes needs --{name}=NAME'
