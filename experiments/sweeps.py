@@ -284,6 +284,13 @@ def _check(file: str, sweep: Sweep) -> None:
         f'{file}: there is no field {field}'
         f'{config_lib.nearest(field, flat)}; configs/default.py lists them all'
       )
+  if any(
+    sweep.flat(p.overrides)['model.spatial_dims'] == 3 for p in sweep.points
+  ):
+    raise errors.UserError(
+      f'{file}: volumes (model.spatial_dims=3) have no figures of each example '
+      'yet, from which a sweep concludes; train them one by one with main.py'
+    )
   if sweep.budget not in ('steps', 'flops'):
     raise errors.UserError(
       f'{file}: BUDGET is one of steps, flops, not {sweep.budget!r}'

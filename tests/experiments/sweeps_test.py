@@ -160,6 +160,11 @@ def test_sizes_replace_constants(write):
       'the tuning holds a fold out of data.train_split; with data.num_folds '
       'set, give --no_tune',
     ),
+    (
+      "BASE = 'configs/volumes.py'\ndef sweep():\n  yield {'seed': 0}",
+      'volumes (model.spatial_dims=3) have no figures of each example yet, '
+      'from which a sweep concludes; train them one by one with main.py',
+    ),
   ],
 )
 def test_mistakes_in_a_sweep_file(write, text, message):
