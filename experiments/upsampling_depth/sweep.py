@@ -22,7 +22,7 @@ REDUCED = {
     'log.num_figures': 0,
     'log.tensorboard': False,
   },
-  'TUNE': {'optimizer.learning_rate': (2e-3, 4e-3, 8e-3), 'steps': 200},
+  'TUNE': {'optimizer.learning_rate': (4e-3, 8e-3, 1.6e-2), 'steps': 200},
 }
 SIZES = {'cpu': REDUCED}
 
