@@ -5,6 +5,7 @@ A sentence claims a difference only where statistics.py is certain of it.
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -210,27 +211,50 @@ def _tuning(results) -> list[str]:
   chosen = [
     {p.row.get(field, '') for p in points} - {''} for points in results.points
   ]
-  values = sorted(set().union(*chosen))
+  values = set().union(*chosen)
   if not values:
     return []
   name = field.rpartition('.')[2].replace('_', ' ')
   tune = results.about.get('begun', {}).get('TUNE')
   if tune:
-    tried = ', '.join(f'{v:g}' for v in tune['values'])
     how = (
-      f'The {name} was tuned alike for each variant ({tried}; '
-      f'{tune["steps"]:,} steps each, evaluated on a part of the training '
-      'images)'
+      f'The {name} was tuned alike for each variant '
+      f'({", ".join(map(_show, tune["values"]))}; {tune["steps"]:,} steps '
+      'each, evaluated on a part of the training images)'
     )
   else:
     how = f'The {name} was not tuned' if results.about else f'The {name}'
   if len(values) == 1:
-    return [f'{how}: {float(values[0]):g} for all.']
-  counts = ', '.join(
-    f'{float(v):g} for {sum(v in c for c in chosen)}'
-    for v in sorted(values, key=float)
-  )
-  return [f'{how}: {counts} of the {len(chosen)} variants.']
+    counts = f'{_show(*values)} for all'
+  else:
+    is_numeric = all(map(statistics.is_number, values))
+    counts = ', '.join(
+      f'{_show(v)} for {sum(v in c for c in chosen)}'
+      for v in sorted(values, key=float if is_numeric else None)
+    )
+    counts += f' of the {len(chosen)} variants'
+  return [f'{how}: {counts}.', *_ends(tune, chosen)]
+
+
+def _ends(tune: dict | None, chosen: list[set[str]]) -> list[str]:
+  """A warning of variants whose best value is the last that was tried."""
+  tried = [str(v) for v in tune['values']] if tune else []
+  if len(tried) < 2 or not all(map(statistics.is_number, tried)):
+    return []
+  numbers, told = list(map(float, tried)), []
+  for end, word in ((max(numbers), 'high'), (min(numbers), 'low')):
+    count = sum(end in map(float, values) for values in chosen)
+    if count:
+      told.append(
+        f'the {word}est was the best for {count}, where a still {word}er one '
+        'may be better'
+      )
+  return [_sentence('; '.join(told))] if told else []
+
+
+def _show(value: Any) -> str:
+  text = str(value)
+  return f'{float(text):g}' if statistics.is_number(text) else text
 
 
 def _seeds(results) -> str:

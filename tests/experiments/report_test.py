@@ -79,6 +79,8 @@ def test_both_reports_tell_the_same(whole):
     'The learning rate was tuned alike for each variant (0.001, 0.002; 60 steps'
     ' each, evaluated on a part of the training images): 0.001 for 2, 0.002 for'
     ' 2 of the 4 variants.',
+    'The highest was the best for 2, where a still higher one may be better; '
+    'the lowest was the best for 2, where a still lower one may be better.',
     # 2 averages, 4 single differences and the interaction.
     '7 comparisons of each measure, by 1,000 draws.',
   ):
@@ -340,6 +342,38 @@ def test_budgets(steps, text, tmp_path):
     for point in points:
       point.evaluation['step'] = steps[int(depth)]
   assert re.search(text, conclusions.held_equal(results)[0])
+
+
+@pytest.mark.parametrize(
+  'values,chosen,told',
+  [
+    ((1e-3, 2e-3, 4e-3), ('0.002', '0.002'), ['0.002 for all.']),
+    (
+      (1e-3, 2e-3, 4e-3),
+      ('0.002', '0.004'),
+      [
+        '0.002 for 1, 0.004 for 1 of the 2 variants.',
+        'The highest was the best for 1, where a still higher one may be '
+        'better.',
+      ],
+    ),
+    (
+      ('adamw', 'sgd'),
+      ('sgd', 'adamw'),
+      ['adamw for 1, sgd for 1 of the 2 variants.'],
+    ),
+  ],
+)
+def test_what_was_tuned(values, chosen, told, tmp_path):
+  fake_sweep.write(tmp_path, {'model.depth': (2, 10)}, 2, 12)
+  results = results_lib.read(tmp_path)
+  tune = {'field': 'optimizer.x', 'values': values, 'steps': 60}
+  results.about['begun']['TUNE'] = tune
+  for points, value in zip(results.points, chosen):
+    for point in points:
+      point.row['optimizer.x'] = value
+  _, first, *rest, _ = conclusions.held_equal(results)
+  assert [first.split('): ')[1], *rest] == told
 
 
 def test_dataset_scores_of_rows_are_those_of_the_evaluation(whole):
