@@ -7,6 +7,7 @@ SWEEP.py:NAME, takes those of `SIZES[NAME]` in their place.
 """
 
 import dataclasses
+import difflib
 import functools
 import hashlib
 import importlib.util
@@ -16,6 +17,7 @@ import re
 from typing import Any
 
 import ml_collections
+import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
@@ -170,7 +172,8 @@ def load(
   """
   file, _, size = name.partition(':')
   module = _import(file)
-  constants = {k: getattr(module, k, v) for k, v in DEFAULTS.items()}
+  constants = plain({k: getattr(module, k, v) for k, v in DEFAULTS.items()})
+  _check_names(file, module, constants['SIZES'])
   if size:
     if size not in constants['SIZES']:
       sizes = ', '.join(constants['SIZES']) or 'none'
@@ -191,10 +194,23 @@ def load(
     config=config,
     tune=None if no_tune else _tune(file, constants['TUNE']),
     budget=budget or constants['BUDGET'],
-    points=_points(file, list(module.sweep())),
+    points=_points(file, plain(list(module.sweep()))),
   )
   _check(file, sweep)
+  _check_values(file, sweep)
   return sweep
+
+
+def plain(value: Any) -> Any:
+  """Returns a value without NumPy's types and lists, whose text no flag takes.
+
+  `np.geomspace(1e-3, 8e-3, 4)` is a natural way to write the values of a field.
+  """
+  if isinstance(value, np.ndarray | np.generic):
+    value = value.tolist()
+  if isinstance(value, dict):
+    return {k: plain(v) for k, v in value.items()}
+  return tuple(map(plain, value)) if isinstance(value, tuple | list) else value
 
 
 def _import(file: str):
@@ -209,6 +225,25 @@ def _import(file: str):
   if not hasattr(module, 'sweep'):
     raise errors.UserError(f'{file} has no sweep(), which yields the points')
   return module
+
+
+def _check_names(file: str, module, sizes: dict[str, dict[str, Any]]) -> None:
+  """Raises UserError for a misspelt constant, which would not be missed."""
+  known = [k for k in DEFAULTS if k != 'SIZES']
+  for size, constants in sizes.items():
+    for name in constants:
+      if name not in known:
+        raise errors.UserError(
+          f'{file}: SIZES[{size!r}] has {name!r}'
+          f'{config_lib.nearest(name, known)}; it takes {", ".join(known)}'
+        )
+  # Others are the file's own: a SEEDS is no misspelt SIZES.
+  for name in vars(module):
+    near = difflib.get_close_matches(name, DEFAULTS, 1, 0.82)
+    if near and name not in DEFAULTS:
+      raise errors.UserError(
+        f'{file}: did you mean {near[0]} by {name}? Else choose another name'
+      )
 
 
 def _tune(file: str, entries: dict[str, Any] | None) -> Tune | None:
@@ -317,6 +352,36 @@ def _check(file: str, sweep: Sweep) -> None:
       f'{file}: the tuning holds a fold out of data.train_split; with '
       'data.num_folds set, give --no_tune'
     )
+
+
+def _check_values(file: str, sweep: Sweep) -> None:
+  """Raises UserError for values with which a run would fail, hours later.
+
+  A point of each variant is resolved as its programs do it, and each run of the
+  tuning: some 10 ms each.
+  """
+  # Here: it imports jax, which takes a second. It takes no device.
+  from unet_jax.models import unet
+
+  runs = {p.variant: (p.name, p.overrides) for p in reversed(sweep.points)}
+  runs = list(reversed(runs.values()))
+  if sweep.tune:
+    of_tuning = {
+      'train.num_steps': sweep.tune.steps,
+      'seed': sweep.tune.seed,
+      'data.num_folds': sweep.tune.num_folds,
+    }
+    runs += [
+      ('TUNE', {sweep.tune.field: value, **of_tuning})
+      for value in sweep.tune.values
+    ]
+  for name, overrides in runs:
+    try:
+      config = resolve(sweep.main_arguments(overrides))
+      config_lib.validate(config)
+      unet.create_model(config).output_size(config.data.image_size)
+    except errors.UserError as e:
+      raise errors.UserError(f'{file}: {name}: {e}') from e
 
 
 def _begun(sweep: Sweep) -> dict[str, Any]:
