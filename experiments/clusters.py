@@ -4,13 +4,18 @@ Queues, retries and preemption are the engine's own. A job that is stopped by
 SIGTERM has saved its state and goes on when the engine starts it again; a point
 that is done ends at once, so that all can be submitted again at any time. The
 workdir is a folder that all jobs and the one who gathers see, on a file system
-with locks (NFS 4, Filestore, Lustre; a bucket only through one of these): the
-points of a variant share its tuning.
+with locks (NFS 4, Filestore, Lustre): the points of a variant share its tuning.
+A bucket that is mounted has none: there one index is a whole variant, and no
+two jobs write into the same folder. Only what the base costs, for a budget of
+FLOP, is then written by each, alike.
 """
 
 import dataclasses
 import json
+import math
+import re
 import shlex
+from typing import Any
 
 from unet_jax import errors
 
@@ -25,10 +30,13 @@ class Job:
   """What is submitted.
 
   Attributes:
-    arguments: of experiments.run, without --point.
-    count: of points.
+    arguments: of experiments.run, for all jobs.
+    unit: `point` or `variant`, of which each job runs one.
+    points: names of the points of each job.
     jobs: at most so many at once; 1: as many as the engine will.
+    cpus: of each.
     gpus: of each.
+    tpu: TYPE:TOPOLOGY of each in their place, or ''.
     image: of the container, which has this code as its working directory.
     queue: of Kueue, in the namespace of the job.
     claim: name of the PersistentVolumeClaim that is mounted at the workdir.
@@ -36,9 +44,12 @@ class Job:
   """
 
   arguments: tuple[str, ...]
-  count: int
+  unit: str
+  points: tuple[tuple[str, ...], ...]
   jobs: int
+  cpus: int
   gpus: int
+  tpu: str
   image: str
   queue: str
   claim: str
@@ -46,13 +57,16 @@ class Job:
 
   @property
   def command(self) -> str:
-    """For a shell, up to the number of the point."""
-    run = ['python', '-m', 'experiments.run', *self.arguments]
-    return shlex.join(run) + ' --point='
+    """For a shell, up to the number of the point or variant."""
+    return f'{self._run} --{self.unit}='
 
+  @property
+  def gather(self) -> str:
+    return f'{self._run} --gather'
 
-def _gather(job: Job) -> str:
-  return job.command.removesuffix(' --point=') + ' --gather'
+  @property
+  def _run(self) -> str:
+    return shlex.join(['python', '-m', 'experiments.run', *self.arguments])
 
 
 def slurm(job: Job) -> str:
@@ -65,13 +79,16 @@ def slurm(job: Job) -> str:
   gpus = f'\n#SBATCH --gpus={job.gpus}' if job.gpus else ''
   return f"""#!/bin/bash
 # From the repository's root: sbatch [--partition=NAME] THIS_FILE
-# Tables of what is done: {_gather(job)}
+# Tables of what is done: {job.gather}
+# Data is kept under ~/.cache/unet_jax, or XDG_CACHE_HOME/unet_jax: let all
+# nodes see it, or each downloads its own.
 #SBATCH --job-name=sweep
-#SBATCH --array=0-{job.count - 1}{limit}
-#SBATCH --nodes=1 --ntasks=1{gpus}
+#SBATCH --array=0-{len(job.points) - 1}{limit}
+#SBATCH --nodes=1 --ntasks=1 --cpus-per-task={job.cpus}{gpus}
 #SBATCH --time=04:00:00 --signal=TERM@{_NOTICE}
 #SBATCH --requeue --open-mode=append
-srun {job.command}"$SLURM_ARRAY_TASK_ID"
+# Since Slurm 22.05 a step does not take its CPUs from the job.
+srun --cpus-per-task="$SLURM_CPUS_PER_TASK" {job.command}"$SLURM_ARRAY_TASK_ID"
 code=$?
 # Saved after SIGTERM, at the time limit: go on later.
 if [ "$code" -eq 143 ]; then
@@ -89,7 +106,7 @@ def kubernetes(job: Job) -> str:
   stop the others (kubernetes.io/docs/tasks/job/backoff-limit-per-index).
 
   Raises:
-    UserError: no image or no claim is named.
+    UserError: no image or no claim is named, or no such TPU can be.
   """
   for name in ('image', 'claim'):
     if not getattr(job, name):
@@ -103,11 +120,12 @@ def kubernetes(job: Job) -> str:
       '-c',
       f'exec {job.command}"$JOB_COMPLETION_INDEX"',
     ],
+    'resources': {'requests': {'cpu': str(job.cpus)}},
     'volumeMounts': [{'name': 'sweep', 'mountPath': job.directory}],
   }
-  if job.gpus:
-    limits = {'nvidia.com/gpu': str(job.gpus)}
-    container['resources'] = {'limits': limits}
+  limits, labels = _accelerators(job)
+  if limits:
+    container['resources']['limits'] = limits
   pod = {
     'restartPolicy': 'Never',
     'terminationGracePeriodSeconds': _NOTICE,
@@ -116,6 +134,12 @@ def kubernetes(job: Job) -> str:
       {'name': 'sweep', 'persistentVolumeClaim': {'claimName': job.claim}}
     ],
   }
+  if labels:
+    pod['nodeSelector'] = labels
+  template = {'spec': pod}
+  if job.unit == 'variant':
+    # How GKE mounts a bucket; it says nothing to others.
+    template['metadata'] = {'annotations': {'gke-gcsfuse/volumes': 'true'}}
   manifest = {
     'apiVersion': 'batch/v1',
     'kind': 'Job',
@@ -127,10 +151,10 @@ def kubernetes(job: Job) -> str:
       # Kueue starts it when its turn comes.
       'suspend': True,
       'completionMode': 'Indexed',
-      'completions': job.count,
-      'parallelism': job.jobs if job.jobs > 1 else job.count,
+      'completions': len(job.points),
+      'parallelism': job.jobs if job.jobs > 1 else len(job.points),
       'backoffLimitPerIndex': _RETRIES,
-      'maxFailedIndexes': job.count,
+      'maxFailedIndexes': len(job.points),
       'podReplacementPolicy': 'Failed',
       'podFailurePolicy': {
         'rules': [
@@ -140,10 +164,38 @@ def kubernetes(job: Job) -> str:
           }
         ]
       },
-      'template': {'spec': pod},
+      'template': template,
     },
   }
   return json.dumps(manifest, indent=2) + '\n'
+
+
+def _accelerators(job: Job) -> tuple[dict[str, Any], dict[str, str]]:
+  """Returns a container's limits, and the labels of a node that has them.
+
+  Of TPUs: docs.cloud.google.com/kubernetes-engine/docs/how-to/tpus.
+  """
+  if not job.tpu:
+    return ({'nvidia.com/gpu': str(job.gpus)} if job.gpus else {}), {}
+  kind, _, topology = job.tpu.partition(':')
+  if not kind or not re.fullmatch(r'[1-9]\d*(x[1-9]\d*)+', topology):
+    raise errors.UserError(
+      f'--tpu={job.tpu}: takes TYPE:TOPOLOGY of one host, such as '
+      'tpu-v5-lite-podslice:2x2'
+    )
+  chips = math.prod(map(int, topology.split('x')))
+  labels = {
+    'cloud.google.com/gke-tpu-accelerator': kind,
+    'cloud.google.com/gke-tpu-topology': topology,
+  }
+  return {'google.com/tpu': str(chips)}, labels
+
+
+# What xpk's script says of STORAGE, for each `Job.unit`.
+_STORAGE = {
+  'point': 'which has locks (Filestore, Lustre); for a bucket see --nolocks.',
+  'variant': 'which may be a bucket that can rename folders.',
+}
 
 
 def xpk(job: Job) -> str:
@@ -154,21 +206,47 @@ def xpk(job: Job) -> str:
   would wait for one another's tuning.
   """
   command = shlex.quote(job.command)
+  # Names of points have no character that a shell would take for its own.
+  points = '\n'.join(f"  '{' '.join(names)}'" for names in job.points)
   return f"""#!/bin/bash
 # bash THIS_FILE, with the variables below; IMAGE has this code and jax[tpu].
-# Tables of what is done: {_gather(job)}
+# Tables of what is done: {job.gather}
+# The workdir lies under the mount point of STORAGE,
+# {_STORAGE[job.unit]}
+# Data is kept in the container, and downloaded by each job, unless
+# --config.data.cache_dir names a folder of a STORAGE with locks.
+# XPK starts again what was preempted or killed (exit codes 42, 127 to 255), no
+# point that failed (1): run this file again when its workloads have ended. It
+# leaves out what is done, where it sees the workdir; elsewhere such a job ends
+# at once.
 set -euo pipefail
 : "${{CLUSTER:?}}" "${{PROJECT:?}}" "${{ZONE:?}}"
 : "${{IMAGE:?}}" "${{STORAGE:?}}"
-for point in $(seq 0 {job.count - 1}); do
-  xpk workload create --workload="${{NAME:-sweep}}-$point" \\
+# XPK refuses a name that exists, and one of more than 40 characters.
+NAME="${{NAME:-sweep-$(date +%Y%m%d-%H%M%S)}}"
+points={shlex.quote(job.directory)}/points
+jobs=(
+{points}
+)
+refused=0
+for i in "${{!jobs[@]}}"; do
+  left=0
+  for point in ${{jobs[i]}}; do
+    grep -qsE '^  "status": "done",?$' "$points/$point/point.json" || left=1
+  done
+  [ "$left" -eq 1 ] || continue
+  xpk workload create --workload="$NAME-$i" \\
     --cluster="$CLUSTER" --project="$PROJECT" --zone="$ZONE" \\
     --tpu-type="${{TPU_TYPE:-v5litepod-4}}" --num-slices=1 \\
     --docker-image="$IMAGE" --storage="$STORAGE" \\
     --priority="${{PRIORITY:-medium}}" --max-restarts=50 \\
     --termination-grace-period-seconds={_NOTICE} \\
-    --command={command}"$point"
+    --command={command}"$i" || refused=$((refused + 1))
 done
+if [ "$refused" -gt 0 ]; then
+  echo "$refused jobs were not submitted, see above" >&2
+  exit 1
+fi
 """
 
 

@@ -11,7 +11,8 @@ failed, DIR/failures.csv says why; 128 + N: stopped by signal N, all is saved.
 
 On a cluster, which queues, retries and preempts, one job is one point:
 --slurm, --kubernetes and --xpk write what is submitted (see clusters.py), each
-job runs --point=I, and --gather makes tables and report from the shared folder.
+job runs --point=I, and --gather makes tables and report from the shared folder;
+with --nolocks, for a folder without locks, each runs --variant=I.
 """
 
 import os
@@ -26,13 +27,23 @@ from unet_jax import errors, locks, logs
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the sweep.')
 _JOBS = flags.DEFINE_integer(
-  'jobs', 1, 'Points at once, each on its share of the cores.', lower_bound=1
+  'jobs',
+  1,
+  'Points at once, each on its share of the cores; on a cluster jobs at once, '
+  '1 is no limit.',
+  lower_bound=1,
 )
 _NO_TUNE = flags.DEFINE_boolean('no_tune', False, 'Leave the tuning out.')
 _BUDGET = flags.DEFINE_enum(
   'budget', '', ['', 'steps', 'flops'], 'What is the same for all points.'
 )
 _POINT = flags.DEFINE_integer('point', None, 'Run this one only.')
+_VARIANT = flags.DEFINE_integer(
+  'variant', None, 'Run the points of this one only.'
+)
+_LOCKS = flags.DEFINE_boolean(
+  'locks', True, '--nolocks: a job of a cluster is a variant, not a point.'
+)
 _GATHER = flags.DEFINE_boolean('gather', False, 'Only write the report.')
 _WRITES = {
   engine: flags.DEFINE_string(engine, None, f'Write a {what}, run nothing.')
@@ -49,8 +60,14 @@ _QUEUE = flags.DEFINE_string('queue', 'default', 'Local queue of Kueue.')
 _CLAIM = flags.DEFINE_string(
   'claim', '', 'PersistentVolumeClaim that has --workdir, for --kubernetes.'
 )
+_CPUS = flags.DEFINE_integer(
+  'cpus', 8, 'Of each job, for --slurm and --kubernetes.', lower_bound=1
+)
 _GPUS = flags.DEFINE_integer(
   'gpus', 1, 'Of each job, for --slurm and --kubernetes.', lower_bound=0
+)
+_TPU = flags.DEFINE_string(
+  'tpu', '', 'TYPE:TOPOLOGY in place of GPUs, for --kubernetes.'
 )
 
 
@@ -101,19 +118,25 @@ def _report(directory: pathlib.Path, children: Children) -> str:
   return str(directory / 'report.html')
 
 
-def _run_point(sweep, directory: pathlib.Path) -> int:
-  """Runs --point; returns the exit code."""
-  if not 0 <= _POINT.value < len(sweep.points):
+def _units(sweep) -> dict[str, list[list[sweeps.Point]]]:
+  """Returns the points of each job of a cluster, for --point and --variant."""
+  return {'point': [[p] for p in sweep.points], 'variant': sweep.variants}
+
+
+def _run_one(sweep, directory: pathlib.Path, unit: str, index: int) -> int:
+  """Runs --point or --variant; returns the exit code."""
+  of_jobs = _units(sweep)[unit]
+  if not 0 <= index < len(of_jobs):
     raise errors.UserError(
-      f'--point={_POINT.value}: the sweep has the points 0 to '
-      f'{len(sweep.points) - 1}'
+      f'--{unit}={index}: the sweep has the {unit}s 0 to {len(of_jobs) - 1}'
     )
-  point = sweep.points[_POINT.value]
+  chosen = of_jobs[index]
   with Children() as children:
-    pool.run(sweep, [point], directory, children, 1, gathers=False)
+    pool.run(sweep, chosen, directory, children, 1, gathers=False)
   if children.signal is not None:
     return 128 + children.signal
-  return int(points.record_of(directory, point)['status'] != 'done')
+  records = [points.record_of(directory, point) for point in chosen]
+  return int(any(record['status'] != 'done' for record in records))
 
 
 def _run_all(sweep, directory: pathlib.Path) -> int:
@@ -143,11 +166,15 @@ def _exit_code(children: Children, counts: dict[str, int]) -> int:
 
 def _write_jobs(sweep, arguments: list[str]) -> bool:
   """Writes what --slurm, --kubernetes and --xpk ask for; whether any did."""
+  unit = 'point' if _LOCKS.value else 'variant'
   job = clusters.Job(
     arguments=tuple(arguments),
-    count=len(sweep.points),
+    unit=unit,
+    points=tuple(tuple(p.name for p in ps) for ps in _units(sweep)[unit]),
     jobs=_JOBS.value,
+    cpus=_CPUS.value,
     gpus=_GPUS.value,
+    tpu=_TPU.value,
     image=_IMAGE.value,
     queue=_QUEUE.value,
     claim=_CLAIM.value,
@@ -155,7 +182,12 @@ def _write_jobs(sweep, arguments: list[str]) -> bool:
   )
   asked = {k: v.value for k, v in _WRITES.items() if v.value}
   for engine, path in asked.items():
-    pathlib.Path(path).write_text(clusters.ENGINES[engine](job))
+    try:
+      pathlib.Path(path).write_text(clusters.ENGINES[engine](job))
+    except OSError as e:
+      raise errors.UserError(
+        f'--{engine}={path}: cannot be written ({e.strerror})'
+      ) from e
     print(f'wrote {path}')
   return bool(asked)
 
@@ -179,7 +211,9 @@ def main(argv: list[str]) -> None:
         counts = _write(sweep, directory, children)
       code = _exit_code(children, counts)
     elif _POINT.value is not None:
-      code = _run_point(sweep, directory)
+      code = _run_one(sweep, directory, 'point', _POINT.value)
+    elif _VARIANT.value is not None:
+      code = _run_one(sweep, directory, 'variant', _VARIANT.value)
     else:
       code = _run_all(sweep, directory)
   except (errors.UserError, OSError) as e:

@@ -122,6 +122,14 @@ class Sweep:
     """The fields that differ between points, in the order of the file."""
     return list(dict.fromkeys(f for p in self.points for f in p.overrides))
 
+  @property
+  def variants(self) -> list[list[Point]]:
+    """The points of each variant, in order."""
+    found = {}
+    for point in self.points:
+      found.setdefault(point.variant, []).append(point)
+    return list(found.values())
+
   def flat(self, overrides: dict[str, Any]) -> dict[str, Any]:
     """Returns {'section.field': value} of the base with overrides."""
     return {**config_lib.flatten(self.config), **overrides}
@@ -363,8 +371,7 @@ def _check_values(file: str, sweep: Sweep) -> None:
   # Here: it imports jax, which takes a second. It takes no device.
   from unet_jax.models import unet
 
-  runs = {p.variant: (p.name, p.overrides) for p in reversed(sweep.points)}
-  runs = list(reversed(runs.values()))
+  runs = [(p.name, p.overrides) for p, *_ in sweep.variants]
   if sweep.tune:
     of_tuning = {
       'train.num_steps': sweep.tune.steps,

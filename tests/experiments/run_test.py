@@ -346,11 +346,44 @@ def _program(*arguments, code=0):
       1,
       '--point=12: the sweep has the points 0 to 11',
     ),
+    (
+      ['experiments/skips/sweep.py', '--workdir=x', '--variant=4'],
+      1,
+      '--variant=4: the sweep has the variants 0 to 3',
+    ),
+    (
+      ['experiments/skips/sweep.py', '--workdir=x', '--slurm=no/such/a'],
+      1,
+      '--slurm=no/such/a: cannot be written (No such file or directory)',
+    ),
   ],
 )
 def test_mistakes_on_the_command_line(arguments, code, message, tmp_path):
   arguments = [a.replace('=x', f'={tmp_path}') for a in arguments]
   assert _program(*arguments, code=code)[1] == f'error: {message}\n'
+
+
+def test_without_locks_a_job_is_a_variant(tmp_path):
+  """Four variants of three seeds, which no two jobs share."""
+  for flags, unit, last in ((), 'point', 11), (('--nolocks',), 'variant', 3):
+    script = tmp_path / unit
+    arguments = (f'--workdir={tmp_path}/out', f'--slurm={script}', *flags)
+    _program('experiments/skips/sweep.py', *arguments)
+    text = script.read_text()
+    assert f'\n#SBATCH --array=0-{last}\n' in text
+    assert f' --{unit}="$SLURM_ARRAY_TASK_ID"\n' in text
+
+
+def test_a_variant_s_points_are_run(tmp_path):
+  for seed in (0, 1, 2):
+    folder = tmp_path / f'points/skip=add,seed={seed}'
+    folder.mkdir(parents=True)
+    sweeps.write_json(folder / 'point.json', {'status': 'done'})
+  flags = ('experiments/skips/sweep.py', f'--workdir={tmp_path}', '--variant=1')
+  lines = _program(*flags)[1].splitlines()
+  assert [line.split(',')[1] for line in lines] == [
+    f'seed={seed}: done' for seed in (0, 1, 2)
+  ]
 
 
 _TINY = """

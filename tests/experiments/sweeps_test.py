@@ -49,6 +49,7 @@ def test_points_are_named_by_what_differs(write):
   assert [p.variant for p in sweep.points] == ['depth=1', 'depth=2']
   assert sweep.points[1].without_seed == {'model.depth': 2}
   assert sweep.fields == ['model.depth', 'seed']
+  assert sweep.variants == [[point] for point in sweep.points]
 
 
 def test_names_are_as_long_as_tells_them_apart():
