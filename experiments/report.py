@@ -50,11 +50,11 @@ _COSTS = (
 )
 _HOW = (
   'Images are drawn again with replacement, the same for all networks; each '
-  "draw varies the trainings by the seeds' pooled standard deviation, by "
-  "Student's t. All intervals of a measure hold at once with 95 % confidence "
-  '(Bonferroni), p-values are corrected as Holm 1979 does. Seeds count as '
-  'independent and as equally spread in all variants. Conclusions are drawn '
-  'from the first measure alone. See experiments/statistics.py.'
+  "draw varies the trainings by the seeds' pooled standard deviation, or the "
+  "variant's own where that is larger, by Student's t. All intervals of a "
+  'measure hold at once with 95 % confidence (Bonferroni), p-values are '
+  'corrected as Holm 1979 does. Seeds count as independent. Conclusions are '
+  'drawn from the first measure alone. See experiments/statistics.py.'
 )
 
 
