@@ -39,13 +39,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from unet_jax import metrics
+from unet_jax import intervals, metrics
 
 LEVEL = 0.95
 # Percentiles of fewer images are too narrow to conclude anything from.
 MIN_IMAGES = 10
-# Weights (resamples times images) that are in memory at once.
-_WEIGHTS = 10**7
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,16 +194,12 @@ def _draw_images(of_images, resamples: int, rng) -> np.ndarray:
   """Returns the scores [R, P] of the networks on each draw of the images."""
   networks, count, *rest = of_images.shape
   table = np.moveaxis(of_images, 1, 0).reshape(count, -1)
-  step, scores = max(_WEIGHTS // count, 1), []
-  for start in range(0, resamples, step):
-    rows = min(step, resamples - start)
-    drawn = rng.integers(0, count, (rows, count))
-    # How often each image is in each draw: one product sums them all.
-    drawn += count * np.arange(rows)[:, None]
-    weights = np.bincount(drawn.ravel(), minlength=rows * count)
-    sums = weights.reshape(rows, count).astype(float) @ table
-    scores.append(score(sums.reshape(rows, networks, *rest)))
-  return np.concatenate(scores)
+  return np.concatenate(
+    [
+      score(sums.reshape(-1, networks, *rest))
+      for sums in intervals.resample(table, resamples, rng)
+    ]
+  )
 
 
 def compare(

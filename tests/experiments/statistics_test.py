@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from experiments import statistics
-from unet_jax import metrics
+from unet_jax import intervals, metrics
 
 _FACTORS = ('upsample', 'depth')
 _GRID = list(itertools.product(('nearest', 'transpose'), ('10', '2', '3')))
@@ -96,7 +96,7 @@ def test_draws_are_scores_of_the_drawn_images(monkeypatch):
     counts[..., 1], confusion.sum(3) + confusion.sum(2) - both
   )
   draws = statistics.bootstrap(counts, range(4), 20, 5)
-  monkeypatch.setattr(statistics, '_WEIGHTS', 1)
+  monkeypatch.setattr(intervals, '_WEIGHTS', 1)
   in_parts = statistics.bootstrap(counts, range(4), 20, 5)
   np.testing.assert_allclose(in_parts.draws, draws.draws, rtol=1e-12)
   drawn = np.random.default_rng(5).integers(0, 9, (20, 9))
