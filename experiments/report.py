@@ -215,7 +215,7 @@ def _with_deviation(mean: float, deviation: float, form: str) -> str:
 
 
 def _short(value: float) -> str:
-  """Three digits that say something, and no exponent."""
+  """Three digits that say something."""
   return f'{value:,.0f}' if abs(value) >= 100 else f'{value:#.3g}'
 
 
