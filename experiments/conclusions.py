@@ -83,6 +83,23 @@ def conclude(results: results_lib.Results, analysis: Analysis) -> list[str]:
     results: the sweep.
     analysis: of the measure that is concluded from.
   """
+  return [*_verdict(results, analysis), *_left_out(results)]
+
+
+def _left_out(results: results_lib.Results) -> list[str]:
+  """A warning of a sweep that is not whole."""
+  if not results.left_out:
+    return []
+  count = len(results.left_out)
+  total = count + sum(map(len, results.points))
+  failed = sum(why.startswith('failed') for why in results.left_out.values())
+  return [
+    f'This is of {total - count} of {parts.plural(total, "point")}: {count} '
+    f'{"is" if count == 1 else "are"} left out, {failed} of them failed.'
+  ]
+
+
+def _verdict(results, analysis: Analysis) -> list[str]:
   draws, seeds = analysis.draws, [len(points) for points in results.points]
   if not analysis.comparisons:
     return ['There is one variant, and nothing to compare it with.']

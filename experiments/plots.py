@@ -1,10 +1,9 @@
 """Plots of a sweep, as PNG (matplotlib).
 
-Colours are those of one factor of the sweep; what else a variant has is written
-beside it, inside its mark or above its panel.
+Colours are those of one factor of the sweep (plot_styles.py); what else a
+variant has is written beside it, inside its mark or above its panel.
 """
 
-import dataclasses
 import os
 from collections.abc import Callable, Sequence
 
@@ -15,76 +14,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib import ticker
 
+from experiments import plot_styles, statistics
 from experiments import results as results_lib
-from experiments import statistics
-from unet_jax import colors, metrics
+from unet_jax import metrics
 
-# Of Okabe and Ito's those that are seen on white, the most different first.
-_ORDER = (5, 6, 3, 1, 7, 2, 0)
 # Inches of a plot.
 _WIDE, _HIGH = 6.6, 3.8
 # Bins of as many images each, of the sizes of objects.
 _BINS = 8
-
-
-@dataclasses.dataclass(frozen=True)
-class _Style:
-  """Which factor has the colours.
-
-  Attributes:
-    results: the sweep.
-    factor: its place among the sweep's factors; None where there is none, or
-      none of few enough values.
-    values: of it.
-  """
-
-  results: results_lib.Results
-  factor: int | None
-  values: list[str]
-
-  def color(self, value: str | None) -> np.ndarray:
-    """Returns RGB in 0..1 of a value of the factor, None without one.
-
-    Numbers have an order, and so have their colours.
-    """
-    place = 0 if value is None else self.values.index(value)
-    if len(self.values) > 1 and all(map(statistics.is_number, self.values)):
-      # The end of the scale is too pale for lines on white.
-      return colors.color_scale(0.9 * place / (len(self.values) - 1)) / 255
-    return colors.class_colors(8)[_ORDER[place]] / 255
-
-  def of(self, variant: int) -> str | None:
-    if self.factor is None:
-      return None
-    return self.results.variants[variant][self.factor]
-
-  def rest(self, variant: int) -> tuple[str, ...]:
-    """Returns the values of the other factors."""
-    values = self.results.variants[variant]
-    return tuple(v for i, v in enumerate(values) if i != self.factor)
-
-  def rest_names(self) -> list[str]:
-    short = results_lib.short_names(self.results.factors)
-    names = [short[f] for f in self.results.factors]
-    return [n for i, n in enumerate(names) if i != self.factor]
-
-  def name(self) -> str:
-    factor = self.results.factors[self.factor]
-    return results_lib.short_names(self.results.factors)[factor]
-
-
-def _style(results: results_lib.Results, factor: int | None = None) -> _Style:
-  """Colours a factor: the first that is no number, if none is named."""
-  levels = list(statistics.levels(results.factors, results.variants).values())
-  fitting = [i for i, v in enumerate(levels) if len(v) <= len(_ORDER)]
-  if factor is None:
-    words = [
-      i for i in fitting if not all(map(statistics.is_number, levels[i]))
-    ]
-    factor = next(iter((*words, *fitting)), None)
-  if factor not in fitting:
-    return _Style(results, None, [])
-  return _Style(results, factor, levels[factor])
 
 
 def draw_all(
@@ -194,28 +131,6 @@ def pareto_front(cost: np.ndarray, quality: np.ndarray) -> list[int]:
   return front
 
 
-def _legend(style: _Style) -> dict:
-  handles = [
-    plt.Line2D([], [], color=style.color(v), marker='o', lw=1.5)
-    for v in style.values
-  ]
-  return {
-    'handles': handles,
-    'labels': style.values,
-    'title': style.name(),
-    'frameon': False,
-  }
-
-
-def _name_colors(figure, style: _Style, place='outside right upper') -> None:
-  """Adds a legend beside the axes, where it hides nothing."""
-  if style.factor is not None:
-    columns = len(style.values) if 'center' in place else 1
-    figure.legend(
-      **_legend(style), loc=place, ncols=columns, fontsize=9, title_fontsize=9
-    )
-
-
 def _scale_costs(axis, cost: np.ndarray) -> None:
   """A logarithmic axis where figures span a decade; ticks such as 20M."""
   found = cost[np.isfinite(cost)]
@@ -237,7 +152,7 @@ def _against(column: str, label: str, more_is_better: bool) -> Callable:
 
 
 def _draw_pareto(results, scores, what, cost, label, more_is_better):
-  style = _style(results)
+  style = plot_styles.of_factor(results)
   figure, axis = plt.subplots(figsize=(_WIDE, _HIGH), layout='constrained')
   front = pareto_front(-cost if more_is_better else cost, scores)
   axis.plot(cost[front], scores[front], color='0.6', lw=3, zorder=1)
@@ -256,7 +171,7 @@ def _draw_pareto(results, scores, what, cost, label, more_is_better):
       textcoords='offset points',
       ha='center' if inside else 'left',
       va='center_baseline' if inside else 'bottom',
-      color=_ink(color) if inside else '0.2',
+      color=plot_styles.ink(color) if inside else '0.2',
       fontsize=8,
       fontweight='bold' if inside else None,
       zorder=4,
@@ -267,13 +182,8 @@ def _draw_pareto(results, scores, what, cost, label, more_is_better):
   axis.grid(alpha=0.3)
   if style.rest_names() and style.factor is not None:
     axis.set_title(f'in the mark: {", ".join(style.rest_names())}', fontsize=9)
-  _name_colors(figure, style)
+  plot_styles.name_colors(figure, style)
   return figure
-
-
-def _ink(color: np.ndarray) -> str:
-  """Black or white, whichever is read on a colour (ITU-R BT.601 luma)."""
-  return 'white' if color @ (0.299, 0.587, 0.114) < 0.6 else 'black'
 
 
 def _qualities(results) -> list[np.ndarray]:
@@ -301,7 +211,7 @@ def _draw_boundary(results, scores, what):
 
 def _draw_by_variant(results, of_variants, label: str):
   """Lines over a factor of numbers, or a row for each variant."""
-  style = _style(results)
+  style = plot_styles.of_factor(results)
   mean, spread = means_and_deviations(of_variants)
   rest = [style.rest(i) for i in range(len(mean))]
   if not (
@@ -331,7 +241,7 @@ def _draw_by_variant(results, of_variants, label: str):
   axis.set_xlabel(style.rest_names()[0])
   axis.set_ylabel(label)
   axis.grid(alpha=0.3)
-  _name_colors(figure, style)
+  plot_styles.name_colors(figure, style)
   return figure
 
 
@@ -354,7 +264,7 @@ def _draw_rows(results, style, mean, spread, label):
 def _draw_curves(results, scores, what):
   """A panel for each combination of the factors without colour."""
   del scores, what
-  style, name = _style(results), 'eval/dataset_miou'
+  style, name = plot_styles.of_factor(results), 'eval/dataset_miou'
   curves = [_curve(points, name) for points in results.points]
   if all(steps.size < 2 for steps, _, _ in curves):
     return None
@@ -389,7 +299,7 @@ def _draw_curves(results, scores, what):
       axis.tick_params(labelbottom=True)
   figure.supxlabel('step', fontsize=10)
   figure.supylabel('dataset mean IoU', fontsize=10)
-  _name_colors(figure, style, 'outside upper center')
+  plot_styles.name_colors(figure, style, 'outside upper center')
   return figure
 
 
@@ -420,8 +330,12 @@ def _draw_sizes(results, scores, what):
     return None
   error = 1 - results.stack(['miou'])[..., 0]
   variant = np.array(results.variant_indices())
-  styles = [_style(results, i) for i in range(len(results.factors))]
-  styles = [s for s in styles if s.factor is not None] or [_style(results)]
+  styles = [
+    plot_styles.of_factor(results, i) for i in range(len(results.factors))
+  ]
+  styles = [s for s in styles if s.factor is not None] or [
+    plot_styles.of_factor(results)
+  ]
   figure, axes = plt.subplots(
     1,
     len(styles),
@@ -445,7 +359,7 @@ def _draw_sizes(results, scores, what):
     axis.set_xlabel('object, % of the image (log scale)')
     axis.grid(alpha=0.3)
     if style.factor is not None:
-      axis.legend(**_legend(style), fontsize=8, title_fontsize=8)
+      axis.legend(**plot_styles.legend(style), fontsize=8, title_fontsize=8)
   axes[0, 0].set_ylabel(f'1 - {what}')
   return figure
 

@@ -50,11 +50,11 @@ _COSTS = (
 )
 _HOW = (
   'Images are drawn again with replacement, the same for all networks; each '
-  "draw varies the trainings by the seeds' pooled standard deviation, by "
-  "Student's t. All intervals of a measure hold at once with 95 % confidence "
-  '(Bonferroni), p-values are corrected as Holm 1979 does. Seeds count as '
-  'independent and as equally spread in all variants. Conclusions are drawn '
-  'from the first measure alone. See experiments/statistics.py.'
+  "draw varies the trainings by the seeds' pooled standard deviation, or the "
+  "variant's own where that is larger, by Student's t. All intervals of a "
+  'measure hold at once with 95 % confidence (Bonferroni), p-values are '
+  'corrected as Holm 1979 does. Seeds count as independent. Conclusions are '
+  'drawn from the first measure alone. See experiments/statistics.py.'
 )
 
 
@@ -215,7 +215,7 @@ def _with_deviation(mean: float, deviation: float, form: str) -> str:
 
 
 def _short(value: float) -> str:
-  """Three digits that say something, and no exponent."""
+  """Three digits that say something."""
   return f'{value:,.0f}' if abs(value) >= 100 else f'{value:#.3g}'
 
 

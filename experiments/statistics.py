@@ -11,18 +11,22 @@ scores, so that both are drawn again, many times:
   deviates; the standard deviation s of that is pooled over all variants, with
   as many degrees of freedom as there are networks beyond one a variant. A draw
   adds s * t / sqrt(seeds) to each variant, t being normal over the root of the
-  draw's chi-squared, as in Student's t. This level is not drawn from the seeds
-  themselves: three values have no shape, and the mean of three drawn with
-  replacement varies too little by a factor of sqrt(2 / 3) and is never beyond
-  the outermost. To leave it out would mistake the luck of a seed for an effect
-  (Bouthillier et al. 2021, arXiv:2103.03098).
+  draw's chi-squared, as in Student's t. Of a variant whose own seeds deviate
+  more than s, s is theirs: among calm variants a restless one would otherwise
+  seem certain. It is rough, being of few: of two equal variants whose seeds
+  deviate seven times as much as the rest's, one comparison in seven is claimed,
+  where one in twenty should be; by s alone it is one in three. This level is
+  not drawn from the seeds themselves: three values have no shape, and the mean
+  of three drawn with replacement varies too little by a factor of sqrt(2 / 3)
+  and is never beyond the outermost. To leave it out would mistake the luck of a
+  seed for an effect (Bouthillier et al. 2021, arXiv:2103.03098).
 
 Drawing the levels one by one is Davison and Hinkley 1997, ch. 3.8. Seeds count
 as independent between variants (of another network the same seed draws other
-weights), and as equally spread in all of them. What varies with seed and image
-together is in both levels, so that intervals are up to sqrt(2) too wide where
-nothing else varies: they err towards claiming nothing. With one seed for each
-variant the intervals are those of other images alone, and nothing is certain.
+weights). What varies with seed and image together is in both levels, so that
+intervals are up to sqrt(2) too wide where nothing else varies: they err
+towards claiming nothing. With one seed for each variant the intervals are those
+of other images alone, and nothing is certain.
 
 Of m comparisons, intervals are percentiles at a level of 1 - 0.05 / m each
 (Bonferroni), so that with 95 % confidence all of them hold at once; p-values
@@ -35,13 +39,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from unet_jax import metrics
+from unet_jax import intervals, metrics
 
 LEVEL = 0.95
 # Percentiles of fewer images are too narrow to conclude anything from.
 MIN_IMAGES = 10
-# Weights (resamples times images) that are in memory at once.
-_WEIGHTS = 10**7
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,7 +183,8 @@ def bootstrap(
   if freedom:
     root = np.sqrt(rng.chisquare(freedom, (resamples, 1)) / freedom)
     normal = rng.standard_normal(draws.shape)
-    draws += spread * normal / root / np.sqrt(seeds)
+    # fmax: of one seed, the deviation is NaN.
+    draws += np.fmax(spread, deviations) * normal / root / np.sqrt(seeds)
   return Draws(
     scores, deviations, draws, float(spread), freedom, of_images.shape[1]
   )
@@ -191,16 +194,12 @@ def _draw_images(of_images, resamples: int, rng) -> np.ndarray:
   """Returns the scores [R, P] of the networks on each draw of the images."""
   networks, count, *rest = of_images.shape
   table = np.moveaxis(of_images, 1, 0).reshape(count, -1)
-  step, scores = max(_WEIGHTS // count, 1), []
-  for start in range(0, resamples, step):
-    rows = min(step, resamples - start)
-    drawn = rng.integers(0, count, (rows, count))
-    # How often each image is in each draw: one product sums them all.
-    drawn += count * np.arange(rows)[:, None]
-    weights = np.bincount(drawn.ravel(), minlength=rows * count)
-    sums = weights.reshape(rows, count).astype(float) @ table
-    scores.append(score(sums.reshape(rows, networks, *rest)))
-  return np.concatenate(scores)
+  return np.concatenate(
+    [
+      score(sums.reshape(-1, networks, *rest))
+      for sums in intervals.resample(table, resamples, rng)
+    ]
+  )
 
 
 def compare(
@@ -309,8 +308,9 @@ def make_contrasts(
 
   Numbers are compared with their lower neighbour, other values with a baseline:
   at each combination of the other factors, and, where all combinations are
-  there, on average over them. Where no two variants differ in one factor alone
-  (widths at equal FLOPs), all are compared with the first.
+  there, on average over them. Where several factors differ, and no difference
+  is there at more than one combination of the others (cross-entropy, Dice, or
+  both), variants are what is compared: all with the first.
 
   Args:
     factors: names of the fields that differ.
@@ -318,6 +318,7 @@ def make_contrasts(
     baselines: {factor: value}; without one the first value is it.
   """
   values, single, averaged = levels(factors, variants), [], []
+  is_grid = len(factors) < 2
   index = {tuple(v): i for i, v in enumerate(variants)}
   for k, factor in enumerate(factors):
     others = list(dict.fromkeys((*v[:k], *v[k + 1 :]) for v in variants))
@@ -332,10 +333,11 @@ def make_contrasts(
           found.append(weights)
           held = tuple(zip(names, held))
           single.append(Contrast(factor, pair, held, tuple(weights)))
+      is_grid = is_grid or len(found) > 1
       if len(found) == len(others) > 1:
         weights = tuple(np.mean(found, 0))
         averaged.append(Contrast(factor, pair, (), weights))
-  if single:
+  if single and is_grid:
     return [*averaged, *single]
   return _with_first(factors, variants)
 

@@ -273,6 +273,7 @@ def test_an_interrupted_cross_validation_goes_on(tmp_path, monkeypatch):
     run()
 
 
+@pytest.mark.whole_runs
 def test_main(tmp_path):
   """The command itself, once and again, and a fold as a run of its own."""
   flags = (

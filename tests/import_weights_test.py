@@ -275,6 +275,7 @@ def test_export_in_names_that_the_network_does_not_have(run, tmp_path):
   )
 
 
+@pytest.mark.whole_runs
 def test_training_goes_on_from_what_was_imported(tmp_path):
   model = {'depth': 1, 'base_features': 2}
   config = tiny.make_config(model=model, data={'num_classes': 4})
@@ -315,6 +316,7 @@ def test_training_goes_on_from_what_was_imported(tmp_path):
     assert same != name.endswith(('/mean', '/var')), name
 
 
+@pytest.mark.whole_runs
 def test_mistakes_on_the_command_line(tmp_path):
   out, err = program.run('--mode=import', '--config.import.path=x', code=2)
   assert err == 'error: --mode=import needs --workdir=DIR, a new run\n'

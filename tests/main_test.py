@@ -10,6 +10,8 @@ import program
 import pytest
 from PIL import Image
 
+pytestmark = pytest.mark.whole_runs
+
 _NAMES = ('background', 'disk', 'ring', 'bar')
 _TINY = (
   '--config.data.image_size=16,16',

@@ -211,6 +211,7 @@ def test_a_writer_that_fails_leaves_nothing(workdir, tmp_path, monkeypatch):
   assert names <= {'a.png', 'c.tif'}
 
 
+@pytest.mark.whole_runs
 def test_main(workdir, tmp_path):
   """From the workdir alone: no --config."""
   _images(tmp_path / 'in', ('slice 1.png',))

@@ -17,6 +17,8 @@ from unet_jax import errors
 from unet_jax.data import prepare
 from unet_jax.models import unet
 
+pytestmark = pytest.mark.whole_runs
+
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 

@@ -25,6 +25,7 @@ def _run(config, workdir):
   return json.loads((workdir / 'summary.json').read_text())
 
 
+@pytest.mark.whole_runs
 def test_main(tmp_path):
   """The lesson's config asks for a folder, but nothing is read."""
   workdir = tmp_path / 'deep' / 'run'

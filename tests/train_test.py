@@ -14,6 +14,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+pytestmark = pytest.mark.whole_runs
+
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
 _STEPS = 40
 _TINY = (

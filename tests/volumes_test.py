@@ -242,6 +242,7 @@ def test_batches_go_on_where_they_were():
   again.close()
 
 
+@pytest.mark.whole_runs
 def test_run_of_main_is_continued(tmp_path):
   root = pathlib.Path(__file__).resolve().parents[1]
   command = [

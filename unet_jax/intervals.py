@@ -5,6 +5,8 @@ scores computed of each draw (Efron and Tibshirani 1993, ch. 13: percentile
 intervals). The interval says nothing of how a score varies with the training.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from unet_jax import metrics
@@ -74,7 +76,28 @@ def _draws(
   of_images = np.column_stack(
     [confusion.reshape(count, -1), np.where(scored, miou, 0), scored]
   )
-  rng, sums = np.random.default_rng(seed), []
+  rng = np.random.default_rng(seed)
+  sums = np.concatenate(list(resample(of_images, resamples, rng)))
+  totals = sums[:, :-2].reshape(-1, *confusion.shape[1:])
+  return totals, metrics.ratio(sums[:, -2], sums[:, -1])
+
+
+def resample(
+  of_images: np.ndarray, resamples: int, rng: np.random.Generator
+) -> Iterator[np.ndarray]:
+  """Draws images again with replacement, as many as there are.
+
+  Args:
+    of_images: figures [N, F] of N images.
+    resamples: how often, R.
+    rng: draws them.
+
+  Yields:
+    Sums over the images of each draw, float64 [r, F], a part of the R draws at
+    a time; whole numbers are exact up to 2**53.
+  """
+  count = len(of_images)
+  of_images = np.asarray(of_images, float)
   step = max(_WEIGHTS // count, 1)
   for start in range(0, resamples, step):
     rows = min(step, resamples - start)
@@ -82,10 +105,7 @@ def _draws(
     # How often each image is in each draw: one product sums them all.
     drawn += count * np.arange(rows)[:, None]
     weights = np.bincount(drawn.ravel(), minlength=rows * count)
-    sums.append(weights.reshape(rows, count) @ of_images)
-  sums = np.concatenate(sums)
-  totals = sums[:, :-2].reshape(-1, *confusion.shape[1:])
-  return totals, metrics.ratio(sums[:, -2], sums[:, -1])
+    yield weights.reshape(rows, count).astype(float) @ of_images
 
 
 def _percentiles(values: np.ndarray) -> tuple[float, float]:

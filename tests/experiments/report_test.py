@@ -159,7 +159,8 @@ def test_what_is_certain_is_claimed_and_stands_out(whole):
   assert difference == pytest.approx(expected, abs=1e-4)
   # Two single ones of depth, whose difference the row says too.
   assert conclusion[1:] == [
-    '2 single differences more in the tables; of 3 others nothing can be said.'
+    '2 single differences more in the tables; of 3 others nothing can be said.',
+    'This is of 11 of 12 points: 1 is left out, 1 of them failed.',
   ]
   flagged = _page(directory).of('tr', **{'class': 'flag'})
   assert len(flagged) == 3
