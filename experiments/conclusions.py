@@ -136,18 +136,18 @@ def _verdict(results, analysis: Analysis) -> list[str]:
   if unknown:
     last.append(f'of {unknown} others nothing can be said')
   return [
-    *_claims(told, results.factors, what),
+    *_claims(told, results, what),
     *_interaction(results, analysis),
     *([_sentence('; '.join(last))] if last else []),
   ]
 
 
-def _claims(told, factors: Sequence[str], what: str) -> list[str]:
+def _claims(told, results, what: str) -> list[str]:
   """Returns a sentence for each factor that makes a difference."""
-  short, sentences = results_lib.short_names(factors), []
+  short, sentences = results.short, []
   for factor, places in by_factor(told).items():
     fields = factor.split(', ')
-    others = [short[f] for f in factors if f not in fields]
+    others = [short[f] for f in results.factors if f not in fields]
     name = ', '.join(short[f] for f in fields)
     lead = ''
     if others and not told[places[0]].contrast.others:
@@ -176,7 +176,7 @@ def _interaction(results, analysis: Analysis) -> list[str]:
   p = analysis.interaction
   if p is None or p >= 1 - statistics.LEVEL:
     return []
-  short = results_lib.short_names(results.factors)
+  short = results.short
   a, b = (short[f] for f in results.factors)
   return [
     f'How much {a} matters depends on {b} (interaction, p = {show_p(p)}): look '

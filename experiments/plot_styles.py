@@ -51,13 +51,11 @@ class Style:
     return tuple(v for i, v in enumerate(values) if i != self.factor)
 
   def rest_names(self) -> list[str]:
-    short = results_lib.short_names(self.results.factors)
-    names = [short[f] for f in self.results.factors]
+    names = [self.results.short[f] for f in self.results.factors]
     return [n for i, n in enumerate(names) if i != self.factor]
 
   def name(self) -> str:
-    factor = self.results.factors[self.factor]
-    return results_lib.short_names(self.results.factors)[factor]
+    return self.results.short[self.results.factors[self.factor]]
 
 
 def of_factor(results: results_lib.Results, factor: int | None = None) -> Style:

@@ -90,12 +90,6 @@ def _run(sweep, point, directory, children, seconds) -> dict[str, Any]:
       seconds[stage] = seconds.get(stage, 0.0) + taken
   flat = config_lib.flatten(sweep.config)
   changed = {k: v for k, v in overrides.items() if k in sweep.fields}
-  changed.update({k: overrides.get(k, flat[k]) for k in _told(sweep)})
-  return {'fields': changed}
-
-
-def _told(sweep: Sweep) -> list[str]:
-  """Fields that are told of every point, whatever the sweep is about."""
   tuned = [sweep.tune.field] if sweep.tune else []
-  always = ['optimizer.learning_rate', 'train.num_steps']
-  return list(dict.fromkeys([*tuned, *always]))
+  changed.update({k: overrides.get(k, flat[k]) for k in (*tuned, *sweeps.TOLD)})
+  return {'fields': changed}

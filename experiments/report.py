@@ -137,7 +137,7 @@ def _setting(results: results_lib.Results) -> _Section:
 
 
 def _variants(results: results_lib.Results) -> _Section:
-  labels = [*results_lib.short_names(results.factors).values(), 'seeds']
+  labels = [*(results.short[f] for f in results.factors), 'seeds']
   heads = [
     [*variant, f'{len(points)}']
     for variant, points in zip(results.variants, results.points)
@@ -221,7 +221,7 @@ def _short(value: float) -> str:
 
 def _differences(results, analyses) -> _Section:
   """A table for each factor; rows of which the first measure is certain."""
-  first, short = analyses[0], results_lib.short_names(results.factors)
+  first, short = analyses[0], results.short
   titles = [conclusions.title(a.measure) for a in analyses]
   tables = []
   for factor, places in conclusions.by_factor(first.comparisons).items():

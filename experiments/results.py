@@ -13,11 +13,8 @@ from typing import Any
 import numpy as np
 
 from experiments import collect, statistics, sweeps
+from experiments import names as names_lib
 from unet_jax import errors, metric_writer, metrics
-
-# Fields that results.csv has of every point, whatever the sweep is about.
-_LEARNING_RATE = 'optimizer.learning_rate'
-_TOLD = ('seed', _LEARNING_RATE, 'train.num_steps')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +61,12 @@ class Results:
   images: list[str]
   left_out: dict[str, str]
   about: dict[str, Any]
+
+  @property
+  def short(self) -> dict[str, str]:
+    """The factors as the names of the points have them."""
+    fields = [*self.about.get('fields', ()), *self.factors]
+    return names_lib.short_names(list(dict.fromkeys(fields)))
 
   def figures(self, name: str) -> list[np.ndarray]:
     """Returns a figure of results.csv of each variant's networks."""
@@ -161,16 +164,10 @@ def read(directory: str) -> Results:
   return Results(factors, order, of_variants, images, left_out, about)
 
 
-def short_names(fields: tuple[str, ...]) -> dict[str, str]:
-  """Returns fields without their section, where that leaves them different."""
-  last = [f.rpartition('.')[2] for f in fields]
-  return {f: s if last.count(s) == 1 else f for f, s in zip(fields, last)}
-
-
 def tuned_field(about: dict[str, Any]) -> str:
   """Returns the field that is tuned for each variant, see sweep.json."""
   tune = about.get('begun', {}).get('TUNE') or {}
-  return tune.get('field', _LEARNING_RATE)
+  return tune.get('field', sweeps.LEARNING_RATE)
 
 
 def _factors(rows, about) -> tuple[str, ...]:
@@ -180,7 +177,7 @@ def _factors(rows, about) -> tuple[str, ...]:
   """
   columns = list(rows[0]) if rows else []
   fields = [f for f in about.get('fields', ()) if f != 'seed'] or [
-    c for c in columns if '.' in c and '/' not in c and c not in _TOLD
+    c for c in columns if '.' in c and '/' not in c and c not in sweeps.TOLD
   ]
   return tuple(f for f in fields if len({row.get(f) for row in rows}) > 1)
 

@@ -6,14 +6,13 @@ with a function `sweep()` that yields a dict of dotted overrides for each point,
 SWEEP.py:NAME, takes those of `SIZES[NAME]` in their place.
 """
 
+import collections
 import dataclasses
 import difflib
 import functools
-import hashlib
 import importlib.util
 import json
 import pathlib
-import re
 from typing import Any
 
 import ml_collections
@@ -21,6 +20,7 @@ import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
+from experiments import names
 from unet_jax import config as config_lib
 from unet_jax import errors
 
@@ -55,10 +55,12 @@ TUNING = {
   'num_folds': 5,
 }
 
+# Fields that are told of every point, whatever the sweep is about.
+LEARNING_RATE = 'optimizer.learning_rate'
+TOLD = (LEARNING_RATE, 'train.num_steps')
+
 # What may differ between calls: it changes no figure but those of the clock.
 _FREE = ('data.cache', 'data.cache_dir', 'data.num_workers', 'log')
-# Longer names of files are cut: file systems take 255 bytes.
-_LONGEST = 180
 
 
 @dataclasses.dataclass(frozen=True)
@@ -258,7 +260,7 @@ def _tune(file: str, entries: dict[str, Any] | None) -> Tune | None:
   if entries is None:
     return None
   given = [k for k in entries if '.' in k]
-  field = given[0] if given else 'optimizer.learning_rate'
+  field = given[0] if given else LEARNING_RATE
   known = {k: v for k, v in TUNING.items() if '.' not in k}
   unknown = [k for k in entries if k not in (*known, field)]
   if unknown:
@@ -274,47 +276,16 @@ def _points(file: str, yielded: list[dict[str, Any]]) -> tuple[Point, ...]:
   if not yielded:
     raise errors.UserError(f'{file}: sweep() yields no point')
   fields = list(dict.fromkeys(f for overrides in yielded for f in overrides))
-  name_of = functools.partial(point_name, short=short_names(fields))
+  name_of = functools.partial(names.point_name, short=names.short_names(fields))
   points = []
   for i, overrides in enumerate(yielded):
     rest = {k: v for k, v in overrides.items() if k != 'seed'}
     points.append(Point(i, name_of(overrides), name_of(rest), overrides))
-  names = [point.name for point in points]
-  twice = next((n for n in names if names.count(n) > 1), None)
+  counts = collections.Counter(point.name for point in points)
+  twice = next((name for name, count in counts.items() if count > 1), None)
   if twice is not None:
     raise errors.UserError(f'{file}: sweep() yields {twice} twice')
   return tuple(points)
-
-
-def short_names(fields: list[str]) -> dict[str, str]:
-  """Returns the last parts of each field's name, as many as tell it apart."""
-  short = {}
-  for field in fields:
-    parts = field.split('.')
-    for i in range(len(parts)):
-      tail = '.'.join(parts[len(parts) - 1 - i :])
-      others = (f'.{f}' for f in fields if f != field)
-      if not any(other.endswith(f'.{tail}') for other in others):
-        break
-    short[field] = tail
-  return short
-
-
-def point_name(overrides: dict[str, Any], short: dict[str, str]) -> str:
-  """Returns what differs as the name of a folder; of nothing, `base`."""
-  words = [f'{short[k]}={_word(v)}' for k, v in overrides.items()]
-  name = ','.join(words) or 'base'
-  if len(name) > _LONGEST:
-    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
-    name = f'{name[:_LONGEST]}-{digest}'
-  return name
-
-
-def _word(value: Any) -> str:
-  """A value with the characters that all file systems take."""
-  if isinstance(value, tuple):
-    return 'x'.join(map(_word, value)) or 'none'
-  return re.sub(r'[^\w.+-]', '-', str(value), flags=re.ASCII)
 
 
 def _check(file: str, sweep: Sweep) -> None:

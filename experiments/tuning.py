@@ -11,7 +11,7 @@ import math
 import pathlib
 from typing import Any
 
-from experiments import sweeps
+from experiments import names, sweeps
 from experiments.children import Children, Failed
 from experiments.sweeps import Point, Sweep
 from unet_jax import errors, locks
@@ -93,9 +93,8 @@ def tuning_folder(
   directory: pathlib.Path, sweep: Sweep, variant: str, value: Any
 ) -> pathlib.Path:
   """The workdir of the run that tries a value."""
-  name = sweeps.point_name(
-    {sweep.tune.field: value}, sweeps.short_names([sweep.tune.field])
-  )
+  field = sweep.tune.field
+  name = names.point_name({field: value}, names.short_names([field]))
   return variant_folder(directory, variant) / name
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import itertools
+import json
 import re
 import shutil
 import statistics as stdlib
@@ -305,6 +306,26 @@ def test_what_is_told_of_every_point_is_no_factor(sweep):
     assert results.variants == list(
       itertools.product(('nearest', 'transpose'), ('2', '10'))
     )
+
+
+def test_fields_are_named_as_in_the_names_of_points(sweep):
+  results = results_lib.read(sweep)
+  assert results.short == {
+    'model.upsample': 'upsample',
+    'model.depth': 'depth',
+    'seed': 'seed',
+  }
+  # A field with one value is no factor, but it takes part in the names.
+  path = sweep / 'sweep.json'
+  about = json.loads(path.read_text())
+  about['fields'].append('suggest.depth')
+  path.write_text(json.dumps(about))
+  results = results_lib.read(sweep)
+  assert results.factors == ('model.upsample', 'model.depth')
+  assert [results.short[f] for f in results.factors] == [
+    'upsample',
+    'model.depth',
+  ]
 
 
 def test_no_results(tmp_path):

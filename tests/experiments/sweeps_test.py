@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from experiments import sweeps
+from experiments import names, sweeps
 from unet_jax import errors
 
 # config_flags reads a config with it.
@@ -53,7 +53,7 @@ def test_points_are_named_by_what_differs(write):
 
 
 def test_names_are_as_long_as_tells_them_apart():
-  assert sweeps.short_names(
+  assert names.short_names(
     ['augment.blur.probability', 'augment.hue.probability', 'model.depth']
   ) == {
     'augment.blur.probability': 'blur.probability',
@@ -73,14 +73,12 @@ def test_names_are_as_long_as_tells_them_apart():
   ],
 )
 def test_names_are_safe_for_file_systems(value, word):
-  assert sweeps.point_name({'f': value}, {'f': 'f'}) == f'f={word}'
+  assert names.point_name({'f': value}, {'f': 'f'}) == f'f={word}'
 
 
 def test_long_names_are_cut_and_stay_apart():
-  names = {
-    sweeps.point_name({'f': 'x' * 300 + end}, {'f': 'f'}) for end in 'ab'
-  }
-  assert len(names) == 2 and max(map(len, names)) < 200
+  cut = {names.point_name({'f': 'x' * 300 + end}, {'f': 'f'}) for end in 'ab'}
+  assert len(cut) == 2 and max(map(len, cut)) < 200
 
 
 def test_values_reach_the_config_as_they_are(write):
