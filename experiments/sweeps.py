@@ -212,9 +212,10 @@ def load(
 
 
 def plain(value: Any) -> Any:
-  """Returns a value without NumPy's types and lists, whose text no flag takes.
+  """Returns a value with Python's numbers, and tuples for arrays and lists.
 
-  `np.geomspace(1e-3, 8e-3, 4)` is a natural way to write the values of a field.
+  `np.geomspace(1e-3, 8e-3, 4)` is a natural way to write the values of a field,
+  but no flag takes the text of NumPy's numbers.
   """
   if isinstance(value, np.ndarray | np.generic):
     value = value.tolist()
@@ -269,7 +270,12 @@ def _tune(file: str, entries: dict[str, Any] | None) -> Tune | None:
       f'optimizer.learning_rate, and {", ".join(known)}'
     )
   values = {**TUNING, **entries}
-  return Tune(field, tuple(values[field]), **{k: values[k] for k in known})
+  if not isinstance(values[field], tuple) or not values[field]:
+    raise errors.UserError(
+      f'{file}: TUNE has {field!r}: {values[field]!r}; it takes the values '
+      f'that are tried, such as {TUNING[LEARNING_RATE]}'
+    )
+  return Tune(field, values[field], **{k: values[k] for k in known})
 
 
 def _points(file: str, yielded: list[dict[str, Any]]) -> tuple[Point, ...]:

@@ -175,6 +175,11 @@ def test_sizes_replace_constants(write):
       'optimizer.learning_rate, and steps, seed, num_folds',
     ),
     (
+      "TUNE = {'optimizer.eps': 1e-8}\ndef sweep():\n  yield {'seed': 0}",
+      "TUNE has 'optimizer.eps': 1e-08; it takes the values that are tried, "
+      'such as (0.001, 0.002, 0.004, 0.008)',
+    ),
+    (
       "BUDGET = 'time'\ndef sweep():\n  yield {'seed': 0}",
       "BUDGET is one of steps, flops, not 'time'",
     ),
