@@ -14,6 +14,7 @@ from unet_jax.models import graph, unet
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.whole_runs
 def test_the_flop_of_inference_are_those_of_an_image(tmp_path):
   """Alike by the compiler, of a batch on two devices, and by our count."""
   model = {'depth': 0, 'base_features': 16}
