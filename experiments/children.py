@@ -7,11 +7,14 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 from experiments import sweeps
 
 # Lines at the end of a log that are kept of a failure.
 _TAIL = 20
+# Seconds between two looks at what another process does.
+_PAUSE = 0.5
 
 
 class Stopped(Exception):
@@ -78,6 +81,16 @@ class Children:
     with self._lock:
       for process in self._live:
         process.send_signal(signal.SIGTERM if is_first else signal.SIGKILL)
+
+  def pause(self) -> None:
+    """Takes some time, for a thread that waits for another process.
+
+    Raises:
+      Stopped: a signal came.
+    """
+    time.sleep(_PAUSE)
+    if self.signal is not None:
+      raise Stopped
 
   def start_thread(self) -> None:
     """To be called first in each thread that runs programs.

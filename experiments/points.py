@@ -43,7 +43,7 @@ def run(
   """
   folder = point_folder(directory, point)
   folder.mkdir(parents=True, exist_ok=True)
-  with locks.lock(folder / '.point', point.name):
+  with locks.lock(folder / '.point', point.name, pause=children.pause):
     record = record_of(directory, point)
     if record.get('status') == 'done':
       return record

@@ -48,7 +48,8 @@ def describe(
   folder.mkdir(parents=True, exist_ok=True)
   arguments = [f'--workdir={folder}', *sweep.main_arguments(overrides)]
   log = folder / 'log.txt'
-  with locks.lock(folder / '.lock', f'what {variant} costs'):
+  what = f'what {variant} costs'
+  with locks.lock(folder / '.lock', what, pause=children.pause):
     if not (folder / 'summary.json').exists():
       children.run('summary', [MAIN, '--mode=summary', *arguments], log)
     if not (folder / 'costs.json').exists():
@@ -165,7 +166,9 @@ def _try(sweep, point, value, num_steps, folder, children, wait: bool) -> None:
     what = f'{sweep.tune.field}={value} of {point.variant}'
     try:
       # Not the .lock of the workdir, which main.py takes itself.
-      stack.enter_context(locks.lock(folder / '.tuning', what, wait))
+      stack.enter_context(
+        locks.lock(folder / '.tuning', what, wait, children.pause)
+      )
     except errors.UserError:
       return  # Another point runs it.
     if score(folder, num_steps) is not None:

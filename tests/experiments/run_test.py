@@ -1,17 +1,22 @@
 """Whole sweeps: with programs that only pretend, and one that is real."""
 
+import concurrent.futures
 import json
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 
 import pytest
 
 from experiments import children as children_lib
 from experiments import collect, plots, points, pool, sweeps
+from unet_jax import locks
 
 # config_flags reads a config with it.
 pytestmark = pytest.mark.filterwarnings('ignore:the load_module')
@@ -45,6 +50,8 @@ class _Pretended(children_lib.Children):
     self.calls, self.broken = [], {}
 
   def run(self, stage, arguments, log):
+    if self.signal is not None:
+      raise children_lib.Stopped
     fields = dict(
       argument.removeprefix('--').split('=', 1)
       for argument in arguments
@@ -312,6 +319,40 @@ def test_points_at_the_same_time_share_the_tuning(tmp_path):
   assert counts == {'done': 4, 'failed': 0, 'missing': 0}
   calls = [(stage, fields['workdir']) for stage, _, fields in children.calls]
   assert len(calls) == len(set(calls)) == 22
+
+
+@pytest.mark.parametrize(
+  'held',
+  [
+    'points/depth=1,seed=0/.point',
+    'variants/depth=1/.lock',
+    'variants/depth=1/learning_rate=0.001/.tuning',
+  ],
+)
+def test_a_signal_ends_the_wait_for_another_machine(
+  tmp_path, children, held, monkeypatch
+):
+  monkeypatch.setattr(children_lib, '_PAUSE', 0.01)
+  sweep, out = _load(tmp_path), tmp_path / 'out'
+  (out / held).parent.mkdir(parents=True)
+  release = threading.Event()
+
+  def hold():
+    with locks.lock(out / held, 'a point of another machine'):
+      signalled.start()
+      release.wait(5)  # Without an end of the wait, the test's own.
+
+  main = threading.main_thread().ident
+  signalled = threading.Timer(0.2, signal.pthread_kill, (main, signal.SIGTERM))
+  with concurrent.futures.ThreadPoolExecutor(1) as pool_of_one, children:
+    holding = pool_of_one.submit(hold)
+    while not signalled.is_alive():
+      time.sleep(0.01)
+    counts = _run(sweep, out, children)
+    assert not holding.done()
+    release.set()
+  assert children.signal == signal.SIGTERM
+  assert counts == {'done': 0, 'failed': 0, 'missing': 4}
 
 
 def _program(*arguments, code=0):
