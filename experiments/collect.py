@@ -42,12 +42,10 @@ def _cell(value: Any) -> Any:
 
 def write_csv(path: pathlib.Path, columns, rows) -> None:
   """Writes a table whole or not at all; what a row lacks is empty."""
-  temporary = path.with_name(f'{path.name}.tmp')
-  with open(temporary, 'w', encoding='utf-8', newline='') as f:
+  with sweeps.replacing(path) as f:
     writer = csv.writer(f)
     writer.writerow(columns)
     writer.writerows([_cell(row.get(c)) for c in columns] for row in rows)
-  temporary.replace(path)
 
 
 def read_csv(path: pathlib.Path) -> list[dict[str, str]]:

@@ -172,7 +172,6 @@ def main(argv: list[str]) -> None:
     arguments += [f'--budget={_BUDGET.value}'] * bool(_BUDGET.value)
     if _write_jobs(sweep, arguments):
       return
-    directory.mkdir(parents=True, exist_ok=True)
     sweeps.begin(sweep, directory)
     if _GATHER.value:
       with Children() as children:

@@ -6,6 +6,7 @@ with a function `sweep()` that yields a dict of dotted overrides for each point,
 SWEEP.py:NAME, takes those of `SIZES[NAME]` in their place.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -13,14 +14,16 @@ import importlib.util
 import json
 import pathlib
 import re
-from typing import Any
+import uuid
+from collections.abc import Iterator
+from typing import Any, TextIO
 
 import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
 from unet_jax import config as config_lib
-from unet_jax import errors
+from unet_jax import errors, locks
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -338,9 +341,17 @@ def begin(sweep: Sweep, directory: pathlib.Path) -> None:
     UserError: the folder's sweep has another base, tuning or budget. Points may
       be added.
   """
+  directory.mkdir(parents=True, exist_ok=True)
+  # Jobs of a cluster begin at the same time.
+  with locks.lock(directory / '.begin', f'beginning the sweep of {directory}'):
+    _begin(sweep, directory)
+
+
+def _begin(sweep: Sweep, directory: pathlib.Path) -> None:
   path, now = directory / 'sweep.json', _begun(sweep)
-  if path.exists():
-    was = json.loads(path.read_text())['begun']
+  before = read_json(path)
+  if before:
+    was = before['begun']
     differences = [
       f'{name} was {was.get(name)!r}, now {now.get(name)!r}'
       for name in sorted({*was, *now})
@@ -360,7 +371,24 @@ def begin(sweep: Sweep, directory: pathlib.Path) -> None:
     'points': [point.name for point in sweep.points],
     'begun': now,
   }
-  write_json(path, about)
+  if about != before:
+    write_json(path, about)
+
+
+@contextlib.contextmanager
+def replacing(path: pathlib.Path) -> Iterator[TextIO]:
+  """A text file to write to, which then takes the place of `path`.
+
+  Its name is no other's: processes may write the same file, also in containers,
+  whose numbers of processes are alike.
+  """
+  temporary = path.with_name(f'{path.name}.{uuid.uuid4().hex}.tmp')
+  try:
+    with open(temporary, 'w', encoding='utf-8', newline='') as f:
+      yield f
+    temporary.replace(path)
+  finally:
+    temporary.unlink(missing_ok=True)
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
@@ -370,9 +398,8 @@ def write_json(path: pathlib.Path, value: Any) -> None:
   that the points need.
   """
   path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(f'{path.name}.tmp')
-  temporary.write_text(json.dumps(value, indent=2) + '\n')
-  temporary.replace(path)
+  with replacing(path) as f:
+    f.write(json.dumps(value, indent=2) + '\n')
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Whole sweeps: with programs that only pretend, and one that is real."""
 
 import concurrent.futures
+import contextlib
 import json
 import os
 import pathlib
@@ -353,6 +354,50 @@ def test_a_signal_ends_the_wait_for_another_machine(
     release.set()
   assert children.signal == signal.SIGTERM
   assert counts == {'done': 0, 'failed': 0, 'missing': 4}
+
+
+_JOB = """
+import pathlib, sys
+from experiments import collect, sweeps
+
+name, out = sys.argv[1], pathlib.Path(sys.argv[2])
+sweep = sweeps.load(name)
+print('ready', flush=True)
+sys.stdin.read()
+for i in range(50):
+  sweeps.begin(sweep, out)
+  sweeps.write_json(out / 'same.json', [i])
+  collect.write_csv(out / 'same.csv', ['i'], [{'i': i}])
+"""
+
+
+def test_jobs_that_start_together_write_the_same_files(tmp_path, children):
+  sweep, out = _load(tmp_path), tmp_path / 'out'
+  out.mkdir()
+  with contextlib.ExitStack() as stack:
+    jobs = []
+    for _ in range(4):
+      job = subprocess.Popen(
+        [sys.executable, '-c', _JOB, sweep.path, out],
+        cwd=_ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+      )
+      jobs.append(stack.enter_context(job))
+    for job in jobs:
+      assert job.stdout.readline() == 'ready\n'
+    for job in jobs:
+      job.stdin.close()
+    errors = [job.stderr.read() for job in jobs]
+  assert [job.returncode for job in jobs] == [0] * 4, errors
+  # What is the same is not written again.
+  before = (out / 'sweep.json').stat()
+  sweeps.begin(sweep, out)
+  assert (out / 'sweep.json').stat().st_ino == before.st_ino
+  names = {'.begin', 'sweep.json', 'same.json', 'same.csv'}
+  assert {path.name for path in out.iterdir()} == names
 
 
 def _program(*arguments, code=0):
