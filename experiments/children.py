@@ -15,6 +15,8 @@ from experiments import sweeps
 _TAIL = 20
 # Seconds between two looks at what another process does.
 _PAUSE = 0.5
+# Linux.
+_HAS_AFFINITY = hasattr(os, 'sched_setaffinity')
 
 
 class Stopped(Exception):
@@ -49,6 +51,13 @@ def _reason(code: int, lines: list[str]) -> str:
   return last.removeprefix('error: ')
 
 
+def _cores() -> list[int]:
+  """Numbers of the cores that this thread may use."""
+  if _HAS_AFFINITY:
+    return sorted(os.sched_getaffinity(0))
+  return list(range(os.cpu_count() or 1))
+
+
 class Children:
   """Runs programs, several at once; as a context it takes SIGTERM and Ctrl-C.
 
@@ -57,11 +66,21 @@ class Children:
 
   Args:
     jobs: how many run at once, each on its share of the cores.
+
+  Attributes:
+    signal: that came first, or None.
+    machine: {'cores': that each job may use, 'jobs'}; figures depend on both.
   """
 
   def __init__(self, jobs: int = 1):
     self.signal: int | None = None
     self._jobs, self._slots = jobs, itertools.cycle(range(jobs))
+    self._cores = _cores()
+    share = max(len(self._cores) // jobs, 1)
+    self.machine = {
+      'cores': share if _HAS_AFFINITY else len(self._cores),
+      'jobs': jobs,
+    }
     # Reentrant: a second signal may come while the first is handed on.
     self._lock, self._live = threading.RLock(), set()
     self._local, self._previous = threading.local(), {}
@@ -95,16 +114,19 @@ class Children:
   def start_thread(self) -> None:
     """To be called first in each thread that runs programs.
 
-    Gives it every `jobs`-th core, which processes inherit: XLA and the
-    pipeline start as many threads as they may use cores. And of a GPU's memory
-    as large a share, or of several GPUs in CUDA_VISIBLE_DEVICES its own.
+    Gives it cores of its own, which processes inherit: XLA and the pipeline
+    start as many threads as they may use cores. Each job has as many, since
+    rounding depends on their number; a rest is idle. They are neighbours, which
+    share caches and memory on most machines. And of a GPU's memory it gets as
+    large a share, or of several GPUs in CUDA_VISIBLE_DEVICES its own.
     """
     slot = next(self._slots)
     if self._jobs == 1:
       return
-    if hasattr(os, 'sched_setaffinity'):  # Linux; of this thread alone.
-      cores = sorted(os.sched_getaffinity(0))
-      os.sched_setaffinity(0, cores[slot :: self._jobs] or cores)
+    if _HAS_AFFINITY:  # Of this thread alone.
+      share = self.machine['cores']
+      first = slot * share % len(self._cores)
+      os.sched_setaffinity(0, self._cores[first : first + share])
     visible = os.environ.get('CUDA_VISIBLE_DEVICES', '').split(',')
     if len(visible) >= self._jobs:
       own = ','.join(visible[slot :: self._jobs])

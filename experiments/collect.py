@@ -13,8 +13,12 @@ file. Its columns:
   inference_flops, inference_bytes  FLOP of an image, memory of a batch
   checkerboard/period_2, ... see checkerboard.py
   num_examples, eval/...     of --mode=evaluate
+  device, cores, jobs        what it ran on: the kind of device, cores that the
+                             process might use, and how many points at once;
+                             empty where an older version did not record it
   ..._seconds, ..._per_second  what depends on the clock, and nothing else:
-                             all other columns repeat bit for bit
+                             all other columns repeat bit for bit on a machine
+                             with as many `cores`
 
 A figure that is not defined is an empty cell. tuning.csv has a line for each
 value that was tried for a variant, failures.csv one for each point that failed.
@@ -31,6 +35,8 @@ from experiments.sweeps import Point, Sweep
 
 # Of eval.json, besides its figures.
 _EVALUATED = ('num_examples',)
+# Of point.json, what it ran on.
+_MACHINE = ('device', 'cores', 'jobs')
 
 
 def _cell(value: Any) -> Any:
@@ -54,8 +60,11 @@ def read_csv(path: pathlib.Path) -> list[dict[str, str]]:
     return list(csv.DictReader(f))
 
 
-def _is_of_clock(name: str) -> bool:
-  return name.endswith(('_seconds', '_per_second'))
+def _place(name: str) -> int:
+  """Columns of the clock come last, those of the machine before them."""
+  if name.endswith(('_seconds', '_per_second')):
+    return 2
+  return int(name in _MACHINE)
 
 
 def _images_per_second(folder: pathlib.Path) -> float | None:
@@ -106,7 +115,8 @@ def row_of(
       if k.startswith('eval/') and k != 'eval/seconds'
     }
   )
-  seconds = record['seconds']
+  machine, seconds = record.get('machine', {}), record['seconds']
+  row.update({k: machine.get(k) for k in _MACHINE})
   row.update(
     {
       'train_seconds': seconds['train'],
@@ -120,9 +130,9 @@ def row_of(
 
 
 def _columns(rows: list[dict[str, Any]]) -> list[str]:
-  """All names, in the order in which rows have them; the clock's last."""
+  """All names, in the order in which rows have them, but for `_place`."""
   names = list(dict.fromkeys(name for row in rows for name in row))
-  return sorted(names, key=_is_of_clock)
+  return sorted(names, key=_place)
 
 
 def tuning_rows(sweep: Sweep, directory: pathlib.Path) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """One point of a sweep: trained, evaluated, measured, and recorded."""
 
+import logging
 import pathlib
 import time
 from typing import Any
@@ -10,6 +11,8 @@ from experiments.sweeps import Point, Sweep
 from unet_jax import config as config_lib
 from unet_jax import errors, locks
 
+_log = logging.getLogger('unet_jax.experiments')
+
 
 def point_folder(directory: pathlib.Path, point: Point) -> pathlib.Path:
   """The workdir of a point."""
@@ -19,9 +22,35 @@ def point_folder(directory: pathlib.Path, point: Point) -> pathlib.Path:
 def record_of(directory: pathlib.Path, point: Point) -> dict[str, Any]:
   """Returns what point.json holds; of a point that never ended, {}.
 
-  `status` is `done`, `failed` (with what children.Failed tells) or `stopped`.
+  `status` is `done`, `failed` (with what children.Failed tells) or `stopped`,
+  `seconds` what each stage took, `machine` what it ran on last: `cores` and
+  `jobs` as in children.Children, `device` as in costs.json.
   """
   return sweeps.read_json(point_folder(directory, point) / 'point.json')
+
+
+def warn_of_cores(
+  sweep: Sweep, directory: pathlib.Path, children: Children
+) -> None:
+  """Tells where earlier calls had another number of cores for a point.
+
+  XLA shares sums out over them, so that figures differ by rounding; those of
+  accelerators do not.
+  """
+  machines = [
+    record['machine']
+    for record in (record_of(directory, point) for point in sweep.points)
+    if 'machine' in record
+  ]
+  now = children.machine['cores']
+  before = {m['cores'] for m in machines if m['device'] == 'cpu'} - {now}
+  if before:
+    _log.warning(
+      'points of earlier calls had %s cores each, now %d: their figures and '
+      'those to come are not bit-equal to those of one machine and one --jobs',
+      ' or '.join(map(str, sorted(before))),
+      now,
+    )
 
 
 def run(
@@ -58,11 +87,15 @@ def run(
       about = {'stage': 'tuning', 'exit_code': 1, 'reason': str(e), 'log': []}
       record = {'status': 'failed', **about}
     except Stopped:
-      record = {'status': 'stopped', 'seconds': seconds}
-      sweeps.write_json(folder / 'point.json', record)
-      raise
+      record = {'status': 'stopped'}
     record['seconds'] = seconds
+    record['machine'] = {
+      **children.machine,
+      'device': tuning.device(directory, point.variant),
+    }
     sweeps.write_json(folder / 'point.json', record)
+  if record['status'] == 'stopped':
+    raise Stopped
   return record
 
 

@@ -57,6 +57,12 @@ def describe(
   return sweeps.read_json(folder / 'summary.json')
 
 
+def device(directory: pathlib.Path, variant: str) -> str | None:
+  """Returns what its figures of costs.json were measured on, if they were."""
+  folder = variant_folder(directory, variant)
+  return sweeps.read_json(folder / 'costs.json').get('device')
+
+
 def schedule(
   sweep: Sweep, overrides: dict[str, Any], num_steps: int
 ) -> dict[str, Any]:

@@ -105,6 +105,28 @@ def test_a_second_signal_kills(tmp_path):
         future.result(20)
 
 
+@pytest.mark.parametrize(
+  'cores, jobs, shares',
+  [
+    ([3, 5, 6, 7], 1, [[3, 5, 6, 7]]),
+    ([3, 5, 6, 7], 3, [[3], [5], [6]]),
+    ([0, 1, 2, 3, 4, 5, 6, 7], 3, [[0, 1], [2, 3], [4, 5]]),
+    ([0, 1], 3, [[0], [1], [0]]),
+  ],
+)
+def test_each_job_has_as_many_cores(cores, jobs, shares, monkeypatch):
+  given = []
+  monkeypatch.setattr(os, 'sched_getaffinity', lambda pid: set(cores))
+  monkeypatch.setattr(
+    os, 'sched_setaffinity', lambda pid, mask: given.append(list(mask))
+  )
+  children = children_lib.Children(jobs)
+  for _ in range(jobs):
+    children.start_thread()
+  assert (given or [cores]) == shares
+  assert children.machine == {'cores': len(shares[0]), 'jobs': jobs}
+
+
 def test_jobs_share_cores_and_devices(tmp_path, monkeypatch):
   monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '4,5,6')
   monkeypatch.delenv('XLA_PYTHON_CLIENT_MEM_FRACTION', raising=False)
@@ -131,7 +153,8 @@ def test_jobs_share_cores_and_devices(tmp_path, monkeypatch):
     return lines
 
   assert told(1) == [f'{cores} 4,5,6 None']
-  two = [cores[i::2] or cores for i in range(2)]
+  share = max(len(cores) // 2, 1)
+  two = [cores[:share], cores[share : 2 * share] or cores]
   assert told(2) == [f'{two[0]} 4,6 None', f'{two[1]} 5 None']
   # Fewer GPUs than jobs: each has a share of the memory.
   assert [line.rpartition(']')[2] for line in told(4)] == [' 4,5,6 0.225'] * 4

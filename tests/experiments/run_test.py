@@ -3,6 +3,7 @@
 import concurrent.futures
 import contextlib
 import json
+import logging
 import os
 import pathlib
 import shutil
@@ -85,7 +86,8 @@ class _Pretended(children_lib.Children):
   def _costs(self, fields):
     names = ('inference_flops', 'inference_bytes', 'compile_seconds')
     rate = {'inference_images_per_second': 3.0}
-    return {'costs.json': {**dict.fromkeys(names, 2.0), **rate}}
+    figures = {**dict.fromkeys(names, 2.0), **rate}
+    return {'costs.json': {**figures, 'device': 'cpu'}}
 
   def _tuning(self, fields):
     # The best rate is 0.004, not the last.
@@ -181,6 +183,9 @@ def test_tables(tmp_path, children):
     ('num_examples', '4'),
     ('eval/dataset_miou', '0.7'),
     ('eval/dataset_iou/bar', ''),
+    ('device', 'cpu'),
+    ('cores', str(len(os.sched_getaffinity(0)))),
+    ('jobs', '1'),
     ('compile_seconds', '2.0'),
     ('train_images_per_second', '9.0'),
     ('inference_images_per_second', '3.0'),
@@ -354,6 +359,36 @@ def test_a_signal_ends_the_wait_for_another_machine(
     release.set()
   assert children.signal == signal.SIGTERM
   assert counts == {'done': 0, 'failed': 0, 'missing': 4}
+
+
+def test_other_cores_are_told(tmp_path, children, caplog, monkeypatch):
+  monkeypatch.setattr(logging.getLogger('unet_jax'), 'propagate', True)
+  sweep, out = _load(tmp_path), tmp_path / 'out'
+  children.broken['train', 'depth=2'] = children_lib.Stopped()
+  children.machine = {'cores': 4, 'jobs': 1}
+  _run(sweep, out, children)
+  assert points.record_of(out, sweep.points[0])['machine'] == {
+    'cores': 4,
+    'jobs': 1,
+    'device': 'cpu',
+  }
+  # An earlier version recorded none.
+  path = points.point_folder(out, sweep.points[1]) / 'point.json'
+  record = sweeps.read_json(path)
+  del record['machine']
+  sweeps.write_json(path, record)
+  _run(sweep, out, children)
+  assert not caplog.messages
+  children.machine = {'cores': 2, 'jobs': 2}
+  children.broken.clear()
+  _run(sweep, out, children)
+  assert caplog.messages == [
+    'points of earlier calls had 4 cores each, now 2: their figures and those '
+    'to come are not bit-equal to those of one machine and one --jobs'
+  ]
+  rows = collect.read_csv(out / 'results.csv')
+  machines = [(row['device'], row['cores'], row['jobs']) for row in rows]
+  assert machines == [('cpu', '4', '1'), ('', '', ''), *[('cpu', '2', '2')] * 2]
 
 
 _JOB = """
