@@ -1,5 +1,6 @@
 """The processes of a sweep: started, logged, and stopped together with it."""
 
+import functools
 import itertools
 import os
 import pathlib
@@ -51,6 +52,22 @@ def _reason(code: int, lines: list[str]) -> str:
   return last.removeprefix('error: ')
 
 
+@functools.cache
+def _bound() -> list[str]:
+  """Returns what, before a command, ends it by SIGTERM when its parent dies.
+
+  To Linux the parent is the thread that started it, here one that waits for its
+  end. util-linux's program does it after the fork, where Python's own code is
+  not safe beside other threads; without it (BusyBox, macOS) nothing is done.
+  """
+  command = ['setpriv', '--pdeathsig', 'TERM']
+  try:
+    subprocess.run([*command, 'true'], capture_output=True, check=True)
+  except (OSError, subprocess.CalledProcessError):
+    return []
+  return command
+
+
 def _cores() -> list[int]:
   """Numbers of the cores that this thread may use."""
   if _HAS_AFFINITY:
@@ -59,10 +76,12 @@ def _cores() -> list[int]:
 
 
 class Children:
-  """Runs programs, several at once; as a context it takes SIGTERM and Ctrl-C.
+  """Runs programs, several at once; as a context it takes signals to stop.
 
-  The first signal is handed on as SIGTERM, at which training runs save their
-  state and end; a second one kills.
+  They are SIGTERM, Ctrl-C and the SIGHUP of a terminal that closes. The first
+  is handed on as SIGTERM, at which training runs save their state and end; a
+  second one kills. Where this process itself is killed, Linux sends SIGTERM to
+  what it has started.
 
   Args:
     jobs: how many run at once, each on its share of the cores.
@@ -84,10 +103,14 @@ class Children:
     # Reentrant: a second signal may come while the first is handed on.
     self._lock, self._live = threading.RLock(), set()
     self._local, self._previous = threading.local(), {}
+    self._terminals: list[int] = []
 
   def __enter__(self) -> 'Children':
-    for number in (signal.SIGTERM, signal.SIGINT):
-      self._previous[number] = signal.signal(number, self._receive)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+      # nohup ignores it.
+      if (number, signal.getsignal(number)) != (signal.SIGHUP, signal.SIG_IGN):
+        self._previous[number] = signal.signal(number, self._receive)
+    self._terminals = [fd for fd in (1, 2) if os.isatty(fd)]
     return self
 
   def __exit__(self, *unused) -> None:
@@ -97,6 +120,11 @@ class Children:
   def _receive(self, number, frame) -> None:
     del frame
     is_first, self.signal = self.signal is None, number
+    if number == signal.SIGHUP:
+      # Writing to a terminal that is gone is an error, and it has no reader.
+      nowhere = os.open(os.devnull, os.O_WRONLY)
+      for fd in self._terminals:
+        os.dup2(nowhere, fd)
     with self._lock:
       for process in self._live:
         process.send_signal(signal.SIGTERM if is_first else signal.SIGKILL)
@@ -160,7 +188,7 @@ class Children:
         if self.signal is not None:
           raise Stopped
         process = subprocess.Popen(
-          [sys.executable, *arguments],
+          [*_bound(), sys.executable, *arguments],
           stdin=subprocess.DEVNULL,
           stdout=f,
           stderr=subprocess.STDOUT,

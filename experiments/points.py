@@ -114,6 +114,7 @@ def _run(sweep, point, directory, children, seconds) -> dict[str, Any]:
     'evaluate': [tuning.MAIN, workdir, '--mode=evaluate'],
     'checkerboard': ['-m', 'experiments.checkerboard', str(folder)],
   }
+  tuning.await_workdir(folder, children)
   for stage, arguments in stages.items():
     start = time.perf_counter()
     try:

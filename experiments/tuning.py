@@ -63,6 +63,21 @@ def device(directory: pathlib.Path, variant: str) -> str | None:
   return sweeps.read_json(folder / 'costs.json').get('device')
 
 
+def await_workdir(folder: pathlib.Path, children: Children) -> None:
+  """Waits until no training has a workdir.
+
+  A runner that was killed may have left one behind, which saves its state or,
+  where nothing told it of that end, goes on.
+
+  Raises:
+    Stopped: see children.py.
+  """
+  # What main.py holds while it trains.
+  path, what = folder / '.lock', f'training in {folder}'
+  with locks.lock(path, what, pause=children.pause):
+    pass
+
+
 def schedule(
   sweep: Sweep, overrides: dict[str, Any], num_steps: int
 ) -> dict[str, Any]:
@@ -199,6 +214,7 @@ def _try(sweep, point, value, num_steps, folder, children, wait: bool) -> None:
       f'--workdir={folder}',
       *sweep.main_arguments(overrides),
     ]
+    await_workdir(folder, children)
     try:
       children.run('tuning', arguments, folder / 'log.txt')
     except Failed as e:

@@ -333,6 +333,9 @@ def test_points_at_the_same_time_share_the_tuning(tmp_path):
     'points/depth=1,seed=0/.point',
     'variants/depth=1/.lock',
     'variants/depth=1/learning_rate=0.001/.tuning',
+    # Of main.py, which a killed runner has left behind.
+    'variants/depth=1/learning_rate=0.001/.lock',
+    'points/depth=1,seed=0/.lock',
   ],
 )
 def test_a_signal_ends_the_wait_for_another_machine(
@@ -355,10 +358,34 @@ def test_a_signal_ends_the_wait_for_another_machine(
     while not signalled.is_alive():
       time.sleep(0.01)
     counts = _run(sweep, out, children)
+    signalled.join()  # Not after the handlers.
     assert not holding.done()
     release.set()
   assert children.signal == signal.SIGTERM
   assert counts == {'done': 0, 'failed': 0, 'missing': 4}
+
+
+def test_a_training_that_was_left_behind_is_awaited(
+  tmp_path, children, monkeypatch
+):
+  monkeypatch.setattr(children_lib, '_PAUSE', 0.01)
+  sweep, out = _load(tmp_path), tmp_path / 'out'
+  folder = points.point_folder(out, sweep.points[0])
+  folder.mkdir(parents=True)
+  with contextlib.ExitStack() as stack:
+    stack.enter_context(locks.lock(folder / '.lock', 'training'))
+    before = []
+
+    def let_go():
+      before.extend(children.stages())
+      stack.close()
+
+    ending = threading.Timer(0.2, let_go)
+    ending.start()
+    counts = _run(sweep, out, children)
+    ending.join()
+  assert before and ('train', folder.name) not in before
+  assert counts == {'done': 4, 'failed': 0, 'missing': 0}
 
 
 def test_other_cores_are_told(tmp_path, children, caplog, monkeypatch):
