@@ -125,6 +125,8 @@ class Children:
       nowhere = os.open(os.devnull, os.O_WRONLY)
       for fd in self._terminals:
         os.dup2(nowhere, fd)
+      if not is_first:  # The shell sends one, the system another.
+        return
     with self._lock:
       for process in self._live:
         process.send_signal(signal.SIGTERM if is_first else signal.SIGKILL)
