@@ -127,8 +127,8 @@ def test_a_terminal_that_is_gone_is_not_written_to():
     [sys.executable, '-c', runner], cwd=sweeps.ROOT, stdout=its, stderr=its
   )
   os.close(its)
-  assert os.read(ours, 100) == b'ready\r\n'
-  os.close(ours)
+  with open(ours, 'rb') as terminal:
+    assert terminal.readline() == b'ready\r\n'
   process.send_signal(signal.SIGHUP)
   assert process.wait(20) == 128 + signal.SIGHUP
 
