@@ -9,7 +9,7 @@ from experiments import sweeps, tuning
 from experiments.children import Children, Failed, Stopped
 from experiments.sweeps import Point, Sweep
 from unet_jax import config as config_lib
-from unet_jax import errors, locks
+from unet_jax import locks
 
 _log = logging.getLogger('unet_jax.experiments')
 
@@ -83,9 +83,6 @@ def run(
       record = {'status': 'done', **about}
     except Failed as e:
       record = {'status': 'failed', **e.about}
-    except errors.UserError as e:
-      about = {'stage': 'tuning', 'exit_code': 1, 'reason': str(e), 'log': []}
-      record = {'status': 'failed', **about}
     except Stopped:
       record = {'status': 'stopped'}
     record['seconds'] = seconds

@@ -105,8 +105,10 @@ def budget_share(
   base = describe(sweep, 'base', {}, directory, children)
   base_flops, own_flops = (s['train_step']['flops'] for s in (base, own))
   if not own_flops or not base_flops:
-    raise errors.UserError(
-      'the compiler of this backend tells no FLOP; take --budget=steps'
+    raise Failed(
+      'budget',
+      1,
+      'error: the compiler of this backend tells no FLOP; take --budget=steps',
     )
   return base_flops / own_flops
 
@@ -152,8 +154,8 @@ def tune(
     children: runs what no other point has run or is running.
 
   Raises:
-    Failed: a run failed for another reason than a loss that is not finite.
-    UserError: no value is any good.
+    Failed: a run failed for another reason than a loss that is not finite, or
+      no value is any good.
     Stopped: see children.py.
   """
   if sweep.tune is None:
@@ -170,8 +172,11 @@ def tune(
   scores = [score(folder, num_steps) for folder in folders]
   best = max(scores)
   if best == -math.inf:
-    raise errors.UserError(
-      f'{point.variant}: no {sweep.tune.field} of {values} trains; change TUNE'
+    raise Failed(
+      'tuning',
+      1,
+      f'error: {point.variant}: no {sweep.tune.field} of {values} trains; '
+      'change TUNE',
     )
   return {sweep.tune.field: values[scores.index(best)]}
 

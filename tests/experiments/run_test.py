@@ -271,6 +271,19 @@ def test_no_rate_trains(tmp_path, children):
   )
 
 
+def test_a_budget_without_flops(tmp_path, children, monkeypatch):
+  summary = {'parameters': 1, 'train_step': {'flops': None}}
+  monkeypatch.setattr(
+    children, '_summary', lambda fields: {'summary.json': summary}
+  )
+  _run(_load(tmp_path, budget='flops'), tmp_path / 'out', children)
+  failure, *_ = collect.read_csv(tmp_path / 'out/failures.csv')
+  assert (failure['stage'], failure['exit_code']) == ('budget', '1')
+  assert failure['reason'] == (
+    'the compiler of this backend tells no FLOP; take --budget=steps'
+  )
+
+
 def test_a_tuning_run_that_is_killed_is_no_verdict(tmp_path, children):
   sweep, out = _load(tmp_path), tmp_path / 'out'
   killed = children_lib.Failed('tuning', -9, '')
