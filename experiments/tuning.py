@@ -51,7 +51,9 @@ def describe(
   what = f'what {variant} costs'
   with locks.lock(folder / '.lock', what, pause=children.pause):
     if not (folder / 'summary.json').exists():
-      children.run('summary', [MAIN, '--mode=summary', *arguments], log)
+      # The last of a flag counts: what a step costs is in the tables.
+      compiled = [*arguments, '--config.summary.compile=true']
+      children.run('summary', [MAIN, '--mode=summary', *compiled], log)
     if not (folder / 'costs.json').exists():
       children.run('costs', ['-m', 'experiments.costs', *arguments], log)
   return sweeps.read_json(folder / 'summary.json')

@@ -1,12 +1,13 @@
-"""Whole sweeps: with programs that only pretend, and one that is real."""
+"""Whole sweeps, with programs that only pretend."""
 
 import concurrent.futures
 import contextlib
+import io
 import json
 import logging
 import os
 import pathlib
-import shutil
+import re
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import time
 import pytest
 
 from experiments import children as children_lib
-from experiments import collect, plots, points, pool, sweeps
+from experiments import collect, points, pool, sweeps
 from unet_jax import locks
 
 # config_flags reads a config with it.
@@ -80,6 +81,8 @@ class _Pretended(children_lib.Children):
     # Each of the base's three downsamplings halves the work here.
     depth = int(fields.get('config.model.depth', 3))
     step = {'flops': 8000.0 / 2**depth, 'total_bytes': 7}
+    if fields['config.summary.compile'] == 'false':
+      step = None
     summary = {'parameters': 10 * depth, 'receptive_field': 5}
     return {'summary.json': {**summary, 'train_step': step}}
 
@@ -198,6 +201,33 @@ def test_tables(tmp_path, children):
   ]
   assert tried[0]['optimizer.learning_rate'] == '0.001'
   assert tried[0]['eval/dataset_miou'] == '0.497'
+
+
+def test_a_step_is_compiled_for_the_tables(tmp_path, children):
+  sweep = _load(tmp_path, arguments=('--config.summary.compile=false',))
+  assert _run(sweep, tmp_path / 'out', children)['done'] == 4
+  (row, *_) = collect.read_csv(tmp_path / 'out/results.csv')
+  assert row['train_flops'] == '4000.0'
+
+
+class _Terminal(io.StringIO):
+  def isatty(self):
+    return True
+
+
+def test_a_terminal_has_a_bar(monkeypatch):
+  terminal = _Terminal()
+  monkeypatch.setattr(sys, 'stderr', terminal)
+  board = pool._Board(total=4, done=1, jobs=1)
+  board.ended('depth=1', 2.0, '')
+  board.ended('depth=2', 3.0, 'failed: train: loss nan')
+  board.close()
+  lines = re.split('[\r\n]+', terminal.getvalue())
+  # What is done is in the bar alone.
+  assert lines.count('depth=2: failed: train: loss nan') == 1
+  assert 'depth=1' not in terminal.getvalue()
+  (last,) = [line for line in lines if 'failed=1' in line][-1:]
+  assert '75%' in last and '3/4' in last
 
 
 def test_a_failure_is_recorded_and_the_rest_goes_on(tmp_path, children):
@@ -473,138 +503,3 @@ def test_jobs_that_start_together_write_the_same_files(tmp_path, children):
   assert (out / 'sweep.json').stat().st_ino == before.st_ino
   names = {'.begin', 'sweep.json', 'same.json', 'same.csv'}
   assert {path.name for path in out.iterdir()} == names
-
-
-def _program(*arguments, code=0):
-  process = subprocess.run(
-    [sys.executable, '-m', 'experiments.run', *map(str, arguments)],
-    cwd=_ROOT,
-    env={
-      **os.environ,
-      'JAX_PLATFORMS': 'cpu',
-      'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
-    },
-    capture_output=True,
-    text=True,
-    # A machine that trains beside it is several times slower.
-    timeout=480,
-  )
-  assert process.returncode == code, process.stderr
-  return process.stdout, process.stderr
-
-
-@pytest.mark.parametrize(
-  'arguments, code, message',
-  [
-    (
-      ['--workdir=x'],
-      2,
-      'name one sweep file, such as experiments/upsampling_depth/sweep.py',
-    ),
-    (['sweep.py'], 2, '--workdir=DIR is missing, the folder of the sweep'),
-    (
-      ['experiments/skips/sweep.py', '--workdir=x', '--point=12'],
-      1,
-      '--point=12: the sweep has the points 0 to 11',
-    ),
-  ],
-)
-def test_mistakes_on_the_command_line(arguments, code, message, tmp_path):
-  arguments = [a.replace('=x', f'={tmp_path}') for a in arguments]
-  assert _program(*arguments, code=code)[1] == f'error: {message}\n'
-
-
-_TINY = """
-  'Do seeds matter?'
-
-  OVERRIDES = {
-    'data.image_size': (16, 16),
-    'data.num_train': 20,
-    'data.num_eval': 24,
-    'data.batch_size': 4,
-    'model.depth': 0,
-    'model.norm': 'none',
-    'model.base_features': 2,
-    'train.num_steps': 6,
-    'eval.every': 3,
-    'eval.bootstrap': 0,
-    'eval.num_examples': 1,
-    'log.every': 1,
-    'log.num_figures': 0,
-    'log.tensorboard': False,
-  }
-  TUNE = {'optimizer.learning_rate': (4e-3,), 'steps': 2}
-
-  def sweep():
-    for seed in (0, 1):
-      yield {'seed': seed}
-"""
-
-
-# What the report makes of columns of results.csv.
-_TITLES = (
-  'image mean IoU',
-  'dataset mean IoU',
-  'image mean boundary IoU',
-  'dataset mean boundary IoU',
-  'parameters',
-  'GFLOP of a train step',
-  'GFLOP of inference, an image',
-  'memory of a train step, MiB',
-  'memory of inference, MiB',
-  'compiling, s',
-  'images/s, training',
-  'images/s, inference',
-  'receptive field, px',
-  'checkerboard, period 2',
-  'learning rate',
-)
-
-
-def _check_report(out):
-  """Nothing is left out: the tables have the columns that it looks for."""
-  words = (out / 'REPORT.md').read_text()
-  assert words.startswith('# Do seeds matter?\n')
-  assert 'Left out' not in words
-  for title in _TITLES:
-    assert f'| {title} |' in words, title
-  drawn = {path.name for path in (out / 'figures').iterdir()}
-  assert drawn > {*plots.NEEDS, 'predictions_0.png'}
-  page = (out / 'report.html').read_text()
-  assert page.count('data:image/png') == len(drawn)
-
-
-def test_a_sweep_repeats_bit_for_bit(tmp_path):
-  sweep, out = tmp_path / 'sweep.py', tmp_path / 'out'
-  sweep.write_text(textwrap.dedent(_TINY))
-  flags = (sweep, f'--workdir={out}', f'--config.data.cache_dir={tmp_path}')
-  printed, err = _program(*flags)
-  assert printed == f'2 done; wrote {out}/results.csv, {out}/report.html\n'
-  assert '2/2 seed=1: done' in err and '0:00:00 left' in err
-  rows = collect.read_csv(out / 'results.csv')
-  with open(out / 'points/seed=1/eval.csv') as f:
-    assert len(f.readlines()) == 1 + 24
-  for row in rows:
-    assert float(row['train_flops']) > float(row['inference_flops']) > 0
-    assert float(row['train_bytes']) > 0 and float(row['compile_seconds']) > 0
-    assert float(row['train_images_per_second']) > 0
-    assert float(row['inference_images_per_second']) > 0
-    assert 0 < float(row['eval/dataset_miou']) < 1
-    assert row['checkerboard/period_2'] and row['receptive_field'] == '5'
-  assert rows[0]['eval/loss'] != rows[1]['eval/loss']
-  _check_report(out)
-
-  # One point is lost, with the tuning; the other is not run again.
-  shutil.rmtree(out / 'points/seed=1')
-  shutil.rmtree(out / 'variants/base/learning_rate=0.004')
-  before = (out / 'points/seed=0/log.txt').read_bytes()
-  _program(*flags, '--point=1')
-  assert (out / 'points/seed=0/log.txt').read_bytes() == before
-  (out / 'results.csv').unlink()
-  _program(*flags, '--gather')
-  again = collect.read_csv(out / 'results.csv')
-  clock = ('_seconds', '_per_second')
-  for old, new in zip(rows, again, strict=True):
-    assert list(old) == list(new)
-    for name in old:
-      assert name.endswith(clock) or old[name] == new[name], name
