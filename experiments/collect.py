@@ -17,8 +17,8 @@ file. Its columns:
                              process might use, and how many points at once;
                              empty where an older version did not record it
   ..._seconds, ..._per_second  what depends on the clock, and nothing else:
-                             all other columns repeat bit for bit on a machine
-                             with as many `cores`
+                             all other columns repeat bit for bit on the CPU of
+                             one machine with the same --jobs
 
 A figure that is not defined is an empty cell. tuning.csv has a line for each
 value that was tried for a variant, failures.csv one for each point that failed.
