@@ -20,7 +20,7 @@ import numpy as np
 from absl import logging
 
 import unet_jax
-from experiments import sweeps
+from experiments import files
 from unet_jax import errors
 from unet_jax.data import prepare
 
@@ -126,7 +126,7 @@ def main(workdir: str) -> None:
   except errors.UserError as e:
     sys.exit(f'error: {e}')
   figures = {k: v if np.isfinite(v) else None for k, v in figures.items()}
-  sweeps.write_json(pathlib.Path(workdir, 'checkerboard.json'), figures)
+  files.write_json(pathlib.Path(workdir, 'checkerboard.json'), figures)
 
 
 if __name__ == '__main__':

@@ -1,5 +1,6 @@
 """The processes of a sweep: started, logged, and stopped together with it."""
 
+import functools
 import itertools
 import os
 import pathlib
@@ -7,11 +8,16 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 from experiments import sweeps
 
 # Lines at the end of a log that are kept of a failure.
 _TAIL = 20
+# Seconds between two looks at what another process does.
+_PAUSE = 0.5
+# Linux.
+_HAS_AFFINITY = hasattr(os, 'sched_setaffinity')
 
 
 class Stopped(Exception):
@@ -46,26 +52,65 @@ def _reason(code: int, lines: list[str]) -> str:
   return last.removeprefix('error: ')
 
 
-class Children:
-  """Runs programs, several at once; as a context it takes SIGTERM and Ctrl-C.
+@functools.cache
+def _bound() -> list[str]:
+  """Returns what, before a command, ends it by SIGTERM when its parent dies.
 
-  The first signal is handed on as SIGTERM, at which training runs save their
-  state and end; a second one kills.
+  To Linux the parent is the thread that started it, here one that waits for its
+  end. util-linux's program does it after the fork, where Python's own code is
+  not safe beside other threads; without it (BusyBox, macOS) nothing is done.
+  """
+  command = ['setpriv', '--pdeathsig', 'TERM']
+  try:
+    subprocess.run([*command, 'true'], capture_output=True, check=True)
+  except (OSError, subprocess.CalledProcessError):
+    return []
+  return command
+
+
+def _cores() -> list[int]:
+  """Numbers of the cores that this thread may use."""
+  if _HAS_AFFINITY:
+    return sorted(os.sched_getaffinity(0))
+  return list(range(os.cpu_count() or 1))
+
+
+class Children:
+  """Runs programs, several at once; as a context it takes signals to stop.
+
+  They are SIGTERM, Ctrl-C and the SIGHUP of a terminal that closes. The first
+  is handed on as SIGTERM, at which training runs save their state and end; a
+  second one kills. Where this process itself is killed, Linux sends SIGTERM to
+  what it has started.
 
   Args:
     jobs: how many run at once, each on its share of the cores.
+
+  Attributes:
+    signal: that came first, or None.
+    machine: {'cores': that each job may use, 'jobs'}; figures depend on both.
   """
 
   def __init__(self, jobs: int = 1):
     self.signal: int | None = None
     self._jobs, self._slots = jobs, itertools.cycle(range(jobs))
+    self._cores = _cores()
+    share = max(len(self._cores) // jobs, 1)
+    self.machine = {
+      'cores': share if _HAS_AFFINITY else len(self._cores),
+      'jobs': jobs,
+    }
     # Reentrant: a second signal may come while the first is handed on.
     self._lock, self._live = threading.RLock(), set()
     self._local, self._previous = threading.local(), {}
+    self._terminals: list[int] = []
 
   def __enter__(self) -> 'Children':
-    for number in (signal.SIGTERM, signal.SIGINT):
-      self._previous[number] = signal.signal(number, self._receive)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+      # nohup ignores it.
+      if (number, signal.getsignal(number)) != (signal.SIGHUP, signal.SIG_IGN):
+        self._previous[number] = signal.signal(number, self._receive)
+    self._terminals = [fd for fd in (1, 2) if os.isatty(fd)]
     return self
 
   def __exit__(self, *unused) -> None:
@@ -75,23 +120,43 @@ class Children:
   def _receive(self, number, frame) -> None:
     del frame
     is_first, self.signal = self.signal is None, number
+    if number == signal.SIGHUP:
+      # Writing to a terminal that is gone is an error, and it has no reader.
+      nowhere = os.open(os.devnull, os.O_WRONLY)
+      for fd in self._terminals:
+        os.dup2(nowhere, fd)
+      if not is_first:  # The shell sends one, the system another.
+        return
     with self._lock:
       for process in self._live:
         process.send_signal(signal.SIGTERM if is_first else signal.SIGKILL)
 
+  def pause(self) -> None:
+    """Takes some time, for a thread that waits for another process.
+
+    Raises:
+      Stopped: a signal came.
+    """
+    time.sleep(_PAUSE)
+    if self.signal is not None:
+      raise Stopped
+
   def start_thread(self) -> None:
     """To be called first in each thread that runs programs.
 
-    Gives it every `jobs`-th core, which processes inherit: XLA and the
-    pipeline start as many threads as they may use cores. And of a GPU's memory
-    as large a share, or of several GPUs in CUDA_VISIBLE_DEVICES its own.
+    Gives it cores of its own, which processes inherit: XLA and the pipeline
+    start as many threads as they may use cores. Each job has as many, since
+    rounding depends on their number; a rest is idle. They are neighbours, which
+    share caches and memory on most machines. And of a GPU's memory it gets as
+    large a share, or of several GPUs in CUDA_VISIBLE_DEVICES its own.
     """
     slot = next(self._slots)
     if self._jobs == 1:
       return
-    if hasattr(os, 'sched_setaffinity'):  # Linux; of this thread alone.
-      cores = sorted(os.sched_getaffinity(0))
-      os.sched_setaffinity(0, cores[slot :: self._jobs] or cores)
+    if _HAS_AFFINITY:  # Of this thread alone.
+      share = self.machine['cores']
+      first = slot * share % len(self._cores)
+      os.sched_setaffinity(0, self._cores[first : first + share])
     visible = os.environ.get('CUDA_VISIBLE_DEVICES', '').split(',')
     if len(visible) >= self._jobs:
       own = ','.join(visible[slot :: self._jobs])
@@ -125,7 +190,7 @@ class Children:
         if self.signal is not None:
           raise Stopped
         process = subprocess.Popen(
-          [sys.executable, *arguments],
+          [*_bound(), sys.executable, *arguments],
           stdin=subprocess.DEVNULL,
           stdout=f,
           stderr=subprocess.STDOUT,

@@ -13,8 +13,12 @@ file. Its columns:
   inference_flops, inference_bytes  FLOP of an image, memory of a batch
   checkerboard/period_2, ... see checkerboard.py
   num_examples, eval/...     of --mode=evaluate
+  device, cores, jobs        what it ran on: the kind of device, cores that the
+                             process might use, and how many points at once;
+                             empty where an older version did not record it
   ..._seconds, ..._per_second  what depends on the clock, and nothing else:
-                             all other columns repeat bit for bit
+                             all other columns repeat bit for bit on the CPU of
+                             one machine with the same --jobs
 
 A figure that is not defined is an empty cell. tuning.csv has a line for each
 value that was tried for a variant, failures.csv one for each point that failed.
@@ -26,11 +30,13 @@ import pathlib
 import statistics
 from typing import Any
 
-from experiments import points, sweeps, tuning
+from experiments import files, points, tuning
 from experiments.sweeps import Point, Sweep
 
 # Of eval.json, besides its figures.
 _EVALUATED = ('num_examples',)
+# Of point.json, what it ran on.
+_MACHINE = ('device', 'cores', 'jobs')
 
 
 def _cell(value: Any) -> Any:
@@ -42,12 +48,10 @@ def _cell(value: Any) -> Any:
 
 def write_csv(path: pathlib.Path, columns, rows) -> None:
   """Writes a table whole or not at all; what a row lacks is empty."""
-  temporary = path.with_name(f'{path.name}.tmp')
-  with open(temporary, 'w', encoding='utf-8', newline='') as f:
+  with files.replacing(path) as f:
     writer = csv.writer(f)
     writer.writerow(columns)
     writer.writerows([_cell(row.get(c)) for c in columns] for row in rows)
-  temporary.replace(path)
 
 
 def read_csv(path: pathlib.Path) -> list[dict[str, str]]:
@@ -56,8 +60,11 @@ def read_csv(path: pathlib.Path) -> list[dict[str, str]]:
     return list(csv.DictReader(f))
 
 
-def _is_of_clock(name: str) -> bool:
-  return name.endswith(('_seconds', '_per_second'))
+def _place(name: str) -> int:
+  """Columns of the clock come last, those of the machine before them."""
+  if name.endswith(('_seconds', '_per_second')):
+    return 2
+  return int(name in _MACHINE)
 
 
 def _images_per_second(folder: pathlib.Path) -> float | None:
@@ -79,9 +86,9 @@ def row_of(
   """Returns the line of a point that is done, {column: value}."""
   folder = points.point_folder(directory, point)
   variant = tuning.variant_folder(directory, point.variant)
-  summary = sweeps.read_json(variant / 'summary.json')
-  costs = sweeps.read_json(variant / 'costs.json')
-  evaluated = sweeps.read_json(folder / 'eval.json')
+  summary = files.read_json(variant / 'summary.json')
+  costs = files.read_json(variant / 'costs.json')
+  evaluated = files.read_json(folder / 'eval.json')
   record = points.record_of(directory, point)
   flat = sweep.flat(record['fields'])
   # The base's values where this point does not name a field.
@@ -98,7 +105,7 @@ def row_of(
     'inference_flops': costs['inference_flops'],
     'inference_bytes': costs['inference_bytes'],
   }
-  checkerboard = sweeps.read_json(folder / 'checkerboard.json')
+  checkerboard = files.read_json(folder / 'checkerboard.json')
   row.update({f'checkerboard/{k}': v for k, v in checkerboard.items()})
   row.update({k: evaluated[k] for k in _EVALUATED})
   row.update(
@@ -108,7 +115,8 @@ def row_of(
       if k.startswith('eval/') and k != 'eval/seconds'
     }
   )
-  seconds = record['seconds']
+  machine, seconds = record.get('machine', {}), record['seconds']
+  row.update({k: machine.get(k) for k in _MACHINE})
   row.update(
     {
       'train_seconds': seconds['train'],
@@ -122,9 +130,9 @@ def row_of(
 
 
 def _columns(rows: list[dict[str, Any]]) -> list[str]:
-  """All names, in the order in which rows have them; the clock's last."""
+  """All names, in the order in which rows have them, but for `_place`."""
   names = list(dict.fromkeys(name for row in rows for name in row))
-  return sorted(names, key=_is_of_clock)
+  return sorted(names, key=_place)
 
 
 def tuning_rows(sweep: Sweep, directory: pathlib.Path) -> list[dict[str, Any]]:
@@ -134,7 +142,7 @@ def tuning_rows(sweep: Sweep, directory: pathlib.Path) -> list[dict[str, Any]]:
     tried = []
     for value in sweep.tune.values:
       folder = tuning.tuning_folder(directory, sweep, variant, value)
-      found = sweeps.read_json(folder / 'eval.json')
+      found = files.read_json(folder / 'eval.json')
       diverged = (folder / 'diverged.json').exists()
       if not found and not diverged:
         continue

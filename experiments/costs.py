@@ -16,7 +16,7 @@ import numpy as np
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from experiments import sweeps
+from experiments import files
 from unet_jax import errors, runtime, sharding, steps, summary
 from unet_jax.models import unet
 
@@ -27,7 +27,7 @@ _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of costs.json.')
 _WARM_UP, _TIMED = 2, 9
 
 
-def measure(config) -> dict[str, float | None]:
+def measure(config) -> dict[str, float | str | None]:
   """Compiles train step and inference, and times inference.
 
   Parameters are random: no figure depends on them.
@@ -39,7 +39,8 @@ def measure(config) -> dict[str, float | None]:
   Returns:
     `compile_seconds` of the train step, without tracing; of inference `flops`
     for an image and `bytes` of memory on a device, by the compiler, and
-    `images_per_second`, of uint8 images and logits on the device.
+    `images_per_second`, of uint8 images and logits on the device; and the kind
+    of `device`, or its platform where the kind is not told.
   """
   runtime.initialize(config)
   # What compiling takes is measured.
@@ -71,12 +72,13 @@ def measure(config) -> dict[str, float | None]:
   compiled = step.lower(variables, image).compile()
   told = summary.costs(compiled)
   seconds = _seconds(lambda: compiled(variables, image))
-  flops = told['flops']
+  flops, device = told['flops'], jax.devices()[0]
   return {
     'compile_seconds': compile_seconds,
     'inference_flops': flops and flops * mesh.size / size,
     'inference_bytes': told['total_bytes'],
     'inference_images_per_second': size / seconds,
+    'device': device.device_kind or device.platform,
   }
 
 
@@ -108,7 +110,7 @@ def main(_) -> None:
   except errors.UserError as e:
     sys.exit(f'error: {e}')
   workdir = os.path.abspath(_WORKDIR.value)
-  sweeps.write_json(pathlib.Path(workdir, 'costs.json'), costs)
+  files.write_json(pathlib.Path(workdir, 'costs.json'), costs)
 
 
 if __name__ == '__main__':

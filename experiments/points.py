@@ -1,14 +1,17 @@
 """One point of a sweep: trained, evaluated, measured, and recorded."""
 
+import logging
 import pathlib
 import time
 from typing import Any
 
-from experiments import sweeps, tuning
+from experiments import files, sweeps, tuning
 from experiments.children import Children, Failed, Stopped
 from experiments.sweeps import Point, Sweep
 from unet_jax import config as config_lib
-from unet_jax import errors, locks
+from unet_jax import locks
+
+_log = logging.getLogger('unet_jax.experiments')
 
 
 def point_folder(directory: pathlib.Path, point: Point) -> pathlib.Path:
@@ -19,9 +22,35 @@ def point_folder(directory: pathlib.Path, point: Point) -> pathlib.Path:
 def record_of(directory: pathlib.Path, point: Point) -> dict[str, Any]:
   """Returns what point.json holds; of a point that never ended, {}.
 
-  `status` is `done`, `failed` (with what children.Failed tells) or `stopped`.
+  `status` is `done`, `failed` (with what children.Failed tells) or `stopped`,
+  `seconds` what each stage took, `machine` what it ran on last: `cores` and
+  `jobs` as in children.Children, `device` as in costs.json.
   """
-  return sweeps.read_json(point_folder(directory, point) / 'point.json')
+  return files.read_json(point_folder(directory, point) / 'point.json')
+
+
+def warn_of_cores(
+  sweep: Sweep, directory: pathlib.Path, children: Children
+) -> None:
+  """Tells where earlier calls had another number of cores for a point.
+
+  XLA shares sums out over them, so that figures differ by rounding; those of
+  accelerators do not.
+  """
+  machines = [
+    record['machine']
+    for record in (record_of(directory, point) for point in sweep.points)
+    if 'machine' in record
+  ]
+  now = children.machine['cores']
+  before = {m['cores'] for m in machines if m['device'] == 'cpu'} - {now}
+  if before:
+    _log.warning(
+      'points of earlier calls had %s cores each, now %d: their figures and '
+      'those to come are not bit-equal to those of one machine and one --jobs',
+      ' or '.join(map(str, sorted(before))),
+      now,
+    )
 
 
 def run(
@@ -43,7 +72,7 @@ def run(
   """
   folder = point_folder(directory, point)
   folder.mkdir(parents=True, exist_ok=True)
-  with locks.lock(folder / '.point', point.name):
+  with locks.lock(folder / '.point', point.name, pause=children.pause):
     record = record_of(directory, point)
     if record.get('status') == 'done':
       return record
@@ -54,15 +83,16 @@ def run(
       record = {'status': 'done', **about}
     except Failed as e:
       record = {'status': 'failed', **e.about}
-    except errors.UserError as e:
-      about = {'stage': 'tuning', 'exit_code': 1, 'reason': str(e), 'log': []}
-      record = {'status': 'failed', **about}
     except Stopped:
-      record = {'status': 'stopped', 'seconds': seconds}
-      sweeps.write_json(folder / 'point.json', record)
-      raise
+      record = {'status': 'stopped'}
     record['seconds'] = seconds
-    sweeps.write_json(folder / 'point.json', record)
+    record['machine'] = {
+      **children.machine,
+      'device': tuning.device(directory, point.variant),
+    }
+    files.write_json(folder / 'point.json', record)
+  if record['status'] == 'stopped':
+    raise Stopped
   return record
 
 
@@ -81,6 +111,7 @@ def _run(sweep, point, directory, children, seconds) -> dict[str, Any]:
     'evaluate': [tuning.MAIN, workdir, '--mode=evaluate'],
     'checkerboard': ['-m', 'experiments.checkerboard', str(folder)],
   }
+  tuning.await_workdir(folder, children)
   for stage, arguments in stages.items():
     start = time.perf_counter()
     try:

@@ -90,6 +90,9 @@ def run(
       with writing:
         collect.write(sweep, directory)
 
+  if chosen:
+    points.warn_of_cores(sweep, directory, children)
+
   # Threads, also for one job: a signal interrupts the main thread only.
   with concurrent.futures.ThreadPoolExecutor(
     jobs, initializer=children.start_thread

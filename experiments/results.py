@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import collect, statistics, sweeps
+from experiments import collect, files, statistics, sweeps
 from experiments import names as names_lib
 from unet_jax import errors, metric_writer, metrics
 
@@ -135,7 +135,7 @@ def read(directory: str) -> Results:
       'experiments.run'
     )
   rows, points, images = collect.read_csv(path), [], None
-  about = sweeps.read_json(folder / 'sweep.json')
+  about = files.read_json(folder / 'sweep.json')
   left_out = _without_row(folder, rows, about)
   factors = _factors(rows, about)
   for row in rows:
@@ -215,7 +215,7 @@ def _read_point(
     row.get('seed', ''),
     row,
     columns,
-    sweeps.read_json(folder / 'eval.json'),
+    files.read_json(folder / 'eval.json'),
     metric_writer.read_metrics(str(folder)),
   )
   return point, [line['image'] for line in table], ''

@@ -7,7 +7,8 @@ sweeps.py says what a sweep file is, collect.py what DIR/results.csv holds, from
 which report.py makes DIR/REPORT.md and DIR/report.html. The same command again
 continues: points that are done are skipped, others go on
 from their checkpoints, failed ones are tried again. Exit code 1: a point
-failed, DIR/failures.csv says why; 128 + N: stopped by signal N, all is saved.
+failed, DIR/failures.csv says why; 128 + N: stopped by signal N, trainings are
+saved.
 
 On a cluster, which queues, retries and preempts, one job is one point:
 --slurm, --kubernetes and --xpk write what is submitted (see clusters.py), each
@@ -204,7 +205,6 @@ def main(argv: list[str]) -> None:
     arguments += [f'--budget={_BUDGET.value}'] * bool(_BUDGET.value)
     if _write_jobs(sweep, arguments):
       return
-    directory.mkdir(parents=True, exist_ok=True)
     sweeps.begin(sweep, directory)
     if _GATHER.value:
       with Children() as children:

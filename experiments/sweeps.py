@@ -20,9 +20,9 @@ import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
-from experiments import names
+from experiments import files, names
 from unet_jax import config as config_lib
-from unet_jax import errors
+from unet_jax import errors, locks
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -387,9 +387,17 @@ def begin(sweep: Sweep, directory: pathlib.Path) -> None:
     UserError: the folder's sweep has another base, tuning or budget. Points may
       be added.
   """
+  directory.mkdir(parents=True, exist_ok=True)
+  # Jobs of a cluster begin at the same time.
+  with locks.lock(directory / '.begin', f'beginning the sweep of {directory}'):
+    _begin(sweep, directory)
+
+
+def _begin(sweep: Sweep, directory: pathlib.Path) -> None:
   path, now = directory / 'sweep.json', _begun(sweep)
-  if path.exists():
-    was = json.loads(path.read_text())['begun']
+  before = files.read_json(path)
+  if before:
+    was = before['begun']
     differences = [
       f'{name} was {was.get(name)!r}, now {now.get(name)!r}'
       for name in sorted({*was, *now})
@@ -409,21 +417,5 @@ def begin(sweep: Sweep, directory: pathlib.Path) -> None:
     'points': [point.name for point in sweep.points],
     'begun': now,
   }
-  write_json(path, about)
-
-
-def write_json(path: pathlib.Path, value: Any) -> None:
-  """Writes a file whole or not at all.
-
-  Not metric_writer's, which asks jax for the process and so takes the device
-  that the points need.
-  """
-  path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(f'{path.name}.tmp')
-  temporary.write_text(json.dumps(value, indent=2) + '\n')
-  temporary.replace(path)
-
-
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-  """Returns what a file holds; of one that is not there, {}."""
-  return json.loads(path.read_text()) if path.exists() else {}
+  if about != before:
+    files.write_json(path, about)

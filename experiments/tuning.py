@@ -11,7 +11,7 @@ import math
 import pathlib
 from typing import Any
 
-from experiments import names, sweeps
+from experiments import files, names, sweeps
 from experiments.children import Children, Failed
 from experiments.sweeps import Point, Sweep
 from unet_jax import errors, locks
@@ -48,12 +48,36 @@ def describe(
   folder.mkdir(parents=True, exist_ok=True)
   arguments = [f'--workdir={folder}', *sweep.main_arguments(overrides)]
   log = folder / 'log.txt'
-  with locks.lock(folder / '.lock', f'what {variant} costs'):
+  what = f'what {variant} costs'
+  with locks.lock(folder / '.lock', what, pause=children.pause):
     if not (folder / 'summary.json').exists():
-      children.run('summary', [MAIN, '--mode=summary', *arguments], log)
+      # The last of a flag counts: what a step costs is in the tables.
+      compiled = [*arguments, '--config.summary.compile=true']
+      children.run('summary', [MAIN, '--mode=summary', *compiled], log)
     if not (folder / 'costs.json').exists():
       children.run('costs', ['-m', 'experiments.costs', *arguments], log)
-  return sweeps.read_json(folder / 'summary.json')
+  return files.read_json(folder / 'summary.json')
+
+
+def device(directory: pathlib.Path, variant: str) -> str | None:
+  """Returns what its figures of costs.json were measured on, if they were."""
+  folder = variant_folder(directory, variant)
+  return files.read_json(folder / 'costs.json').get('device')
+
+
+def await_workdir(folder: pathlib.Path, children: Children) -> None:
+  """Waits until no training has a workdir.
+
+  A runner that was killed may have left one behind, which saves its state or,
+  where nothing told it of that end, goes on.
+
+  Raises:
+    Stopped: see children.py.
+  """
+  # What main.py holds while it trains.
+  path, what = folder / '.lock', f'training in {folder}'
+  with locks.lock(path, what, pause=children.pause):
+    pass
 
 
 def schedule(
@@ -83,8 +107,10 @@ def budget_share(
   base = describe(sweep, 'base', {}, directory, children)
   base_flops, own_flops = (s['train_step']['flops'] for s in (base, own))
   if not own_flops or not base_flops:
-    raise errors.UserError(
-      'the compiler of this backend tells no FLOP; take --budget=steps'
+    raise Failed(
+      'budget',
+      1,
+      'error: the compiler of this backend tells no FLOP; take --budget=steps',
     )
   return base_flops / own_flops
 
@@ -105,7 +131,7 @@ def score(folder: pathlib.Path, num_steps: int) -> float | None:
   """
   if (folder / 'diverged.json').exists():
     return -math.inf
-  found = sweeps.read_json(folder / 'eval.json')
+  found = files.read_json(folder / 'eval.json')
   if found.get('step') != num_steps:
     return None
   value = found['eval/dataset_miou']
@@ -129,8 +155,8 @@ def tune(
     children: runs what no other point has run or is running.
 
   Raises:
-    Failed: a run failed for another reason than a loss that is not finite.
-    UserError: no value is any good.
+    Failed: a run failed for another reason than a loss that is not finite, or
+      no value is any good.
     Stopped: see children.py.
   """
   if sweep.tune is None:
@@ -147,8 +173,11 @@ def tune(
   scores = [score(folder, num_steps) for folder in folders]
   best = max(scores)
   if best == -math.inf:
-    raise errors.UserError(
-      f'{point.variant}: no {sweep.tune.field} of {values} trains; change TUNE'
+    raise Failed(
+      'tuning',
+      1,
+      f'error: {point.variant}: no {sweep.tune.field} of {values} trains; '
+      'change TUNE',
     )
   return {sweep.tune.field: values[scores.index(best)]}
 
@@ -164,7 +193,9 @@ def _try(sweep, point, value, num_steps, folder, children, wait: bool) -> None:
     what = f'{sweep.tune.field}={value} of {point.variant}'
     try:
       # Not the .lock of the workdir, which main.py takes itself.
-      stack.enter_context(locks.lock(folder / '.tuning', what, wait))
+      stack.enter_context(
+        locks.lock(folder / '.tuning', what, wait, children.pause)
+      )
     except errors.UserError:
       return  # Another point runs it.
     if score(folder, num_steps) is not None:
@@ -189,10 +220,11 @@ def _try(sweep, point, value, num_steps, folder, children, wait: bool) -> None:
       f'--workdir={folder}',
       *sweep.main_arguments(overrides),
     ]
+    await_workdir(folder, children)
     try:
       children.run('tuning', arguments, folder / 'log.txt')
     except Failed as e:
       if 'not finite' not in e.about['reason']:
         raise
-      sweeps.write_json(folder / 'diverged.json', e.about)
+      files.write_json(folder / 'diverged.json', e.about)
       _log.info('%s: %s', what, e.about['reason'])

@@ -10,7 +10,13 @@ jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_disable_most_optimizations', True)
 
 # Files whose tests start whole runs, or compile many steps.
-_LONG = ('train_test.py', 'main_test.py', 'speed_test.py', 'steps_test.py')
+_LONG = (
+  'train_test.py',
+  'main_test.py',
+  'speed_test.py',
+  'steps_test.py',
+  'whole_sweep_test.py',
+)
 
 
 def pytest_collection_modifyitems(items):

@@ -104,6 +104,9 @@ def _write_point(folder, right, sizes, short, rng) -> dict[str, Any]:
     'train_flops': 3 * 16 * flops,
     'inference_flops': flops,
     'train_bytes': int(2e8 * (1 + 0.4 * depth)),
+    'device': 'cpu',
+    'cores': depth,  # As of a sweep that went on elsewhere.
+    'jobs': 1,
     'compile_seconds': 5 + 2 * depth,
     'train_images_per_second': speed / 4,
     'inference_images_per_second': speed,

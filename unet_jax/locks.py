@@ -4,7 +4,8 @@ import contextlib
 import fcntl
 import logging
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TextIO
 
 from unet_jax import errors
 
@@ -12,25 +13,43 @@ _log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def lock(path: pathlib.Path, what: str, wait: bool = True) -> Iterator[None]:
+def lock(
+  path: pathlib.Path,
+  what: str,
+  wait: bool = True,
+  pause: Callable[[], None] | None = None,
+) -> Iterator[None]:
   """Holds a lock that the system lets go of when the process dies.
 
   Args:
     path: of a file beside what is guarded; it is created and stays.
     what: is done, for the line that a run which finds it locked tells.
     wait: for the other run to let go, or raise at once.
+    pause: takes some time between two attempts, or raises to give up; without
+      it the wait has no end but the other run's.
 
   Raises:
     UserError: another run holds the lock and `wait` is false.
   """
   with open(path, 'a') as f:
-    try:
-      fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as e:
+    if not _take(f):
       if not wait:
         raise errors.UserError(
           f'{what}: another run does it; wait for it, or stop it'
-        ) from e
+        )
       _log.info('%s: waiting for another run that does it', what)
-      fcntl.flock(f, fcntl.LOCK_EX)
+      if pause is None:
+        fcntl.flock(f, fcntl.LOCK_EX)
+      else:
+        while not _take(f):
+          pause()
     yield
+
+
+def _take(f: TextIO) -> bool:
+  """Takes the lock if it is free; whether it was."""
+  try:
+    fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError:
+    return False
+  return True

@@ -2,13 +2,17 @@
 
 import concurrent.futures
 import os
+import pty
 import signal
+import subprocess
+import sys
 import threading
 import time
 
 import pytest
 
 from experiments import children as children_lib
+from experiments import sweeps
 
 
 def _script(text):
@@ -50,8 +54,21 @@ def test_a_failure_of_ours_ends_in_its_exception(tmp_path):
   assert about['reason'] == 'ended by SIGKILL (out of memory?)'
 
 
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_stops_what_runs_and_what_would(tmp_path, number):
+# What a runner takes.
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+@pytest.fixture
+def defaults():
+  """The signals' handlers, whatever these tests were started by."""
+  previous = {n: signal.signal(n, signal.SIG_DFL) for n in _SIGNALS}
+  yield
+  for number, handler in previous.items():
+    signal.signal(number, handler)
+
+
+@pytest.mark.parametrize('number', _SIGNALS)
+def test_a_signal_stops_what_runs_and_what_would(tmp_path, number, defaults):
   # Handed on as SIGTERM, which the program takes its time to answer.
   text = (
     'import pathlib, signal, sys, time\n'
@@ -63,7 +80,6 @@ def test_a_signal_stops_what_runs_and_what_would(tmp_path, number):
     f'pathlib.Path({str(tmp_path)!r}, "ready").touch()\n'
     'time.sleep(60)\n'
   )
-  handlers = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
   raised = []
 
   def run():
@@ -79,10 +95,78 @@ def test_a_signal_stops_what_runs_and_what_would(tmp_path, number):
     while not (tmp_path / 'ready').exists():
       time.sleep(0.01)
     signal.raise_signal(number)
+    if number == signal.SIGHUP:  # A closing terminal's comes twice.
+      signal.raise_signal(number)
     thread.join(20)
   assert raised == [True, True] and children.signal == number
-  now = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
-  assert now == handlers
+  assert {signal.getsignal(n) for n in _SIGNALS} == {signal.SIG_DFL}
+
+
+def test_a_terminal_may_close_under_nohup(defaults):
+  signal.signal(signal.SIGHUP, signal.SIG_IGN)
+  with children_lib.Children() as children:
+    signal.raise_signal(signal.SIGHUP)
+  assert children.signal is None
+  assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+
+
+def test_a_terminal_that_is_gone_is_not_written_to():
+  runner = (
+    'import sys, time\n'
+    'from experiments import children\n'
+    'with children.Children() as c:\n'
+    '  print("ready", flush=True)\n'
+    '  while c.signal is None:\n'
+    '    time.sleep(0.01)\n'
+    '  print("saved", flush=True)\n'
+    '  print("saved", file=sys.stderr)\n'
+    'sys.exit(128 + c.signal)\n'
+  )
+  ours, its = pty.openpty()
+  process = subprocess.Popen(
+    [sys.executable, '-c', runner], cwd=sweeps.ROOT, stdout=its, stderr=its
+  )
+  os.close(its)
+  with open(ours, 'rb') as terminal:
+    assert terminal.readline() == b'ready\r\n'
+  process.send_signal(signal.SIGHUP)
+  assert process.wait(20) == 128 + signal.SIGHUP
+
+
+def test_what_a_killed_runner_has_started_saves_and_ends(tmp_path):
+  if not children_lib._bound():
+    pytest.skip('setpriv of util-linux is not on this machine')
+  child = (
+    'import pathlib, signal, sys, time\n'
+    'def leave(*_):\n'
+    f'  pathlib.Path({str(tmp_path)!r}, "saved").touch()\n'
+    '  sys.exit(143)\n'
+    'signal.signal(signal.SIGTERM, leave)\n'
+    'print("ready", flush=True)\n'
+    'time.sleep(60)\n'
+  )
+  # From a thread of a pool, as points are.
+  runner = (
+    'import concurrent.futures, pathlib\n'
+    'from experiments import children\n'
+    'with children.Children() as c:\n'
+    '  with concurrent.futures.ThreadPoolExecutor(1) as pool:\n'
+    f'    log = pathlib.Path({str(tmp_path)!r}, "log.txt")\n'
+    f'    pool.submit(c.run, "train", ["-c", {child!r}], log).result()\n'
+  )
+  process = subprocess.Popen([sys.executable, '-c', runner], cwd=sweeps.ROOT)
+  log = tmp_path / 'log.txt'
+  _await(lambda: log.exists() and log.read_text() == 'ready\n')
+  process.kill()
+  process.wait()
+  _await((tmp_path / 'saved').exists)
+
+
+def _await(is_so):
+  end = time.monotonic() + 20
+  while not is_so():
+    assert time.monotonic() < end
+    time.sleep(0.01)
 
 
 def test_a_second_signal_kills(tmp_path):
@@ -103,6 +187,28 @@ def test_a_second_signal_kills(tmp_path):
       signal.raise_signal(signal.SIGTERM)
       with pytest.raises(children_lib.Stopped):
         future.result(20)
+
+
+@pytest.mark.parametrize(
+  'cores, jobs, shares',
+  [
+    ([3, 5, 6, 7], 1, [[3, 5, 6, 7]]),
+    ([3, 5, 6, 7], 3, [[3], [5], [6]]),
+    ([0, 1, 2, 3, 4, 5, 6, 7], 3, [[0, 1], [2, 3], [4, 5]]),
+    ([0, 1], 3, [[0], [1], [0]]),
+  ],
+)
+def test_each_job_has_as_many_cores(cores, jobs, shares, monkeypatch):
+  given = []
+  monkeypatch.setattr(os, 'sched_getaffinity', lambda pid: set(cores))
+  monkeypatch.setattr(
+    os, 'sched_setaffinity', lambda pid, mask: given.append(list(mask))
+  )
+  children = children_lib.Children(jobs)
+  for _ in range(jobs):
+    children.start_thread()
+  assert (given or [cores]) == shares
+  assert children.machine == {'cores': len(shares[0]), 'jobs': jobs}
 
 
 def test_jobs_share_cores_and_devices(tmp_path, monkeypatch):
@@ -131,7 +237,8 @@ def test_jobs_share_cores_and_devices(tmp_path, monkeypatch):
     return lines
 
   assert told(1) == [f'{cores} 4,5,6 None']
-  two = [cores[i::2] or cores for i in range(2)]
+  share = max(len(cores) // 2, 1)
+  two = [cores[:share], cores[share : 2 * share] or cores]
   assert told(2) == [f'{two[0]} 4,6 None', f'{two[1]} 5 None']
   # Fewer GPUs than jobs: each has a share of the memory.
   assert [line.rpartition(']')[2] for line in told(4)] == [' 4,5,6 0.225'] * 4

@@ -12,7 +12,7 @@ import sys
 import kubernetes_validate
 import pytest
 
-from experiments import clusters, sweeps
+from experiments import clusters, files
 from unet_jax import errors
 
 
@@ -139,7 +139,7 @@ def test_xpk_goes_on_after_a_refusal(job, tmp_path):
 def _record(directory, point, **record):
   folder = directory / 'points' / point
   folder.mkdir(parents=True)
-  sweeps.write_json(folder / 'point.json', record)
+  files.write_json(folder / 'point.json', record)
 
 
 @pytest.mark.parametrize(

@@ -1,17 +1,25 @@
-"""Whole sweeps: with programs that only pretend, and one that is real."""
+"""Whole sweeps, with programs that only pretend."""
 
+import concurrent.futures
+import contextlib
+import io
 import json
+import logging
 import os
 import pathlib
-import shutil
+import re
+import signal
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 
 import pytest
 
 from experiments import children as children_lib
-from experiments import collect, plots, points, pool, sweeps
+from experiments import collect, files, points, pool, sweeps
+from unet_jax import locks
 
 # config_flags reads a config with it.
 pytestmark = pytest.mark.filterwarnings('ignore:the load_module')
@@ -45,6 +53,8 @@ class _Pretended(children_lib.Children):
     self.calls, self.broken = [], {}
 
   def run(self, stage, arguments, log):
+    if self.signal is not None:
+      raise children_lib.Stopped
     fields = dict(
       argument.removeprefix('--').split('=', 1)
       for argument in arguments
@@ -71,13 +81,16 @@ class _Pretended(children_lib.Children):
     # Each of the base's three downsamplings halves the work here.
     depth = int(fields.get('config.model.depth', 3))
     step = {'flops': 8000.0 / 2**depth, 'total_bytes': 7}
+    if fields['config.summary.compile'] == 'false':
+      step = None
     summary = {'parameters': 10 * depth, 'receptive_field': 5}
     return {'summary.json': {**summary, 'train_step': step}}
 
   def _costs(self, fields):
     names = ('inference_flops', 'inference_bytes', 'compile_seconds')
     rate = {'inference_images_per_second': 3.0}
-    return {'costs.json': {**dict.fromkeys(names, 2.0), **rate}}
+    figures = {**dict.fromkeys(names, 2.0), **rate}
+    return {'costs.json': {**figures, 'device': 'cpu'}}
 
   def _tuning(self, fields):
     # The best rate is 0.004, not the last.
@@ -173,6 +186,9 @@ def test_tables(tmp_path, children):
     ('num_examples', '4'),
     ('eval/dataset_miou', '0.7'),
     ('eval/dataset_iou/bar', ''),
+    ('device', 'cpu'),
+    ('cores', str(len(os.sched_getaffinity(0)))),
+    ('jobs', '1'),
     ('compile_seconds', '2.0'),
     ('train_images_per_second', '9.0'),
     ('inference_images_per_second', '3.0'),
@@ -185,6 +201,33 @@ def test_tables(tmp_path, children):
   ]
   assert tried[0]['optimizer.learning_rate'] == '0.001'
   assert tried[0]['eval/dataset_miou'] == '0.497'
+
+
+def test_a_step_is_compiled_for_the_tables(tmp_path, children):
+  sweep = _load(tmp_path, arguments=('--config.summary.compile=false',))
+  assert _run(sweep, tmp_path / 'out', children)['done'] == 4
+  (row, *_) = collect.read_csv(tmp_path / 'out/results.csv')
+  assert row['train_flops'] == '4000.0'
+
+
+class _Terminal(io.StringIO):
+  def isatty(self):
+    return True
+
+
+def test_a_terminal_has_a_bar(monkeypatch):
+  terminal = _Terminal()
+  monkeypatch.setattr(sys, 'stderr', terminal)
+  board = pool._Board(total=4, done=1, jobs=1)
+  board.ended('depth=1', 2.0, '')
+  board.ended('depth=2', 3.0, 'failed: train: loss nan')
+  board.close()
+  lines = re.split('[\r\n]+', terminal.getvalue())
+  # What is done is in the bar alone.
+  assert lines.count('depth=2: failed: train: loss nan') == 1
+  assert 'depth=1' not in terminal.getvalue()
+  (last,) = [line for line in lines if 'failed=1' in line][-1:]
+  assert '75%' in last and '3/4' in last
 
 
 def test_a_failure_is_recorded_and_the_rest_goes_on(tmp_path, children):
@@ -258,6 +301,19 @@ def test_no_rate_trains(tmp_path, children):
   )
 
 
+def test_a_budget_without_flops(tmp_path, children, monkeypatch):
+  summary = {'parameters': 1, 'train_step': {'flops': None}}
+  monkeypatch.setattr(
+    children, '_summary', lambda fields: {'summary.json': summary}
+  )
+  _run(_load(tmp_path, budget='flops'), tmp_path / 'out', children)
+  failure, *_ = collect.read_csv(tmp_path / 'out/failures.csv')
+  assert (failure['stage'], failure['exit_code']) == ('budget', '1')
+  assert failure['reason'] == (
+    'the compiler of this backend tells no FLOP; take --budget=steps'
+  )
+
+
 def test_a_tuning_run_that_is_killed_is_no_verdict(tmp_path, children):
   sweep, out = _load(tmp_path), tmp_path / 'out'
   killed = children_lib.Failed('tuning', -9, '')
@@ -314,169 +370,136 @@ def test_points_at_the_same_time_share_the_tuning(tmp_path):
   assert len(calls) == len(set(calls)) == 22
 
 
-def _program(*arguments, code=0):
-  process = subprocess.run(
-    [sys.executable, '-m', 'experiments.run', *map(str, arguments)],
-    cwd=_ROOT,
-    env={
-      **os.environ,
-      'JAX_PLATFORMS': 'cpu',
-      'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
-    },
-    capture_output=True,
-    text=True,
-    # A machine that trains beside it is several times slower.
-    timeout=480,
-  )
-  assert process.returncode == code, process.stderr
-  return process.stdout, process.stderr
-
-
 @pytest.mark.parametrize(
-  'arguments, code, message',
+  'held',
   [
-    (
-      ['--workdir=x'],
-      2,
-      'name one sweep file, such as experiments/upsampling_depth/sweep.py',
-    ),
-    (['sweep.py'], 2, '--workdir=DIR is missing, the folder of the sweep'),
-    (
-      ['experiments/skips/sweep.py', '--workdir=x', '--point=12'],
-      1,
-      '--point=12: the sweep has the points 0 to 11',
-    ),
-    (
-      ['experiments/skips/sweep.py', '--workdir=x', '--variant=4'],
-      1,
-      '--variant=4: the sweep has the variants 0 to 3',
-    ),
-    (
-      ['experiments/skips/sweep.py', '--workdir=x', '--slurm=no/such/a'],
-      1,
-      '--slurm=no/such/a: cannot be written (No such file or directory)',
-    ),
+    'points/depth=1,seed=0/.point',
+    'variants/depth=1/.lock',
+    'variants/depth=1/learning_rate=0.001/.tuning',
+    # Of main.py, which a killed runner has left behind.
+    'variants/depth=1/learning_rate=0.001/.lock',
+    'points/depth=1,seed=0/.lock',
   ],
 )
-def test_mistakes_on_the_command_line(arguments, code, message, tmp_path):
-  arguments = [a.replace('=x', f'={tmp_path}') for a in arguments]
-  assert _program(*arguments, code=code)[1] == f'error: {message}\n'
+def test_a_signal_ends_the_wait_for_another_machine(
+  tmp_path, children, held, monkeypatch
+):
+  monkeypatch.setattr(children_lib, '_PAUSE', 0.01)
+  sweep, out = _load(tmp_path), tmp_path / 'out'
+  (out / held).parent.mkdir(parents=True)
+  release = threading.Event()
+
+  def hold():
+    with locks.lock(out / held, 'a point of another machine'):
+      signalled.start()
+      release.wait(5)  # Without an end of the wait, the test's own.
+
+  main = threading.main_thread().ident
+  signalled = threading.Timer(0.2, signal.pthread_kill, (main, signal.SIGTERM))
+  with concurrent.futures.ThreadPoolExecutor(1) as pool_of_one, children:
+    holding = pool_of_one.submit(hold)
+    while not signalled.is_alive():
+      time.sleep(0.01)
+    counts = _run(sweep, out, children)
+    signalled.join()  # Not after the handlers.
+    assert not holding.done()
+    release.set()
+  assert children.signal == signal.SIGTERM
+  assert counts == {'done': 0, 'failed': 0, 'missing': 4}
 
 
-def test_without_locks_a_job_is_a_variant(tmp_path):
-  """Four variants of three seeds, which no two jobs share."""
-  for flags, unit, last in ((), 'point', 11), (('--nolocks',), 'variant', 3):
-    script = tmp_path / unit
-    arguments = (f'--workdir={tmp_path}/out', f'--slurm={script}', *flags)
-    _program('experiments/skips/sweep.py', *arguments)
-    text = script.read_text()
-    assert f'\n#SBATCH --array=0-{last}\n' in text
-    assert f' --{unit}="$SLURM_ARRAY_TASK_ID"\n' in text
+def test_a_training_that_was_left_behind_is_awaited(
+  tmp_path, children, monkeypatch
+):
+  monkeypatch.setattr(children_lib, '_PAUSE', 0.01)
+  sweep, out = _load(tmp_path), tmp_path / 'out'
+  folder = points.point_folder(out, sweep.points[0])
+  folder.mkdir(parents=True)
+  with contextlib.ExitStack() as stack:
+    stack.enter_context(locks.lock(folder / '.lock', 'training'))
+    before = []
+
+    def let_go():
+      before.extend(children.stages())
+      stack.close()
+
+    ending = threading.Timer(0.2, let_go)
+    ending.start()
+    counts = _run(sweep, out, children)
+    ending.join()
+  assert before and ('train', folder.name) not in before
+  assert counts == {'done': 4, 'failed': 0, 'missing': 0}
 
 
-def test_a_variant_s_points_are_run(tmp_path):
-  for seed in (0, 1, 2):
-    folder = tmp_path / f'points/skip=add,seed={seed}'
-    folder.mkdir(parents=True)
-    sweeps.write_json(folder / 'point.json', {'status': 'done'})
-  flags = ('experiments/skips/sweep.py', f'--workdir={tmp_path}', '--variant=1')
-  lines = _program(*flags)[1].splitlines()
-  assert [line.split(',')[1] for line in lines] == [
-    f'seed={seed}: done' for seed in (0, 1, 2)
-  ]
-
-
-_TINY = """
-  'Do seeds matter?'
-
-  OVERRIDES = {
-    'data.image_size': (16, 16),
-    'data.num_train': 20,
-    'data.num_eval': 24,
-    'data.batch_size': 4,
-    'model.depth': 0,
-    'model.norm': 'none',
-    'model.base_features': 2,
-    'train.num_steps': 6,
-    'eval.every': 3,
-    'eval.bootstrap': 0,
-    'eval.num_examples': 1,
-    'log.every': 1,
-    'log.num_figures': 0,
-    'log.tensorboard': False,
+def test_other_cores_are_told(tmp_path, children, caplog, monkeypatch):
+  monkeypatch.setattr(logging.getLogger('unet_jax'), 'propagate', True)
+  sweep, out = _load(tmp_path), tmp_path / 'out'
+  children.broken['train', 'depth=2'] = children_lib.Stopped()
+  children.machine = {'cores': 4, 'jobs': 1}
+  _run(sweep, out, children)
+  assert points.record_of(out, sweep.points[0])['machine'] == {
+    'cores': 4,
+    'jobs': 1,
+    'device': 'cpu',
   }
-  TUNE = {'optimizer.learning_rate': (4e-3,), 'steps': 2}
+  # An earlier version recorded none.
+  path = points.point_folder(out, sweep.points[1]) / 'point.json'
+  record = files.read_json(path)
+  del record['machine']
+  files.write_json(path, record)
+  _run(sweep, out, children)
+  assert not caplog.messages
+  children.machine = {'cores': 2, 'jobs': 2}
+  children.broken.clear()
+  _run(sweep, out, children)
+  assert caplog.messages == [
+    'points of earlier calls had 4 cores each, now 2: their figures and those '
+    'to come are not bit-equal to those of one machine and one --jobs'
+  ]
+  rows = collect.read_csv(out / 'results.csv')
+  machines = [(row['device'], row['cores'], row['jobs']) for row in rows]
+  assert machines == [('cpu', '4', '1'), ('', '', ''), *[('cpu', '2', '2')] * 2]
 
-  def sweep():
-    for seed in (0, 1):
-      yield {'seed': seed}
+
+_JOB = """
+import pathlib, sys
+from experiments import collect, files, sweeps
+
+name, out = sys.argv[1], pathlib.Path(sys.argv[2])
+sweep = sweeps.load(name)
+print('ready', flush=True)
+sys.stdin.read()
+for i in range(50):
+  sweeps.begin(sweep, out)
+  files.write_json(out / 'same.json', [i])
+  collect.write_csv(out / 'same.csv', ['i'], [{'i': i}])
 """
 
 
-# What the report makes of columns of results.csv.
-_TITLES = (
-  'image mean IoU',
-  'dataset mean IoU',
-  'image mean boundary IoU',
-  'dataset mean boundary IoU',
-  'parameters',
-  'GFLOP of a train step',
-  'GFLOP of inference, an image',
-  'memory of a train step, MiB',
-  'memory of inference, MiB',
-  'compiling, s',
-  'images/s, training',
-  'images/s, inference',
-  'receptive field, px',
-  'checkerboard, period 2',
-  'learning rate',
-)
-
-
-def _check_report(out):
-  """Nothing is left out: the tables have the columns that it looks for."""
-  words = (out / 'REPORT.md').read_text()
-  assert words.startswith('# Do seeds matter?\n')
-  assert 'Left out' not in words
-  for title in _TITLES:
-    assert f'| {title} |' in words, title
-  drawn = {path.name for path in (out / 'figures').iterdir()}
-  assert drawn > {*plots.NEEDS, 'predictions_0.png'}
-  page = (out / 'report.html').read_text()
-  assert page.count('data:image/png') == len(drawn)
-
-
-def test_a_sweep_repeats_bit_for_bit(tmp_path):
-  sweep, out = tmp_path / 'sweep.py', tmp_path / 'out'
-  sweep.write_text(textwrap.dedent(_TINY))
-  flags = (sweep, f'--workdir={out}', f'--config.data.cache_dir={tmp_path}')
-  printed, err = _program(*flags)
-  assert printed == f'2 done; wrote {out}/results.csv, {out}/report.html\n'
-  assert '2/2 seed=1: done' in err and '0:00:00 left' in err
-  rows = collect.read_csv(out / 'results.csv')
-  with open(out / 'points/seed=1/eval.csv') as f:
-    assert len(f.readlines()) == 1 + 24
-  for row in rows:
-    assert float(row['train_flops']) > float(row['inference_flops']) > 0
-    assert float(row['train_bytes']) > 0 and float(row['compile_seconds']) > 0
-    assert float(row['train_images_per_second']) > 0
-    assert float(row['inference_images_per_second']) > 0
-    assert 0 < float(row['eval/dataset_miou']) < 1
-    assert row['checkerboard/period_2'] and row['receptive_field'] == '5'
-  assert rows[0]['eval/loss'] != rows[1]['eval/loss']
-  _check_report(out)
-
-  # One point is lost, with the tuning; the other is not run again.
-  shutil.rmtree(out / 'points/seed=1')
-  shutil.rmtree(out / 'variants/base/learning_rate=0.004')
-  before = (out / 'points/seed=0/log.txt').read_bytes()
-  _program(*flags, '--point=1')
-  assert (out / 'points/seed=0/log.txt').read_bytes() == before
-  (out / 'results.csv').unlink()
-  _program(*flags, '--gather')
-  again = collect.read_csv(out / 'results.csv')
-  clock = ('_seconds', '_per_second')
-  for old, new in zip(rows, again, strict=True):
-    assert list(old) == list(new)
-    for name in old:
-      assert name.endswith(clock) or old[name] == new[name], name
+def test_jobs_that_start_together_write_the_same_files(tmp_path, children):
+  sweep, out = _load(tmp_path), tmp_path / 'out'
+  out.mkdir()
+  with contextlib.ExitStack() as stack:
+    jobs = []
+    for _ in range(4):
+      job = subprocess.Popen(
+        [sys.executable, '-c', _JOB, sweep.path, out],
+        cwd=_ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+      )
+      jobs.append(stack.enter_context(job))
+    for job in jobs:
+      assert job.stdout.readline() == 'ready\n'
+    for job in jobs:
+      job.stdin.close()
+    errors = [job.stderr.read() for job in jobs]
+  assert [job.returncode for job in jobs] == [0] * 4, errors
+  # What is the same is not written again.
+  before = (out / 'sweep.json').stat()
+  sweeps.begin(sweep, out)
+  assert (out / 'sweep.json').stat().st_ino == before.st_ino
+  names = {'.begin', 'sweep.json', 'same.json', 'same.csv'}
+  assert {path.name for path in out.iterdir()} == names
