@@ -36,7 +36,7 @@ from experiments.sweeps import Point, Sweep
 # Of eval.json, besides its figures.
 _EVALUATED = ('num_examples',)
 # Of point.json, what it ran on.
-_MACHINE = ('device', 'cores', 'jobs')
+MACHINE = ('device', 'cores', 'jobs')
 
 
 def _cell(value: Any) -> Any:
@@ -64,7 +64,7 @@ def _place(name: str) -> int:
   """Columns of the clock come last, those of the machine before them."""
   if name.endswith(('_seconds', '_per_second')):
     return 2
-  return int(name in _MACHINE)
+  return int(name in MACHINE)
 
 
 def _images_per_second(folder: pathlib.Path) -> float | None:
@@ -116,7 +116,7 @@ def row_of(
     }
   )
   machine, seconds = record.get('machine', {}), record['seconds']
-  row.update({k: machine.get(k) for k in _MACHINE})
+  row.update({k: machine.get(k) for k in MACHINE})
   row.update(
     {
       'train_seconds': seconds['train'],

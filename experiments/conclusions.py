@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from experiments import collect, statistics
 from experiments import results as results_lib
-from experiments import statistics
 from unet_jax import glossary
 from unet_jax import report_parts as parts
 
@@ -195,6 +195,7 @@ def held_equal(results: results_lib.Results) -> list[str]:
     *_budget(results, steps - {None}),
     *_tuning(results),
     _seeds(results),
+    *_machines(results),
   ]
 
 
@@ -288,6 +289,31 @@ def _seeds(results) -> str:
     f'{parts.plural(len(seeds), "variant")}, {text}, evaluated on the same '
     f'{parts.plural(len(results.images), "image")}{of}.'
   )
+
+
+def _machines(results) -> list[str]:
+  """What the points ran on, as far as it is known."""
+  found = {
+    tuple(p.row.get(name) or 'unknown' for name in collect.MACHINE)
+    for points in results.points
+    for p in points
+  }
+  if len(found) > 1:
+    told = '; '.join(', '.join(machine) for machine in sorted(found))
+    return [
+      f'Points ran on different machines ({", ".join(collect.MACHINE)}: '
+      f'{told}): their seconds and images/s cannot be compared.'
+    ]
+  ((device, cores, jobs),) = found
+  if device == 'unknown':
+    return []
+  text = f'Each point ran on {device} with {parts.plural(int(cores), "core")}'
+  if jobs == '1':
+    return [f'{text}, alone.']
+  return [
+    f'{text}, {jobs} at once: they disturb one another, so that seconds and '
+    'images/s are rough.'
+  ]
 
 
 def _range(numbers: Sequence[int]) -> str:

@@ -82,6 +82,8 @@ def test_both_reports_tell_the_same(whole):
     ' 2 of the 4 variants.',
     'The highest was the best for 2, where a still higher one may be better; '
     'the lowest was the best for 2, where a still lower one may be better.',
+    'Points ran on different machines (device, cores, jobs: cpu, 10, 1; cpu, '
+    '2, 1): their seconds and images/s cannot be compared.',
     # 2 averages, 4 single differences and the interaction.
     '7 comparisons of each measure, by 1,000 draws.',
   ):
@@ -291,7 +293,7 @@ def test_points_that_cannot_be_used_are_named(sweep):
     ),
   }
   assert [len(points) for points in results.points] == [2, 2, 1, 1]
-  assert conclusions.held_equal(results)[-1] == (
+  assert conclusions.held_equal(results)[-2] == (
     '4 variants, 1 to 2 seeds, evaluated on the same 40 images of test.'
   )
 
@@ -367,6 +369,32 @@ def test_budgets(steps, text, tmp_path):
 
 
 @pytest.mark.parametrize(
+  'machine,told',
+  [
+    (
+      ('cpu', '1', '2'),
+      [
+        'Each point ran on cpu with 1 core, 2 at once: they '
+        'disturb one another, so that seconds and images/s are rough.'
+      ],
+    ),
+    (
+      ('NVIDIA H100', '16', '1'),
+      ['Each point ran on NVIDIA H100 with 16 cores, alone.'],
+    ),
+    (('', '', ''), []),
+  ],
+)
+def test_what_the_points_ran_on(machine, told, tmp_path):
+  fake_sweep.write(tmp_path, {'model.depth': (2, 10)}, 2, 12)
+  results = results_lib.read(tmp_path)
+  for points in results.points:
+    for point in points:
+      point.row.update(zip(('device', 'cores', 'jobs'), machine))
+  assert conclusions.held_equal(results)[4:] == told
+
+
+@pytest.mark.parametrize(
   'values,chosen,told',
   [
     ((1e-3, 2e-3, 4e-3), ('0.002', '0.002'), ['0.002 for all.']),
@@ -394,7 +422,7 @@ def test_what_was_tuned(values, chosen, told, tmp_path):
   for points, value in zip(results.points, chosen):
     for point in points:
       point.row['optimizer.x'] = value
-  _, first, *rest, _ = conclusions.held_equal(results)
+  _, first, *rest, _, _ = conclusions.held_equal(results)
   assert [first.split('): ')[1], *rest] == told
 
 
