@@ -63,7 +63,7 @@ def analyse(
   analyses = []
   for measure, of_images in results.measures().items():
     draws = statistics.bootstrap(
-      of_images, results.variant_indices(), resamples, _SEED
+      of_images, results.variant_indices(), results.seeds(), resamples, _SEED
     )
     compared = statistics.compare(draws, contrasts, cells)
     analyses.append(Analysis(measure, draws, *compared))

@@ -50,11 +50,12 @@ _COSTS = (
 )
 _HOW = (
   'Images are drawn again with replacement, the same for all networks; each '
-  "draw varies the trainings by the seeds' pooled standard deviation, or the "
-  "variant's own where that is larger, by Student's t. All intervals of a "
-  'measure hold at once with 95 % confidence (Bonferroni), p-values are '
-  'corrected as Holm 1979 does. Seeds count as independent. Conclusions are '
-  'drawn from the first measure alone. See experiments/statistics.py.'
+  'draw varies the trainings by their pooled standard deviation, or the '
+  "variant's own where that is larger, by Student's t. What a seed does to all "
+  'variants alike cancels. All intervals of a measure hold at once with 95 % '
+  'confidence (Bonferroni), p-values are corrected as Holm 1979 does. '
+  'Conclusions are drawn from the first measure alone. See '
+  'experiments/statistics.py.'
 )
 
 
@@ -245,10 +246,12 @@ def _differences(results, analyses) -> _Section:
       f'Interaction of {a} and {b} (is the effect of one the same at each '
       f'value of the other?): p {p}.'
     )
-  if np.isfinite(first.draws.seed_deviation):
+  if np.isfinite(first.draws.deviation):
+    of = ', without what a seed does to all variants alike'
     lines.append(
-      f'Standard deviation over seeds of {titles[0]}, pooled: '
-      f'{first.draws.seed_deviation:.4f} '
+      f'Standard deviation over seeds of {titles[0]}, pooled'
+      f'{of if first.draws.has_blocks else ""}: '
+      f'{first.draws.deviation:.4f} '
       f'({parts.plural(first.draws.freedom, "degree")} of freedom).'
     )
   return _Section('Differences', lines, tables, {})

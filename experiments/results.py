@@ -90,6 +90,10 @@ class Results:
       ]
     )
 
+  def seeds(self) -> list[str]:
+    """Returns the seed of each network, in the order of `stack`."""
+    return [point.seed for points in self.points for point in points]
+
   def variant_indices(self) -> list[int]:
     """Returns the variant of each network, in the order of `stack`."""
     return [i for i, points in enumerate(self.points) for _ in points]

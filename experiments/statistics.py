@@ -7,26 +7,30 @@ scores, so that both are drawn again, many times:
 - The images with replacement, as many as there are (Efron and Tibshirani 1993,
   ch. 13). All networks get the same draw, which makes the differences paired:
   an image that is hard for all of them cancels.
-- The trainings. A variant's score is the mean over its seeds, each of which
-  deviates; the standard deviation s of that is pooled over all variants, with
-  as many degrees of freedom as there are networks beyond one a variant. A draw
-  adds s * t / sqrt(seeds) to each variant, t being normal over the root of the
-  draw's chi-squared, as in Student's t. Of a variant whose own seeds deviate
+- The trainings. A network's score is its variant's, plus what its seed does to
+  all variants, plus a deviation of its own. The middle part is there since with
+  the same seed variants see the same batches, and parameters of the same name
+  and shape begin alike; where all variants have the same seeds it cancels in
+  their differences (a randomised block design: Montgomery, Design and Analysis
+  of Experiments, ch. 4), and where seeds are missing it is estimated by least
+  squares. The standard deviation s of the rest is pooled over all networks,
+  with as many degrees of freedom as there are networks beyond the variants and
+  seeds. A draw adds s * t to each network, t being normal over the root of the
+  draw's chi-squared, as in Student's t. Of a variant whose own networks deviate
   more than s, s is theirs: among calm variants a restless one would otherwise
-  seem certain. It is rough, being of few: of two equal variants whose seeds
+  seem certain. It is rough, being of few: of two equal variants whose networks
   deviate seven times as much as the rest's, one comparison in seven is claimed,
   where one in twenty should be; by s alone it is one in three. This level is
-  not drawn from the seeds themselves: three values have no shape, and the mean
-  of three drawn with replacement varies too little by a factor of sqrt(2 / 3)
-  and is never beyond the outermost. To leave it out would mistake the luck of a
-  seed for an effect (Bouthillier et al. 2021, arXiv:2103.03098).
+  not drawn from the networks themselves: three values have no shape, and the
+  mean of three drawn with replacement varies too little by a factor of
+  sqrt(2 / 3) and is never beyond the outermost. To leave it out would mistake
+  the luck of a seed for an effect (Bouthillier et al. 2021, arXiv:2103.03098).
 
-Drawing the levels one by one is Davison and Hinkley 1997, ch. 3.8. Seeds count
-as independent between variants (of another network the same seed draws other
-weights). What varies with seed and image together is in both levels, so that
-intervals are up to sqrt(2) too wide where nothing else varies: they err
-towards claiming nothing. With one seed for each variant the intervals are those
-of other images alone, and nothing is certain.
+Drawing the levels one by one is Davison and Hinkley 1997, ch. 3.8. What varies
+with network and image together is in both levels, so that intervals are up to
+sqrt(2) too wide where nothing else varies: they err towards claiming nothing.
+With one seed for each variant the intervals are those of other images alone,
+and nothing is certain.
 
 Of m comparisons, intervals are percentiles at a level of 1 - 0.05 / m each
 (Bonferroni), so that with 95 % confidence all of them hold at once; p-values
@@ -44,6 +48,8 @@ from unet_jax import intervals, metrics
 LEVEL = 0.95
 # Percentiles of fewer images are too narrow to conclude anything from.
 MIN_IMAGES = 10
+# Scores, and shares of a variance, that differ by no more are the same.
+_ROUNDING = 1e-9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,19 +57,19 @@ class Draws:
   """Scores of V variants, and R draws of them.
 
   Attributes:
-    scores: float64 [V], means over seeds.
-    deviations: float64 [V], standard deviations over seeds, NaN of one seed.
+    scores: float64 [V], means over seeds, as if all variants had all of them.
     draws: float64 [R, V].
-    seed_deviation: the standard deviation s, NaN if no variant has two seeds.
+    deviation: the standard deviation s, NaN if no variant has two seeds.
     freedom: its degrees of freedom.
+    has_blocks: whether it is without what a seed does to all variants.
     num_images: N.
   """
 
   scores: np.ndarray
-  deviations: np.ndarray
   draws: np.ndarray
-  seed_deviation: float
+  deviation: float
   freedom: int
+  has_blocks: bool
   num_images: int
 
   @property
@@ -154,6 +160,7 @@ def score(sums: np.ndarray) -> np.ndarray:
 def bootstrap(
   of_images: np.ndarray,
   variants: Sequence[int],
+  seeds: Sequence[str],
   resamples: int,
   seed: int,
 ) -> Draws:
@@ -164,30 +171,59 @@ def bootstrap(
       and denominators that a score sums over images, divides, and averages
       over K. Each network has a score.
     variants: of each network the index of its variant, 0 to V - 1, [P].
+    seeds: that each was trained with, [P].
     resamples: how many draws, R.
     seed: of the draws.
   """
   variants = np.asarray(variants)
-  seeds = np.bincount(variants)
-  averaging = (variants == np.arange(len(seeds))[:, None]) / seeds[:, None]
+  design, has_blocks = _design(variants, seeds)
+  inverse = np.linalg.pinv(design)
+  averaging = inverse[: variants.max() + 1]
   of_networks = score(of_images.sum(1))
-  scores = averaging @ of_networks
-  squares = (of_networks - scores[variants]) ** 2
-  summed = np.bincount(variants, squares)
-  freedom = int((seeds - 1).sum())
-  spread = np.sqrt(summed.sum() / freedom) if freedom else float('nan')
-  with np.errstate(invalid='ignore', divide='ignore'):
-    deviations = np.sqrt(summed / (seeds - 1))
+  squares = (of_networks - design @ inverse @ of_networks) ** 2
+  # The share of a network's variance that is left in its square: they add up to
+  # the degrees of freedom.
+  left = 1 - np.sum(design * inverse.T, 1)
+  freedom = round(left.sum())
+  spread = np.sqrt(squares.sum() / freedom) if freedom else float('nan')
   rng = np.random.default_rng(seed)
   draws = _draw_images(of_images, resamples, rng) @ averaging.T
   if freedom:
+    of_variants = [np.bincount(variants, x)[variants] for x in (squares, left)]
+    # A variant with one seed has nothing left, up to rounding.
+    own = np.sqrt(of_variants[0] / np.maximum(of_variants[1], _ROUNDING))
     root = np.sqrt(rng.chisquare(freedom, (resamples, 1)) / freedom)
-    normal = rng.standard_normal(draws.shape)
-    # fmax: of one seed, the deviation is NaN.
-    draws += np.fmax(spread, deviations) * normal / root / np.sqrt(seeds)
+    normal = rng.standard_normal((resamples, len(variants)))
+    draws += np.maximum(spread, own) * normal / root @ averaging.T
   return Draws(
-    scores, deviations, draws, float(spread), freedom, of_images.shape[1]
+    averaging @ of_networks,
+    draws,
+    float(spread),
+    freedom,
+    has_blocks,
+    of_images.shape[1],
   )
+
+
+def _design(variants: np.ndarray, seeds: Sequence[str]):
+  """Returns what of the variants and seeds is in each network's score.
+
+  Args:
+    variants, seeds: see `bootstrap`.
+
+  Returns:
+    float64 [P, V + S - 1], the variants' columns first; the seeds' add up to 0.
+    And true; or, where that leaves nothing to tell deviations by, or seeds
+    cannot be told from variants, the variants' columns alone, and false.
+  """
+  of_variants = np.eye(variants.max() + 1)[variants]
+  names, places = np.unique(seeds, return_inverse=True)
+  of_seeds = (np.eye(len(names))[:, 1:] - np.eye(len(names))[:, :1])[places]
+  design = np.hstack([of_variants, of_seeds])
+  rank = np.linalg.matrix_rank(design)
+  if len(names) > 1 and design.shape[1] == rank < len(variants):
+    return design, True
+  return of_variants, False
 
 
 def _draw_images(of_images, resamples: int, rng) -> np.ndarray:
@@ -220,8 +256,10 @@ def compare(
   if not contrasts:
     return [], None
   weights = np.array([c.weights for c in contrasts]).T
-  differences = draws.scores @ weights
-  drawn = draws.draws @ weights
+  differences, drawn = (
+    np.where(abs(x) > _ROUNDING, x, 0)
+    for x in (draws.scores @ weights, draws.draws @ weights)
+  )
   # Two-sided; with the sample itself as a draw, none is 0.
   beyond = np.minimum((drawn <= 0).sum(0), (drawn >= 0).sum(0))
   p = [*np.minimum(2 * (beyond + 1) / (len(drawn) + 1), 1)]

@@ -25,9 +25,14 @@ def _simulate(rng, effects, seeds=3, images=40, of_seed=0.02, of_pair=0.05):
   return values, np.repeat(np.arange(len(effects)), seeds)
 
 
-def _draws(values, variants, resamples=1000, seed=0):
+def _draws(values, variants, resamples=1000, seed=0, seeds=None):
+  """Of networks whose seeds are all different, unless they are given."""
   return statistics.bootstrap(
-    statistics.means_of_images(values), variants, resamples, seed
+    statistics.means_of_images(values),
+    variants,
+    range(len(values)) if seeds is None else seeds,
+    resamples,
+    seed,
   )
 
 
@@ -50,15 +55,14 @@ def test_mean_and_deviation_over_seeds():
   means = np.nanmean(values, 1)
   parts = means[:3], means[3:6], means[7:]
   np.testing.assert_allclose(draws.scores, [p.mean() for p in parts])
-  np.testing.assert_allclose(draws.deviations, [p.std(ddof=1) for p in parts])
   # Pooled as in a one-way analysis of variance, whose F-test knows it too.
   squares = sum(((p - p.mean()) ** 2).sum() for p in parts)
   assert draws.freedom == 5
-  assert draws.seed_deviation == pytest.approx((squares / 5) ** 0.5)
+  assert draws.deviation == pytest.approx((squares / 5) ** 0.5)
   f = stats.f_oneway(*parts).statistic
   grand = np.concatenate(parts).mean()
   between = sum(len(p) * (p.mean() - grand) ** 2 for p in parts) / 2
-  assert between / f == pytest.approx(draws.seed_deviation**2)
+  assert between / f == pytest.approx(draws.deviation**2)
 
 
 def test_interval_over_images_is_that_of_scipy():
@@ -95,9 +99,9 @@ def test_draws_are_scores_of_the_drawn_images(monkeypatch):
   np.testing.assert_array_equal(
     counts[..., 1], confusion.sum(3) + confusion.sum(2) - both
   )
-  draws = statistics.bootstrap(counts, range(4), 20, 5)
+  draws = statistics.bootstrap(counts, range(4), range(4), 20, 5)
   monkeypatch.setattr(intervals, '_WEIGHTS', 1)
-  in_parts = statistics.bootstrap(counts, range(4), 20, 5)
+  in_parts = statistics.bootstrap(counts, range(4), range(4), 20, 5)
   np.testing.assert_allclose(in_parts.draws, draws.draws, rtol=1e-12)
   drawn = np.random.default_rng(5).integers(0, 9, (20, 9))
   for row, rows in zip(draws.draws, drawn):
@@ -121,6 +125,60 @@ def test_trainings_spread_as_students_t():
     (found.low, found.high), interval, atol=0.03 * width
   )
   assert found.p == pytest.approx(expected.pvalue, abs=0.01)
+
+
+def test_seeds_in_common_cancel_as_in_a_paired_t_test():
+  """All images are alike, so that only the seeds are left."""
+  means = np.array([0.50, 0.61, 0.57, 0.52, 0.64, 0.58])
+  values = np.repeat(means[:, None], 12, 1)
+  # They need not be in the same order.
+  draws = _draws(values, [0, 0, 0, 1, 1, 1], 40000, 0, [*'abc', *'acb'])
+  assert draws.has_blocks and draws.freedom == 2
+  (found,) = _compare(draws, [_one((-1, 1))])
+  expected = stats.ttest_rel(means[[3, 5, 4]], means[:3])
+  interval = expected.confidence_interval()
+  width = interval.high - interval.low
+  np.testing.assert_allclose(
+    (found.low, found.high), interval, atol=0.04 * width
+  )
+  assert found.p == pytest.approx(expected.pvalue, abs=0.01)
+
+
+def test_a_missing_network_is_made_up_for_by_its_seed():
+  """Least squares, by another coding; its variant lacks the bad seed."""
+  rng = np.random.default_rng(0)
+  variants, seeds = np.repeat(range(4), 3)[:-1], np.tile(range(3), 4)[:-1]
+  effects, of_seed = np.array([0, 0.1, 0.2, 0.3]), np.array([0, 0.05, -0.5])
+  means = effects[variants] + of_seed[seeds] + 0.01 * rng.standard_normal(11)
+  draws = _draws(np.repeat(means[:, None], 12, 1), variants, 4000, 0, seeds)
+  coding = np.hstack([np.eye(4)[variants], np.eye(3)[seeds][:, 1:]])
+  found, squares, *_ = np.linalg.lstsq(coding, means)
+  scores = found[:4] + (found[4] + found[5]) / 3
+  np.testing.assert_allclose(draws.scores, scores)
+  np.testing.assert_allclose(draws.scores - draws.scores[0], effects, atol=0.03)
+  assert draws.freedom == 11 - 6
+  assert draws.deviation == pytest.approx((squares[0] / 5) ** 0.5)
+  # The variance of a difference, by the normal equations; t has 5 / 3 of 1.
+  weights = np.array([-1, 0, 0, 1, 0, 0])
+  variance = weights @ np.linalg.inv(coding.T @ coding) @ weights
+  drawn = draws.draws[:, 3] - draws.draws[:, 0]
+  assert drawn.std() > draws.deviation * (5 / 3 * variance) ** 0.5 * 0.9
+
+
+def test_a_seed_that_is_bad_for_all_hides_nothing():
+  rng, blocks, alone = np.random.default_rng(0), 0, 0
+  seeds, bad = np.tile(range(3), 4), np.tile([0, -0.2, 0.01], 4)[:, None]
+  for i in range(50):
+    values, variants = _simulate(rng, [0, 0.05, 0, 0], 3, 30, 0.01, 0.01)
+    contrasts = [_one((-1, 1, 0, 0)), _one((-1, 0, 1, 0))]
+    found = _compare(_draws(values + bad, variants, 400, i, seeds), contrasts)
+    blocks += found[0].is_certain
+    assert abs(found[1].difference) < 0.05
+    alone += any(
+      c.is_certain
+      for c in _compare(_draws(values + bad, variants, 400, i), contrasts)
+    )
+  assert blocks >= 40 and alone == 0
 
 
 def test_a_restless_variant_is_not_judged_by_calm_ones():
@@ -214,7 +272,7 @@ def test_too_few_seeds_or_images_are_never_certain(seeds, images):
   assert not draws.can_tell
   (found,) = _compare(draws, [_one((-1, 1))])
   assert found.low > 4 and not found.is_certain
-  assert np.isnan(draws.seed_deviation) == (seeds == 1)
+  assert np.isnan(draws.deviation) == (seeds == 1)
 
 
 def test_a_seed_repeats_its_draws():
