@@ -119,7 +119,9 @@ class Children:
 
   def _receive(self, number, frame) -> None:
     del frame
-    is_first, self.signal = self.signal is None, number
+    is_first = self.signal is None
+    if is_first:
+      self.signal = number
     if number == signal.SIGHUP:
       # Writing to a terminal that is gone is an error, and it has no reader.
       nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -145,10 +147,11 @@ class Children:
     """To be called first in each thread that runs programs.
 
     Gives it cores of its own, which processes inherit: XLA and the pipeline
-    start as many threads as they may use cores. Each job has as many, since
-    rounding depends on their number; a rest is idle. They are neighbours, which
-    share caches and memory on most machines. And of a GPU's memory it gets as
-    large a share, or of several GPUs in CUDA_VISIBLE_DEVICES its own.
+    start as many threads as they may use cores. All jobs have equally many,
+    since rounding depends on their number; what is left over is idle. The cores
+    of a job are neighbours, which share caches and memory on most machines. And
+    it gets its share of a GPU's memory, or of several GPUs in
+    CUDA_VISIBLE_DEVICES its own.
     """
     slot = next(self._slots)
     if self._jobs == 1:
@@ -199,6 +202,9 @@ class Children:
           start_new_session=True,
         )
         self._live.add(process)
+        # It came in this thread, while the process was being started.
+        if self.signal is not None:
+          process.send_signal(signal.SIGTERM)
       code = process.wait()
       with self._lock:
         self._live.discard(process)

@@ -4,7 +4,8 @@ Queues, retries and preemption are the engine's own. A job that is stopped by
 SIGTERM has saved its state and goes on when the engine starts it again; a point
 that is done ends at once, so that all can be submitted again at any time. The
 workdir is a folder that all jobs and the one who gathers see, on a file system
-with locks (NFS 4, Filestore, Lustre): the points of a variant share its tuning.
+with locks (NFS 4, Filestore, Lustre with -o flock): the points of a variant
+share its tuning.
 A bucket that is mounted has none: there one index is a whole variant, and no
 two jobs write into the same folder. Only what the base costs, for a budget of
 FLOP, is then written by each, alike.

@@ -13,9 +13,10 @@ file. Its columns:
   inference_flops, inference_bytes  FLOP of an image, memory of a batch
   checkerboard/period_2, ... see checkerboard.py
   num_examples, eval/...     of --mode=evaluate
-  device, cores, jobs        what it ran on: the kind of device, cores that the
-                             process might use, and how many points at once;
-                             empty where an older version did not record it
+  device, cores, jobs        the kind of device that the variant's costs were
+                             measured on, cores that the point's process might
+                             use, last, and how many points at once; empty where
+                             an older version did not record it
   ..._seconds, ..._per_second  what depends on the clock, and nothing else:
                              all other columns repeat bit for bit on the CPU of
                              one machine with the same --jobs

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import collect, statistics
+from experiments import collect, contrasts, statistics
 from experiments import results as results_lib
 from unet_jax import glossary
 from unet_jax import report_parts as parts
@@ -56,16 +56,14 @@ def analyse(
   results: results_lib.Results, resamples: int = RESAMPLES
 ) -> list[Analysis]:
   """Returns the statistics of each measure; conclude from the first alone."""
-  contrasts = statistics.make_contrasts(
-    results.factors, results.variants, BASELINES
-  )
-  cells = statistics.full_grid(results.factors, results.variants)
+  asked = contrasts.make_contrasts(results.factors, results.variants, BASELINES)
+  cells = contrasts.full_grid(results.factors, results.variants)
   analyses = []
   for measure, of_images in results.measures().items():
     draws = statistics.bootstrap(
       of_images, results.variant_indices(), results.seeds(), resamples, _SEED
     )
-    compared = statistics.compare(draws, contrasts, cells)
+    compared = statistics.compare(draws, asked, cells)
     analyses.append(Analysis(measure, draws, *compared))
   return analyses
 
@@ -123,7 +121,7 @@ def _verdict(results, analysis: Analysis) -> list[str]:
       'whose interval excludes 0, corrected for their number.'
     )
     return [sentence, *_interaction(results, analysis)]
-  averages = [c for c in certain if not c.contrast.others]
+  averages = [c for c in certain if c.contrast.is_average]
   largest = sorted(certain, key=lambda c: -abs(c.difference))[:_MOST_CLAIMS]
   told = averages or largest
   rest, unknown = (
@@ -245,7 +243,7 @@ def _tuning(results) -> list[str]:
   if len(values) == 1:
     counts = f'{_show(*values)} for all'
   else:
-    is_numeric = all(map(statistics.is_number, values))
+    is_numeric = all(map(contrasts.is_number, values))
     counts = ', '.join(
       f'{_show(v)} for {sum(v in c for c in chosen)}'
       for v in sorted(values, key=float if is_numeric else None)
@@ -257,7 +255,7 @@ def _tuning(results) -> list[str]:
 def _ends(tune: dict | None, chosen: list[set[str]]) -> list[str]:
   """A warning of variants whose best value is the last that was tried."""
   tried = [str(v) for v in tune['values']] if tune else []
-  if len(tried) < 2 or not all(map(statistics.is_number, tried)):
+  if len(tried) < 2 or not all(map(contrasts.is_number, tried)):
     return []
   numbers, told = list(map(float, tried)), []
   for end, word in ((max(numbers), 'high'), (min(numbers), 'low')):
@@ -272,7 +270,7 @@ def _ends(tune: dict | None, chosen: list[set[str]]) -> list[str]:
 
 def _show(value: Any) -> str:
   text = str(value)
-  return f'{float(text):g}' if statistics.is_number(text) else text
+  return f'{float(text):g}' if contrasts.is_number(text) else text
 
 
 def _seeds(results) -> str:
@@ -294,10 +292,14 @@ def _seeds(results) -> str:
 def _machines(results) -> list[str]:
   """What the points ran on, as far as it is known."""
   found = {
-    tuple(p.row.get(name) or 'unknown' for name in collect.MACHINE)
+    tuple(p.row.get(name) or '' for name in collect.MACHINE)
     for points in results.points
     for p in points
   }
+  # Where an older version did not record it.
+  found = {machine for machine in found if all(machine)}
+  if not found:
+    return []
   if len(found) > 1:
     told = '; '.join(', '.join(machine) for machine in sorted(found))
     return [
@@ -305,11 +307,9 @@ def _machines(results) -> list[str]:
       f'{told}): their seconds and images/s cannot be compared.'
     ]
   ((device, cores, jobs),) = found
-  if device == 'unknown':
-    return []
   text = f'Each point ran on {device} with {parts.plural(int(cores), "core")}'
   if jobs == '1':
-    return [f'{text}, alone.']
+    return [f'{text}, one at a time.']
   return [
     f'{text}, {jobs} at once: they disturb one another, so that seconds and '
     'images/s are rough.'

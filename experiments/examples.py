@@ -11,8 +11,8 @@ matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 import numpy as np
 
+from experiments import contrasts
 from experiments import results as results_lib
-from experiments import statistics
 from unet_jax import colors, metrics
 
 RULE = (
@@ -133,7 +133,7 @@ def _draw_image(path: str, results, found, k: int) -> None:
     ('image', image if image.shape[2] == 3 else image[..., 0]),
     ('mask', colors.color_mask(first['mask'][k], classes)),
   ]
-  grid = statistics.full_grid(results.factors, results.variants)
+  grid = contrasts.full_grid(results.factors, results.variants)
   columns = min(len(found), _COLUMNS) if grid is None else grid.shape[1]
   panels += [None] * (-len(panels) % columns)
   for variant, points in zip(results.variants, results.points):

@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 from matplotlib.lines import Line2D
 
+from experiments import contrasts
 from experiments import results as results_lib
-from experiments import statistics
 from unet_jax import colors
 
 # Of Okabe and Ito's those that are seen on white, the most different first.
@@ -34,7 +34,7 @@ class Style:
     Numbers have an order, and so have their colours.
     """
     place = 0 if value is None else self.values.index(value)
-    if len(self.values) > 1 and all(map(statistics.is_number, self.values)):
+    if len(self.values) > 1 and all(map(contrasts.is_number, self.values)):
       # The end of the scale is too pale for lines on white.
       return colors.color_scale(0.9 * place / (len(self.values) - 1)) / 255
     return colors.class_colors(8)[_ORDER[place]] / 255
@@ -60,12 +60,10 @@ class Style:
 
 def of_factor(results: results_lib.Results, factor: int | None = None) -> Style:
   """Colours a factor: the first that is no number, if none is named."""
-  levels = list(statistics.levels(results.factors, results.variants).values())
+  levels = list(contrasts.levels(results.factors, results.variants).values())
   fitting = [i for i, v in enumerate(levels) if len(v) <= len(_ORDER)]
   if factor is None:
-    words = [
-      i for i in fitting if not all(map(statistics.is_number, levels[i]))
-    ]
+    words = [i for i in fitting if not all(map(contrasts.is_number, levels[i]))]
     factor = next(iter((*words, *fitting)), None)
   if factor not in fitting:
     return Style(results, None, [])

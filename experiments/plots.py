@@ -14,7 +14,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib import ticker
 
-from experiments import plot_styles, statistics
+from experiments import contrasts, plot_styles
 from experiments import results as results_lib
 from unet_jax import metrics
 
@@ -217,7 +217,7 @@ def _draw_by_variant(results, of_variants, label: str):
   if not (
     style.factor is not None
     and len(results.factors) == 2
-    and all(statistics.is_number(r[0]) for r in rest)
+    and all(contrasts.is_number(r[0]) for r in rest)
   ):
     return _draw_rows(results, style, mean, spread, label)
   figure, axis = plt.subplots(figsize=(_WIDE, _HIGH), layout='constrained')

@@ -70,6 +70,8 @@ def run(
   Raises:
     Stopped: a signal came; another call goes on.
   """
+  if children.signal is not None:
+    raise Stopped
   folder = point_folder(directory, point)
   folder.mkdir(parents=True, exist_ok=True)
   with locks.lock(folder / '.point', point.name, pause=children.pause):
@@ -77,33 +79,45 @@ def run(
     if record.get('status') == 'done':
       return record
     # Over all calls; a stage that was interrupted adds up.
-    seconds = dict(record.get('seconds', {}))
+    begun = {'seconds': dict(record.get('seconds', {}))}
     try:
-      about = _run(sweep, point, directory, children, seconds)
-      record = {'status': 'done', **about}
+      overrides = _plan(sweep, point, directory, children)
+      begun['machine'] = {
+        **children.machine,
+        'device': tuning.device(directory, point.variant),
+      }
+      # Now, since a process that is killed records nothing more.
+      _record(folder, {'status': 'stopped', **begun})
+      _measure(sweep, overrides, folder, children, begun['seconds'])
+      record = {'status': 'done', 'fields': _fields(sweep, overrides)}
     except Failed as e:
       record = {'status': 'failed', **e.about}
     except Stopped:
-      record = {'status': 'stopped'}
-    record['seconds'] = seconds
-    record['machine'] = {
-      **children.machine,
-      'device': tuning.device(directory, point.variant),
-    }
-    files.write_json(folder / 'point.json', record)
-  if record['status'] == 'stopped':
-    raise Stopped
+      # Before its programs were begun, what is recorded stays.
+      if 'machine' in begun:
+        _record(folder, {'status': 'stopped', **begun})
+      raise
+    record.update(begun)
+    _record(folder, record)
   return record
 
 
-def _run(sweep, point, directory, children, seconds) -> dict[str, Any]:
-  """Runs the programs of a point; returns what they were given."""
+def _record(folder: pathlib.Path, record: dict[str, Any]) -> None:
+  files.write_json(folder / 'point.json', record)
+
+
+def _plan(sweep, point, directory, children) -> dict[str, Any]:
+  """Returns a point's overrides, with its tuned value and number of steps."""
   share = tuning.budget_share(sweep, point, directory, children)
   tuned = tuning.tune(sweep, point, share, directory, children)
   overrides = {**point.overrides, **tuned}
   num_steps = round(sweep.flat(overrides)['train.num_steps'] * share)
   overrides.update(tuning.schedule(sweep, overrides, max(num_steps, 1)))
-  folder = point_folder(directory, point)
+  return overrides
+
+
+def _measure(sweep, overrides, folder, children, seconds) -> None:
+  """Runs the programs of a point, and adds up what each takes."""
   workdir, log = f'--workdir={folder}', folder / 'log.txt'
   # Those that are done already take seconds: training restores its last step.
   stages = {
@@ -119,8 +133,12 @@ def _run(sweep, point, directory, children, seconds) -> dict[str, Any]:
     finally:
       taken = time.perf_counter() - start
       seconds[stage] = seconds.get(stage, 0.0) + taken
+
+
+def _fields(sweep, overrides) -> dict[str, Any]:
+  """Returns what is told of a point."""
   flat = config_lib.flatten(sweep.config)
   changed = {k: v for k, v in overrides.items() if k in sweep.fields}
   tuned = [sweep.tune.field] if sweep.tune else []
   changed.update({k: overrides.get(k, flat[k]) for k in (*tuned, *sweeps.TOLD)})
-  return {'fields': changed}
+  return changed

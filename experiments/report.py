@@ -51,10 +51,10 @@ _COSTS = (
 _HOW = (
   'Images are drawn again with replacement, the same for all networks; each '
   'draw varies the trainings by their pooled standard deviation, or the '
-  "variant's own where that is larger, by Student's t. What a seed does to all "
-  'variants alike cancels. All intervals of a measure hold at once with 95 % '
-  'confidence (Bonferroni), p-values are corrected as Holm 1979 does. '
-  'Conclusions are drawn from the first measure alone. See '
+  "variant's own where that is larger, by Student's t, and those of averages "
+  'by what varies among their values with the seed. All intervals of a measure '
+  'hold at once with 95 % confidence (Bonferroni), p-values are corrected as '
+  'Holm 1979 does. Conclusions are drawn from the first measure alone. See '
   'experiments/statistics.py.'
 )
 
@@ -157,6 +157,12 @@ def _variants(results: results_lib.Results) -> _Section:
       _Table(title, names, rows, [False] * len(rows), len(labels) - 1)
     )
   lines = ['Mean and standard deviation over seeds.']
+  if len({tuple(sorted(p.seed for p in ps)) for ps in results.points}) > 1:
+    lines.append(
+      'Variants have different seeds, of which these are the means as they '
+      'are; differences, and the plots of quality against cost, make up for '
+      'what a missing seed does to the others.'
+    )
   return _Section('Variants', lines, tables, {})
 
 
@@ -247,7 +253,7 @@ def _differences(results, analyses) -> _Section:
       f'value of the other?): p {p}.'
     )
   if np.isfinite(first.draws.deviation):
-    of = ', without what a seed does to all variants alike'
+    of = ', without what a seed does to all variants alike, which cancels'
     lines.append(
       f'Standard deviation over seeds of {titles[0]}, pooled'
       f'{of if first.draws.has_blocks else ""}: '
@@ -260,10 +266,9 @@ def _differences(results, analyses) -> _Section:
 def _difference_row(analyses, i: int, short) -> list[str]:
   contrast = analyses[0].comparisons[i].contrast
   held = ', '.join(f'{short[f]} {v}' for f, v in contrast.others)
-  is_average = sum(w != 0 for w in contrast.weights) > 2
   row = [
     ' against '.join(contrast.values),
-    held or ('all, averaged' if is_average else _NOTHING),
+    held or ('all, averaged' if contrast.is_average else _NOTHING),
   ]
   for k, analysis in enumerate(analyses):
     c = analysis.comparisons[i]

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import collect, files, statistics, sweeps
+from experiments import collect, contrasts, files, statistics, sweeps
 from experiments import names as names_lib
 from unet_jax import errors, metric_writer, metrics
 
@@ -162,7 +162,7 @@ def read(directory: str) -> Results:
     key = tuple(point.row.get(f, '') for f in factors)
     by_variant.setdefault(key, []).append(point)
   order = list(by_variant)
-  places = [v.index for v in statistics.levels(factors, order).values()]
+  places = [v.index for v in contrasts.levels(factors, order).values()]
   order.sort(key=lambda v: [place(x) for place, x in zip(places, v)])
   of_variants = [by_variant[v] for v in order]
   return Results(factors, order, of_variants, images, left_out, about)

@@ -12,25 +12,34 @@ scores, so that both are drawn again, many times:
   the same seed variants see the same batches, and parameters of the same name
   and shape begin alike; where all variants have the same seeds it cancels in
   their differences (a randomised block design: Montgomery, Design and Analysis
-  of Experiments, ch. 4), and where seeds are missing it is estimated by least
-  squares. The standard deviation s of the rest is pooled over all networks,
-  with as many degrees of freedom as there are networks beyond the variants and
-  seeds. A draw adds s * t to each network, t being normal over the root of the
-  draw's chi-squared, as in Student's t. Of a variant whose own networks deviate
-  more than s, s is theirs: among calm variants a restless one would otherwise
-  seem certain. It is rough, being of few: of two equal variants whose networks
-  deviate seven times as much as the rest's, one comparison in seven is claimed,
-  where one in twenty should be; by s alone it is one in three. This level is
-  not drawn from the networks themselves: three values have no shape, and the
-  mean of three drawn with replacement varies too little by a factor of
-  sqrt(2 / 3) and is never beyond the outermost. To leave it out would mistake
-  the luck of a seed for an effect (Bouthillier et al. 2021, arXiv:2103.03098).
+  of Experiments, ch. 4), and where networks are missing it is estimated by
+  least squares. The standard deviation s of the rest is pooled over the P
+  networks of V variants and S seeds, with P - V - S + 1 degrees of freedom. A
+  draw adds s * t to each network, t being normal over the root of (the draw's
+  chi-squared, divided by its degrees of freedom), as in Student's t. To leave
+  this out would mistake the luck of a seed for an effect (Bouthillier et al.
+  2021, arXiv:2103.03098); to draw the networks themselves again would make too
+  little of it: the mean of three varies less by a factor of sqrt(2 / 3).
+
+Two things are not as simple as that:
+
+- Seeds may do more to variants that have a value of a factor in common than to
+  others: networks of one depth begin more alike. A difference that is averaged
+  over other factors has therefore a deviation of its own: the scores are
+  averaged for each value and seed, and what varies among those beyond value and
+  seed is pooled, with (values - 1) * (seeds - 1) degrees of freedom.
+- Variants may be unequally restless. Of one whose own networks deviate more
+  than s, s is theirs. They are few, so that this is rough: of a restless and a
+  calm variant that are equal, one difference in seven is claimed with three
+  seeds, and one in five with two, where one in twenty should be; of all
+  differences of such a sweep together any is claimed in one of ten sweeps.
 
 Drawing the levels one by one is Davison and Hinkley 1997, ch. 3.8. What varies
 with network and image together is in both levels, so that intervals are up to
 sqrt(2) too wide where nothing else varies: they err towards claiming nothing.
-With one seed for each variant the intervals are those of other images alone,
-and nothing is certain.
+With one seed for each variant, and where variants share some seeds but not
+enough to tell what these do, intervals are those of other images alone, and
+nothing is certain.
 
 Of m comparisons, intervals are percentiles at a level of 1 - 0.05 / m each
 (Bonferroni), so that with 95 % confidence all of them hold at once; p-values
@@ -38,18 +47,20 @@ are corrected as Holm 1979 does.
 """
 
 import dataclasses
-import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
+from experiments.contrasts import Contrast
 from unet_jax import intervals, metrics
 
 LEVEL = 0.95
 # Percentiles of fewer images are too narrow to conclude anything from.
-MIN_IMAGES = 10
+MIN_IMAGES = 30
 # Scores, and shares of a variance, that differ by no more are the same.
 _ROUNDING = 1e-9
+# Of the draws of averages' deviations: the same report each time.
+_SEED = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,15 +69,19 @@ class Draws:
 
   Attributes:
     scores: float64 [V], means over seeds, as if all variants had all of them.
-    draws: float64 [R, V].
-    deviation: the standard deviation s, NaN if no variant has two seeds.
-    freedom: its degrees of freedom.
-    has_blocks: whether it is without what a seed does to all variants.
+    of_images: float64 [R, V]: the images are drawn again.
+    draws: float64 [R, V]: images and trainings are.
+    networks: float64 [V, S], the score with each seed, NaN where there is none.
+    deviation: the standard deviation s, NaN where it cannot be told.
+    freedom: its degrees of freedom, 0 where it cannot be told.
+    has_blocks: whether what a seed does to all variants is left out of it.
     num_images: N.
   """
 
   scores: np.ndarray
+  of_images: np.ndarray
   draws: np.ndarray
+  networks: np.ndarray
   deviation: float
   freedom: int
   has_blocks: bool
@@ -76,24 +91,6 @@ class Draws:
   def can_tell(self) -> bool:
     """Whether there are seeds and images enough to conclude from."""
     return self.freedom > 0 and self.num_images >= MIN_IMAGES
-
-
-@dataclasses.dataclass(frozen=True)
-class Contrast:
-  """A difference of variants that a question asks for.
-
-  Attributes:
-    factor: the field that differs.
-    values: (its value, the value that it is compared with).
-    others: ((field, value), ...) that are held; () for a mean over all of them.
-    weights: of the V variants' scores; the positive ones add up to 1, the
-      negative ones to -1.
-  """
-
-  factor: str
-  values: tuple[str, str]
-  others: tuple[tuple[str, str], ...]
-  weights: tuple[float, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,18 +183,26 @@ def bootstrap(
   left = 1 - np.sum(design * inverse.T, 1)
   freedom = round(left.sum())
   spread = np.sqrt(squares.sum() / freedom) if freedom else float('nan')
+  names, places = np.unique(seeds, return_inverse=True)
+  if not has_blocks and len(names) < len(variants):
+    freedom, spread = 0, float('nan')
+  networks = np.full((len(averaging), len(names)), np.nan)
+  networks[variants, places] = of_networks
   rng = np.random.default_rng(seed)
-  draws = _draw_images(of_images, resamples, rng) @ averaging.T
+  drawn = _draw_images(of_images, resamples, rng) @ averaging.T
+  draws = drawn
   if freedom:
     of_variants = [np.bincount(variants, x)[variants] for x in (squares, left)]
     # A variant with one seed has nothing left, up to rounding.
     own = np.sqrt(of_variants[0] / np.maximum(of_variants[1], _ROUNDING))
     root = np.sqrt(rng.chisquare(freedom, (resamples, 1)) / freedom)
     normal = rng.standard_normal((resamples, len(variants)))
-    draws += np.maximum(spread, own) * normal / root @ averaging.T
+    draws = drawn + np.maximum(spread, own) * normal / root @ averaging.T
   return Draws(
     averaging @ of_networks,
+    drawn,
     draws,
+    networks,
     float(spread),
     freedom,
     has_blocks,
@@ -212,9 +217,10 @@ def _design(variants: np.ndarray, seeds: Sequence[str]):
     variants, seeds: see `bootstrap`.
 
   Returns:
-    float64 [P, V + S - 1], the variants' columns first; the seeds' add up to 0.
-    And true; or, where that leaves nothing to tell deviations by, or seeds
-    cannot be told from variants, the variants' columns alone, and false.
+    (float64 [P, V + S - 1], true): the variants' columns, then those of the
+    seeds, whose effects add up to 0; or (the variants' columns, false), where
+    there is one seed, nothing is left to tell deviations by, or seeds cannot be
+    told from variants.
   """
   of_variants = np.eye(variants.max() + 1)[variants]
   names, places = np.unique(seeds, return_inverse=True)
@@ -256,9 +262,17 @@ def compare(
   if not contrasts:
     return [], None
   weights = np.array([c.weights for c in contrasts]).T
+  differences, drawn = draws.scores @ weights, draws.draws @ weights
+  can_tell = np.full(len(contrasts), draws.can_tell)
+  if draws.has_blocks:
+    for i, (deviation, freedom) in _averages(draws, contrasts).items():
+      drawn[:, i] = draws.of_images @ weights[:, i]
+      can_tell[i] &= freedom > 0
+      if freedom:
+        t = np.random.default_rng(_SEED).standard_t(freedom, len(drawn))
+        drawn[:, i] += deviation * t
   differences, drawn = (
-    np.where(abs(x) > _ROUNDING, x, 0)
-    for x in (draws.scores @ weights, draws.draws @ weights)
+    np.where(abs(x) > _ROUNDING, x, 0) for x in (differences, drawn)
   )
   # Two-sided; with the sample itself as a draw, none is 0.
   beyond = np.minimum((drawn <= 0).sum(0), (drawn >= 0).sum(0))
@@ -272,13 +286,41 @@ def compare(
     Comparison(
       contrast,
       *map(float, (difference, lo, hi, q)),
-      is_certain=bool((lo > 0 or hi < 0) and q < 1 - LEVEL and draws.can_tell),
+      is_certain=bool((lo > 0 or hi < 0) and q < 1 - LEVEL and can),
     )
-    for contrast, difference, lo, hi, q in zip(
-      contrasts, differences, low, high, p
+    for contrast, difference, lo, hi, q, can in zip(
+      contrasts, differences, low, high, p, can_tell
     )
   ]
   return comparisons, None if cells is None else float(p[-1])
+
+
+def _averages(
+  draws: Draws, contrasts: Sequence[Contrast]
+) -> dict[int, tuple[float, int]]:
+  """Returns how differences that are averages deviate with the seeds.
+
+  Returns:
+    {place of a contrast: (standard deviation, degrees of freedom)}; 0 where
+    there are no two seeds with which all that is averaged was trained.
+  """
+  found, of_factors = {}, {}
+  for i, contrast in enumerate(contrasts):
+    if contrast.is_average:
+      of_factors.setdefault(contrast.factor, []).append(i)
+  for places in of_factors.values():
+    weights = np.array([contrasts[i].weights for i in places])
+    values = np.unique(np.concatenate([weights > 0, weights < 0]), axis=0)
+    table = np.array([draws.networks[value].mean(0) for value in values])
+    table = table[:, np.isfinite(table).all(0)]
+    seeds, deviation = table.shape[1], float('nan')
+    freedom = (len(table) - 1) * max(seeds - 1, 0)
+    if freedom:
+      rest = table - table.mean(1, keepdims=True)
+      rest -= rest.mean(0)
+      deviation = float(np.sqrt(2 * (rest**2).sum() / freedom / seeds))
+    found.update(dict.fromkeys(places, (deviation, freedom)))
+  return found
 
 
 def holm(p: Sequence[float]) -> np.ndarray:
@@ -314,99 +356,3 @@ def interaction(draws: Draws, cells: np.ndarray) -> float:
   # Rounding alone makes no interaction.
   beyond = (without >= found - 1e-12).sum()
   return float((beyond + 1) / (len(without) + 1))
-
-
-def is_number(value: str) -> bool:
-  try:
-    float(value)
-  except ValueError:
-    return False
-  return True
-
-
-def levels(
-  factors: Sequence[str], variants: Sequence[Sequence[str]]
-) -> dict[str, list[str]]:
-  """Returns each factor's values: numbers by size, others as they occur."""
-  result = {}
-  for factor, values in zip(factors, zip(*variants)):
-    values = list(dict.fromkeys(values))
-    if all(map(is_number, values)):
-      values.sort(key=float)
-    result[factor] = values
-  return result
-
-
-def make_contrasts(
-  factors: Sequence[str],
-  variants: Sequence[Sequence[str]],
-  baselines: Mapping[str, str],
-) -> list[Contrast]:
-  """Returns what a sweep asks for.
-
-  Numbers are compared with their lower neighbour, other values with a baseline:
-  at each combination of the other factors, and, where all combinations are
-  there, on average over them. Where several factors differ, and no difference
-  is there at more than one combination of the others (cross-entropy, Dice, or
-  both), variants are what is compared: all with the first.
-
-  Args:
-    factors: names of the fields that differ.
-    variants: their values of each variant.
-    baselines: {factor: value}; without one the first value is it.
-  """
-  values, single, averaged = levels(factors, variants), [], []
-  is_grid = len(factors) < 2
-  index = {tuple(v): i for i, v in enumerate(variants)}
-  for k, factor in enumerate(factors):
-    others = list(dict.fromkeys((*v[:k], *v[k + 1 :]) for v in variants))
-    names = [f for f in factors if f != factor]
-    for pair in _pairs(values[factor], baselines.get(factor)):
-      found = []
-      for held in others:
-        places = [index.get((*held[:k], v, *held[k:])) for v in pair]
-        if None not in places:
-          weights = np.zeros(len(variants))
-          weights[places] = 1, -1
-          found.append(weights)
-          held = tuple(zip(names, held))
-          single.append(Contrast(factor, pair, held, tuple(weights)))
-      is_grid = is_grid or len(found) > 1
-      if len(found) == len(others) > 1:
-        weights = tuple(np.mean(found, 0))
-        averaged.append(Contrast(factor, pair, (), weights))
-  if single and is_grid:
-    return [*averaged, *single]
-  return _with_first(factors, variants)
-
-
-def _pairs(values: list[str], baseline: str | None) -> list[tuple[str, str]]:
-  if all(map(is_number, values)):
-    return [(b, a) for a, b in itertools.pairwise(values)]
-  if baseline not in values:
-    baseline = values[0]
-  return [(v, baseline) for v in values if v != baseline]
-
-
-def _with_first(factors, variants) -> list[Contrast]:
-  first, *rest = variants
-  contrasts = []
-  for i, variant in enumerate(rest, 1):
-    weights = np.zeros(len(variants))
-    weights[[i, 0]] = 1, -1
-    pair = ', '.join(variant), ', '.join(first)
-    contrasts.append(Contrast(', '.join(factors), pair, (), tuple(weights)))
-  return contrasts
-
-
-def full_grid(
-  factors: Sequence[str], variants: Sequence[Sequence[str]]
-) -> np.ndarray | None:
-  """Returns the variants' indices [A, B] of two factors, or None."""
-  if len(factors) != 2:
-    return None
-  rows, columns = levels(factors, variants).values()
-  index = {tuple(v): i for i, v in enumerate(variants)}
-  if len(index) < len(rows) * len(columns) or min(len(rows), len(columns)) < 2:
-    return None
-  return np.array([[index[a, b] for b in columns] for a in rows])

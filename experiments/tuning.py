@@ -1,6 +1,6 @@
 """What a variant is trained with: its number of steps, and its tuned value.
 
-Both belong to a variant, not to a seed. They are kept in VARIANTS/NAME/, where
+Both belong to a variant, not to a seed. They are kept in variants/NAME/, where
 points that run at the same time, perhaps on several machines, share the work:
 each takes what no other has begun.
 """

@@ -1,6 +1,7 @@
 """Locks between runs that build the same thing."""
 
 import contextlib
+import errno
 import fcntl
 import logging
 import pathlib
@@ -29,7 +30,8 @@ def lock(
       it the wait has no end but the other run's.
 
   Raises:
-    UserError: another run holds the lock and `wait` is false.
+    UserError: another run holds the lock and `wait` is false; or the file
+      system has no locks.
   """
   with open(path, 'a') as f:
     if not _take(f):
@@ -52,4 +54,11 @@ def _take(f: TextIO) -> bool:
     fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except BlockingIOError:
     return False
+  except OSError as e:
+    if e.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+      raise
+    raise errors.UserError(
+      f'{f.name}: its file system has no locks ({e.strerror}); mount it with '
+      'them (Lustre: -o flock), or choose a folder of another'
+    ) from e
   return True

@@ -184,9 +184,28 @@ def test_a_second_signal_kills(tmp_path):
       while not (tmp_path / 'ready').exists():
         time.sleep(0.01)
       signal.raise_signal(signal.SIGTERM)
-      signal.raise_signal(signal.SIGTERM)
+      signal.raise_signal(signal.SIGINT)
       with pytest.raises(children_lib.Stopped):
         future.result(20)
+  # By which the exit code tells an engine that it was stopped.
+  assert children.signal == signal.SIGTERM
+
+
+def test_a_signal_while_a_process_starts_reaches_it(tmp_path, monkeypatch):
+  class _Popen(subprocess.Popen):
+    def __init__(self, *args, **kwargs):
+      super().__init__(*args, **kwargs)
+      signal.raise_signal(signal.SIGTERM)
+
+  children_lib._bound()  # Which starts one too, once.
+  with children_lib.Children() as children:
+    monkeypatch.setattr(subprocess, 'Popen', _Popen)
+    start = time.monotonic()
+    with pytest.raises(children_lib.Stopped):
+      children.run(
+        'report', _script('import time; time.sleep(60)'), tmp_path / 'l'
+      )
+    assert time.monotonic() - start < 30
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ def whole(tmp_path_factory):
   """A sweep in which depth matters, one of whose points failed; its report."""
   directory = tmp_path_factory.mktemp('sweep')
   failed = ('upsample=nearest,depth=2,seed=1',)
-  fake_sweep.write(directory, _GRID, 3, 40, _effect, failed=failed)
+  fake_sweep.write(directory, _GRID, 5, 40, _effect, failed=failed)
   conclusion = report.write(directory, resamples=_DRAWS)
   return directory, conclusion
 
@@ -74,7 +74,7 @@ def test_both_reports_tell_the_same(whole):
   for text in (
     'Which upsampling, and how deep?',
     *conclusion,
-    '4 variants, 2 to 3 seeds, evaluated on the same 40 images of test.',
+    '4 variants, 4 to 5 seeds, evaluated on the same 40 images of test.',
     'Every network was trained for 600 steps; these are 1.84e+14 to 5.99e+14 '
     'FLOP, so that budgets differ in FLOP.',
     'The learning rate was tuned alike for each variant (0.001, 0.002; 60 steps'
@@ -156,7 +156,7 @@ def test_what_is_certain_is_claimed_and_stands_out(whole):
   grid = [(u, d) for u in ('nearest', 'transpose') for d in ('2', '10')]
   coding = [
     [(row['model.upsample'], row['model.depth']) == v for v in grid]
-    + [row['seed'] == seed for seed in ('1', '2')]
+    + [row['seed'] == seed for seed in '1234']
     for row in rows
   ]
   scores = [float(row['eval/image_miou']) for row in rows]
@@ -166,7 +166,7 @@ def test_what_is_certain_is_claimed_and_stands_out(whole):
   # Two single ones of depth, whose difference the row says too.
   assert conclusion[1:] == [
     '2 single differences more in the tables; of 3 others nothing can be said.',
-    'This is of 11 of 12 points: 1 is left out, 1 of them failed.',
+    'This is of 19 of 20 points: 1 is left out, 1 of them failed.',
   ]
   flagged = _page(directory).of('tr', **{'class': 'flag'})
   assert len(flagged) == 3
@@ -195,7 +195,7 @@ def test_nothing_is_claimed_where_nothing_differs(tmp_path):
   'seeds,images,why',
   [
     (1, 40, 'how much a training varies is not known'),
-    (3, 9, 'an interval takes at least 10 images'),
+    (3, 29, 'an interval takes at least 30 images'),
   ],
 )
 def test_nothing_is_claimed_of_too_few(seeds, images, why, tmp_path):
@@ -295,9 +295,9 @@ def test_points_that_cannot_be_used_are_named(sweep):
       'no image has a score in its eval.csv'
     ),
   }
-  assert [len(points) for points in results.points] == [2, 2, 1, 1]
+  assert [len(points) for points in results.points] == [4, 4, 3, 3]
   assert conclusions.held_equal(results)[-2] == (
-    '4 variants, 1 to 2 seeds, evaluated on the same 40 images of test.'
+    '4 variants, 3 to 4 seeds, evaluated on the same 40 images of test.'
   )
 
 
@@ -383,7 +383,7 @@ def test_budgets(steps, text, tmp_path):
     ),
     (
       ('NVIDIA H100', '16', '1'),
-      ['Each point ran on NVIDIA H100 with 16 cores, alone.'],
+      ['Each point ran on NVIDIA H100 with 16 cores, one at a time.'],
     ),
     (('', '', ''), []),
   ],

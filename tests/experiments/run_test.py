@@ -8,6 +8,7 @@ import logging
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -429,6 +430,41 @@ def test_a_training_that_was_left_behind_is_awaited(
     ending.join()
   assert before and ('train', folder.name) not in before
   assert counts == {'done': 4, 'failed': 0, 'missing': 0}
+
+
+def test_what_was_not_begun_stays_recorded(tmp_path, children):
+  sweep, out = _load(tmp_path), tmp_path / 'out'
+  failure = children_lib.Failed('train', 1, 'error: no memory')
+  children.broken['train', 'depth=1,seed=0'] = failure
+  children.broken['train', 'depth=1,seed=1'] = children_lib.Stopped()
+  children.machine = {'cores': 4, 'jobs': 1}
+  _run(sweep, out, children)
+  before = [points.record_of(out, point) for point in sweep.points]
+  assert [r['status'] for r in before] == ['failed', 'stopped', 'done', 'done']
+  # A signal comes before anything is begun, or in the tuning.
+  for broken in (False, True):
+    again = _Pretended()
+    again.machine = {'cores': 2, 'jobs': 2}
+    if broken:
+      again.broken['tuning', 'depth=1'] = children_lib.Stopped()
+      shutil.rmtree(out / 'variants/depth=1/learning_rate=0.004')
+    else:
+      again.signal = signal.SIGTERM
+    counts = _run(sweep, out, again)
+    assert counts == {'done': 2, 'failed': 1, 'missing': 1}
+    assert [points.record_of(out, point) for point in sweep.points] == before
+
+
+def test_a_killed_point_has_its_machine(tmp_path, children):
+  """What is recorded while it trains is all that a SIGKILL leaves."""
+  sweep, out, seen = _load(tmp_path), tmp_path / 'out', []
+  children._train = lambda fields: (
+    seen.append(points.record_of(out, sweep.points[len(seen)])) or {}
+  )
+  _run(sweep, out, children)
+  for record in seen:
+    assert record['status'] == 'stopped'
+    assert record['machine'] == {**children.machine, 'device': 'cpu'}
 
 
 def test_other_cores_are_told(tmp_path, children, caplog, monkeypatch):

@@ -1,0 +1,126 @@
+"""Which differences between its variants a sweep asks for."""
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Contrast:
+  """A difference of variants that a question asks for.
+
+  Attributes:
+    factor: the field that differs.
+    values: (its value, the value that it is compared with).
+    others: ((field, value), ...) that are held; () for a mean over all of them.
+    weights: of the V variants' scores; the positive ones add up to 1, the
+      negative ones to -1.
+  """
+
+  factor: str
+  values: tuple[str, str]
+  others: tuple[tuple[str, str], ...]
+  weights: tuple[float, ...]
+
+  @property
+  def is_average(self) -> bool:
+    """Whether it is a mean over several differences."""
+    return sum(w > 0 for w in self.weights) > 1
+
+
+def is_number(value: str) -> bool:
+  try:
+    float(value)
+  except ValueError:
+    return False
+  return True
+
+
+def levels(
+  factors: Sequence[str], variants: Sequence[Sequence[str]]
+) -> dict[str, list[str]]:
+  """Returns each factor's values: numbers by size, others as they occur."""
+  result = {}
+  for factor, values in zip(factors, zip(*variants)):
+    values = list(dict.fromkeys(values))
+    if all(map(is_number, values)):
+      values.sort(key=float)
+    result[factor] = values
+  return result
+
+
+def make_contrasts(
+  factors: Sequence[str],
+  variants: Sequence[Sequence[str]],
+  baselines: Mapping[str, str],
+) -> list[Contrast]:
+  """Returns what a sweep asks for.
+
+  Numbers are compared with their lower neighbour, other values with a baseline:
+  at each combination of the other factors, and, where all combinations are
+  there, on average over them. Where several factors differ, and no difference
+  is there at more than one combination of the others (cross-entropy, Dice, or
+  both), variants are what is compared: all with the first.
+
+  Args:
+    factors: names of the fields that differ.
+    variants: their values of each variant.
+    baselines: {factor: value}; without one the first value is it.
+  """
+  values, single, averaged = levels(factors, variants), [], []
+  is_grid = len(factors) < 2
+  index = {tuple(v): i for i, v in enumerate(variants)}
+  for k, factor in enumerate(factors):
+    others = list(dict.fromkeys((*v[:k], *v[k + 1 :]) for v in variants))
+    names = [f for f in factors if f != factor]
+    for pair in _pairs(values[factor], baselines.get(factor)):
+      found = []
+      for held in others:
+        places = [index.get((*held[:k], v, *held[k:])) for v in pair]
+        if None not in places:
+          weights = np.zeros(len(variants))
+          weights[places] = 1, -1
+          found.append(weights)
+          held = tuple(zip(names, held))
+          single.append(Contrast(factor, pair, held, tuple(weights)))
+      is_grid = is_grid or len(found) > 1
+      if len(found) == len(others) > 1:
+        weights = tuple(np.mean(found, 0))
+        averaged.append(Contrast(factor, pair, (), weights))
+  if single and is_grid:
+    return [*averaged, *single]
+  return _with_first(factors, variants)
+
+
+def _pairs(values: list[str], baseline: str | None) -> list[tuple[str, str]]:
+  if all(map(is_number, values)):
+    return [(b, a) for a, b in itertools.pairwise(values)]
+  if baseline not in values:
+    baseline = values[0]
+  return [(v, baseline) for v in values if v != baseline]
+
+
+def _with_first(factors, variants) -> list[Contrast]:
+  first, *rest = variants
+  contrasts = []
+  for i, variant in enumerate(rest, 1):
+    weights = np.zeros(len(variants))
+    weights[[i, 0]] = 1, -1
+    pair = ', '.join(variant), ', '.join(first)
+    contrasts.append(Contrast(', '.join(factors), pair, (), tuple(weights)))
+  return contrasts
+
+
+def full_grid(
+  factors: Sequence[str], variants: Sequence[Sequence[str]]
+) -> np.ndarray | None:
+  """Returns the variants' indices [A, B] of two factors, or None."""
+  if len(factors) != 2:
+    return None
+  rows, columns = levels(factors, variants).values()
+  index = {tuple(v): i for i, v in enumerate(variants)}
+  if len(index) < len(rows) * len(columns) or min(len(rows), len(columns)) < 2:
+    return None
+  return np.array([[index[a, b] for b in columns] for a in rows])
