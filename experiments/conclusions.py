@@ -71,7 +71,8 @@ def analyse(
 def title(measure: str) -> str:
   """Returns what a measure is called: `image_miou` is 'image mean IoU'."""
   entry, reduction = glossary.find(measure)
-  return f'{reduction} {entry.title}'.strip()
+  _, _, name = measure.partition('/')
+  return f'{reduction} {entry.title}{name and ", "}{name}'.strip()
 
 
 def conclude(results: results_lib.Results, analysis: Analysis) -> list[str]:

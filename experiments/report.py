@@ -34,8 +34,6 @@ _MEASURES = (
 _NARROW = 800
 # Characters of a cell that is one line.
 _UNBROKEN = 40
-# Of more classes the table has no columns.
-_FEW_CLASSES = 4
 # Columns of results.csv, their title, what a unit of it is, and the format.
 _COSTS = (
   ('parameters', 'parameters', 1, ',.0f'),
@@ -170,7 +168,7 @@ def _quality_columns(results) -> list[tuple[str, list[str]]]:
   """Returns (title, cell of each variant) of what there are figures for."""
   names = [(f'eval/{m}', conclusions.title(m)) for m in _MEASURES]
   classes = results.class_names()
-  if len(classes) <= _FEW_CLASSES:
+  if len(classes) <= results_lib.FEW_CLASSES:
     names += [(f'eval/dataset_iou/{c}', f'dataset IoU, {c}') for c in classes]
   columns = [(title, results.figures(name), '.4f', 1) for name, title in names]
   return _cells(columns)
@@ -245,6 +243,12 @@ def _differences(results, analyses) -> _Section:
       'stand out; each has its interval behind it.',
       _HOW,
     ]
+    if any(c.is_certain for a in analyses[1:] for c in a.comparisons):
+      lines.append(
+        '† The interval of another measure excludes 0, corrected for the '
+        'comparisons of that measure alone: a hint, of which the conclusion '
+        'takes no account.'
+      )
   if first.interaction is not None:
     a, b = (short[f] for f in results.factors)
     p = conclusions.show_p(first.interaction)
@@ -272,7 +276,8 @@ def _difference_row(analyses, i: int, short) -> list[str]:
   ]
   for k, analysis in enumerate(analyses):
     c = analysis.comparisons[i]
-    row.append(f'{c.difference:+.4f} ({c.low:+.4f} to {c.high:+.4f})')
+    mark = ' †' if k and c.is_certain else ''
+    row.append(f'{c.difference:+.4f} ({c.low:+.4f} to {c.high:+.4f}){mark}')
     if k == 0:
       row.append(conclusions.show_p(c.p))
   return row

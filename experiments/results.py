@@ -16,6 +16,9 @@ from experiments import collect, contrasts, files, statistics, sweeps
 from experiments import names as names_lib
 from unet_jax import errors, metric_writer, metrics
 
+# Of more classes there are no figures of each.
+FEW_CLASSES = 4
+
 
 @dataclasses.dataclass(frozen=True)
 class Point:
@@ -102,7 +105,7 @@ class Results:
     """Returns what `statistics.bootstrap` takes of each measure there is.
 
     The first is the one that is concluded from: it is a mean over images, and
-    needs nothing but their scores.
+    needs nothing but their scores. Those of classes come last, of few classes.
     """
     classes = self.class_names()
     of_classes = lambda score: self.stack([f'{score}/{c}' for c in classes])
@@ -115,6 +118,9 @@ class Results:
       )
       boundary = metrics.nanmean(of_classes('boundary_iou'), -1)
       found['image_boundary_miou'] = statistics.means_of_images(boundary)
+      if len(classes) <= FEW_CLASSES:
+        for name, iou in zip(classes, np.moveaxis(of_classes('iou'), -1, 0)):
+          found[f'image_iou/{name}'] = statistics.means_of_images(iou)
     return {
       name: sums
       for name, sums in found.items()

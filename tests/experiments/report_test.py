@@ -371,6 +371,17 @@ def test_budgets(steps, text, tmp_path):
   assert re.search(text, conclusions.held_equal(results)[0])
 
 
+def test_what_is_certain_of_other_measures_has_a_mark(tmp_path):
+  effect = lambda depth: 0.2 if depth == 10 else 0.0
+  fake_sweep.write(tmp_path, {'model.depth': (2, 10)}, 4, 40, effect)
+  report.write(tmp_path, resamples=_DRAWS)
+  analyses = conclusions.analyse(results_lib.read(tmp_path), _DRAWS)
+  certain = [c.is_certain for a in analyses[1:] for c in a.comparisons]
+  assert 0 < sum(certain) < len(certain)
+  words = _words(tmp_path)
+  assert words.count(' †') == sum(certain) and '\n† The interval' in words
+
+
 @pytest.mark.parametrize(
   'machine,told',
   [
@@ -501,7 +512,7 @@ def test_names_are_text(tmp_path):
   (effect,) = [
     line for line in words.splitlines() if '| ' in line and ' against ' in line
   ]
-  assert len(re.findall(r'(?<!\\)\|', effect)) == 7
+  assert len(re.findall(r'(?<!\\)\|', effect)) == 10
 
 
 class _Segmenter:
