@@ -2,6 +2,7 @@
 
 import warnings
 
+import cv2
 import numpy as np
 import pytest
 from scipy import ndimage
@@ -78,6 +79,27 @@ def test_boundary_counts_are_those_of_scipy(ignored):
     a = _region(mask == c, 3)
     b = _region((prediction == c) & (mask != 255), 3)
     np.testing.assert_array_equal(actual[c], [(a & b).sum(), (a | b).sum()])
+
+
+@pytest.mark.parametrize('uses_ipp', [True, False])
+def test_surface_distances_are_exact_by_either_algorithm(monkeypatch, uses_ipp):
+  """OpenCV has two, in float32; which one it takes may change between runs."""
+  monkeypatch.setattr(boundaries, '_SPARSE', 0)
+  rng = np.random.default_rng(0)
+  truth, found = (rng.random((2, 40, 1300)) < 0.01).astype(np.uint8)
+  # Beyond what float32 tells apart, too.
+  found[:, 100:] = 0
+  before = cv2.ipp.useIPP()
+  cv2.ipp.setUseIPP(uses_ipp)
+  try:
+    there, back = boundaries.surface_distances(truth, found)
+  finally:
+    cv2.ipp.setUseIPP(before)
+  for actual, start, goal in ((there, truth, found), (back, found, truth)):
+    # Single pixels are their own edges.
+    expected = ndimage.distance_transform_edt(1 - goal)[start > 0]
+    np.testing.assert_array_equal(actual, expected)
+  assert there.max() > 1100
 
 
 @pytest.mark.parametrize('sparse', [0.0, 1.0], ids=['transform', 'tree'])
