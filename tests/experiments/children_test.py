@@ -112,8 +112,10 @@ def test_a_terminal_may_close_under_nohup(defaults):
 
 def test_a_terminal_that_is_gone_is_not_written_to():
   runner = (
-    'import sys, time\n'
+    'import signal, sys, time\n'
     'from experiments import children\n'
+    # These tests may have been started by nohup.
+    'signal.signal(signal.SIGHUP, signal.SIG_DFL)\n'
     'with children.Children() as c:\n'
     '  print("ready", flush=True)\n'
     '  while c.signal is None:\n'
