@@ -1,5 +1,6 @@
 """Which differences between its variants a sweep asks for."""
 
+import collections
 import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
@@ -69,8 +70,9 @@ def make_contrasts(
     variants: their values of each variant.
     baselines: {factor: value}; without one the first value is it.
   """
+  if not is_grid(factors, variants):
+    return _with_first(factors, variants)
   values, single, averaged = levels(factors, variants), [], []
-  is_grid = len(factors) < 2
   index = {tuple(v): i for i, v in enumerate(variants)}
   for k, factor in enumerate(factors):
     others = list(dict.fromkeys((*v[:k], *v[k + 1 :]) for v in variants))
@@ -85,13 +87,28 @@ def make_contrasts(
           found.append(weights)
           held = tuple(zip(names, held))
           single.append(Contrast(factor, pair, held, tuple(weights)))
-      is_grid = is_grid or len(found) > 1
       if len(found) == len(others) > 1:
         weights = tuple(np.mean(found, 0))
         averaged.append(Contrast(factor, pair, (), weights))
-  if single and is_grid:
-    return [*averaged, *single]
-  return _with_first(factors, variants)
+  return [*averaged, *single]
+
+
+def is_grid(factors: Sequence[str], variants: Sequence[Sequence[str]]) -> bool:
+  """Whether factors differ one by one, see `make_contrasts`."""
+  if len(factors) < 2:
+    return True
+  for k in range(len(factors)):
+    groups = collections.defaultdict(list)
+    for variant in variants:
+      groups[(*variant[:k], *variant[k + 1 :])].append(variant[k])
+    pairs = collections.Counter(
+      pair
+      for values in groups.values()
+      for pair in itertools.combinations(sorted(values), 2)
+    )
+    if any(count > 1 for count in pairs.values()):
+      return True
+  return False
 
 
 def _pairs(values: list[str], baseline: str | None) -> list[tuple[str, str]]:

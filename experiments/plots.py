@@ -255,7 +255,8 @@ def _draw_rows(results, style, mean, spread, label):
       value, i, xerr=np.nan_to_num(error), color=color, marker='o', capsize=2
     )
   axis.set_yticks(range(len(names)), names, fontsize=9)
-  axis.invert_yaxis()
+  # Whole marks at both ends.
+  axis.set_ylim(len(names) - 0.5, -0.5)
   axis.set_xlabel(label)
   axis.grid(alpha=0.3)
   return figure

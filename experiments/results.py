@@ -168,8 +168,9 @@ def read(directory: str) -> Results:
     key = tuple(point.row.get(f, '') for f in factors)
     by_variant.setdefault(key, []).append(point)
   order = list(by_variant)
-  places = [v.index for v in contrasts.levels(factors, order).values()]
-  order.sort(key=lambda v: [place(x) for place, x in zip(places, v)])
+  if contrasts.is_grid(factors, order):
+    places = [v.index for v in contrasts.levels(factors, order).values()]
+    order.sort(key=lambda v: [place(x) for place, x in zip(places, v)])
   of_variants = [by_variant[v] for v in order]
   return Results(factors, order, of_variants, images, left_out, about)
 

@@ -7,12 +7,15 @@ SWEEP.py:NAME, takes those of `SIZES[NAME]` in their place.
 """
 
 import collections
+import contextlib
 import dataclasses
 import difflib
 import functools
 import importlib.util
 import json
 import pathlib
+import traceback
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import ml_collections
@@ -138,13 +141,24 @@ class Sweep:
 
   def main_arguments(self, overrides: dict[str, Any]) -> list[str]:
     """Returns the arguments of main.py for the base with overrides."""
-    return [*self.arguments, *(flag(*item) for item in overrides.items())]
+    return last_of_each(
+      [*self.arguments, *(flag(*item) for item in overrides.items())]
+    )
 
 
 def flag(field: str, value: Any) -> str:
   """Returns --config.FIELD=VALUE as config_flags reads it."""
   text = value if isinstance(value, str) else repr(value)
   return f'--config.{field}={text}'
+
+
+def last_of_each(arguments: Sequence[str]) -> list[str]:
+  """Returns --config.FIELD=VALUE flags, the last of each field.
+
+  config_flags would join the tuples of a field that is given twice.
+  """
+  last = {a.partition('=')[0].lstrip('-'): a for a in arguments}
+  return list(last.values())
 
 
 def resolve(arguments) -> ml_collections.ConfigDict:
@@ -186,13 +200,18 @@ def load(
   _check_names(file, module, constants['SIZES'])
   if size:
     if size not in constants['SIZES']:
-      sizes = ', '.join(constants['SIZES']) or 'none'
-      raise errors.UserError(f'{file}:{size}: it has the sizes {sizes}')
+      sizes = ', '.join(constants['SIZES'])
+      has = f'the sizes {sizes}' if sizes else 'no sizes'
+      raise errors.UserError(f'{file}:{size}: it has {has}')
     constants.update(constants['SIZES'][size])
-  arguments = (
-    f'--config={ROOT / constants["BASE"]}',
-    *(flag(*item) for item in constants['OVERRIDES'].items()),
-    *arguments,
+  arguments = tuple(
+    last_of_each(
+      [
+        f'--config={ROOT / constants["BASE"]}',
+        *(flag(*item) for item in constants['OVERRIDES'].items()),
+        *arguments,
+      ]
+    )
   )
   config = resolve(arguments)
   config_lib.validate(config)
@@ -204,7 +223,7 @@ def load(
     config=config,
     tune=None if no_tune else _tune(file, constants['TUNE']),
     budget=budget or constants['BUDGET'],
-    points=_points(file, plain(list(module.sweep()))),
+    points=_points(file, _yielded(file, module)),
   )
   _check(file, sweep)
   _check_values(file, sweep)
@@ -232,10 +251,35 @@ def _import(file: str):
     )
   spec = importlib.util.spec_from_file_location('sweep', file)
   module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
+  with _its_own_mistakes(file):
+    spec.loader.exec_module(module)
   if not hasattr(module, 'sweep'):
     raise errors.UserError(f'{file} has no sweep(), which yields the points')
   return module
+
+
+def _yielded(file: str, module) -> list[dict[str, Any]]:
+  with _its_own_mistakes(file):
+    found = list(module.sweep())
+  for overrides in found:
+    if not isinstance(overrides, dict):
+      raise errors.UserError(
+        f'{file}: sweep() yields {overrides!r}; it takes a dict of overrides, '
+        "{'model.depth': 2}"
+      )
+  return plain(found)
+
+
+@contextlib.contextmanager
+def _its_own_mistakes(file: str) -> Iterator[None]:
+  """Makes an exception of a sweep file's code one line that names it."""
+  try:
+    yield
+  except Exception as e:
+    frames = traceback.extract_tb(e.__traceback__)
+    lines = [f.lineno for f in frames if f.filename == file]
+    line = e.lineno if isinstance(e, SyntaxError) else (lines or ['?'])[-1]
+    raise errors.UserError(f'{file}:{line}: {type(e).__name__}: {e}') from e
 
 
 def _check_names(file: str, module, sizes: dict[str, dict[str, Any]]) -> None:

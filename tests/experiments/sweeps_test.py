@@ -254,6 +254,46 @@ def test_twenty_variants_are_checked_quickly():
   assert time.process_time() - start < 2
 
 
+@pytest.mark.parametrize(
+  'text, line, message',
+  [
+    (
+      'def sweep():\n  yeild 1',
+      2,
+      'SyntaxError: invalid syntax (sweep.py, line 2)',
+    ),
+    ('def sweep():\n  yield x', 2, "NameError: name 'x' is not defined"),
+    ('import json\njson.loads("")', 2, 'JSONDecodeError: Expecting value'),
+  ],
+)
+def test_errors_of_a_sweep_file_s_code(write, text, line, message):
+  name = write(text)
+  assert _refused(name).startswith(f'{name}:{line}: {message}')
+
+
+def test_points_are_dicts(write):
+  name = write('def sweep():\n  return [1]')
+  assert _refused(name) == (
+    f'{name}: sweep() yields 1; it takes a dict of overrides, '
+    "{'model.depth': 2}"
+  )
+
+
+def test_the_last_value_of_a_tuple_counts(write):
+  """config_flags would join them: (64, 64, 32, 32)."""
+  name = write("""
+    OVERRIDES = {'data.image_size': (64, 64), 'model.deep_supervision': (0.5,)}
+    def sweep():
+      yield {'model.deep_supervision': (0.4,)}
+      yield {'model.deep_supervision': (0.3,)}
+  """)
+  sweep = sweeps.load(name, ('--config.data.image_size=32,32',))
+  for point, weight in zip(sweep.points, (0.4, 0.3)):
+    config = sweeps.resolve(sweep.main_arguments(point.overrides))
+    assert config.data.image_size == (32, 32)
+    assert config.model.deep_supervision == (weight,)
+
+
 def test_mistakes_on_the_command_line(write, tmp_path):
   assert _refused(f'{tmp_path}/no.py') == (
     f'{tmp_path}/no.py: no such sweep file; for instance '
