@@ -444,3 +444,5 @@ def test_contrasts_of_weights_that_are_alone_or_together():
     ('0, 1', '1, 0'),
     ('1, 1', '1, 0'),
   ]
+  assert not contrasts.is_grid(('entropy', 'dice'), variants)
+  assert contrasts.is_grid(('entropy', 'dice'), [*variants, ('0', '0')])
