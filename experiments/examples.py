@@ -10,6 +10,7 @@ import matplotlib
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib import patches
 
 from experiments import contrasts
 from experiments import results as results_lib
@@ -118,10 +119,30 @@ def draw(
     file = f'predictions_{k}.png'
     _draw_image(os.path.join(figures, file), results, found, k)
     drawn[file] = (
-      f'{name}: image, mask, and the prediction by the first network of each '
-      'variant, with its mIoU.'
+      f'{name}: image, mask (ignored pixels are white), and the prediction by '
+      'the first network of each variant, with its mIoU.'
     )
   return drawn
+
+
+def _name_classes(figure, names: list[str]) -> None:
+  """Adds a key to the colours; ignored pixels are white."""
+  if not 0 < len(names) <= 2 * _COLUMNS:
+    return
+  keys = [
+    patches.Patch(color=color / 255)
+    for color in colors.class_colors(len(names))
+  ]
+  # A name is no formula, though it may hold dollars.
+  with plt.rc_context({'text.parse_math': False}):
+    figure.legend(
+      keys,
+      names,
+      loc='outside lower center',
+      ncols=min(len(names), _COLUMNS),
+      frameon=False,
+      fontsize=8,
+    )
 
 
 def _draw_image(path: str, results, found, k: int) -> None:
@@ -158,5 +179,6 @@ def _draw_image(path: str, results, found, k: int) -> None:
         panel[1], cmap='gray', vmin=0, vmax=255, interpolation='nearest'
       )
       axis.set_title(panel[0], fontsize=8, parse_math=False)
+  _name_classes(figure, results.class_names())
   figure.savefig(path, dpi=100)
   plt.close(figure)
