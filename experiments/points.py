@@ -35,7 +35,7 @@ def warn_of_cores(
   """Tells where earlier calls had another number of cores for a point.
 
   XLA shares sums out over them, so that figures differ by rounding; those of
-  accelerators do not.
+  accelerators are taken not to.
   """
   machines = [
     record['machine']

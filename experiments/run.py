@@ -22,7 +22,7 @@ import sys
 
 from absl import app, flags
 
-from experiments import clusters, collect, points, pool, sweeps
+from experiments import begin, clusters, collect, points, pool, sweeps
 from experiments.children import Children, Failed, Stopped
 from unet_jax import errors, locks, logs
 
@@ -205,7 +205,7 @@ def main(argv: list[str]) -> None:
     arguments += [f'--budget={_BUDGET.value}'] * bool(_BUDGET.value)
     if _write_jobs(sweep, arguments):
       return
-    sweeps.begin(sweep, directory)
+    begin.begin(sweep, directory)
     if _GATHER.value:
       with Children() as children:
         counts = _write(sweep, directory, children)

@@ -173,7 +173,8 @@ def bootstrap(
     seed: of the draws.
   """
   variants = np.asarray(variants)
-  design, has_blocks = _design(variants, seeds)
+  names, places = np.unique(seeds, return_inverse=True)
+  design, has_blocks = _design(variants, places)
   inverse = np.linalg.pinv(design)
   averaging = inverse[: variants.max() + 1]
   of_networks = score(of_images.sum(1))
@@ -183,7 +184,6 @@ def bootstrap(
   left = 1 - np.sum(design * inverse.T, 1)
   freedom = round(left.sum())
   spread = np.sqrt(squares.sum() / freedom) if freedom else float('nan')
-  names, places = np.unique(seeds, return_inverse=True)
   if not has_blocks and len(names) < len(variants):
     freedom, spread = 0, float('nan')
   networks = np.full((len(averaging), len(names)), np.nan)
@@ -210,11 +210,12 @@ def bootstrap(
   )
 
 
-def _design(variants: np.ndarray, seeds: Sequence[str]):
+def _design(variants: np.ndarray, seeds: np.ndarray) -> tuple[np.ndarray, bool]:
   """Returns what of the variants and seeds is in each network's score.
 
   Args:
-    variants, seeds: see `bootstrap`.
+    variants, seeds: of each network the index of its variant and of its seed,
+      [P].
 
   Returns:
     (float64 [P, V + S - 1], true): the variants' columns, then those of the
@@ -223,11 +224,11 @@ def _design(variants: np.ndarray, seeds: Sequence[str]):
     told from variants.
   """
   of_variants = np.eye(variants.max() + 1)[variants]
-  names, places = np.unique(seeds, return_inverse=True)
-  of_seeds = (np.eye(len(names))[:, 1:] - np.eye(len(names))[:, :1])[places]
+  num_seeds = seeds.max() + 1
+  of_seeds = (np.eye(num_seeds)[:, 1:] - np.eye(num_seeds)[:, :1])[seeds]
   design = np.hstack([of_variants, of_seeds])
   rank = np.linalg.matrix_rank(design)
-  if len(names) > 1 and design.shape[1] == rank < len(variants):
+  if num_seeds > 1 and design.shape[1] == rank < len(variants):
     return design, True
   return of_variants, False
 

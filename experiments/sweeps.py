@@ -12,7 +12,6 @@ import dataclasses
 import difflib
 import functools
 import importlib.util
-import json
 import pathlib
 import traceback
 from collections.abc import Iterator, Sequence
@@ -23,9 +22,9 @@ import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
-from experiments import files, names
+from experiments import names
 from unet_jax import config as config_lib
-from unet_jax import errors, locks
+from unet_jax import errors
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -61,9 +60,6 @@ TUNING = {
 # Fields that are told of every point, whatever the sweep is about.
 LEARNING_RATE = 'optimizer.learning_rate'
 TOLD = (LEARNING_RATE, 'train.num_steps')
-
-# What may differ between calls: it changes no figure but those of the clock.
-_FREE = ('data.cache', 'data.cache_dir', 'data.num_workers', 'log')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -410,56 +406,3 @@ def _check_values(file: str, sweep: Sweep) -> None:
       unet.create_model(config).output_size(config.data.image_size)
     except errors.UserError as e:
       raise errors.UserError(f'{file}: {name}: {e}') from e
-
-
-def _begun(sweep: Sweep) -> dict[str, Any]:
-  """What must be the same in each call, {name: value}, as in JSON."""
-  flat = {
-    f: v
-    for f, v in config_lib.flatten(sweep.config).items()
-    if not any(f == free or f.startswith(free + '.') for free in _FREE)
-  }
-  tune = sweep.tune and dataclasses.asdict(sweep.tune)
-  about = {'BUDGET': sweep.budget, 'TUNE': tune, **flat}
-  return json.loads(json.dumps(about))
-
-
-def begin(sweep: Sweep, directory: pathlib.Path) -> None:
-  """Writes sweep.json, or checks it against that of an earlier call.
-
-  Raises:
-    UserError: the folder's sweep has another base, tuning or budget. Points may
-      be added.
-  """
-  directory.mkdir(parents=True, exist_ok=True)
-  # Jobs of a cluster begin at the same time.
-  with locks.lock(directory / '.begin', f'beginning the sweep of {directory}'):
-    _begin(sweep, directory)
-
-
-def _begin(sweep: Sweep, directory: pathlib.Path) -> None:
-  path, now = directory / 'sweep.json', _begun(sweep)
-  before = files.read_json(path)
-  if before:
-    was = before['begun']
-    differences = [
-      f'{name} was {was.get(name)!r}, now {now.get(name)!r}'
-      for name in sorted({*was, *now})
-      if was.get(name) != now.get(name)
-    ]
-    if differences:
-      raise errors.UserError(
-        f'{directory} holds a sweep with another base: '
-        f'{"; ".join(differences)}. Choose another --workdir, or undo the '
-        'change'
-      )
-  about = {
-    'question': sweep.question,
-    'file': sweep.path,
-    'size': sweep.size,
-    'fields': sweep.fields,
-    'points': [point.name for point in sweep.points],
-    'begun': now,
-  }
-  if about != before:
-    files.write_json(path, about)

@@ -18,8 +18,8 @@ import time
 
 import pytest
 
+from experiments import begin, collect, files, points, pool, sweeps
 from experiments import children as children_lib
-from experiments import collect, files, points, pool, sweeps
 from unet_jax import locks
 
 # config_flags reads a config with it.
@@ -499,14 +499,14 @@ def test_other_cores_are_told(tmp_path, children, caplog, monkeypatch):
 
 _JOB = """
 import pathlib, sys
-from experiments import collect, files, sweeps
+from experiments import begin, collect, files, sweeps
 
 name, out = sys.argv[1], pathlib.Path(sys.argv[2])
 sweep = sweeps.load(name)
 print('ready', flush=True)
 sys.stdin.read()
 for i in range(50):
-  sweeps.begin(sweep, out)
+  begin.begin(sweep, out)
   files.write_json(out / 'same.json', [i])
   collect.write_csv(out / 'same.csv', ['i'], [{'i': i}])
 """
@@ -535,7 +535,7 @@ def test_jobs_that_start_together_write_the_same_files(tmp_path, children):
   assert [job.returncode for job in jobs] == [0] * 4, errors
   # What is the same is not written again.
   before = (out / 'sweep.json').stat()
-  sweeps.begin(sweep, out)
+  begin.begin(sweep, out)
   assert (out / 'sweep.json').stat().st_ino == before.st_ino
   names = {'.begin', 'sweep.json', 'same.json', 'same.csv'}
   assert {path.name for path in out.iterdir()} == names

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from experiments import names, sweeps
+from experiments import begin, names, sweeps
 from unet_jax import errors
 
 # config_flags reads a config with it.
@@ -310,12 +310,12 @@ def test_mistakes_on_the_command_line(write, tmp_path):
 
 def test_a_sweep_with_another_base_is_refused(write, tmp_path):
   name, folder = write(_TWO), tmp_path / 'out'
-  sweeps.begin(sweeps.load(name), folder)
+  begin.begin(sweeps.load(name), folder)
   # Neither a folder for caches nor a further point changes a figure.
   pathlib.Path(name).write_text(
     pathlib.Path(name).read_text().replace('(1, 2)', '(1, 2, 3)')
   )
-  sweeps.begin(sweeps.load(name, ('--config.data.cache_dir=x',)), folder)
+  begin.begin(sweeps.load(name, ('--config.data.cache_dir=x',)), folder)
   for changes, kwargs, difference in (
     (
       ('--config.model.norm=none', '--config.eval.band=2'),
@@ -325,7 +325,7 @@ def test_a_sweep_with_another_base_is_refused(write, tmp_path):
     ((), {'budget': 'flops'}, "BUDGET was 'steps', now 'flops'"),
   ):
     with pytest.raises(errors.UserError) as e:
-      sweeps.begin(sweeps.load(name, changes, **kwargs), folder)
+      begin.begin(sweeps.load(name, changes, **kwargs), folder)
     assert str(e.value) == (
       f'{folder} holds a sweep with another base: {difference}. Choose '
       'another --workdir, or undo the change'
