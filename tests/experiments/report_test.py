@@ -84,6 +84,9 @@ def test_both_reports_tell_the_same(whole):
     'the lowest was the best for 2, where a still lower one may be better.',
     'Points ran on different machines (device, cores, jobs: cpu, 10, 1; cpu, '
     '2, 1): their seconds and images/s cannot be compared.',
+    'Variants have different seeds, of which these are the means as they are; '
+    'differences, and the plots of quality against cost, make up for what a '
+    'missing seed does to the others.',
     # 2 averages, 4 single differences and the interaction.
     '7 comparisons of each measure, by 1,000 draws.',
   ):
@@ -330,6 +333,24 @@ def test_fields_are_named_as_in_the_names_of_points(sweep):
   assert [results.short[f] for f in results.factors] == [
     'upsample',
     'model.depth',
+  ]
+
+
+def test_weights_that_are_alone_or_together_keep_the_order_of_the_file(
+  tmp_path,
+):
+  """So that the first, cross-entropy, is what others are compared with."""
+  grid = {'loss.weights.cross_entropy': (1, 0), 'loss.weights.dice': (0, 1)}
+  neither = [f'cross_entropy=0,dice=0,seed={seed}' for seed in (0, 1)]
+  fake_sweep.write(
+    tmp_path, grid, 2, 40, lambda cross_entropy, dice: 0.0, failed=neither
+  )
+  results = results_lib.read(tmp_path)
+  assert results.variants == [('1', '0'), ('1', '1'), ('0', '1')]
+  asked = conclusions.analyse(results, _DRAWS)[0].comparisons
+  assert [c.contrast.values for c in asked] == [
+    ('1, 1', '1, 0'),
+    ('0, 1', '1, 0'),
   ]
 
 
