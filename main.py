@@ -11,8 +11,8 @@ import sys
 from absl import app, flags
 from ml_collections import config_flags
 
-from unet_jax import config as config_lib
-from unet_jax import errors, logs
+from unet_jax.config import checks, command_line, saved
+from unet_jax.runtime import errors, logs
 
 _ROOT = pathlib.Path(__file__).resolve().parent
 # The module of unet_jax that runs each mode, with its run(config, workdir).
@@ -35,9 +35,9 @@ _MODE = flags.DEFINE_enum('mode', 'train', list(_MODES), 'What to do.')
 def _parse_flags(argv: list[str]) -> list[str]:
   """Parses flags; a mistake ends in one line and exit code 2."""
   try:
-    config_lib.check_arguments(argv[1:], _ROOT / 'configs')
+    command_line.check_arguments(argv[1:], _ROOT / 'configs')
     # In place: config_flags looks at sys.argv.
-    argv[:] = [config_lib.spelled_for_python(a) for a in argv]
+    argv[:] = [command_line.spelled_for_python(a) for a in argv]
     # Defined here since the definition itself parses --config.* already.
     config_flags.DEFINE_config_file(
       'config', str(_ROOT / 'configs/shapes.py'), 'File with get_config().'
@@ -49,7 +49,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
       raise errors.UserError('--mode=import needs --workdir=DIR, a new run')
     return rest
   except (flags.Error, ValueError, TypeError) as e:
-    errors.leave(f'error: {errors.line_of_flags(e)}', 2)
+    errors.exit_with(f'error: {command_line.line_of_flags(e)}', 2)
 
 
 def _module(mode: str):
@@ -65,7 +65,7 @@ def _config(mode: str, workdir: str):
   overrides = config_flags.get_override_values(flag)
   if mode == 'import':
     return _module(mode).deduced_config(overrides)
-  return config_lib.read(workdir, overrides) or flag.value
+  return saved.read(workdir, overrides) or flag.value
 
 
 def main(_) -> None:
@@ -73,15 +73,17 @@ def main(_) -> None:
   # Names of files may be no text.
   sys.stdout.reconfigure(errors='backslashreplace')
   name = config_flags.get_config_filename(flags.FLAGS['config'])
-  workdir = os.path.abspath(_WORKDIR.value or config_lib.default_workdir(name))
+  workdir = os.path.abspath(
+    _WORKDIR.value or command_line.default_workdir(name)
+  )
   try:
     config = _config(_MODE.value, workdir)
-    config_lib.validate(config, _MODE.value)
+    checks.validate(config, _MODE.value)
     _module(_MODE.value).run(config, workdir)
   except (errors.UserError, OSError) as e:
-    errors.leave(f'error: {errors.one_line(e, workdir)}', 1)
+    errors.exit_with(f'error: {errors.one_line(e, workdir)}', 1)
   except KeyboardInterrupt:
-    errors.leave('interrupted; run the same command again to continue', 130)
+    errors.exit_with('interrupted; run the same command again to continue', 130)
 
 
 if __name__ == '__main__':

@@ -13,7 +13,7 @@ out says little: `--mode=cross_validate --config.data.num_folds=5` trains five
 networks, each image evaluated by the one that was not trained on it.
 """
 
-from configs import default
+from unet_jax.config import default
 
 
 def get_config():

@@ -13,7 +13,7 @@ concatenated skips, one sigmoid channel, no norm.
 DIR is a folder as in configs/folder.py; masks of 0 (background) and 255.
 """
 
-from configs import default
+from unet_jax.config import default
 
 
 def get_config(upsample: str = 'transpose'):

@@ -14,7 +14,7 @@ steps at 18 images/s. The large recipe has not been measured yet):
   python main.py --config=configs/oxford_pets.py --config.data.dir=DIR
 """
 
-from configs import default
+from unet_jax.config import default
 
 
 def get_config(size: str = 'large'):

@@ -10,7 +10,7 @@ On two cores of a shared x86 server, 4.2 minutes in all beside much other work,
 0.766, rod 0.723).
 """
 
-from configs import default
+from unet_jax.config import default
 
 
 def get_config():

@@ -6,12 +6,14 @@ import pathlib
 import signal
 import statistics
 
-import folders
 import numpy as np
-import program
 import pytest
 
-from unet_jax import cross_validate, errors, evaluate, progress, results, train
+from tests import folders, program
+from unet_jax import cross_validate, evaluate, train
+from unet_jax.evaluation import files
+from unet_jax.runtime import errors
+from unet_jax.training import progress
 
 
 def _config(root, cache_dir, num_folds=2):
@@ -37,13 +39,13 @@ def _read(path):
 def _evaluation(config, seed, **figures):
   """What eval.json would have, of a drawn confusion matrix."""
   rng = np.random.default_rng(seed)
-  names = results.figure_names(config)
+  names = files.figure_names(config)
   return {
     **dict(zip(names, rng.random(len(names)).tolist())),
     **figures,
     'step': config.train.num_steps,
     'params': 'ema',
-    'settings': results.settings(config),
+    'settings': files.settings(config),
     'num_examples': 3,
     'confusion': rng.integers(1, 100, (2, 2)).tolist(),
   }
@@ -84,7 +86,7 @@ def _assert_pooled(summary, confusions):
 
 def test_summary_of_folds():
   config = _config('x', '', 4)
-  names = results.figure_names(config)
+  names = files.figure_names(config)
   undefined, once = 'eval/image_iou/cell', 'eval/dataset_iou/cell'
   seconds = {'eval/seconds': 1.0}
   found = [_evaluation(config, i, **seconds) for i in range(4)]
@@ -241,9 +243,9 @@ def test_an_interrupted_cross_validation_goes_on(tmp_path, monkeypatch):
 
   # When all of the first fold is done, the second is not begun.
   with monkeypatch.context() as patch:
-    write = results.write
+    write = files.write
     patch.setattr(
-      results,
+      files,
       'write',
       lambda *args, **about: (write(*args, **about), raises()),
     )

@@ -7,15 +7,17 @@ import logging
 import jax
 import numpy as np
 import pytest
-import runs
-import tiny
 from PIL import Image
 from skimage import measure
 
 import unet_jax
-from unet_jax import averaging, errors, evaluate, metrics
-from unet_jax import config as config_lib
-from unet_jax.data import prepare
+from tests import runs, tiny
+from unet_jax import evaluate
+from unet_jax.config import checks, saved
+from unet_jax.data import resize as resize_lib
+from unet_jax.evaluation import confusion
+from unet_jax.models import averaging
+from unet_jax.runtime import errors
 
 _NAMES = ('sky', 'sea', 'land')
 
@@ -68,8 +70,8 @@ def data(tmp_path_factory):
 def _run(workdir, config, **fields):
   runs.save(workdir, config)
   overrides = {k.replace('__', '.'): v for k, v in fields.items()}
-  config = config_lib.read(str(workdir), overrides)
-  config_lib.validate(config, 'evaluate')
+  config = saved.read(str(workdir), overrides)
+  checks.validate(config, 'evaluate')
   evaluate.run(config, str(workdir))
   found = json.loads((workdir / 'eval.json').read_text())
   with open(workdir / 'eval.csv', newline='') as f:
@@ -105,11 +107,11 @@ def test_masks_are_untouched_at_the_original_resolution(
   for row, (index, image, mask) in zip(rows, _kept(config, pairs), strict=True):
     assert row['image'] == f'{root}/images/{index}.png'
     counts.append(_confusion(mask, segment(image).argmax(-1)))
-    iou, dice = metrics.iou_and_dice(counts[-1])
+    iou, dice = confusion.iou_and_dice(counts[-1])
     assert float(row['iou/sea']) == pytest.approx(iou[1])
     assert float(row['dice/land']) == pytest.approx(dice[2])
   assert found['confusion'] == np.sum(counts, 0).tolist()
-  for name, value in metrics.scores(np.array(counts), _NAMES).items():
+  for name, value in confusion.scores(np.array(counts), _NAMES).items():
     assert found[f'eval/{name}'] == pytest.approx(value), name
   assert found['num_examples'] == 5 and found['resolution'] == 'original'
   assert 'eval/loss' not in found
@@ -125,7 +127,7 @@ def test_masks_are_resized_at_the_resolution_of_the_network(data, tmp_path):
   segment = unet_jax.load(tmp_path)
   counts = []
   for _, image, mask in _kept(config, pairs):
-    small, mask = prepare.resize_pair(
+    small, mask = resize_lib.resize_pair(
       image, mask.astype(np.uint8), (16, 16), 'stretch'
     )
     counts.append(_confusion(mask, segment(small).argmax(-1)))
@@ -153,7 +155,7 @@ def test_views_and_networks_are_averaged(data, tmp_path):
     counts = np.zeros((3, 3), int)
     for _, image, mask in _kept(config, pairs):
       if resolution == 'network':
-        image, mask = prepare.resize_pair(
+        image, mask = resize_lib.resize_pair(
           image, mask.astype(np.uint8), (16, 16), 'stretch'
         )
       counts += _confusion(mask, segment(image).argmax(-1))
@@ -224,7 +226,7 @@ def test_valid_networks_are_measured_in_their_middle(data, tmp_path):
   # 20 pixels give 4.
   in_mask = np.zeros(3, int)
   for _, image, mask in _kept(config, pairs):
-    _, mask = prepare.resize_pair(
+    _, mask = resize_lib.resize_pair(
       image, mask.astype(np.uint8), (20, 20), 'stretch'
     )
     in_mask += [np.sum(mask[8:12, 8:12] == c) for c in range(3)]
@@ -249,7 +251,7 @@ def test_objects(data, tmp_path):
   found = json.loads((tmp_path / 'eval.json').read_text())
   matched = total = 0
   for _, image, mask in _kept(config, pairs):
-    _, mask = prepare.resize_pair(
+    _, mask = resize_lib.resize_pair(
       image, mask.astype(np.uint8), (16, 16), 'stretch'
     )
     labels = measure.label(mask == 2, connectivity=1)

@@ -5,7 +5,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from configs import default
+from unet_jax.config import default
 
 
 def encode(array, kind='PNG', **options):

@@ -8,22 +8,17 @@ import sys
 import jax
 import ml_dtypes
 import numpy as np
-import program
 import pytest
 import safetensors
-import tiny
 from safetensors import numpy as safetensors_numpy
 
-from unet_jax import (
-  checkpoint,
-  errors,
-  export_weights,
-  import_weights,
-  optimizer,
-  sharding,
-)
+from tests import program, tiny
+from unet_jax import export_weights
 from unet_jax.models import unet
-from unet_jax.weights import files, naming
+from unet_jax.runtime import errors
+from unet_jax.runtime import mesh as mesh_lib
+from unet_jax.training import checkpoint, optimizer
+from unet_jax.weights import files, match, naming
 
 
 def _arrays(config):
@@ -39,7 +34,7 @@ def _arrays(config):
 
 def _take(path, config):
   """Arrays by name, as an import takes them."""
-  variables = import_weights.variables_of_file(files.read(str(path)), config)
+  variables = match.variables_of_file(files.read(str(path)), config)
   return naming.flatten(variables)
 
 
@@ -147,7 +142,7 @@ def test_shapes_tell_the_network(model, told, tmp_path, caplog):
   path = str(tmp_path / 'weights.npz')
   np.savez(path, **_arrays(config))
   with caplog.at_level('INFO', 'unet_jax'):
-    deduced = import_weights.deduced_config({'import_.path': path})
+    deduced = match.deduced_config({'import_.path': path})
   assert deduced.model == config.model
   assert '; '.join(caplog.messages[2:]).endswith(told)
   # By name, what no shape tells.
@@ -167,7 +162,7 @@ def test_a_field_that_is_given_is_not_assumed(tmp_path, caplog):
   np.savez(path, **_arrays(config))
   given = {'model.activation': 'elu', 'data.mean': (0.1,) * 3}
   with caplog.at_level('INFO', 'unet_jax'):
-    deduced = import_weights.deduced_config({'import_.path': path, **given})
+    deduced = match.deduced_config({'import_.path': path, **given})
   assert deduced.model == config.model
   assert 'assumed: --config.data.std=' in caplog.messages[1]
   assert 'activation' not in caplog.messages[1]
@@ -229,7 +224,7 @@ def run(tmp_path_factory):
   """A workdir with a checkpoint whose ema differs from its parameters."""
   workdir = str(tmp_path_factory.mktemp('run'))
   config = tiny.make_config(optimizer={'ema_decay': 0.9})
-  mesh = sharding.make_mesh(config)
+  mesh = mesh_lib.make_mesh(config)
   model = unet.create_model(config)
   state = tiny.make_state(config, model, optimizer.make_optimizer(config), mesh)
   state = state.replace(
@@ -254,7 +249,7 @@ def test_an_export_is_imported_bit_for_bit(run, which, tmp_path, capsys):
     metadata = f.metadata()
   assert (metadata['step'], metadata['params']) == ('7', which)
   assert json.loads(metadata['config'])['model']['base_features'] == 4
-  taken = import_weights.deduced_config({'import_.path': path})
+  taken = match.deduced_config({'import_.path': path})
   assert taken.model == config.model
   _assert_same(_take(path, taken), expected)
   assert capsys.readouterr().out.startswith('wrote ')

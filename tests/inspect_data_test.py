@@ -3,13 +3,14 @@
 import json
 import math
 
-import folders
 import numpy as np
 import pytest
 
-from unet_jax import config as config_lib
-from unet_jax import errors, inspect_data, train
+from tests import folders
+from unet_jax import inspect_data, train
+from unet_jax.config import checks
 from unet_jax.models import unet
+from unet_jax.runtime import errors
 
 
 def make_config(root, tmp_path, **data):
@@ -54,7 +55,7 @@ def test_a_good_set(tmp_path, capsys):
   namespace = {}
   exec((tmp_path / 'run/suggested.py').read_text(), namespace)
   suggested = namespace['get_config']()
-  config_lib.validate(suggested)
+  checks.validate(suggested)
   unet.create_model(suggested).output_size(suggested.data.image_size)
   assert suggested.data.dir == str(tmp_path / 'data')
   # Only what an inspection reads was kept: no arrays of the whole set.

@@ -6,9 +6,10 @@ import pathlib
 import shutil
 
 import numpy as np
-import program
 import pytest
 from PIL import Image
+
+from tests import program
 
 pytestmark = pytest.mark.whole_runs
 
@@ -372,7 +373,7 @@ def test_config_oxford_pets_small(tmp_path, cache):
     (
       ['--config.model.dept=3'],
       '--config.model.dept: there is no such field (did you mean '
-      'model.depth?); configs/default.py lists them all',
+      'model.depth?); unet_jax/config/default.py lists them all',
     ),
     (
       ['--config.mesh=8'],

@@ -4,16 +4,16 @@ import json
 
 import cv2
 import numpy as np
-import program
 import pytest
-import runs
 import tifffile
-import tiny
 from PIL import Image
 
 import unet_jax
-from unet_jax import config as config_lib
-from unet_jax import errors, predict, predictions
+from tests import program, runs, tiny
+from unet_jax import predict
+from unet_jax.config import checks, saved
+from unet_jax.prediction import outputs
+from unet_jax.runtime import errors
 
 
 def _config(**sections):
@@ -38,8 +38,8 @@ def workdir(tmp_path_factory):
 
 def _read_config(workdir, **fields):
   overrides = {k.replace('__', '.'): v for k, v in fields.items()}
-  config = config_lib.read(str(workdir), overrides)
-  config_lib.validate(config, 'predict')
+  config = saved.read(str(workdir), overrides)
+  checks.validate(config, 'predict')
   return config
 
 
@@ -172,7 +172,7 @@ def test_scaled_images_keep_their_size(tmp_path, capsys):
 
 
 def test_large_images_by_rows(workdir, tmp_path, monkeypatch):
-  from unet_jax import predictor
+  from unet_jax.prediction import predictor
 
   images = _images(tmp_path / 'in', ('a.tif', 'b.tif'))
   monkeypatch.setattr(predictor, '_KEPT', 0)
@@ -192,14 +192,14 @@ def test_large_images_by_rows(workdir, tmp_path, monkeypatch):
 
 def test_a_writer_that_fails_leaves_nothing(workdir, tmp_path, monkeypatch):
   _images(tmp_path / 'in')
-  write = predictions.PredictionWriter.write
+  write = outputs.PredictionWriter.write
 
   def fails(self, start, logits):
     if self._size[0] == 29:
       raise OSError(28, 'No space left on device')
     write(self, start, logits)
 
-  monkeypatch.setattr(predictions.PredictionWriter, 'write', fails)
+  monkeypatch.setattr(outputs.PredictionWriter, 'write', fails)
   config = _read_config(
     workdir,
     predict__input=str(tmp_path / 'in'),

@@ -4,11 +4,12 @@ import contextlib
 import os
 
 import jax
-import tiny
 
-from unet_jax import checkpoint, metric_writer, sharding
-from unet_jax import optimizer as optimizer_lib
+from tests import tiny
 from unet_jax.models import unet
+from unet_jax.runtime import mesh as mesh_lib
+from unet_jax.training import checkpoint, metric_writer
+from unet_jax.training import optimizer as optimizer_lib
 
 
 def save(workdir, config, seed=0, steps=(1,)):
@@ -23,7 +24,7 @@ def save(workdir, config, seed=0, steps=(1,)):
   Returns:
     The network and {step: state}.
   """
-  model, mesh = unet.create_model(config), sharding.make_mesh(config)
+  model, mesh = unet.create_model(config), mesh_lib.make_mesh(config)
   optimizer = optimizer_lib.make_optimizer(config)
   os.makedirs(workdir, exist_ok=True)
   metric_writer.write_json(

@@ -4,15 +4,18 @@ import json
 import math
 
 import jax
-import program
 import pytest
-import tiny
 from PIL import Image
 
 from configs import isbi_2012, keras_lesson
-from unet_jax import config as config_lib
-from unet_jax import errors, optimizer, sharding, summary, train_state
+from tests import program, tiny
+from unet_jax import summary
+from unet_jax.config import checks
 from unet_jax.models import graph, unet
+from unet_jax.runtime import errors
+from unet_jax.runtime import mesh as mesh_lib
+from unet_jax.training import optimizer
+from unet_jax.training import state as state_lib
 
 
 def _config(**sections):
@@ -85,8 +88,8 @@ def test_memory_of_the_train_step(tmp_path):
   config = _config(mesh={'data': 4, 'fsdp': 2}, summary={'compile': True})
   step = _run(config, tmp_path)['train_step']
   assert step['devices'] == 8 and step['batch_size'] == 8
-  model, mesh = unet.create_model(config), sharding.make_mesh(config)
-  state = train_state.abstract_train_state(
+  model, mesh = unet.create_model(config), mesh_lib.make_mesh(config)
+  state = state_lib.abstract_train_state(
     config, model, optimizer.make_optimizer(config), mesh
   )
   shard = lambda x: (
@@ -159,9 +162,9 @@ def test_named_networks(config, parameters, output):
 
 def test_validation_without_data():
   config = keras_lesson.get_config()
-  config_lib.validate(config, 'summary')
+  checks.validate(config, 'summary')
   with pytest.raises(errors.UserError, match='needs --config.data.dir=DIR'):
-    config_lib.validate(config)
+    checks.validate(config)
 
 
 def test_workdir_that_cannot_be_written(tmp_path):

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from configs import default
-from unet_jax import train_state
+from unet_jax.config import default
+from unet_jax.training import state
 
 
 def make_config(**sections):
@@ -38,7 +38,7 @@ def make_state(config, model, optimizer, mesh):
       value = np.full(x.shape, name in ('scale', 'var'))
     return value.astype(x.dtype)
 
-  abstract = train_state.abstract_train_state(config, model, optimizer, mesh)
+  abstract = state.abstract_train_state(config, model, optimizer, mesh)
   values = jax.tree.map_with_path(leaf, abstract)
   if config.optimizer.ema_decay:
     values = values.replace(

@@ -10,16 +10,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 from scipy import ndimage
 
 from configs import volumes
-from unet_jax import config as config_lib
-from unet_jax import errors, figures, losses, sharding, steps, train
-from unet_jax import evaluator as evaluator_lib
-from unet_jax import optimizer as optimizer_lib
+from tests import tiny
+from unet_jax.config import checks
 from unet_jax.data import augment, pipeline, prepare, shapes
+from unet_jax.evaluation import counting
 from unet_jax.models import unet
+from unet_jax.prediction import step as step_lib
+from unet_jax.reports import plots
+from unet_jax.runtime import errors
+from unet_jax.runtime import mesh as mesh_lib
+from unet_jax.training import losses, steps
+from unet_jax.training import optimizer as optimizer_lib
 
 _SIZE = (8, 16, 12)
 _MANY = [shapes.draw((0, 0, i), (24, 32, 32)) for i in range(20)]
@@ -46,16 +50,16 @@ def _config(**fields):
       **fields,
     }
   )
-  config_lib.validate(config)
+  checks.validate(config)
   return config
 
 
 def _setup(config):
-  mesh = sharding.make_mesh(config)
+  mesh = mesh_lib.make_mesh(config)
   model = unet.create_model(config)
   optimizer = optimizer_lib.make_optimizer(config)
   state = tiny.make_state(config, model, optimizer, mesh)
-  step = train.make_train_step(config, model, optimizer, mesh, state)
+  step = steps.make_train_step(config, model, optimizer, mesh, state)
   return mesh, model, state, step
 
 
@@ -178,7 +182,7 @@ def test_loss_falls_and_sharding_changes_nothing():
   for parts in ({'mesh.data': 8}, {'mesh.data': 4, 'mesh.fsdp': 2}):
     config = _config(**fields, **parts)
     mesh, _, state, step = _setup(config)
-    batch = sharding.to_devices(tiny.make_batch(config), mesh)
+    batch = mesh_lib.to_devices(tiny.make_batch(config), mesh)
     history = []
     for _ in range(6):
       state, values = step(state, batch, jax.random.key(0))
@@ -194,12 +198,12 @@ def test_evaluation_counts_as_numpy_does(tmp_path):
   assert dataset.stats.sizes.tolist() == [list(_SIZE)] * 11
   mesh, model, state, _ = _setup(config)
   variables = state.variables('raw')
-  evaluator = evaluator_lib.Evaluator(config, model, dataset, mesh)
+  evaluator = counting.Evaluator(config, model, dataset, mesh)
   result, _, shown = evaluator.run(variables)
   image, mask = (
     np.stack([dataset[i][k] for i in range(11)]) for k in ('image', 'mask')
   )
-  logits = steps.predict_step(
+  logits = step_lib.predict_step(
     variables, image, model=model, mean=config.data.mean, std=config.data.std
   )
   predicted = np.argmax(logits, -1)
@@ -218,9 +222,9 @@ def test_evaluation_counts_as_numpy_does(tmp_path):
   # The middle slice of each is drawn.
   assert shown[0]['image'].shape == (*_SIZE, 3)
   path = tmp_path / 'volume.png'
-  figures.draw_predictions(str(path), shown, config.data.class_names)
+  plots.draw_predictions(str(path), shown, config.data.class_names)
   middle = [{k: v[_SIZE[0] // 2] for k, v in e.items()} for e in shown]
-  figures.draw_predictions(
+  plots.draw_predictions(
     str(tmp_path / 'slice.png'), middle, config.data.class_names
   )
   assert path.read_bytes() == (tmp_path / 'slice.png').read_bytes()
@@ -228,7 +232,7 @@ def test_evaluation_counts_as_numpy_does(tmp_path):
 
 def test_batches_go_on_where_they_were():
   config = _config()
-  mesh = sharding.make_mesh(config)
+  mesh = mesh_lib.make_mesh(config)
   dataset = prepare.prepare(config, 'train')
   batches = pipeline.train_batches(dataset, config, mesh)
   next(batches)
@@ -342,7 +346,7 @@ def test_sizes_that_are_no_volumes_are_refused(fields, message):
 
 def test_inspection_of_volumes_is_refused():
   with pytest.raises(errors.UserError) as e:
-    config_lib.validate(volumes.get_config(), 'inspect')
+    checks.validate(volumes.get_config(), 'inspect')
   assert str(e.value) == (
     '--mode=inspect looks at images, not at volumes (model.spatial_dims=3); a '
     'training run checks what it can (data.check)'

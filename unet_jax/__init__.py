@@ -9,6 +9,6 @@ STARTED = time.perf_counter()
 def load(workdir, fields=None):
   """Returns a run's network as a function of images, see segmenter.py."""
   # Imports jax, which what checks a command line does without.
-  from unet_jax import segmenter
+  from unet_jax.prediction import segmenter
 
   return segmenter.load(workdir, fields)

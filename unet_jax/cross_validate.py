@@ -18,17 +18,13 @@ import ml_collections
 import numpy as np
 from jax.experimental import multihost_utils
 
-from unet_jax import (
-  checkpoint,
-  errors,
-  evaluate,
-  metric_writer,
-  metrics,
-  results,
-  runtime,
-  train,
-)
-from unet_jax import config as config_lib
+from unet_jax import evaluate, train
+from unet_jax.config import fields
+from unet_jax.config import saved as saved_lib
+from unet_jax.evaluation import confusion as confusion_lib
+from unet_jax.evaluation import files
+from unet_jax.runtime import errors, processes, program
+from unet_jax.training import checkpoint, metric_writer
 
 _log = logging.getLogger(__name__)
 
@@ -60,13 +56,13 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     UserError: something that the user can mend, in the fold that is named.
     SystemExit: as `train.run`; the same command goes on from there.
   """
-  runtime.initialize(config)
-  evaluate.check_processes(config)
+  program.initialize(fields.cache_dir(config))
+  processes.check_processes(config)
   folds = [_of_fold(config, i) for i in range(config.data.num_folds)]
   workdirs = [os.path.join(workdir, f'fold_{i}') for i in range(len(folds))]
   for fold_config, fold_workdir in zip(folds, workdirs):
     _check_resumable(fold_config, fold_workdir)
-  train.make_workdir(workdir)
+  program.make_workdir(workdir)
   metric_writer.write_json(
     os.path.join(workdir, 'config.json'), config.to_dict()
   )
@@ -107,7 +103,7 @@ def _check_resumable(config, workdir: str) -> None:
   ) as checkpoints:
     if checkpoints.steps:
       saved = checkpoints.saved_config(checkpoints.steps[-1])
-      config_lib.check_resumable(saved, config, workdir)
+      saved_lib.check_resumable(saved, config, workdir)
 
 
 def _read_evaluation(workdir: str) -> dict[str, Any]:
@@ -123,7 +119,7 @@ def _is_evaluated(config, workdir: str) -> bool:
     'step': config.train.num_steps,
     'split': f'fold_{config.data.fold}',
     'params': config.eval.params if has_average else 'raw',
-    'settings': results.settings(config),
+    'settings': files.settings(config),
   }
   # Not a comparison of sets: settings are dicts themselves.
   done = all(found.get(name) == value for name, value in expected.items())
@@ -149,10 +145,10 @@ def summarize(
     where it was held out.
   """
   confusion = np.sum([e['confusion'] for e in evaluations], 0, np.int64)
-  names = config_lib.class_names(config)
+  names = fields.class_names(config)
   pooled = {
-    **metrics.scores(confusion[None], names, config.eval.foreground),
-    **metrics.further_scores(confusion[None], names),
+    **confusion_lib.scores(confusion[None], names, config.eval.foreground),
+    **confusion_lib.further_scores(confusion[None], names),
   }
   result = {}
   for name in evaluations[0]:
@@ -190,7 +186,7 @@ def format_table(
     for reduction in ('dataset_iou', 'image_iou', 'dataset_dice', 'image_dice')
     if not (pooled and reduction.startswith('image_'))
   ]
-  names = results.scored_names(figures, names)
+  names = files.scored_names(figures, names)
   width = max(len(n) for n in (*names, 'mean'))
   headers = [
     f'{reduction.replace("dataset", "pooled"):>14}'
@@ -251,5 +247,5 @@ def _report(config, workdir: str, evaluations) -> None:
     'images, each evaluated by the network that was not trained on it; mean '
     '+- standard deviation over the folds, and pooled over the images'
   )
-  print(format_table(figures, config_lib.class_names(config)))
+  print(format_table(figures, fields.class_names(config)))
   _log.info('wrote %s', path)

@@ -16,20 +16,13 @@ import jax
 import ml_collections
 import numpy as np
 
-from unet_jax import config as config_lib
-from unet_jax import (
-  errors,
-  inference,
-  measures,
-  predictor,
-  probabilities,
-  results,
-  runtime,
-  sharding,
-)
-from unet_jax import evaluator as evaluator_lib
-from unet_jax.data import prepare, sources
+from unet_jax.config import fields
+from unet_jax.data import prepare, prepared, sources
+from unet_jax.evaluation import counting, files, measures
 from unet_jax.models import blocks, unet
+from unet_jax.prediction import predictor, probabilities, restore
+from unet_jax.runtime import errors, processes, program
+from unet_jax.runtime import mesh as mesh_lib
 
 _log = logging.getLogger(__name__)
 
@@ -50,10 +43,10 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     UserError: there is no such checkpoint, or it is of another network.
   """
   start = time.perf_counter()
-  runtime.initialize(config)
-  check_processes(config)
-  mesh = sharding.make_mesh(config)
-  variables, averaging, members = inference.restore(config, workdir, mesh)
+  program.initialize(fields.cache_dir(config))
+  processes.check_processes(config)
+  mesh = mesh_lib.make_mesh(config)
+  variables, averaging, members = restore.restore(config, workdir, mesh)
   split = config.eval.split or config.data.eval_split
   source = sources.make_source(config, split)
   _check_folds(source.split, members)
@@ -72,28 +65,19 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     'views': averaging.count // averaging.members,
     'seconds': seconds,
     'seconds_waiting_for_device': result['seconds_waiting'],
-    'settings': results.settings(config),
+    'settings': files.settings(config),
   }
   figures = {f'eval/{k}': v for k, v in result['figures'].items()}
   if jax.process_index():
     return
-  results.write_full(workdir, config, about, figures, result)
+  files.write_full(workdir, config, about, figures, result)
   print(
     f'step {", ".join(map(str, steps))}, {about["params"]} parameters, '
     f'{about["num_examples"]} images of {source.split}'
   )
-  names = config_lib.class_names(config)
-  print(results.format_table(figures, names, result['intervals']))
+  names = fields.class_names(config)
+  print(files.format_table(figures, names, result['intervals']))
   _log.info('wrote %s', os.path.join(workdir, 'eval.json'))
-
-
-def check_processes(config) -> None:
-  """Raises UserError where the evaluation asked for needs one process."""
-  if jax.process_count() > 1 and config.eval.resolution == 'original':
-    raise errors.UserError(
-      '--config.eval.resolution=original runs in one process; start it without '
-      'JAX_NUM_PROCESSES or srun, or evaluate at the resolution of the network'
-    )
 
 
 def _check_folds(split: str, members) -> None:
@@ -129,7 +113,7 @@ def _choose(config):
 def _count(config, source, model, variables, averaging, mesh):
   """What a training run evaluates: counts and losses, on the devices."""
   dataset = prepare.prepare_source(source, config)
-  evaluator = evaluator_lib.Evaluator(config, model, dataset, mesh, averaging)
+  evaluator = counting.Evaluator(config, model, dataset, mesh, averaging)
   figures, confusion, shown = evaluator.run(variables)
   return {
     'figures': {k.removeprefix('eval/'): v for k, v in figures.items()},
@@ -176,11 +160,11 @@ class _Measured:
 def _measure_prepared(config, source, model, variables, averaging, mesh):
   """Compares at the network's resolution, with the masks as prepared."""
   dataset = prepare.prepare_source(source, config)
-  evaluator = evaluator_lib.Evaluator(
+  evaluator = counting.Evaluator(
     config, model, dataset, mesh, averaging, returns_logits=True
   )
   size = model.output_size(config.data.image_size)
-  workers = prepare.num_workers(config)
+  workers = prepared.num_workers(config)
   measured, queue = _Measured(config), collections.deque()
   with concurrent.futures.ThreadPoolExecutor(workers) as pool:
 
@@ -248,7 +232,7 @@ def _measure_originals(config, source, model, variables, averaging, mesh):
 
   def open_image(index):
     example = source[index]
-    mask = prepare.original_mask(example, config.data)
+    mask = prepared.original_mask(example, config.data)
     sink = _MeasuringSink(measured, index, example, mask)
     return predictor.WholeImage(example['image']), sink
 
@@ -261,7 +245,7 @@ def _measure_originals(config, source, model, variables, averaging, mesh):
     return [
       {
         'image': example['image'],
-        'mask': prepare.original_mask(example, config.data),
+        'mask': prepared.original_mask(example, config.data),
         'prediction': probabilities.predict(one),
       }
       for example, one in zip(examples, logits)

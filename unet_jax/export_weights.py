@@ -8,8 +8,9 @@ import ml_collections
 import numpy as np
 from jax.experimental import multihost_utils
 
-from unet_jax import config as config_lib
-from unet_jax import errors, inference, runtime, sharding
+from unet_jax.config import fields, saved
+from unet_jax.prediction import restore
+from unet_jax.runtime import errors, mesh, program
 from unet_jax.weights import deduce, files, naming
 
 _log = logging.getLogger(__name__)
@@ -27,7 +28,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     UserError: there is no such checkpoint, or the network has no counterpart in
       the names that are asked for.
   """
-  runtime.initialize(config)
+  program.initialize(fields.cache_dir(config))
   path = config.export.path
   folder = os.path.dirname(os.path.abspath(path))
   if not path.endswith('.safetensors') or not os.path.isdir(folder):
@@ -35,9 +36,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
       f'--config.export.path={path}: takes a file name that ends in '
       '.safetensors, in a folder that exists'
     )
-  variables, _, about = inference.restore(
-    config, workdir, sharding.make_mesh(config)
-  )
+  variables, _, about = restore.restore(config, workdir, mesh.make_mesh(config))
   if len(about) > 1:
     raise errors.UserError(
       f'--mode=export writes one network, not {len(about)}; choose one with '
@@ -50,7 +49,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   exported = named(arrays, config)
   metadata = {
     'writer': 'unet_jax',
-    'config': config_lib.to_json(config),
+    'config': saved.to_json(config),
     'step': str(step),
     'params': which,
     'naming': config.export.format,
@@ -66,7 +65,7 @@ def named(arrays: dict[str, np.ndarray], config) -> dict[str, np.ndarray]:
   """Returns the arrays under the names of `export.format`."""
   if config.export.format == 'unet_jax':
     return {k.replace('/', '.'): v for k, v in arrays.items()}
-  flat = config_lib.flatten(config)
+  flat = fields.flatten(config)
   for field, allowed in deduce.MILESIAL.items():
     if flat[field] not in allowed:
       raise errors.UserError(

@@ -14,30 +14,25 @@ import jax
 import ml_collections
 import numpy as np
 
-from unet_jax import config as config_lib
-from unet_jax import (
-  errors,
-  inspect_report,
-  losses,
-  metric_writer,
-  runtime,
-  sharding,
-  steps,
-  train,
-  train_state,
-)
-from unet_jax import optimizer as optimizer_lib
+from unet_jax.config import checks, fields
 from unet_jax.data import (
-  alignment,
   augment,
-  findings,
+  examples,
   pipeline,
   prepare,
-  scan,
+  prepared,
+  resize,
   sources,
-  suggest,
 )
+from unet_jax.data import masks as masks_lib
+from unet_jax.inspection import alignment, findings, scan, suggest
+from unet_jax.inspection import page as page_lib
 from unet_jax.models import unet
+from unet_jax.runtime import errors, program
+from unet_jax.runtime import mesh as mesh_lib
+from unet_jax.training import losses, metric_writer, steps
+from unet_jax.training import optimizer as optimizer_lib
+from unet_jax.training import state as state_lib
 
 _log = logging.getLogger(__name__)
 
@@ -60,13 +55,13 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
       are errors in them.
   """
   start = time.perf_counter()
-  runtime.initialize(config)
+  program.initialize(fields.cache_dir(config))
   if jax.process_count() > 1:
     raise errors.UserError(
       '--mode=inspect runs in one process; start it on one machine, without '
       'JAX_NUM_PROCESSES or srun'
     )
-  train.make_workdir(workdir)
+  program.make_workdir(workdir)
   by_split, by_source, found, seconds = _scan(config)
   suggestions = _suggest(by_split, by_source, found, config)
   network, batch = _try_network(by_split, by_source, config)
@@ -83,7 +78,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
       'source': data.source,
       'dir': data.dir,
       'name': data.name if data.source == 'tfds' else '',
-      'class_names': list(config_lib.class_names(config)),
+      'class_names': list(fields.class_names(config)),
     },
     'counts': {
       level: sum(f.level == level for f in found) for level in findings.LEVELS
@@ -109,7 +104,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   }
   metric_writer.write_json(os.path.join(workdir, 'inspect.json'), report)
   page = os.path.join(workdir, 'inspect.html')
-  inspect_report.write(page, report, pictures)
+  page_lib.write(page, report, pictures)
   _tell(report, suggestions, workdir)
   if data.suggest:
     _write_suggestion(
@@ -140,7 +135,7 @@ def _scan(config):
     config.data.eval_split,
   )
   for name in dict.fromkeys(wanted):
-    mine: list[sources.Problem] = []
+    mine: list[examples.Problem] = []
     source = sources.make_source(config, name, mine)
     split = source.split
     if split in by_split:
@@ -179,7 +174,7 @@ def _write_suggestion(
   config = config.copy_and_resolve_references()
   config.update_from_flattened_dict({s.field: s.value for s in suggestions})
   try:
-    config_lib.validate(config)
+    checks.validate(config)
     unet.create_model(config).output_size(config.data.image_size)
     after = ', once the errors are mended' if mended_first else ''
     print(
@@ -191,7 +186,7 @@ def _write_suggestion(
 
 def _describe_split(measurements, config) -> dict:
   """What inspect.json tells of a split."""
-  names = config_lib.class_names(config)
+  names = fields.class_names(config)
   sized = [m for m in measurements if m.image_size]
   sizes, counts = np.unique(
     np.array([m.image_size for m in sized]).reshape(-1, 2),
@@ -305,8 +300,8 @@ def _picture(source, m: scan.Measurement, caption: str, config) -> dict | None:
   except errors.UserError:
     return None
   try:
-    prepare.check_sizes(example)
-    mask = prepare.map_mask(
+    prepared.check_sizes(example)
+    mask = masks_lib.map_mask(
       example['mask'],
       config.data.mask_values,
       config.data.num_classes,
@@ -320,7 +315,7 @@ def _picture(source, m: scan.Measurement, caption: str, config) -> dict | None:
   if scale < 1:
     size = tuple(max(round(n * scale), 1) for n in image.shape[:2])
     blank = np.zeros(image.shape[:2], np.uint8) if mask is None else mask
-    image, small = prepare.resize_pair(image, blank, size, 'stretch')
+    image, small = resize.resize_pair(image, blank, size, 'stretch')
     mask = None if mask is None else small
   return {'name': m.name, 'caption': caption, 'image': image, 'mask': mask}
 
@@ -350,7 +345,7 @@ def _network(source, config) -> tuple[dict, list[dict]]:
   """One forward and backward pass, and the batch as the network sees it."""
   config = config.copy_and_resolve_references()
   config.data.cache = 'memory'
-  mesh = sharding.make_mesh(config)
+  mesh = mesh_lib.make_mesh(config)
   model = unet.create_model(config)
   size = tuple(config.data.image_size)
   output = model.output_size(size)
@@ -368,11 +363,11 @@ def _network(source, config) -> tuple[dict, list[dict]]:
   seen, _ = jax.jit(
     functools.partial(steps.augment_batch, augmentation=augmentation)
   )(batch, key, 0)
-  state = train_state.create_train_state(
+  state = state_lib.create_train_state(
     jax.random.fold_in(root, 0), config, model, optimizer, mesh
   )
   parameters = sum(x.size for x in jax.tree.leaves(state.params))
-  train_step = train.make_train_step(config, model, optimizer, mesh, state)
+  train_step = steps.make_train_step(config, model, optimizer, mesh, state)
   _, figures = train_step(state, batch, key)
   figures = {k: float(v) for k, v in jax.device_get(figures).items()}
   shown = jax.device_get(seen)
@@ -389,7 +384,7 @@ def _network(source, config) -> tuple[dict, list[dict]]:
   ]
   if weight_map is not None:
     for picture, w in zip(pictures, weight_map):
-      ignored = picture['mask'] == config_lib.IGNORE_LABEL
+      ignored = picture['mask'] == fields.IGNORE_LABEL
       picture['weight_map'] = np.where(ignored, 0, w).astype(np.float32)
   described = {
     'input': [*size, config.data.num_channels],

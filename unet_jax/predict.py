@@ -8,10 +8,12 @@ import jax
 import ml_collections
 import tqdm
 
-from unet_jax import errors, inference, predictions, predictor, runtime
-from unet_jax import segmenter as segmenter_lib
+from unet_jax.config import fields
 from unet_jax.data import rasters
 from unet_jax.models import unet
+from unet_jax.prediction import outputs, predictor, restore
+from unet_jax.prediction import segmenter as segmenter_lib
+from unet_jax.runtime import errors, program
 
 _log = logging.getLogger(__name__)
 
@@ -28,15 +30,15 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     UserError: there is no such checkpoint or input, or a file is broken (left
       out with data.on_error=skip); what was written before stays.
   """
-  runtime.initialize(config)
+  program.initialize(fields.cache_dir(config))
   if jax.process_count() > 1:
     raise errors.UserError(
       '--mode=predict runs in one process; start it on one machine, without '
       'JAX_NUM_PROCESSES or srun, for each part of the images'
     )
-  inference.member_workdirs(config, workdir)  # Or there is none to predict.
-  planned = predictions.plan(config, workdir)
-  left = [item for item in planned if not predictions.existing(item[1])]
+  restore.member_workdirs(config, workdir)  # Or there is none to predict.
+  planned = outputs.plan(config, workdir)
+  left = [item for item in planned if not outputs.existing(item[1])]
   if len(left) < len(planned):
     _log.info('%d images are done already', len(planned) - len(left))
   failed = _predict(left, config, workdir) if left else 0
@@ -50,7 +52,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
 def _predict(items, config, workdir: str) -> int:
   """Predicts images; returns how many were left out."""
   mesh = segmenter_lib.make_mesh(config)
-  variables, average, _ = inference.restore(config, workdir, mesh)
+  variables, average, _ = restore.restore(config, workdir, mesh)
   if average.count > 1:
     _log.info(
       'averaging %d network(s), %d view(s)',
@@ -95,7 +97,7 @@ def _predict(items, config, workdir: str) -> int:
   return len(failed)
 
 
-class _FileSink(predictions.PredictionWriter):
+class _FileSink(outputs.PredictionWriter):
   """Writes an image's files; closes the image at the end."""
 
   def __init__(self, raster: rasters.Raster, paths, config, done):

@@ -10,18 +10,15 @@ import ml_collections
 from jax.sharding import Mesh
 from jax.stages import Compiled, Lowered
 
-from unet_jax import (
-  diagram,
-  errors,
-  metric_writer,
-  runtime,
-  sharding,
-  train,
-  train_state,
-)
-from unet_jax import optimizer as optimizer_lib
+from unet_jax.config import fields
 from unet_jax.data import weight_map
-from unet_jax.models import graph, unet
+from unet_jax.models import graph, sizes, unet
+from unet_jax.reports import diagram
+from unet_jax.runtime import errors, program
+from unet_jax.runtime import mesh as mesh_lib
+from unet_jax.training import metric_writer, steps
+from unet_jax.training import optimizer as optimizer_lib
+from unet_jax.training import state as state_lib
 
 _log = logging.getLogger(__name__)
 
@@ -49,7 +46,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   Raises:
     UserError: the image does not fit the network, or the mesh the devices.
   """
-  runtime.initialize(config)
+  program.initialize(fields.cache_dir(config))
   model = unet.create_model(config)
   image = (*config.data.image_size, config.data.num_channels)
   network = graph.read(model, image)
@@ -60,7 +57,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     'flops': network.flops,
     'compiler_flops': _forward_flops(model, image),
     'activation_bytes': network.bytes,
-    'receptive_field': unet.receptive_field(model),
+    'receptive_field': sizes.receptive_field(model),
     'layers': [layer._asdict() for layer in network.layers],
     'train_step': _train_step(config, model)
     if config.summary.compile
@@ -115,7 +112,7 @@ def _forward_flops(model: unet.UNet, image: graph.Shape) -> float | None:
 def lower_train_step(config, model: unet.UNet, mesh: Mesh) -> Lowered:
   """Returns the train step of a config, traced for arrays that are not made."""
   optimizer = optimizer_lib.make_optimizer(config)
-  state = train_state.abstract_train_state(config, model, optimizer, mesh)
+  state = state_lib.abstract_train_state(config, model, optimizer, mesh)
   size, batch = config.data.image_size, config.data.batch_size
   shapes = {
     'image': ((batch, *size, config.data.num_channels), jnp.uint8),
@@ -123,12 +120,12 @@ def lower_train_step(config, model: unet.UNet, mesh: Mesh) -> Lowered:
   }
   if weight_map.make_weight_map(config) is not None:
     shapes['weight_map'] = ((batch, *size), jnp.float16)
-  where = sharding.batch_sharding(mesh)
+  where = mesh_lib.batch_sharding(mesh)
   arguments = {
     k: jax.ShapeDtypeStruct(*v, sharding=where[k]) for k, v in shapes.items()
   }
   key = jax.eval_shape(lambda: jax.random.key(0))
-  step = train.make_train_step(config, model, optimizer, mesh, state)
+  step = steps.make_train_step(config, model, optimizer, mesh, state)
   return step.lower(state, arguments, key)
 
 
@@ -146,7 +143,7 @@ def costs(compiled: Compiled) -> dict[str, float | None]:
 
 def _train_step(config, model: unet.UNet) -> dict[str, Any]:
   """What the compiler says of the train step."""
-  mesh = sharding.make_mesh(config)
+  mesh = mesh_lib.make_mesh(config)
   compiled = lower_train_step(config, model, mesh).compile()
   return {
     'backend': jax.default_backend(),

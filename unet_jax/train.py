@@ -1,7 +1,6 @@
 """Training: build, restore, loop, close."""
 
 import contextlib
-import functools
 import logging
 import math
 import os
@@ -13,24 +12,18 @@ import jax
 import ml_collections
 
 import unet_jax
-from unet_jax import (
-  checkpoint,
-  errors,
-  locks,
-  losses,
-  metric_writer,
-  results,
-  runtime,
-  sharding,
-  steps,
-  train_state,
-)
-from unet_jax import config as config_lib
-from unet_jax import evaluator as evaluator_lib
-from unet_jax import optimizer as optimizer_lib
-from unet_jax import progress as progress_lib
-from unet_jax.data import augment, findings, pipeline, prepare
+from unet_jax.config import fields
+from unet_jax.config import saved as saved_lib
+from unet_jax.data import pipeline, prepare
+from unet_jax.evaluation import counting, files
+from unet_jax.inspection import findings
 from unet_jax.models import unet
+from unet_jax.runtime import errors, locks, program
+from unet_jax.runtime import mesh as mesh_lib
+from unet_jax.training import checkpoint, metric_writer, steps
+from unet_jax.training import optimizer as optimizer_lib
+from unet_jax.training import progress as progress_lib
+from unet_jax.training import state as state_lib
 
 _log = logging.getLogger(__name__)
 
@@ -48,13 +41,13 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     SystemExit: 128 + the signal's number, after SIGTERM or Ctrl-C; the state
       is saved.
   """
-  runtime.initialize(config)
-  mesh = sharding.make_mesh(config)
-  sharding.log_devices(mesh)
+  program.initialize(fields.cache_dir(config))
+  mesh = mesh_lib.make_mesh(config)
+  mesh_lib.log_devices(mesh)
   model = unet.create_model(config)
   model.output_size(config.data.image_size)
   _check_best_metric(config)
-  make_workdir(workdir)
+  program.make_workdir(workdir)
   lock = contextlib.nullcontext()
   if jax.process_index() == 0:
     path = pathlib.Path(workdir, '.lock')
@@ -72,9 +65,9 @@ def _train(config, workdir: str, mesh, model, checkpoints) -> None:
   if checkpoints.steps:
     saved = checkpoints.saved_config(checkpoints.steps[-1])
     if checkpoints.steps[-1]:
-      config_lib.check_resumable(saved, config, workdir)
+      saved_lib.check_resumable(saved, config, workdir)
     else:
-      config_lib.check_evaluable(
+      saved_lib.check_evaluable(
         saved, config, workdir, 'Choose another --workdir, or undo the change'
       )
   metric_writer.write_json(
@@ -92,29 +85,29 @@ def _train(config, workdir: str, mesh, model, checkpoints) -> None:
   # imported one, which has step 0, the parameters alone); without one, a new
   # state from the seed.
   if checkpoints.steps == [0]:
-    abstract = train_state.abstract_train_state(
+    abstract = state_lib.abstract_train_state(
       saved, model, optimizer_lib.make_optimizer(saved), mesh
     )
     state, _ = checkpoints.restore(0, abstract)
-    state = train_state.state_of_variables(
+    state = state_lib.state_of_variables(
       state.variables(), config, model, optimizer, mesh
     )
   elif checkpoints.steps:
-    abstract = train_state.abstract_train_state(config, model, optimizer, mesh)
+    abstract = state_lib.abstract_train_state(config, model, optimizer, mesh)
     state, position = checkpoints.restore(checkpoints.steps[-1], abstract)
     batches.set_state(position)
   else:
-    state = train_state.create_train_state(
+    state = state_lib.create_train_state(
       jax.random.fold_in(root, 0), config, model, optimizer, mesh
     )
   first = int(state.step)
-  interrupt = runtime.Interrupt()
+  interrupt = program.Interrupt()
   loop = _Loop(
     config=config,
     workdir=workdir,
     interrupt=interrupt,
     checkpoints=checkpoints,
-    evaluator=evaluator_lib.Evaluator(config, model, eval_set, mesh),
+    evaluator=counting.Evaluator(config, model, eval_set, mesh),
     writer=metric_writer.MetricWriter(workdir, first, config.log.tensorboard),
     progress=progress_lib.Progress(
       first, config.train.num_steps, config.data.batch_size
@@ -129,7 +122,7 @@ def _train(config, workdir: str, mesh, model, checkpoints) -> None:
   )
   if first == config.train.num_steps:
     _log.info('all %d steps are done; a larger train.num_steps goes on', first)
-  train_step = make_train_step(config, model, optimizer, mesh, state)
+  train_step = steps.make_train_step(config, model, optimizer, mesh, state)
   # The key of the steps, apart from the key of the parameters.
   key = jax.random.fold_in(root, 1)
   try:
@@ -173,47 +166,13 @@ def _check_data(train_set, eval_set, config) -> None:
 
 
 def _check_best_metric(config) -> None:
-  figures = results.figure_names(config)
+  figures = files.figure_names(config)
   name = config.checkpoint.best_metric
   if name.removeprefix('-') not in figures:
     raise errors.UserError(
       f'--config.checkpoint.best_metric={name}: an evaluation has no such '
-      f'figure{config_lib.nearest(name, figures)}; it has {", ".join(figures)}'
+      f'figure{fields.nearest(name, figures)}; it has {", ".join(figures)}'
     )
-
-
-def make_workdir(workdir: str) -> None:
-  """Makes a folder that can be written to; raises UserError if it cannot."""
-  try:
-    os.makedirs(workdir, exist_ok=True)
-    if not os.access(workdir, os.W_OK):
-      raise PermissionError(None, 'Permission denied')
-  except OSError as e:
-    raise errors.UserError(
-      f'--workdir={workdir}: cannot be written ({e.strerror}); choose another'
-    ) from e
-
-
-def make_train_step(config, model, optimizer, mesh, state):
-  """Returns `steps.train_step` of a config, jitted; it donates the state."""
-  shardings = sharding.state_sharding(mesh, state)
-  return jax.jit(
-    functools.partial(
-      steps.train_step,
-      model=model,
-      optimizer=optimizer,
-      schedule=optimizer_lib.make_schedule(config),
-      augmentation=augment.make_augmentation(config),
-      loss_spec=losses.make_spec(config),
-      mean=config.data.mean,
-      std=config.data.std,
-      ema_decay=config.optimizer.ema_decay,
-      accumulate_steps=config.optimizer.accumulate_steps,
-    ),
-    out_shardings=(shardings, sharding.replicated(mesh)),
-    donate_argnums=0,
-    compiler_options=runtime.compiler_options(),
-  )
 
 
 def _stop(signal_number: int, step: int, workdir: str) -> None:
@@ -348,7 +307,7 @@ class _Loop:
     if result is None:
       return False
     figures, confusion, examples = result
-    results.write(
+    files.write(
       self._workdir,
       self._config,
       figures,
@@ -373,17 +332,17 @@ class _Loop:
     if jax.process_index():
       return
     if self._config.log.num_figures:
-      from unet_jax import figures as figures_lib  # Slow to import.
+      from unet_jax.reports import plots  # Slow to import.
 
-      figures_lib.draw_curves(
+      plots.draw_curves(
         os.path.join(self._workdir, 'figures', 'curves.png'),
         metric_writer.read_metrics(self._workdir),
         self._config.checkpoint.best_metric,
       )
     print(
-      results.format_table(
+      files.format_table(
         self._evaluation(self._config.train.num_steps),
-        config_lib.class_names(self._config),
+        fields.class_names(self._config),
       )
     )
     _log.info('wrote %s', self._workdir)

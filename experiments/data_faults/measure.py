@@ -14,7 +14,9 @@ import time
 
 import numpy as np
 
-from unet_jax.data import alignment, decode, prepare
+from unet_jax.data import decode
+from unet_jax.data import masks as masks_lib
+from unet_jax.inspection import alignment
 
 _SHIFTS = (4, 8, 16, 32)
 _OTHERS = 4  # Borders of other masks that each pair is compared with.
@@ -56,7 +58,7 @@ def _load(name: str, files):
     )
     values = decode.decode_mask(mask_bytes, str(mask_path))
     decoded = time.perf_counter()
-    mask = prepare.map_mask(values, table, 2 if grey else 3, str(mask_path))
+    mask = masks_lib.map_mask(values, table, 2 if grey else 3, str(mask_path))
     mapped = time.perf_counter()
     fit = alignment.measure(image, mask, others)
     times.append([decoded - start, time.perf_counter() - mapped])

@@ -6,9 +6,9 @@ import itertools
 import jax
 
 from experiments.speed import rounds, step
-from unet_jax import config as config_lib
-from unet_jax import runtime, sharding
+from unet_jax.config import checks
 from unet_jax.data import augment
+from unet_jax.runtime import mesh, program
 
 _OFF = 'off'
 _GEOMETRY = (
@@ -54,7 +54,7 @@ def _config(config, names, fields):
     else:
       section[name].probability = value
   section.update(fields)
-  config_lib.validate(config)
+  checks.validate(config)
   return config
 
 
@@ -98,13 +98,13 @@ def measure(config, repeats: int, steps: int) -> dict:
   in_step, alone = {}, {}
   for row, changed in _configs(config, _IN_STEP).items():
     ours = step.Ours(changed)
-    batch = sharding.to_devices(step.random_batch(changed), ours.mesh)
+    batch = mesh.to_devices(step.random_batch(changed), ours.mesh)
     in_step[row] = functools.partial(_step_round, ours, batch, steps)
   for row, changed in _configs(config, _IN_STEP | _ALONE).items():
     if row != _OFF:
       jitted = jax.jit(
         augment.make_augmentation(changed),
-        compiler_options=runtime.compiler_options(),
+        compiler_options=program.compiler_options(),
       )
       alone[row] = functools.partial(_alone_round, jitted, batch, 5 * steps)
   for contender in (*in_step.values(), *alone.values()):

@@ -21,8 +21,8 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from experiments.speed import augment, loader, pipeline, start, step
-from unet_jax import config as config_lib
-from unet_jax import errors
+from unet_jax.config import checks
+from unet_jax.runtime import errors
 
 _DEFAULT_CONFIG = pathlib.Path(__file__).parents[2] / 'configs/shapes.py'
 _CONFIG = config_flags.DEFINE_config_file(
@@ -100,7 +100,7 @@ def main(_) -> None:
   logging.set_verbosity(logging.WARNING)
   config = _CONFIG.value
   try:
-    config_lib.validate(config)
+    checks.validate(config)
     for what in _WHAT.value:
       if what not in _MEASURES:
         raise errors.UserError(

@@ -13,8 +13,9 @@ from concurrent import futures
 import numpy as np
 
 from experiments.speed import rounds, step
-from unet_jax import errors, sharding
-from unet_jax.data import pipeline, prepare, sources
+from unet_jax.data import pipeline, prepare, prepared, sources
+from unet_jax.runtime import errors
+from unet_jax.runtime import mesh as mesh_lib
 
 
 def _check(config) -> None:
@@ -127,7 +128,7 @@ def _measure_decode(config, source, peer, repeats: int, workers: int):
   local = sources.make_source(config, 'train')
 
   def decode(examples):
-    with futures.ThreadPoolExecutor(prepare.num_workers(config)) as pool:
+    with futures.ThreadPoolExecutor(prepared.num_workers(config)) as pool:
       # Nothing is kept, as in prepare.py.
       for _ in pool.map(lambda i: examples[i] is None, range(len(examples))):
         pass
@@ -168,8 +169,8 @@ def _measure_prepare(config, peer, repeats: int, workers: int):
 
 def _measure_read(config, peer, repeats: int, steps: int, workers: int):
   config = config.copy_and_resolve_references()
-  mesh = sharding.make_mesh(config)
-  warmup, quick = 2 * prepare.num_workers(config) + 4, 10 * steps
+  mesh = mesh_lib.make_mesh(config)
+  warmup, quick = 2 * prepared.num_workers(config) + 4, 10 * steps
   with tempfile.TemporaryDirectory() as folder:
     config.data.cache_dir = folder
     datasets = {}

@@ -4,7 +4,7 @@ import itertools
 import time
 
 from experiments.speed import rounds, step
-from unet_jax.data import pipeline, prepare, sources
+from unet_jax.data import pipeline, prepare, prepared, sources
 
 
 def _fed_round(config, ours: step.Ours, dataset, steps: int) -> float:
@@ -25,7 +25,7 @@ def _pipeline_round(config, mesh, dataset, steps: int) -> float:
   """Seconds per batch of the pipeline alone."""
   batches = pipeline.train_batches(dataset, config, mesh)
   # The first batches start the threads; what is read ahead is used up.
-  warmup = 2 * prepare.num_workers(config) + 4
+  warmup = 2 * prepared.num_workers(config) + 4
   return rounds.per_batch(batches, warmup, 10 * steps)
 
 
@@ -42,7 +42,7 @@ def measure(config, repeats: int, steps: int) -> dict:
     if cache == 'memory':
       prepare_seconds = time.perf_counter() - start
   total = len(datasets['cache memory'])
-  workers = prepare.num_workers(config)
+  workers = prepared.num_workers(config)
   results = {
     'prepare': {
       'images': total,

@@ -7,11 +7,13 @@ import jax
 import numpy as np
 
 from experiments.speed import rounds
-from unet_jax import metrics, runtime, sharding, train
-from unet_jax import optimizer as optimizer_lib
-from unet_jax import steps as steps_lib
-from unet_jax import train_state as train_state_lib
+from unet_jax.evaluation import confusion
 from unet_jax.models import unet
+from unet_jax.prediction import step
+from unet_jax.runtime import mesh, program
+from unet_jax.training import optimizer as optimizer_lib
+from unet_jax.training import state
+from unet_jax.training import steps as steps_lib
 
 HAS_TORCH = importlib.util.find_spec('torch') is not None
 _OURS = 'unet_jax'
@@ -21,24 +23,22 @@ class Ours:
   """The step that main.py trains with, and its state."""
 
   def __init__(self, config):
-    self.mesh = sharding.make_mesh(config)
+    self.mesh = mesh.make_mesh(config)
     model = unet.create_model(config)
     optimizer = optimizer_lib.make_optimizer(config)
     self._key = jax.random.key(config.seed)
-    self.state = train_state_lib.create_train_state(
+    self.state = state.create_train_state(
       self._key, config, model, optimizer, self.mesh
     )
-    self._step = train.make_train_step(
+    self._step = steps_lib.make_train_step(
       config, model, optimizer, self.mesh, self.state
     )
     mean, std = config.data.mean, config.data.std
     self._predict = jax.jit(
-      lambda variables, image: metrics.predict_classes(
-        steps_lib.predict_step(
-          variables, image, model=model, mean=mean, std=std
-        )
+      lambda variables, image: confusion.predict_classes(
+        step.predict_step(variables, image, model=model, mean=mean, std=std)
       ),
-      compiler_options=runtime.compiler_options(),
+      compiler_options=program.compiler_options(),
     )
 
   @property
@@ -75,7 +75,7 @@ def random_batch(config) -> dict[str, np.ndarray]:
 
 def _our_contender(config, batch):
   ours = Ours(config)
-  batch = sharding.to_devices(batch, ours.mesh)
+  batch = mesh.to_devices(batch, ours.mesh)
   return (
     ours.num_parameters,
     lambda n: ours.train(itertools.repeat(batch), n),

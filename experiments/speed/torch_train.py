@@ -15,7 +15,7 @@ from absl import app, logging
 from ml_collections import config_flags
 
 from experiments.speed import torch_unet
-from unet_jax import config as config_lib
+from unet_jax.config import checks, fields
 from unet_jax.data import prepare
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -34,7 +34,7 @@ def _batches(dataset, orders, size: int):
 def main(_) -> None:
   logging.set_verbosity(logging.WARNING)
   config = _CONFIG.value
-  config_lib.validate(config)
+  checks.validate(config)
   torch.manual_seed(config.seed)
   rng = np.random.default_rng(config.seed)
   device, size = torch_unet.set_up(), config.data.batch_size
@@ -64,14 +64,16 @@ def main(_) -> None:
     image, _ = torch_unet.to_device(batch, device)
     predictions.append(torch_unet.predict(model, image, config).cpu().numpy())
     masks.append(batch['mask'])
-  from unet_jax import metrics  # Imports jax, which takes a second.
+  from unet_jax.evaluation import (
+    confusion as confusion_lib,  # Imports jax, which takes a second.
+  )
 
-  names = config_lib.class_names(config)
+  names = fields.class_names(config)
   confusion = [
-    metrics.confusion_counts(m, p, len(names))
+    confusion_lib.confusion_counts(m, p, len(names))
     for m, p in zip(masks, predictions)
   ]
-  scores = metrics.scores(
+  scores = confusion_lib.scores(
     np.concatenate(confusion), names, config.eval.foreground
   )
   print('\n'.join(f'{name}: {value:.4f}' for name, value in scores.items()))

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from unet_jax import config as config_lib
+from unet_jax.config import fields
 
 # What this network is, in the words of the config.
 _FIXED = {
@@ -164,7 +164,7 @@ def train_step(model, optimizer, image, mask, config) -> torch.Tensor:
       image, mask = _flip(image, mask, axis, probability)
   with _autocast(image.device, config):
     loss = F.cross_entropy(
-      model(image), mask.long(), ignore_index=config_lib.IGNORE_LABEL
+      model(image), mask.long(), ignore_index=fields.IGNORE_LABEL
     )
   optimizer.zero_grad()
   loss.backward()

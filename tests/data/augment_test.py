@@ -6,16 +6,17 @@ import functools
 import jax
 import numpy as np
 import pytest
-import tiny
 from scipy import ndimage
 from skimage import color, transform
 
-from configs import default
-from unet_jax import config as config_lib
-from unet_jax import optimizer as optimizer_lib
-from unet_jax import sharding, train
-from unet_jax.data import augment
+from tests import tiny
+from unet_jax.config import checks, default
+from unet_jax.config import fields as fields_lib
+from unet_jax.data import augment, augment_geometry
 from unet_jax.models import unet
+from unet_jax.runtime import mesh as mesh_lib
+from unet_jax.training import optimizer as optimizer_lib
+from unet_jax.training import steps
 
 
 def _batch(n=32, height=5, width=7):
@@ -36,7 +37,7 @@ def _apply(transform, key, image, mask):
 @pytest.mark.parametrize('axis', [1, 2])
 def test_flip_moves_image_and_mask_together(axis):
   image, mask = _batch()
-  flip = augment.Flip(axis, 0.5)
+  flip = augment_geometry.Flip(axis, 0.5)
   new_image, new_mask = _apply(flip, 0, image, mask)
   assert new_image.dtype == new_mask.dtype == np.uint8
   np.testing.assert_array_equal(
@@ -53,24 +54,24 @@ def test_flip_moves_image_and_mask_together(axis):
 @pytest.mark.parametrize('axis', [1, 2])
 def test_probabilities_0_and_1(axis):
   image, mask = _batch()
-  got = _apply(augment.Flip(axis, 0.0), 0, image, mask)
+  got = _apply(augment_geometry.Flip(axis, 0.0), 0, image, mask)
   np.testing.assert_array_equal(got[0], image)
   np.testing.assert_array_equal(got[1], mask)
-  got = _apply(augment.Flip(axis, 1.0), 0, image, mask)
+  got = _apply(augment_geometry.Flip(axis, 1.0), 0, image, mask)
   np.testing.assert_array_equal(got[0], np.flip(image, axis))
   np.testing.assert_array_equal(got[1], np.flip(mask, axis))
 
 
 def test_probability_is_the_share():
   mask = np.arange(2, dtype=np.uint8)[None, None].repeat(4000, 0)
-  _, got = _apply(augment.Flip(2, 0.2), 3, mask[..., None], mask)
+  _, got = _apply(augment_geometry.Flip(2, 0.2), 3, mask[..., None], mask)
   # Four standard deviations of a binomial.
   assert abs(np.mean(got[:, 0, 0]) - 0.2) < 4 * (0.2 * 0.8 / 4000) ** 0.5
 
 
 def test_the_key_alone_decides():
   image, mask = _batch()
-  flip = augment.Flip(2, 0.5)
+  flip = augment_geometry.Flip(2, 0.5)
   first, again = _apply(flip, 1, image, mask), _apply(flip, 1, image, mask)
   np.testing.assert_array_equal(first[0], again[0])
   np.testing.assert_array_equal(first[1], again[1])
@@ -110,7 +111,7 @@ def _batch_of(rng, n, height, width, channels=3, values=256):
 def _config(probability=1.0, **fields):
   """All that there is, with a probability; then {field: value}."""
   config = default.get_config()
-  for name in config_lib.flatten(config):
+  for name in fields_lib.flatten(config):
     if name.startswith('augment.') and name.endswith(
       ('.probability', 'horizontal', 'vertical', '_90')
     ):
@@ -118,7 +119,7 @@ def _config(probability=1.0, **fields):
   config.update_from_flattened_dict(
     {f'augment.{name}': value for name, value in fields.items()}
   )
-  config_lib.validate(config)
+  checks.validate(config)
   return config
 
 
@@ -149,7 +150,7 @@ def _drawn(method, key, *args):
 
 def test_turns_are_those_of_numpy_and_equally_frequent():
   batch = _batch_of(np.random.default_rng(0), 600, 5, 5)
-  got = _run(augment.Turn(0.75), batch)
+  got = _run(augment_geometry.Turn(0.75), batch)
   turns = []
   for i in range(600):
     same = [
@@ -173,8 +174,8 @@ def test_turns_are_those_of_numpy_and_equally_frequent():
 def test_flips_and_turns_inside_a_resampling_are_exact():
   """And in their order: a flip and a turn do not commute."""
   batch = _batch_of(np.random.default_rng(1), 16, 6, 6)
-  maps = (augment.Flip(2, 1.0), augment.Turn(1.0))
-  got = _run(augment.Resample(maps, interpolation='bicubic'), batch)
+  maps = (augment_geometry.Flip(2, 1.0), augment_geometry.Turn(1.0))
+  got = _run(augment_geometry.Resample(maps, interpolation='bicubic'), batch)
   turns = set()
   for i in range(16):
     flipped = batch['image'][i][:, ::-1]
@@ -200,7 +201,9 @@ def test_lookup_between_pixels_is_that_of_scipy(channels, height, width):
   columns = rng.uniform(-20, 20 + width, shape).astype(np.float32)
   rows[0], columns[0] = np.mgrid[:height, :width]
   got = _run(
-    lambda key, b: augment.resample(b, rows, columns, 'bilinear', 'mirror'),
+    lambda key, b: augment_geometry.resample(
+      b, rows, columns, 'bilinear', 'mirror'
+    ),
     batch,
   )
   assert got['image'].dtype == np.float32 and got['mask'].dtype == np.uint8
@@ -228,7 +231,7 @@ def test_affine_and_bicubic_are_those_of_skimage():
   smooth = ndimage.gaussian_filter(batch['image'].astype(float), (0, 2, 2, 0))
   smooth = (smooth - smooth.min()) * 255 / np.ptp(smooth)
   batch['image'] = smooth.astype(np.uint8)
-  affine = augment.Affine(
+  affine = augment_geometry.Affine(
     1.0, (25, 25), (1.2, 1.2), (12, 12), translation=(0.1, 0.1)
   )
   new = lambda **kwargs: transform.AffineTransform(**kwargs)
@@ -242,11 +245,11 @@ def test_affine_and_bicubic_are_those_of_skimage():
     + new(rotation=-np.deg2rad(25))
     + new(translation=middle + (0.1 * width, 0.1 * height))
   )
-  turn = augment.Affine(1.0, (25, 25), (1, 1), (0, 0), (0, 0))
+  turn = augment_geometry.Affine(1.0, (25, 25), (1, 1), (0, 0), (0, 0))
   transforms = {
-    'bilinear': augment.Resample((affine,)),
-    'bicubic': augment.Resample((affine,), interpolation='bicubic'),
-    'turned': augment.Resample((turn,)),
+    'bilinear': augment_geometry.Resample((affine,)),
+    'bicubic': augment_geometry.Resample((affine,), interpolation='bicubic'),
+    'turned': augment_geometry.Resample((turn,)),
   }
   all_got = _run(
     lambda key, b: {name: t(key, b) for name, t in transforms.items()}, batch
@@ -281,7 +284,9 @@ def test_affine_and_bicubic_are_those_of_skimage():
 
 def test_ranges_of_affine_are_drawn_for_each_image():
   """Scale and angle from the matrices; both are spread over their ranges."""
-  affine = augment.Affine(0.75, (-30, 60), (0.5, 2.0), (0, 0), (-0.2, 0.4))
+  affine = augment_geometry.Affine(
+    0.75, (-30, 60), (0.5, 2.0), (0, 0), (-0.2, 0.4)
+  )
   inverse = _drawn(affine.inverse, jax.random.key(0), 4000, (100, 50))
   drawn = np.any(inverse != np.eye(3), (1, 2))
   assert abs(drawn.mean() - 0.75) < 4 * (0.75 * 0.25 / 4000) ** 0.5
@@ -303,10 +308,10 @@ def test_ranges_of_affine_are_drawn_for_each_image():
 
 
 def test_crop_is_a_window_of_the_image():
-  crop = augment.Crop(1.0, (0.25, 0.25), (4.0, 4.0))
+  crop = augment_geometry.Crop(1.0, (0.25, 0.25), (4.0, 4.0))
   size = (20, 40)
   rows, columns = _drawn(
-    augment.Resample((crop,)).places, jax.random.key(0), 500, size
+    augment_geometry.Resample((crop,)).places, jax.random.key(0), 500, size
   )
   # A quarter of the height; the width would be all of it: 0.25 * 4 = 1.
   np.testing.assert_allclose(columns[:, 0], np.tile(np.arange(40), (500, 1)))
@@ -315,7 +320,7 @@ def test_crop_is_a_window_of_the_image():
   np.testing.assert_allclose(rows[:, :, 7], expected, atol=1e-4)
   assert 0 <= top.min() < 0.5 and 14.5 < top.max() <= 15
   np.testing.assert_allclose(top.mean(), 7.5, atol=4 * 15 / 12**0.5 / 500**0.5)
-  crop = augment.Crop(1.0, (0.04, 1.0), (0.25, 4.0))
+  crop = augment_geometry.Crop(1.0, (0.04, 1.0), (0.25, 4.0))
   inverse = _drawn(crop.inverse, jax.random.key(1), 2000, size)
   sides = np.diagonal(inverse, axis1=1, axis2=2)[:, :2]
   assert sides.min() >= 0.1 - 1e-6 and sides.max() == 1
@@ -330,11 +335,11 @@ def test_crop_is_a_window_of_the_image():
 
 @pytest.mark.parametrize('grid', [3, 5])
 def test_elastic_displacement_is_scipys_spline_of_a_coarse_grid(grid):
-  elastic = augment.Elastic(0.5, grid, (4.0, 4.0))
+  elastic = augment_geometry.Elastic(0.5, grid, (4.0, 4.0))
   # Sizes at which the nodes lie on pixels.
   size = (8 * (grid - 1) + 1, 4 * (grid - 1) + 1)
   (key,) = jax.random.split(jax.random.key(1), 1)
-  resample = augment.Resample((), elastic)
+  resample = augment_geometry.Resample((), elastic)
   got, (rows, columns) = _drawn(
     lambda key_of_resample: (
       elastic.displacement(key, 400, size),
@@ -366,11 +371,13 @@ def test_elastic_displacement_is_scipys_spline_of_a_coarse_grid(grid):
 
 def test_composition_is_one_after_the_other():
   """Elastic, crop and affine, from the result backwards."""
-  affine = augment.Affine(1.0, (40, 40), (0.8, 0.8), (5, 5), (0.1, 0.1))
-  crop = augment.Crop(1.0, (0.3, 0.3), (1.5, 1.5))
-  elastic = augment.Elastic(1.0, 3, (3.0, 3.0))
+  affine = augment_geometry.Affine(
+    1.0, (40, 40), (0.8, 0.8), (5, 5), (0.1, 0.1)
+  )
+  crop = augment_geometry.Crop(1.0, (0.3, 0.3), (1.5, 1.5))
+  elastic = augment_geometry.Elastic(1.0, 3, (3.0, 3.0))
   size, key = (12, 16), jax.random.key(5)
-  resample = augment.Resample((affine, crop), elastic)
+  resample = augment_geometry.Resample((affine, crop), elastic)
   keys = jax.random.split(key, 3)
   pixel = np.stack(np.meshgrid(*map(np.arange, size), indexing='ij'))
   middle = (np.array(size) - 1).reshape(2, 1, 1) / 2
@@ -436,9 +443,11 @@ def test_image_mask_and_weights_move_together(interpolation, border):
 
 def test_ignored_border_is_what_lies_outside():
   batch = _batch_of(np.random.default_rng(4), 8, 12, 10, values=3)
-  affine = augment.Affine(0.7, (-40, 40), (0.6, 1.0), (0, 0), (-0.2, 0.2))
-  resample = augment.Resample((affine,), border='ignore')
-  mirror = augment.Resample((affine,))
+  affine = augment_geometry.Affine(
+    0.7, (-40, 40), (0.6, 1.0), (0, 0), (-0.2, 0.2)
+  )
+  resample = augment_geometry.Resample((affine,), border='ignore')
+  mirror = augment_geometry.Resample((affine,))
   got, mirrored = jax.tree.map(
     np.asarray,
     jax.jit(lambda key: (resample(key, batch), mirror(key, batch)))(
@@ -516,9 +525,9 @@ def _sharded(mesh, batch):
   """Returns the shardings of a batch, and the batch on the devices."""
   config = default.get_config()
   config.mesh.update(mesh)
-  made = sharding.make_mesh(config)
+  made = mesh_lib.make_mesh(config)
   shardings = {
-    name: sharding.batch_sharding(made)['mask' if x.ndim == 3 else 'image']
+    name: mesh_lib.batch_sharding(made)['mask' if x.ndim == 3 else 'image']
     for name, x in batch.items()
   }
   return shardings, jax.device_put(batch, shardings)
@@ -699,12 +708,12 @@ def test_off_compiles_to_the_step_that_never_had_it(monkeypatch):
   )
   model = unet.create_model(config)
   optimizer = optimizer_lib.make_optimizer(config)
-  mesh = sharding.make_mesh(config)
+  mesh = mesh_lib.make_mesh(config)
   state = tiny.make_state(config, model, optimizer, mesh)
   batch = tiny.make_batch(config)
 
   def lowered():
-    step = train.make_train_step(config, model, optimizer, mesh, state)
+    step = steps.make_train_step(config, model, optimizer, mesh, state)
     return step.lower(state, batch, jax.random.key(0)).as_text()
 
   off = lowered()
@@ -717,36 +726,36 @@ def test_off_compiles_to_the_step_that_never_had_it(monkeypatch):
 
 
 def test_make_augmentation():
-  choices = config_lib.CHOICES['augment.interpolation']
-  assert set(augment.INTERPOLATIONS) == set(choices)
+  choices = fields_lib.CHOICES['augment.interpolation']
+  assert set(augment_geometry.INTERPOLATIONS) == set(choices)
   config = default.get_config()
   assert augment.make_augmentation(config).transforms == (
-    augment.Flip(axis=2, probability=0.5),
+    augment_geometry.Flip(axis=2, probability=0.5),
   )
   config.augment.flip_horizontal = 0.25
   config.augment.flip_vertical = 0.75
   config.augment.rotate_90 = 0.4
   flips = (
-    augment.Flip(axis=2, probability=0.25),
-    augment.Flip(axis=1, probability=0.75),
-    augment.Turn(0.4),
+    augment_geometry.Flip(axis=2, probability=0.25),
+    augment_geometry.Flip(axis=1, probability=0.75),
+    augment_geometry.Turn(0.4),
   )
   assert augment.make_augmentation(config).transforms == flips
   config.augment.crop.probability = 0.1
-  crop = augment.Crop(0.1, (0.25, 1.0), (0.75, 1.3333))
+  crop = augment_geometry.Crop(0.1, (0.25, 1.0), (0.75, 1.3333))
   assert augment.make_augmentation(config).transforms == (
-    augment.Resample((*flips, crop), None, 'bilinear', 'mirror'),
+    augment_geometry.Resample((*flips, crop), None, 'bilinear', 'mirror'),
   )
   config.data.mean = (0.2, 0.4, 0.6)
   transforms = augment.make_augmentation(
     _config(0.3, **{'blur.range': (0.1, 2.1), 'elastic.grid': 4})
   ).transforms
-  affine = augment.Affine(
+  affine = augment_geometry.Affine(
     0.3, (-15.0, 15.0), (0.7, 1.4), (-10.0, 10.0), (-0.1, 0.1)
   )
   crop = dataclasses.replace(crop, probability=0.3)
   assert transforms[0].maps[3:] == (affine, crop)
-  assert transforms[0].elastic == augment.Elastic(0.3, 4, (10.0, 10.0))
+  assert transforms[0].elastic == augment_geometry.Elastic(0.3, 4, (10.0, 10.0))
   assert transforms[1:] == (
     augment.Photometric(augment.brightness, 0.3, (0.75, 1.25)),
     augment.Photometric(augment.contrast, 0.3, (0.75, 1.25)),

@@ -8,8 +8,8 @@ import pytest
 import tifffile
 from PIL import Image, ImageFile
 
-from unet_jax import errors
 from unet_jax.data import decode
+from unet_jax.runtime import errors
 
 # Blocks of 8 x 8 pixels, so that JPEG keeps them too; 16 rows, 24 columns.
 _INDICES = np.kron([[0, 1, 2], [3, 0, 1]], np.ones((8, 8))).astype(np.uint8)

@@ -24,9 +24,9 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from tensorflow_datasets.core.download import checksums
 
-from configs import default
-from unet_jax import errors
+from unet_jax.config import default
 from unet_jax.data import oxford_iiit_pet, sources
+from unet_jax.runtime import errors
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 

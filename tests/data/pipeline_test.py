@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
-from configs import default
-from unet_jax import errors
+from unet_jax.config import default
 from unet_jax.data import pipeline
+from unet_jax.runtime import errors
 
 
 class _Numbers:

@@ -25,9 +25,12 @@ from PIL import Image
 from scipy import ndimage
 from skimage import transform
 
-from configs import default
-from unet_jax import errors
+from unet_jax.config import default
+from unet_jax.data import masks as masks_lib
 from unet_jax.data import prepare, sources, weight_map
+from unet_jax.data import prepared as prepared_lib
+from unet_jax.data import resize as resize_lib
+from unet_jax.runtime import errors
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -100,7 +103,7 @@ def _arrays(prepared):
 
 def _map_error(values, table=(), num_classes=3, name='m.png'):
   with pytest.raises(errors.UserError) as e:
-    prepare.map_mask(np.asarray(values), table, num_classes, name)
+    masks_lib.map_mask(np.asarray(values), table, num_classes, name)
   assert '\n' not in str(e.value)
   return str(e.value)
 
@@ -111,7 +114,7 @@ _DTYPES = (np.uint8, np.uint16, np.dtype('>u2'), np.int32, np.int64)
 @pytest.mark.parametrize('dtype', _DTYPES)
 def test_map_mask_without_a_table(dtype):
   values = np.array([[0, 1, 2], [255, 1, 0]], dtype)
-  got = prepare.map_mask(values, (), 3, 'm')
+  got = masks_lib.map_mask(values, (), 3, 'm')
   assert got.dtype == np.uint8
   np.testing.assert_array_equal(got, values)
 
@@ -120,24 +123,24 @@ def test_map_mask_without_a_table(dtype):
 def test_map_mask_with_a_table(dtype):
   values = np.array([[7, 0, 30], [255, 7, 7]], dtype)
   table = ((0, 255), (30, 0), (7, 2), (255, 1), (99, 0))
-  got = prepare.map_mask(values, table, 3, 'm')
+  got = masks_lib.map_mask(values, table, 3, 'm')
   assert got.dtype == np.uint8
   np.testing.assert_array_equal(got, [[2, 255, 0], [1, 2, 2]])
 
 
 def test_map_mask_of_large_values():
   values = np.array([[0, 40000]], np.uint16)
-  got = prepare.map_mask(values, ((0, 0), (40000, 1), (256, 2)), 3, 'm')
+  got = masks_lib.map_mask(values, ((0, 0), (40000, 1), (256, 2)), 3, 'm')
   np.testing.assert_array_equal(got, [[0, 1]])
 
 
 @pytest.mark.parametrize('num_classes', [1, 2])
 def test_map_mask_of_two_classes(num_classes):
   values = np.array([[0, 1, 255]], np.uint8)
-  got = prepare.map_mask(values, (), num_classes, 'm')
+  got = masks_lib.map_mask(values, (), num_classes, 'm')
   np.testing.assert_array_equal(got, values)
   table = ((0, 0), (255, 1))
-  got = prepare.map_mask(values[:, ::2], table, num_classes, 'm')
+  got = masks_lib.map_mask(values[:, ::2], table, num_classes, 'm')
   np.testing.assert_array_equal(got, [[0, 1]])
 
 
@@ -146,7 +149,7 @@ _COLORS = (((0, 0, 0), 0), ((255, 0, 0), 2), ((0, 0, 255), 1), (7, 255))
 
 def test_map_mask_of_colors():
   values = [[[0, 0, 0], [0, 0, 255]], [[255, 0, 0], [7, 7, 7]]]
-  got = prepare.map_mask(np.array(values, np.uint8), _COLORS, 3, 'm')
+  got = masks_lib.map_mask(np.array(values, np.uint8), _COLORS, 3, 'm')
   assert got.dtype == np.uint8
   np.testing.assert_array_equal(got, [[0, 1], [2, 255]])
 
@@ -155,7 +158,7 @@ def test_map_mask_of_colors():
 def test_map_mask_of_grey_with_a_table_of_colors(dtype):
   """A file with nothing but grey in it is decoded to one channel."""
   values = np.array([[0, 7]], dtype)
-  got = prepare.map_mask(values, _COLORS, 3, 'm')
+  got = masks_lib.map_mask(values, _COLORS, 3, 'm')
   np.testing.assert_array_equal(got, [[0, 255]])
   # 255 is no code of (0, 0, 255).
   assert _map_error(np.array([[0, 255]], dtype), _COLORS) == (
@@ -179,7 +182,7 @@ def test_unknown_value(dtype):
     'CLASS) to data.mask_values, CLASS in 0..2 or 255 to ignore'
   )
   assert 'value 9 in 2 of 8 pixels' in _map_error(values, (*table, (4, 2)))
-  got = prepare.map_mask(values, (*table, (4, 2), (9, 255)), 3, 'm')
+  got = masks_lib.map_mask(values, (*table, (4, 2), (9, 255)), 3, 'm')
   np.testing.assert_array_equal(got, [[0, 255, 2, 2], [0, 2, 255, 0]])
 
 
@@ -209,7 +212,9 @@ def test_mask_of_0_and_255(num_classes, table, dtype):
     "'((0,0),(1,1),(255,255))' where 255 is to be ignored"
   )
   tables = map(ast.literal_eval, re.findall(r"'(.*?)'", message))
-  got = [prepare.map_mask(values, t, num_classes, 'm').tolist() for t in tables]
+  got = [
+    masks_lib.map_mask(values, t, num_classes, 'm').tolist() for t in tables
+  ]
   assert got == [[[0, 1, 1], [0, 0, 0]], [[0, 255, 255], [0, 0, 0]]]
 
 
@@ -217,7 +222,7 @@ def test_all_of_255():
   values = np.full((2, 2), 255, np.uint8)
   assert 'a mask of 0 and 255' in _map_error(values, (), 2)
   # With more classes nobody takes 255 for the foreground.
-  np.testing.assert_array_equal(prepare.map_mask(values, (), 3, 'm'), values)
+  np.testing.assert_array_equal(masks_lib.map_mask(values, (), 3, 'm'), values)
 
 
 @pytest.mark.parametrize('count', [1, 2, 5])
@@ -237,7 +242,7 @@ def test_mask_of_colors_without_a_table(count):
   config = config_dict.ConfigDict({'mask_values': ()})
   config.mask_values = ast.literal_eval(shown)
   # The most frequent colour first.
-  got = prepare.map_mask(values, config.mask_values, 5, 'm')
+  got = masks_lib.map_mask(values, config.mask_values, 5, 'm')
   np.testing.assert_array_equal(got, index[None])
 
 
@@ -277,7 +282,7 @@ def test_image_and_mask_stay_on_one_another(size, target, resize, tolerance):
   """An object has the same centre in image and mask, where it belongs."""
   center = np.array(size) * (0.47, 0.52)
   disk = _disk(size, center, 0.2 * min(size))
-  image, mask = prepare.resize_pair(
+  image, mask = resize_lib.resize_pair(
     np.stack([disk * 255] * 3, -1), disk, target, resize
   )
   assert image.shape == (*target, 3) and mask.shape == target
@@ -299,7 +304,7 @@ def test_image_and_mask_stay_on_one_another(size, target, resize, tolerance):
 def test_coordinates_as_image_and_as_mask(size, target, resize, axis):
   """What each pixel says of its place is the same in both, on average."""
   place = np.indices(size)[axis].astype(np.uint8)
-  image, mask = prepare.resize_pair(place[..., None], place, target, resize)
+  image, mask = resize_lib.resize_pair(place[..., None], place, target, resize)
   valid = mask != 255
   difference = image[..., 0][valid].astype(float) - mask[valid]
   assert np.abs(difference).max() < 3
@@ -311,7 +316,7 @@ def test_shrinking_averages_areas(factor):
   rng = np.random.default_rng(0)
   image = rng.integers(0, 256, (12 * factor, 7 * factor, 3), np.uint8)
   mask = image[..., 0]
-  got, _ = prepare.resize_pair(image, mask, (12, 7), 'stretch')
+  got, _ = resize_lib.resize_pair(image, mask, (12, 7), 'stretch')
   blocks = image.reshape(12, factor, 7, factor, 3).mean((1, 3))
   np.testing.assert_allclose(got, blocks, atol=0.51)
 
@@ -320,7 +325,7 @@ def test_shrinking_one_side_and_growing_the_other():
   rng = np.random.default_rng(0)
   column = rng.integers(0, 256, (64, 1, 1), np.uint8)
   image = np.repeat(column, 10, 1)
-  got, _ = prepare.resize_pair(image, image[..., 0], (16, 25), 'stretch')
+  got, _ = resize_lib.resize_pair(image, image[..., 0], (16, 25), 'stretch')
   blocks = column.reshape(16, 4).mean(1)
   expected = np.repeat(blocks[:, None], 25, 1)
   np.testing.assert_allclose(got[..., 0], expected, atol=1)
@@ -330,7 +335,7 @@ def test_shrinking_one_side_and_growing_the_other():
 def test_growing_is_linear(target):
   rng = np.random.default_rng(0)
   image = rng.integers(0, 256, (10, 7, 3), np.uint8)
-  got, _ = prepare.resize_pair(image, image[..., 0], target, 'stretch')
+  got, _ = resize_lib.resize_pair(image, image[..., 0], target, 'stretch')
   expected = transform.resize(
     image.astype(float), target, order=1, mode='edge', anti_aliasing=False
   )
@@ -350,7 +355,7 @@ def test_growing_is_linear(target):
 def test_mask_takes_the_pixel_at_the_centre(size, target):
   rng = np.random.default_rng(0)
   mask = rng.integers(0, 256, size, np.uint8)
-  _, got = prepare.resize_pair(mask[..., None], mask, target, 'stretch')
+  _, got = resize_lib.resize_pair(mask[..., None], mask, target, 'stretch')
   index = [
     np.floor((np.arange(t) + 0.5) * n / t).astype(int)
     for n, t in zip(size, target)
@@ -364,7 +369,7 @@ def test_the_right_size_is_left_alone(resize, channels):
   rng = np.random.default_rng(0)
   image = rng.integers(0, 256, (9, 14, channels), np.uint8)
   mask = rng.integers(0, 256, (9, 14), np.uint8)
-  got = prepare.resize_pair(image, mask, (9, 14), resize)
+  got = resize_lib.resize_pair(image, mask, (9, 14), resize)
   np.testing.assert_array_equal(got[0], image)
   np.testing.assert_array_equal(got[1], mask)
 
@@ -379,7 +384,7 @@ def test_the_right_size_is_left_alone(resize, channels):
 )
 def test_pad(size, target, rows, columns):
   """What is added is 0 in the image and 255 in the mask, on both sides."""
-  image, mask = prepare.resize_pair(
+  image, mask = resize_lib.resize_pair(
     np.full((*size, 3), 200, np.uint8), np.ones(size, np.uint8), target, 'pad'
   )
   expected = np.zeros(target, np.uint8)
@@ -392,7 +397,9 @@ def test_pad(size, target, rows, columns):
 def test_crop(size):
   """The middle is kept; nothing is filled in."""
   place = np.indices(size)[np.argmax(size)].astype(np.uint8)
-  image, mask = prepare.resize_pair(place[..., None], place, (20, 20), 'crop')
+  image, mask = resize_lib.resize_pair(
+    place[..., None], place, (20, 20), 'crop'
+  )
   expected = np.arange(10, 30)
   expected = np.broadcast_to(
     expected if size[1] == 40 else expected[:, None], (20, 20)
@@ -404,7 +411,7 @@ def test_crop(size):
 @pytest.mark.parametrize('resize', ['pad', 'crop'])
 @pytest.mark.parametrize('size', [(1, 1000), (1000, 1), (7, 5), (1, 1)])
 def test_extreme_sizes(resize, size):
-  image, mask = prepare.resize_pair(
+  image, mask = resize_lib.resize_pair(
     np.full((*size, 1), 9, np.uint8), np.ones(size, np.uint8), (6, 8), resize
   )
   assert image.shape == (6, 8, 1) and mask.shape == (6, 8)
@@ -437,7 +444,7 @@ def _example(image_size, mask_size):
 )
 def test_sizes_that_differ(mask_size, shown, hint):
   with pytest.raises(errors.UserError) as e:
-    prepare.prepare_example(_example((2, 5), mask_size), _config().data)
+    prepared_lib.prepare_example(_example((2, 5), mask_size), _config().data)
   assert str(e.value) == (
     f'images/a.jpg is 5 x 2 pixels, masks/a.png {shown} (width x height); make '
     f'the mask of the image as it is stored{hint}'
@@ -451,7 +458,7 @@ def test_prepare_example_maps_before_it_resizes():
   data = _config(
     image_size=(4, 8), resize='pad', mask_values=((40000, 1), (255, 2))
   ).data
-  got = prepare.prepare_example(example, data)
+  got = prepared_lib.prepare_example(example, data)
   assert got['mask'].dtype == np.uint8
   expected = np.full((4, 8), 255)
   expected[:, 2:6] = 1
@@ -468,7 +475,7 @@ def test_all_kinds_of_cache_hold_the_same(tmp_path, examples):
     by_kind[cache] = _arrays(prepare.prepare(config, 'train'))
   source = examples(None, None)
   for i in range(len(source)):
-    expected = prepare.prepare_example(source[i], _config().data)
+    expected = prepared_lib.prepare_example(source[i], _config().data)
     for images, masks in by_kind.values():
       np.testing.assert_array_equal(images[i], expected['image'])
       np.testing.assert_array_equal(masks[i], expected['mask'])
@@ -506,7 +513,7 @@ def test_folds_hold_their_examples(tmp_path, examples, cache):
       assert len(images) == len(rows)
       source = examples(None, None)
       for i, row in enumerate(rows):
-        expected = prepare.prepare_example(source[row], config.data)
+        expected = prepared_lib.prepare_example(source[row], config.data)
         np.testing.assert_array_equal(images[i], expected['image'])
         np.testing.assert_array_equal(masks[i], expected['mask'])
       if cache == 'none':
@@ -658,7 +665,7 @@ def test_instances_are_resized_with_the_mask(resize):
   example['instances'] = 1000 * (example['mask'] + 1)
   data = _config(image_size=(12, 12), resize=resize).data
   spy = lambda mask, instances: seen.append(instances)
-  mask = prepare.prepare_example(example, data, spy)['mask']
+  mask = prepared_lib.prepare_example(example, data, spy)['mask']
   expected = np.where(mask == 255, 0, 1000 * (mask.astype(int) + 1))
   np.testing.assert_array_equal(seen[0], expected)
 
@@ -667,7 +674,7 @@ def test_instances_of_another_size():
   example = _example((19, 31), (19, 31))
   example['instances'] = np.zeros((19, 30), int)
   with pytest.raises(errors.UserError) as e:
-    prepare.prepare_example(example, _config().data)
+    prepared_lib.prepare_example(example, _config().data)
   assert str(e.value).startswith(
     'images/a.jpg is 31 x 19 pixels, the instance mask of images/a.jpg 30 x 19 '
   )
@@ -701,7 +708,7 @@ def test_histogram_of_a_large_mask():
   """More pixels than float32 counts one by one."""
   mask = np.full((2**13, 2**12 + 1), 7, np.uint8)
   mask[5] = 255
-  counts = prepare.histogram(mask)
+  counts = masks_lib.histogram(mask)
   assert counts.dtype == np.int64
   assert counts[[7, 255]].tolist() == [mask.size - 2**12 - 1, 2**12 + 1]
   assert counts.sum() == mask.size
@@ -748,7 +755,7 @@ def test_undecodable_files(tmp_path, examples, cache, caplog):
     images, _ = _arrays(prepared)
     assert len(images) == 6
     for image, i in zip(images, (0, 1, 3, 4, 5, 7)):
-      expected = prepare.prepare_example(source[i], config.data)
+      expected = prepared_lib.prepare_example(source[i], config.data)
       np.testing.assert_array_equal(image, expected['image'])
 
 

@@ -12,9 +12,9 @@ import pytest
 import tifffile
 from PIL import Image
 
-from configs import default
-from unet_jax import errors
+from unet_jax.config import default
 from unet_jax.data import decode, rasters
+from unet_jax.runtime import errors
 
 _SIZE = (83, 117)
 

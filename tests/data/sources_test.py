@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs import default, folder
-from unet_jax import errors
+from configs import folder
+from unet_jax.config import default
 from unet_jax.data import decode, sources
+from unet_jax.runtime import errors
 
 
 def _write(path, value, mode='L'):

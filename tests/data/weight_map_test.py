@@ -6,7 +6,7 @@ from PIL import Image
 from scipy import ndimage
 from skimage import measure
 
-from configs import default
+from unet_jax.config import default
 from unet_jax.data import weight_map
 
 

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
-from configs import default
-from unet_jax import errors, metrics
-from unet_jax import evaluator as evaluator_lib
-from unet_jax.data import pipeline, prepare, sources, windows
+from unet_jax.config import default
+from unet_jax.data import masks, pipeline, prepare, sources, windows
+from unet_jax.data import prepared as prepared_lib
+from unet_jax.evaluation import confusion as confusion_lib
+from unet_jax.evaluation import counting
 from unet_jax.models import unet
+from unet_jax.runtime import errors
 
 
 class _Source:
@@ -219,8 +221,8 @@ def test_places_are_spread_over_a_large_image():
   """The same each time."""
   mask = np.zeros((3, 2**16), np.uint8)
   mask[0, ::4] = mask[2] = 1
-  counts = prepare.histogram(mask)[:2]
-  background, points = prepare._find_places(mask, counts, 5)
+  counts = masks.histogram(mask)[:2]
+  background, points = prepared_lib._find_places(mask, counts, 5)
   assert len(background) == len(points) == 1000
   assert np.all(mask[tuple(points.T)] == 1)
   assert len(np.unique(points, axis=0)) == 1000
@@ -228,9 +230,11 @@ def test_places_are_spread_over_a_large_image():
   in_rows = np.bincount(points[:, 0], minlength=3)
   assert in_rows[1] == 0 and abs(in_rows[0] - 200) < 65
   assert abs(points[:, 1].mean() / 2**16 - 0.5) < 0.05
-  again = prepare._find_places(mask, counts, 5)
+  again = prepared_lib._find_places(mask, counts, 5)
   np.testing.assert_array_equal(again[1], points)
-  assert not np.array_equal(prepare._find_places(mask, counts, 6)[1], points)
+  assert not np.array_equal(
+    prepared_lib._find_places(mask, counts, 6)[1], points
+  )
 
 
 # Training
@@ -432,7 +436,7 @@ def test_tiles_cover_each_pixel_once(padding, lost, source):
 
 def _evaluate(config, model, variables, mesh):
   config.log.num_figures = 3
-  evaluator = evaluator_lib.Evaluator(
+  evaluator = counting.Evaluator(
     config, model, prepare.prepare(config, 'eval'), mesh
   )
   assert evaluator.num_examples == 6
@@ -467,7 +471,7 @@ def test_tiles_are_scored_as_whole_images(source):
     p = np.exp(logits - logits.max(-1, keepdims=True))
     p /= p.sum(-1, keepdims=True)
     losses += [-np.log(np.take_along_axis(p, mask[..., None].astype(int), -1))]
-  expected = metrics.scores(np.array(confusion), ('a', 'b', 'c'))
+  expected = confusion_lib.scores(np.array(confusion), ('a', 'b', 'c'))
   expected['loss'] = np.concatenate([x.ravel() for x in losses]).mean()
   config.data.class_names = ('a', 'b', 'c')
   for devices in (1, 8):

@@ -5,11 +5,11 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import networks
 import numpy as np
 import pytest
 import scipy.ndimage
 
+from tests.models import networks
 from unet_jax.models import blocks
 
 _random = networks.random

@@ -6,11 +6,11 @@ import math
 
 import jax
 import jax.numpy as jnp
-import networks
 import pytest
 
-from unet_jax import errors
+from tests.models import networks
 from unet_jax.models import blocks, graph, unet
+from unet_jax.runtime import errors
 
 _VARIANTS = {
   'plain': ({}, (16, 16, 3)),

@@ -8,15 +8,15 @@ import flax.linen as nn
 import flax.serialization
 import jax
 import jax.numpy as jnp
-import networks
 import numpy as np
 import optax
 import pytest
 
 from configs import isbi_2012, keras_lesson
-from unet_jax import config as config_lib
-from unet_jax import errors
-from unet_jax.models import blocks, unet
+from tests.models import networks
+from unet_jax.config import fields as fields_lib
+from unet_jax.models import blocks, sizes, unet
+from unet_jax.runtime import errors
 
 _random, _small = networks.random, networks.small
 
@@ -253,7 +253,7 @@ _VARIANTS = [
 def test_variants_have_every_value_of_every_field():
   fields = unet.UNet.__dataclass_fields__
   default = {name: fields[name].default for name in fields}
-  for name, choices in config_lib.CHOICES.items():
+  for name, choices in fields_lib.CHOICES.items():
     name = name.removeprefix('model.')
     if name in fields and name not in ('depth', 'upsample_kernel', 'dtype'):
       tried = {variant.get(name, default[name]) for variant in _VARIANTS}
@@ -409,7 +409,7 @@ def test_each_skip_stage_and_head_is_wired(fields):
 def test_receptive_field_is_what_has_a_gradient(fields):
   defaults = dict(norm='none', activation='gelu', downsample='average')
   model = _small(num_classes=1, **{**defaults, **fields})
-  expected = unet.receptive_field(model)
+  expected = sizes.receptive_field(model)
   period = 2 ** (model.depth + (model.stem == 'space_to_depth'))
   start = -(-expected // period) * period
   x = _random(1, 2 * start + period, period, 1)
@@ -429,8 +429,8 @@ def test_receptive_field_is_what_has_a_gradient(fields):
   'depth,pixels', [(0, 5), (1, 18), (2, 44), (3, 100), (4, 204)]
 )
 def test_receptive_field_of_the_plain_network(depth, pixels):
-  assert unet.receptive_field(_small(depth=depth)) == pixels
-  assert unet.receptive_field(_small(depth=depth, padding='valid')) == pixels
+  assert sizes.receptive_field(_small(depth=depth)) == pixels
+  assert sizes.receptive_field(_small(depth=depth, padding='valid')) == pixels
 
 
 @pytest.mark.parametrize(
@@ -452,7 +452,7 @@ def test_valid_equals_the_inside_of_same(fields):
   lost = same.convs
   shift = scale * (lost + 2 * lost) % (4 * scale)
   # The zeros around the image reach as far in as a logit sees.
-  margin = unet.receptive_field(same) // 2 + 4 * scale
+  margin = sizes.receptive_field(same) // 2 + 4 * scale
   size = 2 * margin + 16 * scale
   while True:
     try:
@@ -501,7 +501,7 @@ def test_every_valid_logit_is_that_of_a_larger_image(fields):
     size += 1
   # The zeros around the larger image reach as far in as a logit sees. Windows
   # start in the same places: a convolution takes a pixel on each side.
-  margin = unet.receptive_field(same) // 2
+  margin = sizes.receptive_field(same) // 2
   margin += (scale - margin) % (4 * scale)
   x = _random(1, size + 2 * margin, size + 2 * margin, 2)
   variables = networks.variables(same, x)
@@ -551,7 +551,7 @@ def test_translation_by_the_stride_translates_the_output(fields):
   model = _small(norm='none', **fields)
   stride = 2 ** (model.depth + (model.stem == 'space_to_depth'))
   # Along the first axis; further than the zeros at its ends reach.
-  length = -(-unet.receptive_field(model) // stride) * stride + 4 * stride
+  length = -(-sizes.receptive_field(model) // stride) * stride + 4 * stride
   x = _random(1, length, *(stride,) * (model.spatial_dims - 1), 1)
   variables = networks.variables(model, x)
   a = networks.apply(model, variables, x)

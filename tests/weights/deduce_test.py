@@ -2,7 +2,7 @@
 
 import pytest
 
-from unet_jax import errors
+from unet_jax.runtime import errors
 from unet_jax.weights import deduce
 
 

@@ -12,12 +12,14 @@ os.environ['KERAS_BACKEND'] = 'jax'
 import jax
 import jax.numpy as jnp
 import numpy as np
-import parity
 import pytest
 
-from unet_jax import errors, import_weights, steps
+from tests.weights import parity
+from unet_jax import import_weights
 from unet_jax.models import unet
-from unet_jax.weights import deduce, files, naming
+from unet_jax.runtime import errors
+from unet_jax.training import steps
+from unet_jax.weights import deduce, files, match, naming
 
 keras = pytest.importorskip('keras', reason='needs Keras')
 pytest.importorskip('h5py', reason="Keras' files need h5py")
@@ -251,7 +253,7 @@ def test_each_format_gives_the_same_weights(saved):
 
 
 def test_the_network_is_deduced_from_the_description(saved):
-  config = import_weights.deduced_config(
+  config = match.deduced_config(
     {'import_.path': str(saved / 'network.keras'), 'data.std': (0.5,)}
   )
   changed = {
@@ -283,7 +285,7 @@ def test_group_norm_is_deduced(groups, norm, suffix, tmp_path):
   path = tmp_path / f'network.{suffix}'
   save = network.save_weights if 'weights' in suffix else network.save
   save(path)
-  config = import_weights.deduced_config({'import_.path': str(path)})
+  config = match.deduced_config({'import_.path': str(path)})
   changed = import_weights._network(config)
   if 'weights' in suffix:
     # With biases, it is not taken for instance norm.
@@ -300,7 +302,7 @@ def test_rescaling_becomes_mean_and_std(scale, offset, tmp_path):
   _fill(network)
   path = tmp_path / 'network.keras'
   network.save(path)
-  config = import_weights.deduced_config({'import_.path': str(path)})
+  config = match.deduced_config({'import_.path': str(path)})
   images = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 1), np.uint8)
   variables = parity.load(path, config)
   seen = steps.normalize(images, config.data.mean, config.data.std)

@@ -9,13 +9,13 @@ first.
 
 import jax
 import numpy as np
-import parity
 import pytest
 
-from unet_jax import config as config_lib
-from unet_jax import errors, import_weights
+from tests.weights import parity
+from unet_jax.config import checks
 from unet_jax.models import unet
-from unet_jax.weights import files, naming
+from unet_jax.runtime import errors
+from unet_jax.weights import files, match, naming
 
 torch = pytest.importorskip('torch', reason='needs PyTorch')
 safetensors_torch = pytest.importorskip('safetensors.torch')
@@ -233,8 +233,8 @@ def test_the_network_is_deduced_and_exported_again(bilinear, tmp_path):
     },
     path,
   )
-  config = import_weights.deduced_config({'import_.path': path})
-  config_lib.validate(config)
+  config = match.deduced_config({'import_.path': path})
+  checks.validate(config)
   expected = _config(bilinear)
   assert config.model == expected.model
   assert config.data.mask_values == (((0, 0, 0), 0), ((9, 8, 7), 1))

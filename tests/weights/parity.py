@@ -4,10 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from configs import default
-from unet_jax import import_weights
+from unet_jax.config import default
 from unet_jax.models import unet
-from unet_jax.weights import files, naming
+from unet_jax.weights import files, match, naming
 
 
 def make_config(fields):
@@ -21,7 +20,7 @@ def make_config(fields):
 
 def load(path, config):
   """Variables of a file, as `--mode=import` takes them."""
-  return import_weights.variables_of_file(files.read(str(path)), config)
+  return match.variables_of_file(files.read(str(path)), config)
 
 
 def draw(*shape, seed=0):

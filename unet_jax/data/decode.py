@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
-from unet_jax import errors
+from unet_jax.runtime import errors
 
 EXTENSIONS = ('.png', '.jpg', '.jpeg', '.tif', '.tiff', '.bmp', '.gif', '.webp')
 
@@ -194,7 +194,7 @@ def decode_image(
     data: the file's bytes.
     name: for messages.
     num_channels: 1 (grey, ITU-R 601) or 3 (RGB).
-    intensity: `dtype` or `image`, see configs/default.py.
+    intensity: `dtype` or `image`, see unet_jax/config/default.py.
 
   Raises:
     DecodeError: no decoder can read it.
@@ -218,7 +218,7 @@ def convert_array(
       of an image too.
     name: for messages.
     num_channels: 1 or 3.
-    intensity: `dtype` or `image`, see configs/default.py.
+    intensity: `dtype` or `image`, see unet_jax/config/default.py.
     limits: (lowest, highest) value of the whole image, where `array` is only
       rows of it and not uint8.
 

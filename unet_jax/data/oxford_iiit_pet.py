@@ -30,7 +30,7 @@ from tensorflow_datasets.datasets.oxford_iiit_pet import (
   oxford_iiit_pet_dataset_builder as upstream,
 )
 
-from unet_jax import errors, locks
+from unet_jax.runtime import errors, locks
 
 _log = logging.getLogger(__name__)
 

@@ -15,15 +15,15 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from unet_jax import sharding
-from unet_jax.data import prepare, windows
+from unet_jax.data import prepared, windows
+from unet_jax.runtime import mesh as mesh_lib
 
 Batch = dict[str, Any]
 
 
 def _read(dataset, indices: np.ndarray) -> dict[str, np.ndarray]:
   """Returns examples of one size, stacked."""
-  if isinstance(dataset, prepare.Prepared):
+  if isinstance(dataset, prepared.Prepared):
     return dataset.read_batch(indices)
   examples = [dataset[index] for index in indices]
   return {k: np.stack([e[k] for e in examples]) for k in examples[0]}
@@ -88,10 +88,10 @@ def _to_devices(
 ) -> grain.IterDataset:
   """Reads ahead in threads and keeps two batches on the devices."""
   # A thread makes a whole batch; more of them than this only take memory.
-  threads = min(prepare.num_workers(config), 16)
+  threads = min(prepared.num_workers(config), 16)
   options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
   batches = dataset.to_iter_dataset(options)
-  batches = batches.map(lambda batch: sharding.to_devices(batch, mesh))
+  batches = batches.map(lambda batch: mesh_lib.to_devices(batch, mesh))
   return grain.experimental.ThreadPrefetchIterDataset(
     batches, prefetch_buffer_size=2
   )

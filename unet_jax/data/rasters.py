@@ -15,8 +15,8 @@ from typing import Protocol
 import numpy as np
 import tifffile
 
-from unet_jax import errors
 from unet_jax.data import decode
+from unet_jax.runtime import errors
 
 # Its warnings do not name the file; messages here do.
 logging.getLogger('tifffile').setLevel(logging.CRITICAL)

@@ -6,11 +6,15 @@ noise. Nothing but the outline tells the class.
 """
 
 import functools
+import hashlib
 import itertools
+import pathlib
 
 import numpy as np
 
-from unet_jax import config as config_lib
+from unet_jax.config import fields
+from unet_jax.data import examples
+from unet_jax.runtime import errors
 
 CLASSES = ('background', 'disk', 'ring', 'bar')
 NUM_CLASSES = len(CLASSES)
@@ -103,10 +107,54 @@ def draw(seed: tuple[int, ...], size: tuple[int, ...]):
     texture = _texture(rng, _color(rng, colors), grid)
     image += alpha * (texture - image)
     mask[distance < 0] = kind
-    mask[np.abs(distance) < _RIMS[dims]] = config_lib.IGNORE_LABEL
+    mask[np.abs(distance) < _RIMS[dims]] = fields.IGNORE_LABEL
   # Light that falls off to one side.
   light = 1
   for slope, x, n in zip(rng.uniform(-0.35, 0.35, dims), grid, size):
     light = light + slope * (x / n - 0.5)
   image = image * light[..., None] + rng.normal(0, 8, image.shape)
   return np.clip(np.rint(image), 0, 255).astype(np.uint8), mask
+
+
+class ShapesSource:
+  """Drawn images; the example is a function of seed, split and index."""
+
+  held_out = False
+
+  def __init__(self, config, split: str, problems=None):
+    pass
+
+    del problems  # There are no files.
+    self._draw = draw
+    if split == 'auto':
+      split = 'test'
+    if split not in ('train', 'test'):
+      raise errors.UserError(
+        f'the shapes source has no split {split!r}; it has train, test'
+      )
+    data = config.data
+    if data.num_classes != NUM_CLASSES or data.num_channels != 3:
+      raise errors.UserError(
+        f'the shapes source draws {NUM_CLASSES} classes in RGB: '
+        f'data.num_classes must be {NUM_CLASSES} and '
+        'data.num_channels 3'
+      )
+    self.split = split
+    self._length = data.num_train if split == 'train' else data.num_eval
+    # The two splits count up from different ends of the seeds.
+    self._seed = (config.seed, ('train', 'test').index(split))
+    self._size = tuple(data.image_size)
+    code = hashlib.sha256(pathlib.Path(__file__).read_bytes())
+    drawn_by = [code.hexdigest(), np.__version__]
+    self.fingerprint = ['shapes', self._seed, self._length, self._size]
+    self.fingerprint += drawn_by
+
+  def __len__(self) -> int:
+    return self._length
+
+  def __getitem__(self, index: int) -> examples.Example:
+    image, mask = self._draw((*self._seed, index), self._size)
+    name = f'{self.split} shape {index}'
+    return {'image': image, 'mask': mask, 'name': name, 'mask_name': name}
+
+  read = __getitem__

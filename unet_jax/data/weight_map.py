@@ -17,7 +17,7 @@ import math
 import cv2
 import numpy as np
 
-from unet_jax import config as config_lib
+from unet_jax.config import fields
 
 # Raise it when the same settings would give other weights.
 VERSION = 1
@@ -60,7 +60,7 @@ class WeightMap:
       if instances is None:
         instances = connected_instances(mask)
       weights += border_term(instances, self.border_weight, self.border_sigma)
-    weights[mask == config_lib.IGNORE_LABEL] = 0
+    weights[mask == fields.IGNORE_LABEL] = 0
     # A class of a few pixels in a large image: an infinite loss otherwise.
     weights = np.minimum(weights, np.finfo(np.float16).max)
     return weights.astype(np.float16)
@@ -89,7 +89,7 @@ def class_balance(mask: np.ndarray) -> np.ndarray:
     for each class that occurs.
   """
   counts = np.bincount(mask.ravel(), minlength=256)
-  counts[config_lib.IGNORE_LABEL] = 0
+  counts[fields.IGNORE_LABEL] = 0
   present = counts > 0
   table = np.zeros(256, np.float32)
   table[present] = counts.sum() / (present.sum() * counts[present])
@@ -113,7 +113,7 @@ def connected_instances(mask: np.ndarray) -> np.ndarray:
 
   instances, count = np.zeros(mask.shape, np.int32), 0
   for c in np.unique(mask):
-    if c not in (0, config_lib.IGNORE_LABEL):
+    if c not in (0, fields.IGNORE_LABEL):
       parts, more = ndimage.label(mask == c)
       inside = parts > 0
       instances[inside] = parts[inside] + count

@@ -10,10 +10,10 @@ Only the rows of the window are read from a memory-mapped image.
 import grain
 import numpy as np
 
-from unet_jax import config as config_lib
-from unet_jax import errors, tiling
-from unet_jax.data import prepare
+from unet_jax.config import fields
+from unet_jax.data import prepared, tiling
 from unet_jax.models import unet
+from unet_jax.runtime import errors
 
 Example = dict[str, np.ndarray]
 
@@ -44,15 +44,15 @@ def read_window(example: Example, corner, size) -> Example:
   if any(o.any() for o in outside):
     grid = np.ix_(rows - rows.min(), columns - columns.min())
     result = {name: array[grid] for name, array in result.items()}
-    result['mask'][outside[0]] = config_lib.IGNORE_LABEL
-    result['mask'][:, outside[1]] = config_lib.IGNORE_LABEL
+    result['mask'][outside[0]] = fields.IGNORE_LABEL
+    result['mask'][:, outside[1]] = fields.IGNORE_LABEL
   return result
 
 
 class _Layout:
   """The sizes of windows and outputs, and a prepared set to lay them on."""
 
-  def __init__(self, dataset: prepare.Prepared, config):
+  def __init__(self, dataset: prepared.Prepared, config):
     self._dataset = dataset
     self._window = np.array(config.data.image_size)
     model = unet.create_model(config)
@@ -73,9 +73,9 @@ class _Draw(_Layout):
   so that rare classes are seen; as far as the output stays in the image.
   """
 
-  def __init__(self, dataset: prepare.Prepared, config):
+  def __init__(self, dataset: prepared.Prepared, config):
     super().__init__(dataset, config)
-    names = config_lib.class_names(config)
+    names = fields.class_names(config)
     self._num_classes = len(names)
     self._fraction = config.data.foreground_fraction
     chosen = config.data.sample_classes or names[1:]
@@ -116,7 +116,7 @@ class _Draw(_Layout):
     return self._read(index, np.where(room < 0, -(-room // 2), start))
 
 
-def train_windows(dataset: prepare.Prepared, config) -> grain.MapDataset:
+def train_windows(dataset: prepared.Prepared, config) -> grain.MapDataset:
   """Returns endless windows; each depends on the seed and its position alone.
 
   An epoch has as many windows of an image as outputs would cover it, in an
@@ -146,7 +146,7 @@ class Tiles(_Layout):
   is a mean over images, as Dice is, takes each tile for one.
   """
 
-  def __init__(self, dataset: prepare.Prepared, config):
+  def __init__(self, dataset: prepared.Prepared, config):
     super().__init__(dataset, config)
     self._grids = -(-self._sizes // self._output)
     self._ends = np.cumsum(self._grids.prod(1))

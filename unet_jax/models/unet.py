@@ -11,16 +11,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from unet_jax import config as config_lib
-from unet_jax import errors
-from unet_jax.models import blocks
+from unet_jax.config import fields as fields_lib
+from unet_jax.models import blocks, sizes
+from unet_jax.runtime import errors
 
 Array = jax.Array
 _POOLS = {'max': blocks.max_pool_2x, 'average': blocks.average_pool_2x}
 
 
 class UNet(nn.Module):
-  """A U-Net; the fields are explained in configs/default.py, section model.
+  """A U-Net; unet_jax/config/default.py, section model, explains the fields.
 
   Attributes:
     num_classes: channels of the logits (1: one sigmoid channel).
@@ -114,7 +114,7 @@ class UNet(nn.Module):
       residual=self.block == 'residual',
       squeeze_excite=self.squeeze_excite,
     )
-    features = config_lib.stage_features(self)
+    features = fields_lib.stage_features(self)
     # What a decoder stage, or the bottleneck, hands up. Without a convolution
     # in between, it already has the channels of the next stage.
     handed_up = features
@@ -229,12 +229,12 @@ class UNet(nn.Module):
         )
       return tuple(size)
     for n in size:
-      if _valid_output(n, self) is None:
+      if sizes.valid_output(n, self) is None:
         above = n + 1
-        while _valid_output(above, self) is None:
+        while sizes.valid_output(above, self) is None:
           above += 1
         below = n - 1
-        while below > 0 and _valid_output(below, self) is None:
+        while below > 0 and sizes.valid_output(below, self) is None:
           below -= 1
         nearest = f'{below} or {above}' if below > 0 else f'{above}'
         raise errors.UserError(
@@ -242,7 +242,7 @@ class UNet(nn.Module):
           f'model.depth={self.depth}; the nearest that do are {nearest} '
           '(--config.data.image_size=H,W)'
         )
-    return tuple(_valid_output(n, self) for n in size)
+    return tuple(sizes.valid_output(n, self) for n in size)
 
 
 def create_model(config) -> UNet:
@@ -250,71 +250,3 @@ def create_model(config) -> UNet:
   fields = config.model.to_dict()
   fields['dtype'] = jnp.dtype(fields['dtype'])
   return UNet(num_classes=config.data.num_classes, **fields)
-
-
-def _valid_output(size: int, model: UNet) -> int | None:
-  """Output pixels of a `valid` network, or None where `size` does not fit."""
-  lost = model.convs * (model.kernel_size - 1)
-  lost_up = blocks.upsampling_loss(model.upsample, model.upsample_kernel)
-  has_stem = model.stem == 'space_to_depth'
-  if has_stem:
-    if size % 2:
-      return None
-    size //= 2
-  for _ in range(model.depth):
-    size -= lost
-    if size <= 0 or size % 2:
-      return None
-    size //= 2
-  size -= lost
-  for i in reversed(range(model.depth)):
-    # The coefficients of a gate are interpolated too.
-    gated = model.skip == 'attention' and i > 0
-    size = 2 * size - max(lost_up, 2 * gated) - lost
-  size *= 2 if has_stem else 1
-  return size if size > 0 else None
-
-
-def receptive_field(model: UNet) -> int:
-  """Returns how many pixels of the image, along an axis, reach a logit.
-
-  It is counted back from the logit through the longest path, exactly: which
-  pixels are seen depends on where a logit lies in the grid of the coarsest
-  stage, and the largest number is returned. Away from the image's borders, and
-  without what sees the whole image at once: `squeeze_excite`, and the norms of
-  an image's own statistics.
-  """
-  halvings = model.depth + (model.stem == 'space_to_depth')
-  pixels = 0
-  for position in range(2**halvings):
-    low, high = _seen(model, position)
-    pixels = max(pixels, high - low + 1)
-  return pixels
-
-
-def _seen(model: UNet, position: int) -> tuple[int, int]:
-  """First and last pixel, along an axis, that the logit at `position` sees."""
-  block = model.convs * (model.kernel_size - 1) // 2
-  # An even kernel, with `same` padding, reaches one pixel further to the right.
-  kernel = max(model.upsample_kernel, 1)
-  left, right = (kernel - 1) // 2, kernel // 2
-  has_stem = model.stem == 'space_to_depth'
-  low = high = position
-  if has_stem:
-    low, high = low // 2, high // 2
-  for i in range(model.depth):
-    low, high = low - block, high + block
-    # Interpolating reads the two nearest pixels.
-    wide = ((low - 1) // 2, (high + 1) // 2)
-    if model.upsample != 'transpose':
-      low, high = low - left, high + right
-    if model.upsample.startswith('bilinear'):
-      low, high = (low - 1) // 2, (high + 1) // 2
-    else:
-      low, high = low // 2, high // 2
-    if model.skip == 'attention' and i > 0:
-      low, high = min(low, wide[0]), max(high, wide[1])
-  low, high = low - block, high + block
-  for _ in range(model.depth):
-    low, high = 2 * low - block, 2 * high + 1 + block
-  return (2 * low, 2 * high + 1) if has_stem else (low, high)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from unet_jax import errors
+from unet_jax.runtime import errors
 from unet_jax.weights import files, naming
 
 Fields = dict[str, Any]

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from unet_jax import errors
+from unet_jax.runtime import errors
 
 # Keys under which training scripts keep the state dict beside other things.
 _STATE_DICTS = ('state_dict', 'model_state_dict', 'model')

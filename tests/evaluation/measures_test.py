@@ -1,0 +1,368 @@
+"""A whole evaluation against torchmetrics, scikit-learn and its own parts."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from unet_jax.config import default
+from unet_jax.evaluation import bootstrap, boundaries, calibration, measures
+from unet_jax.evaluation import confusion as confusion_lib
+from unet_jax.prediction import probabilities
+
+_NAMES = ('pet', 'background', 'border')
+_SPEC = measures.Spec(
+  _NAMES,
+  ('pet', 'border'),
+  boundary_ratio=0.05,
+  band=3.0,
+  tolerance=2.0,
+  instances='pet',
+  bins=15,
+  resamples=20,
+  seed=0,
+)
+_PARTITIONS = ('v_rand', 'v_info', 'v_rand_thin', 'v_info_thin')
+
+
+def _example(seed, shape=(24, 31), num_classes=3, ignored=True):
+  """Logits and a mask that they have in parts."""
+  rng = np.random.default_rng(seed)
+  smooth = lambda sigma: ndimage.gaussian_filter(
+    rng.normal(size=(num_classes, *shape)), (0, sigma, sigma)
+  )
+  truth = smooth(4)
+  mask = truth.argmax(0).astype(np.uint8)
+  if ignored:
+    mask[: seed + 3, :9] = 255
+  logits = np.moveaxis(15 * truth + 2 * smooth(2), 0, -1)
+  return logits.astype(np.float32), mask
+
+
+def _examples():
+  """Also images of other sizes, without some class, and that count nowhere."""
+  examples = [_example(i) for i in range(3)]
+  logits, mask = _example(3, (9, 14))
+  mask[mask == 2], logits[..., 2] = 0, -99
+  examples.append((logits, mask))
+  logits, mask = _example(4)
+  examples.append((logits, np.full_like(mask, 255)))
+  logits, mask = _example(5)
+  mask[mask == 0] = 1  # No pet, but one is predicted.
+  return [*examples, (logits, mask)]
+
+
+def _measured(spec=_SPEC):
+  return [measures.measure_image(x, mask, spec) for x, mask in _examples()]
+
+
+def _pixels():
+  """Classes of mask and prediction of all pixels that count."""
+  pairs = [
+    (mask[mask != 255], x.argmax(-1)[mask != 255]) for x, mask in _examples()
+  ]
+  truth, found = (np.concatenate(x).astype(np.int64) for x in zip(*pairs))
+  return truth, found
+
+
+def _is_same(actual, expected):
+  return actual == pytest.approx(expected, rel=1e-6, nan_ok=True)
+
+
+def test_figures_are_those_of_torchmetrics_and_scikit():
+  torch = pytest.importorskip('torch', reason='torchmetrics needs PyTorch')
+  classification = pytest.importorskip(
+    'torchmetrics.functional.classification', reason='compares with it'
+  )
+  sklearn = pytest.importorskip('sklearn.metrics', reason='compares with it')
+  measured = _measured()
+  figures, _ = measures.summarize(measured, _SPEC)
+  truth, found = _pixels()
+  np.testing.assert_array_equal(
+    measures.confusion(measured), sklearn.confusion_matrix(truth, found)
+  )
+  assert _is_same(
+    figures['pixel_accuracy'], sklearn.accuracy_score(truth, found)
+  )
+  target, preds = torch.from_numpy(truth), torch.from_numpy(found)
+  of_classes = {
+    'dataset_iou': classification.multiclass_jaccard_index,
+    'dataset_dice': classification.multiclass_f1_score,
+    'dataset_precision': classification.multiclass_precision,
+    'dataset_recall': classification.multiclass_recall,
+  }
+  for score, function in of_classes.items():
+    expected = function(preds, target, 3, average='none').numpy()
+    for name, value in zip(_NAMES, expected):
+      assert _is_same(figures[f'{score}/{name}'], float(value))
+  logits = np.concatenate([x[mask != 255] for x, mask in _examples()])
+  p = torch.softmax(torch.from_numpy(logits).double(), -1)
+  for name, norm in (('ece', 'l1'), ('mce', 'max')):
+    expected = classification.multiclass_calibration_error(
+      p, target, 3, n_bins=15, norm=norm
+    )
+    assert figures[name] == pytest.approx(float(expected), rel=1e-4)
+  assert figures['nll'] == pytest.approx(
+    sklearn.log_loss(truth, p.numpy()), rel=1e-5
+  )
+
+
+def test_figures_are_made_of_those_of_the_parts():
+  measured = _measured()
+  figures, limits = measures.summarize(measured, _SPEC)
+  stacked = {k: np.stack([m[k] for m in measured]) for k in measured[0]}
+  confusion = stacked['confusion']
+  scores = confusion_lib.scores(confusion, _NAMES, _SPEC.foreground)
+  assert len(scores) == 21
+  for name, value in scores.items():
+    assert _is_same(figures[name], value)
+  assert limits == bootstrap.bootstrap(
+    confusion, _NAMES, _SPEC.foreground, 20, 0
+  )
+  with np.errstate(invalid='ignore'):
+    nsd = stacked['nsd'][..., 0] / stacked['nsd'][..., 1]
+    boundary = stacked['boundary'][..., 0] / stacked['boundary'][..., 1]
+  hd95 = stacked['hd95']
+  for c, name in enumerate(_NAMES):
+    assert _is_same(figures[f'image_nsd/{name}'], np.nanmean(nsd[:, c]))
+    assert _is_same(
+      figures[f'image_hd95/{name}'], hd95[:, c][np.isfinite(hd95[:, c])].mean()
+    )
+    assert _is_same(
+      figures[f'image_boundary_iou/{name}'], np.nanmean(boundary[:, c])
+    )
+    both, either = stacked['boundary'][:, c].sum(0)
+    assert _is_same(figures[f'dataset_boundary_iou/{name}'], both / either)
+  # The pet of the last image is predicted, but not there.
+  assert np.isinf(hd95[5, 0]) and nsd[5, 0] == 0
+  assert figures['hd95_infinite/pet'] == np.isinf(hd95[:, 0]).sum() >= 1
+  # Means over the classes of each image, then over images.
+  counts = [0, 1, 2, 3, 5]  # Nothing counts in the fifth.
+  assert np.isnan(nsd[4]).all()
+  assert _is_same(
+    figures['image_mnsd'], np.mean([np.nanmean(nsd[i]) for i in counts])
+  )
+  assert _is_same(
+    figures['dataset_boundary_miou'],
+    np.mean([figures[f'dataset_boundary_iou/{n}'] for n in _NAMES]),
+  )
+
+
+def test_band_scores_are_those_of_the_pixels_in_the_band():
+  figures, _ = measures.summarize(_measured(), _SPEC)
+  confusion = np.zeros((3, 3), int)
+  for logits, mask in _examples():
+    near = boundaries.band(mask, 3, _SPEC.band)
+    np.add.at(confusion, (mask[near], logits.argmax(-1)[near]), 1)
+  iou, _ = confusion_lib.iou_and_dice(confusion)
+  for name, value in zip(_NAMES, iou):
+    assert _is_same(figures[f'dataset_band_iou/{name}'], value)
+  assert _is_same(figures['dataset_band_miou'], iou.mean())
+  assert figures['dataset_band_miou'] < figures['dataset_miou']
+
+
+def test_objects_are_summed_and_thresholds_are_those_of_the_split():
+  measured = _measured()
+  # Matches that differ between all thresholds.
+  for i, m in enumerate(measured):
+    tp = np.arange(10 + i, i, -1)
+    m['objects'] = np.stack([tp, 20 - tp, 25 + i - tp], 1)
+  figures, _ = measures.summarize(measured, _SPEC)
+  counts = sum(m['objects'] for m in measured)
+  precision = counts[:, 0] / counts.sum(1)
+  assert _is_same(figures['ap50'], precision[0])
+  assert _is_same(figures['ap75'], precision[5])
+  assert _is_same(figures['ap'], precision.mean())
+  for name in _PARTITIONS:
+    values = np.stack([m[name] for m in measured])
+    # Two images have no pet.
+    assert np.isnan(values[4:]).all()
+    means = values[:4].mean(0)
+    assert _is_same(figures[name], means[4])
+    assert _is_same(figures[f'{name}_best'], means.max())
+    assert figures[f'{name}_best_threshold'] == (means.argmax() + 1) / 10
+
+
+def test_rows_are_figures_of_one_image():
+  measured = _measured()
+  rows = measures.image_rows(measured, list('abcdef'), _SPEC)
+  assert [r['image'] for r in rows] == list('abcdef')
+  assert all(r.keys() == rows[0].keys() for r in rows)
+  same = {
+    'pixel_accuracy': 'pixel_accuracy',
+    'miou': 'image_miou',
+    **{n: n for n in ('ece', 'nll', 'brier', 'ap50', 'ap', *_PARTITIONS)},
+  }
+  for n in (*_NAMES, 'pet+border'):
+    same |= {f'{score}/{n}': f'image_{score}/{n}' for score in ('iou', 'dice')}
+  for n in _NAMES:
+    same |= {f'boundary_iou/{n}': f'image_boundary_iou/{n}'}
+    same |= {f'{score}/{n}': f'image_{score}/{n}' for score in ('hd95', 'nsd')}
+  counted = {
+    f'{of}/{n}' for of in ('pixels', 'predicted_pixels') for n in _NAMES
+  }
+  assert rows[0].keys() == {'image', *same, *counted}
+  for row, m in zip(rows, measured):
+    figures, _ = measures.summarize([m], _SPEC)
+    for column, name in same.items():
+      value = row[column]
+      if column.startswith('hd95') and np.isinf(value):
+        assert figures[f'hd95_infinite/{column.partition("/")[2]}'] == 1
+        value = np.nan
+      assert _is_same(value, figures[name]), column
+  assert np.isinf(rows[5]['hd95/pet'])
+
+
+def test_rows_count_the_pixels_of_mask_and_prediction():
+  rows = measures.image_rows(_measured(), list('abcdef'), _SPEC)
+  for row, (logits, mask) in zip(rows, _examples()):
+    prediction = logits.argmax(-1)[mask != 255]
+    for i, name in enumerate(_NAMES):
+      assert row[f'pixels/{name}'] == (mask == i).sum()
+      assert row[f'predicted_pixels/{name}'] == (prediction == i).sum()
+  assert any(
+    row[f'pixels/{n}'] != row[f'predicted_pixels/{n}']
+    for row in rows
+    for n in _NAMES
+  )
+
+
+def test_rows_need_a_name_for_each_image():
+  with pytest.raises(ValueError, match='zip'):
+    measures.image_rows(_measured(), ['a'], _SPEC)
+
+
+def test_a_perfect_prediction():
+  _, mask = _example(0)
+  logits = 50 * (mask[..., None] == np.arange(3)).astype(np.float32)
+  figures, limits = measures.summarize(
+    [measures.measure_image(logits, mask, _SPEC)] * 2, _SPEC
+  )
+  zero = {'ece', 'mce', 'nll', 'brier'}
+  for name, value in figures.items():
+    if not name.endswith('threshold'):
+      is_zero = name in zero or 'hd95' in name
+      assert value == pytest.approx(0 if is_zero else 1, abs=1e-6), name
+  assert set(limits.values()) == {(1.0, 1.0)}
+
+
+def test_one_channel_is_two():
+  logits, mask = _example(1, num_classes=2)
+  one = logits[..., 1:] - logits[..., :1]
+  two = np.concatenate([np.zeros_like(one), one], -1)
+  spec = dataclasses.replace(
+    _SPEC, names=('rest', 'cell'), foreground=(), instances='cell'
+  )
+  actual, expected = (measures.measure_image(x, mask, spec) for x in (one, two))
+  assert actual.keys() == expected.keys()
+  for name, value in expected.items():
+    np.testing.assert_allclose(actual[name], value, rtol=1e-5, err_msg=name)
+  assert actual['confusion'].shape == (2, 2) and actual['confusion'].all()
+
+
+@pytest.mark.parametrize('num_channels', [1, 3])
+def test_predictions_are_those_on_the_device(num_channels, monkeypatch):
+  monkeypatch.setattr(probabilities, '_PIXELS', 50)
+  logits = np.random.default_rng(0).integers(-1, 2, (9, 11, num_channels))
+  logits = logits.astype(np.float32)  # With many that are equal.
+  actual = probabilities.predict(logits)
+  assert actual.dtype == np.uint8
+  np.testing.assert_array_equal(
+    actual, confusion_lib.predict_classes(logits[None])[0]
+  )
+
+
+def test_large_images_go_in_parts(monkeypatch):
+  logits, mask = _example(0)
+  whole = measures.measure_image(logits, mask, _SPEC)
+  monkeypatch.setattr(probabilities, '_PIXELS', 100)
+  parts = measures.measure_image(logits, mask, _SPEC)
+  for name, value in whole.items():
+    np.testing.assert_allclose(parts[name], value, rtol=1e-6, err_msg=name)
+
+
+def test_shapes_are_fixed_for_a_spec():
+  for m in zip(*(x.items() for x in _measured())):
+    assert len({(name, v.shape, v.dtype) for name, v in m}) == 1
+
+
+@pytest.mark.parametrize('shape', [(1, 1), (1, 6), (13, 1)])
+@pytest.mark.parametrize('label', [0, 2, 255])
+def test_smallest_images_and_those_of_one_class(shape, label):
+  mask = np.full(shape, label, np.uint8)
+  logits = np.zeros((*shape, 3), np.float32)
+  logits[..., 2] = 1
+  figures, limits = measures.summarize(
+    [measures.measure_image(logits, mask, _SPEC)], _SPEC
+  )
+  right = {0: 0.0, 2: 1.0, 255: np.nan}[label]
+  for name in ('pixel_accuracy', 'dataset_iou/border', 'image_nsd/border'):
+    assert _is_same(figures[name], right)
+  assert _is_same(figures['dataset_boundary_iou/border'], right)
+  assert figures['hd95_infinite/border'] == (label == 0)
+  assert np.isnan(figures['dataset_band_miou'])
+  assert np.isnan(figures['nll']) == (label == 255)
+  assert np.isnan(figures['v_rand']) == (label != 0)
+  assert np.isnan(limits['dataset_miou']).all() == (label == 255)
+
+
+def test_given_instances_are_the_truth():
+  mask = np.zeros((6, 8), np.uint8)
+  logits = 9 * (mask[..., None] == np.arange(3)).astype(np.float32)
+  numbers = np.repeat([[3, 8]], 4, 1) * np.ones((6, 1), int)
+  given = measures.measure_image(logits, mask, _SPEC, instances=numbers)
+  np.testing.assert_array_equal(given['objects'][0], [1, 0, 1])
+  connected = measures.measure_image(logits, mask, _SPEC)
+  np.testing.assert_array_equal(connected['objects'][0], [1, 0, 0])
+
+
+def test_without_instances_and_intervals():
+  spec = dataclasses.replace(_SPEC, instances='', resamples=0, foreground=())
+  measured = _measured(spec)
+  figures, limits = measures.summarize(measured, spec)
+  assert limits == {}
+  names = {*figures, *measures.image_rows(measured, list('abcdef'), spec)[0]}
+  assert not names & {'ap', 'v_rand', 'iou/pet+border'}
+  assert 'iou/border' in names
+
+
+def test_reliability_is_that_of_all_pixels():
+  actual = measures.reliability(_measured())
+  logits, masks = (
+    np.concatenate([x.reshape(1, -1, *x.shape[2:]) for x in arrays], 1)
+    for arrays in zip(*_examples())
+  )
+  expected = calibration.reliability(calibration.measure(logits, masks, 15))
+  assert actual.keys() == expected.keys()
+  for name, value in expected.items():
+    np.testing.assert_allclose(actual[name], value, rtol=1e-6, err_msg=name)
+
+
+def test_every_field_of_a_spec_comes_from_the_config():
+  config = default.get_config()
+  assert measures.make_spec(config) == measures.Spec(
+    ('class_0', 'class_1', 'class_2', 'class_3'),
+    foreground=(),
+    boundary_ratio=0.02,
+    band=3.0,
+    tolerance=2.0,
+    instances='',
+    bins=15,
+    resamples=1000,
+    seed=0,
+  )
+  config.seed = 3
+  config.data.class_names = ('a', 'b', 'c', 'd')
+  config.eval.update(
+    foreground=('b',),
+    boundary_ratio=0.1,
+    band=5.0,
+    tolerance=1.0,
+    instances='c',
+    calibration_bins=10,
+    bootstrap=7,
+  )
+  assert measures.make_spec(config) == measures.Spec(
+    ('a', 'b', 'c', 'd'), ('b',), 0.1, 5.0, 1.0, 'c', 10, 7, 3
+  )

@@ -1,0 +1,99 @@
+"""Tests of unet_jax/data/scan.py."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+from skimage import measure
+
+from tests import folders
+from unet_jax.config import default
+from unet_jax.data import sources
+from unet_jax.inspection import scan
+
+
+def scan_folder(root, split='train', **data):
+  config = folders.make_config(root, **data)
+  return scan.scan(sources.make_source(config, split), config)[0]
+
+
+def test_measures_what_numpy_and_skimage_measure(tmp_path):
+  image, mask = folders.make_pair()
+  mask[0:2, 0:2] = 1  # A second part.
+  mask[30, 30] = 255
+  folders.write_pairs(tmp_path, {'a': (image, mask), 'b': folders.make_pair(1)})
+  first, second = scan_folder(tmp_path, val_fraction=0.01)[:1] * 2
+  assert first.error is None
+  assert first.split == 'train' and first.name.endswith('a.png')
+  assert first.image_size == first.mask_size == (40, 48)
+  assert first.image_file == scan.FileInfo('RGB 8 bit PNG')
+  assert first.mask_file == scan.FileInfo('grey 8 bit PNG')
+  np.testing.assert_allclose(first.mean, image.mean((0, 1)) / 255, rtol=1e-6)
+  np.testing.assert_allclose(first.std, image.std((0, 1)) / 255, rtol=1e-6)
+  values, counts = np.unique(mask, return_counts=True)
+  assert first.values == dict(zip(values.tolist(), counts.tolist()))
+  np.testing.assert_array_equal(first.class_pixels, counts)
+  expected = [
+    measure.label(mask == c, connectivity=2, return_num=True)[1] for c in (0, 1)
+  ]
+  np.testing.assert_array_equal(first.instances, expected)
+  assert first.fit is not None
+  assert abs(np.linalg.norm(second.thumbnail) - 1) < 1e-5
+
+
+@pytest.mark.parametrize(
+  'image, mask, kind, message',
+  [
+    (b'no image', None, 'broken', 'cannot identify'),
+    (None, np.full((40, 48), 7, np.uint8), 'unknown values', 'value 7 in 1920'),
+    (None, np.zeros((48, 40), np.uint8), 'different sizes', 'EXIF rotation'),
+    (None, np.full((40, 48), 0.5, np.float32), 'unusable values', 'floats'),
+  ],
+)
+def test_a_bad_pair_has_a_reason(tmp_path, image, mask, kind, message):
+  good = folders.make_pair()
+  if mask is not None and mask.dtype == np.float32:
+    mask = folders.encode(mask, 'TIFF')
+  image = good[0] if image is None else image
+  mask = good[1] if mask is None else mask
+  folders.write_pairs(tmp_path, {'a': (image, mask), 'b': good})
+  bad = scan_folder(tmp_path, val_fraction=0.01)[0]
+  assert bad.error[0] == kind
+  assert message in bad.error[1]
+  if kind == 'unknown values':
+    assert bad.values == {7: 1920} and bad.class_pixels is None
+
+
+def test_describe():
+  rgb = np.zeros((4, 6, 3), np.uint8)
+  exif = Image.Exif()
+  exif[0x0112] = 6
+  got = scan.describe(folders.encode(rgb, 'JPEG', exif=exif))
+  assert got == scan.FileInfo('RGB 8 bit JPEG', orientation=6)
+  deep = folders.encode(np.zeros((4, 6), np.uint16))
+  assert scan.describe(deep).kind == 'grey 16 bit PNG'
+  assert scan.describe(b'?') == scan.FileInfo('unknown to Pillow')
+  file = io.BytesIO()
+  pages = [Image.fromarray(rgb), Image.fromarray(rgb)]
+  pages[0].save(file, 'TIFF', save_all=True, append_images=pages[1:])
+  assert scan.describe(file.getvalue()).pages == 2
+
+
+def test_count_values():
+  rgb = np.zeros((2, 3, 3), np.uint8)
+  rgb[0, 0] = 1, 2, 3
+  assert scan.count_values(rgb) == {(0, 0, 0): 5, (1, 2, 3): 1}
+  deep = np.array([[1000, 1000, 3]], np.int32)
+  assert scan.count_values(deep) == {3: 1, 1000: 2}
+
+
+def test_shapes_have_no_files():
+  config = default.get_config()
+  config.data.update(num_train=3, image_size=(32, 32))
+  source = sources.make_source(config, 'train')
+  measurements, seconds = scan.scan(source, config)
+  assert [m.index for m in measurements] == [0, 1, 2]
+  assert measurements[0].image_file is None
+  assert all(m.error is None for m in measurements)
+  assert set(seconds) == {'decode', 'measure', 'wall'}

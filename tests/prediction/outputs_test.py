@@ -1,0 +1,410 @@
+"""What is read and written for an image, and where."""
+
+import json
+import pathlib
+import tracemalloc
+
+import cv2
+import numpy as np
+import pytest
+import scipy.special
+import tifffile
+from PIL import Image
+
+from configs import folder
+from unet_jax.config import default
+from unet_jax.data import decode, masks, rasters, sources
+from unet_jax.prediction import contours, outputs, overlays
+from unet_jax.runtime import errors
+
+_SIZE = (70, 61)
+_COLORS = (((0, 0, 0), 0), ((255, 0, 0), 1), ((9, 9, 9), 1), (200, 2))
+
+
+def _config(**values):
+  config = default.get_config()
+  config.data.update(num_classes=3, num_workers=1)
+  config.update_from_flattened_dict(
+    {name.replace('__', '.'): value for name, value in values.items()}
+  )
+  return config
+
+
+def _logits(num_classes: int, seed=0) -> np.ndarray:
+  rng = np.random.default_rng(seed)
+  small = rng.normal(size=(14, 12, num_classes)).astype(np.float32) * 5
+  large = cv2.resize(small, _SIZE[::-1], interpolation=cv2.INTER_CUBIC)
+  return large.reshape(*_SIZE, num_classes)
+
+
+def _raster(config) -> rasters.ArrayRaster:
+  rng = np.random.default_rng(1)
+  image = rng.integers(0, 256, (*_SIZE, 3)).astype(np.uint8)
+  return rasters.ArrayRaster(image, config.data)
+
+
+def _predict(config, logits, root, source='in/a.png', heights=()):
+  """Writes bands of these heights, and the rest as one."""
+  paths = outputs.make_paths(pathlib.Path(source), root, config)
+  stops = [*np.cumsum(heights, dtype=int), len(logits)]
+  with outputs.PredictionWriter(_raster(config), paths, config) as writer:
+    start = 0
+    for stop in stops:
+      writer.write(start, logits[start:stop])
+      start = stop
+  return paths
+
+
+def _files(root) -> list[str]:
+  files = (p for p in root.rglob('*') if p.is_file())
+  return sorted(str(p.relative_to(root)) for p in files)
+
+
+@pytest.mark.parametrize(
+  'table,num_classes,expected',
+  [
+    ((), 3, [0, 1, 2]),
+    ((), 1, [0, 1]),
+    (((0, 0), (255, 1)), 1, [0, 255]),
+    (((0, 0), (255, 1)), 2, [0, 255]),
+    (((255, 0), (0, 1)), 2, [255, 0]),
+    (((2, 0), (1, 1), (4, 1), (3, 2), (9, 255)), 3, [2, 1, 3]),
+    (((0, 0), (300, 1), (65535, 2)), 3, [0, 300, 65535]),
+    (_COLORS, 3, [[0, 0, 0], [255, 0, 0], [200, 200, 200]]),
+  ],
+)
+@pytest.mark.parametrize('suffix', ['png', 'tif', 'TIFF'])
+def test_masks_are_read_as_the_data(
+  suffix, table, num_classes, expected, tmp_path
+):
+  config = _config(data__num_classes=num_classes, data__mask_values=table)
+  logits = _logits(num_classes)
+  classes = logits.argmax(-1) if num_classes > 1 else logits[..., 0] > 0
+  paths = _predict(config, logits, tmp_path, f'in/a.{suffix}')
+  name = 'a.png' if suffix == 'png' else 'a.tif'
+  assert _files(tmp_path) == [f'masks/{name}']
+  with Image.open(paths.mask) as image:
+    stored = np.asarray(image)
+  np.testing.assert_array_equal(stored, np.array(expected)[classes.astype(int)])
+  assert stored.dtype == (np.uint16 if np.max(expected) > 255 else np.uint8)
+  values = decode.decode_mask(paths.mask.read_bytes(), 'x')
+  mapped = masks.map_mask(values, table, num_classes, 'x')
+  np.testing.assert_array_equal(mapped, classes)
+
+
+@pytest.mark.parametrize(
+  'table,message',
+  [
+    (
+      ((0, 0), (255, 2)),
+      '--config.data.mask_values=((0, 0), (255, 2)) has no value for class 1, '
+      'so its pixels cannot be written; add (VALUE, 1)',
+    ),
+    (
+      ((0, 0), (-1, 1), (5, 2)),
+      '--config.data.mask_values=((0, 0), (-1, 1), (5, 2)): masks are written '
+      'with values of 0 to 65535; choose others',
+    ),
+    (
+      (((0, 0, 0), 0), ((0, 0, 9), 1), (300, 2)),
+      '--config.data.mask_values=(((0, 0, 0), 0), ((0, 0, 9), 1), (300, 2)): '
+      'masks are written with values of 0 to 255; choose others',
+    ),
+  ],
+)
+def test_tables_that_cannot_be_inverted(table, message, tmp_path):
+  config = _config(data__mask_values=table)
+  with pytest.raises(errors.UserError) as e:
+    _predict(config, _logits(3), tmp_path)
+  assert str(e.value) == message
+  assert not _files(tmp_path)
+  config.predict.input = __file__
+  with pytest.raises(errors.UserError) as e:
+    outputs.plan(config, 'run')
+  assert str(e.value) == message
+
+
+@pytest.mark.parametrize('num_classes', [1, 3])
+@pytest.mark.parametrize('kind', ['npz', 'tiff'])
+def test_probabilities(kind, num_classes, tmp_path):
+  config = _config(
+    data__num_classes=num_classes,
+    predict__probabilities=kind,
+    data__class_names=('grün', 'b', 'c')[: max(num_classes, 2)],
+  )
+  logits = _logits(num_classes)
+  logits[0, 0] = 1e4
+  paths = _predict(config, logits, tmp_path)
+  expected = scipy.special.softmax(logits.astype(float), -1)
+  if num_classes == 1:
+    foreground = scipy.special.expit(logits.astype(float))
+    expected = np.concatenate([1 - foreground, foreground], -1)
+  if kind == 'npz':
+    assert paths.probabilities == tmp_path / 'probabilities/a.npz'
+    with np.load(paths.probabilities) as found:
+      probabilities = found['probabilities']
+      names = found['class_names'].tolist()
+    assert names == list(config.data.class_names)
+  else:
+    assert paths.probabilities == tmp_path / 'probabilities/a.tif'
+    with tifffile.TiffFile(paths.probabilities) as tiff:
+      probabilities = tiff.asarray()
+      description = tiff.pages.first.description
+    assert description.startswith('gr\\xfcn, b')
+  assert probabilities.dtype == np.float16
+  np.testing.assert_allclose(probabilities, expected, atol=5e-4)
+
+
+def test_overlay(tmp_path):
+  config = _config(predict__overlay=True)
+  paths = _predict(config, _logits(3), tmp_path, heights=(7, 20))
+  assert _files(tmp_path) == ['masks/a.png', 'overlays/a.jpg']
+  overlay = overlays.Overlay(_SIZE)
+  overlay.add(
+    _raster(config).read(0, _SIZE[0]), _logits(3).argmax(-1).astype(np.uint8)
+  )
+  expected = cv2.imencode(
+    '.jpg', overlay.picture(3)[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90]
+  )[1]
+  assert paths.overlay.read_bytes() == expected.tobytes()
+
+
+def test_contours(tmp_path):
+  config = _config(predict__contours=True)
+  paths = _predict(config, _logits(3), tmp_path, heights=(7, 20))
+  assert _files(tmp_path) == ['contours/a.geojson', 'masks/a.png']
+  classes = _logits(3).argmax(-1).astype(np.uint8)
+  likely = scipy.special.softmax(_logits(3), -1).max(-1)
+  expected = list(
+    contours.features(
+      classes,
+      np.rint(likely * 255).astype(np.uint8),
+      ('class_0', 'class_1', 'class_2'),
+    )
+  )
+  found = json.loads(paths.contours.read_text())['features']
+  assert [f['geometry'] for f in found] == [f['geometry'] for f in expected]
+  for one, other in zip(found, expected):
+    assert one['properties'] == pytest.approx(other['properties'], abs=2e-3)
+  assert sum(f['properties']['area'] for f in found) == np.sum(classes > 0)
+
+
+def _contents(paths) -> list:
+  mask = np.asarray(Image.open(paths.mask))
+  if paths.probabilities.suffix == '.npz':
+    with np.load(paths.probabilities) as found:
+      probabilities = found['probabilities']
+  else:
+    probabilities = tifffile.imread(paths.probabilities)
+  pictures = [p.read_bytes() for p in (paths.overlay, paths.contours)]
+  return [mask.tobytes(), probabilities.tobytes(), *pictures]
+
+
+@pytest.mark.parametrize('kind', ['npz', 'tiff'])
+def test_bands_of_any_height_give_the_same(kind, tmp_path, monkeypatch):
+  monkeypatch.setattr(overlays, '_LARGEST', 25)
+  config = _config(
+    predict__overlay=True, predict__contours=True, predict__probabilities=kind
+  )
+  suffix = {'npz': 'png', 'tiff': 'tif'}[kind]
+  logits = _logits(3)
+  whole = _predict(config, logits, tmp_path / 'whole', f'a.{suffix}')
+  for seed in range(5):
+    heights = np.random.default_rng(seed).integers(1, 23, 3)
+    root = tmp_path / str(seed)
+    bands = _predict(config, logits, root, f'a.{suffix}', heights)
+    assert _contents(bands) == _contents(whole)
+
+
+@pytest.mark.parametrize('rows', [0, 30, 70])
+@pytest.mark.parametrize('kind', ['npz', 'tiff'])
+def test_errors_leave_nothing(kind, rows, tmp_path):
+  config = _config(
+    predict__overlay=True, predict__contours=True, predict__probabilities=kind
+  )
+  paths = outputs.make_paths(pathlib.Path('a.png'), tmp_path, config)
+  with pytest.raises(KeyError):
+    with outputs.PredictionWriter(_raster(config), paths, config) as writer:
+      if rows:
+        writer.write(0, _logits(3)[:rows])
+      raise KeyError
+  assert not _files(tmp_path)
+
+
+def test_rows_that_are_missing_or_out_of_order(tmp_path):
+  config = _config(predict__probabilities='npz')
+  paths = outputs.make_paths(pathlib.Path('a.png'), tmp_path, config)
+  writer = outputs.PredictionWriter(_raster(config), paths, config)
+  writer.write(0, _logits(3)[:20])
+  with pytest.raises(ValueError, match='rows from 30 .* expected rows from 20'):
+    writer.write(30, _logits(3)[30:])
+  with pytest.raises(ValueError, match='20 of 70 rows were written'):
+    writer.close()
+  assert not _files(tmp_path)
+
+
+def test_existing(tmp_path):
+  config = _config(predict__overlay=True)
+  paths = outputs.make_paths(pathlib.Path('a.png'), tmp_path, config)
+  assert not outputs.existing(paths)
+  _predict(config, _logits(3), tmp_path)
+  assert outputs.existing(paths)
+  config.predict.contours = True
+  more = outputs.make_paths(pathlib.Path('a.png'), tmp_path, config)
+  assert not outputs.existing(more)
+
+
+def test_memory_of_large_images(tmp_path):
+  config = _config(predict__probabilities='tiff', predict__overlay=True)
+  height, width = 1024, 5000
+  source = tmp_path / 'a.tif'
+  image = np.zeros((height, width), np.uint8)
+  tifffile.imwrite(source, image, tile=(128, 128), compression='zlib')
+  band = np.zeros((32, width, 3), np.float32)
+  band[..., 1] = np.arange(width) % 7 > 3
+  paths = outputs.make_paths(source, tmp_path, config)
+  tracemalloc.start()
+  try:
+    with rasters.open_image(source, config.data) as raster:
+      with outputs.PredictionWriter(raster, paths, config) as writer:
+        for start in range(0, height, 32):
+          writer.write(start, band)
+    peak = tracemalloc.get_traced_memory()[1]
+  finally:
+    tracemalloc.stop()
+  # 61 MB of float32 logits; a row of float16 tiles takes 8 MB, the image's
+  # tiles 4 MB, a band's logits 2 MB, the picture 5 MB.
+  assert peak < 25e6
+
+
+def _touch(root, *names):
+  for name in names:
+    path = root / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new('L', (4, 4)).save(path, 'PNG')
+
+
+def test_inputs(tmp_path):
+  _touch(tmp_path, 'slice_10.png', 'slice_2.PNG', 'a.tif', '.hidden.png')
+  (tmp_path / 'notes.txt').write_text('x')
+  _touch(tmp_path / 'set', 'images/b.jpg', 'images/a.png', 'masks/a.png')
+  names = lambda pattern: [
+    str(p.relative_to(tmp_path))
+    for p in outputs.find_inputs(str(tmp_path / pattern))
+  ]
+  assert names('') == ['a.tif', 'slice_2.PNG', 'slice_10.png']
+  assert names('slice_2.PNG') == ['slice_2.PNG']
+  assert names('slice_*') == ['slice_2.PNG', 'slice_10.png']
+  assert names('*') == ['a.tif', 'slice_2.PNG', 'slice_10.png']
+  assert names('set') == ['set/images/a.png', 'set/images/b.jpg']
+  assert names('**/images/*') == ['set/images/a.png', 'set/images/b.jpg']
+
+
+def test_input_in_the_home_folder(tmp_path, monkeypatch):
+  monkeypatch.setenv('HOME', str(tmp_path))
+  _touch(tmp_path, 'a.png')
+  assert outputs.find_inputs('~/*.png') == [tmp_path / 'a.png']
+
+
+@pytest.mark.parametrize(
+  'pattern,message',
+  [
+    ('empty', 'has no image files (.png, '),
+    ('gone.png', 'no such file or folder (.png, '),
+    ('*.jpg', 'matches no image files (.png, '),
+    (
+      'two',
+      'ROOT/two/a.jpg and ROOT/two/a.png have the same stem, one result would '
+      'overwrite the other; rename one or predict them apart',
+    ),
+    (
+      '*/a.png',
+      'ROOT/one/a.png and ROOT/two/a.png have the same stem, one result would '
+      'overwrite the other; rename one or predict them apart',
+    ),
+  ],
+)
+def test_inputs_that_cannot_be_used(pattern, message, tmp_path):
+  _touch(tmp_path, 'two/a.png', 'two/a.jpg', 'one/a.png')
+  (tmp_path / 'empty').mkdir()
+  with pytest.raises(errors.UserError) as e:
+    outputs.find_inputs(f'{tmp_path}/{pattern}')
+  expected = f'--config.predict.input={tmp_path}/{pattern}: {message}'
+  assert str(e.value).startswith(expected.replace('ROOT', str(tmp_path)))
+  assert '\n' not in str(e.value)
+
+
+def test_no_input():
+  with pytest.raises(errors.UserError) as e:
+    outputs.plan(_config(), 'run')
+  assert str(e.value) == (
+    '--mode=predict needs --config.predict.input=PATH: an image, a folder or a '
+    "pattern such as 'DIR/*.png'"
+  )
+
+
+def test_plan(tmp_path):
+  _touch(tmp_path, 'images/b.png', 'images/c.tif')
+  config = _config(
+    predict__input=str(tmp_path),
+    predict__probabilities='tiff',
+    predict__overlay=True,
+    predict__contours=True,
+  )
+  out = tmp_path / 'run/predictions'
+  assert outputs.plan(config, str(tmp_path / 'run')) == [
+    (
+      tmp_path / f'images/{name}',
+      outputs.Paths(
+        out / f'masks/{mask}',
+        out / f'probabilities/{mask[0]}.tif',
+        out / f'overlays/{mask[0]}.jpg',
+        out / f'contours/{mask[0]}.geojson',
+      ),
+    )
+    for name, mask in (('b.png', 'b.png'), ('c.tif', 'c.tif'))
+  ]
+  config.predict.output = str(tmp_path / 'here')
+  config.predict.overlay = False
+  _, paths = outputs.plan(config, 'run')[0]
+  assert paths.mask == tmp_path / 'here/masks/b.png' and not paths.overlay
+
+
+@pytest.mark.parametrize(
+  'given,output,images',
+  [
+    ('set', 'set', 'set/images'),
+    ('set/images', 'set', 'set/images'),
+    ('set/images', 'set/images', 'set/images'),
+    ('set/images/a.png', 'set/masks/..', 'set/images'),
+    ('set/masks', 'set', 'set/masks'),
+  ],
+)
+def test_output_among_the_images(given, output, images, tmp_path):
+  _touch(tmp_path, 'set/images/a.png', 'set/masks/a.png')
+  config = _config(
+    predict__input=f'{tmp_path}/{given}', predict__output=f'{tmp_path}/{output}'
+  )
+  with pytest.raises(errors.UserError) as e:
+    outputs.plan(config, 'run')
+  assert str(e.value) == (
+    f'--config.predict.output={tmp_path}/{output}: would mix with the images '
+    f'in {tmp_path}/{images}; choose another folder, such as '
+    f'--config.predict.output={tmp_path}/{output}/predictions'
+  )
+
+
+def test_output_is_a_folder_of_pairs(tmp_path):
+  config = folder.get_config()
+  config.data.update(dir=str(tmp_path), mask_values=((0, 0), (255, 1)))
+  config.data.val_fraction = 0.5
+  for stem in 'ab':
+    _predict(config, _logits(2, ord(stem)), tmp_path, f'{stem}.png')
+    image = _raster(config).read(0, _SIZE[0])
+    _touch(tmp_path, f'images/{stem}.png')
+    Image.fromarray(image).save(tmp_path / f'images/{stem}.png')
+  example = sources.make_source(config, 'train')[0]
+  mapped = masks.map_mask(
+    example['mask'], config.data.mask_values, 2, example['mask_name']
+  )
+  np.testing.assert_array_equal(mapped, _logits(2, ord('a')).argmax(-1))

@@ -1,0 +1,141 @@
+"""Files written by rows, read back by other programs."""
+
+import cv2
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from unet_jax.prediction import row_files
+
+_SHAPES = [(1, 1), (300, 517), (256, 512), (257, 40, 3)]
+
+
+def _array(shape, dtype) -> np.ndarray:
+  """Few values in blocks, over the whole range."""
+  small = np.random.default_rng(0).random((*shape[:2], *shape[2:]))
+  small = small[: -(-shape[0] // 3), : -(-shape[1] // 5)]
+  array = small.repeat(3, 0).repeat(5, 1)[: shape[0], : shape[1]]
+  return (array * np.iinfo(dtype).max).astype(dtype)
+
+
+def _write(file, array: np.ndarray, seed=0) -> None:
+  """In bands of any height."""
+  rng, start = np.random.default_rng(seed), 0
+  while start < len(array):
+    stop = start + int(rng.integers(1, 300))
+    file.write(array[start:stop])
+    start = stop
+  file.close()
+
+
+def _opencv(path) -> np.ndarray:
+  array = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+  return array if array.ndim == 2 else array[..., ::-1]
+
+
+@pytest.mark.parametrize('shape', _SHAPES)
+@pytest.mark.parametrize('dtype', [np.uint8, np.uint16])
+@pytest.mark.parametrize('suffix', ['png', 'tif'])
+def test_masks(suffix, dtype, shape, tmp_path):
+  if len(shape) == 3 and dtype == np.uint16:
+    return  # Colours are 8 bit.
+  kind = {'png': row_files.PngFile, 'tif': row_files.TiffFile}[suffix]
+  array, path = _array(shape, dtype), tmp_path / f'new/a.{suffix}'
+  _write(kind(path, shape, dtype), array)
+  with Image.open(path) as image:
+    pillow = np.asarray(image)
+  assert pillow.dtype == _opencv(path).dtype == dtype
+  np.testing.assert_array_equal(pillow, array)
+  np.testing.assert_array_equal(_opencv(path), array)
+  if suffix == 'tif':
+    np.testing.assert_array_equal(tifffile.imread(path), array)
+  assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize('channels', [1, 2, 3, 5])
+def test_tiff_of_probabilities(channels, tmp_path):
+  array = np.random.default_rng(0).random((270, 300, channels), np.float32)
+  array, path = array.astype(np.float16), tmp_path / 'a.tif'
+  _write(row_files.TiffFile(path, array.shape, np.float16, 'a, b'), array)
+  with tifffile.TiffFile(path) as tiff:
+    page = tiff.pages.first
+    assert page.is_tiled and page.description == 'a, b'
+    found = page.asarray()
+  assert found.dtype == np.float16
+  np.testing.assert_array_equal(found.reshape(array.shape), array)
+
+
+def test_tiff_of_more_than_4_gib(tmp_path, monkeypatch):
+  huge = row_files.TiffFile(tmp_path / 'b.tif', (70000, 70000), np.uint8)
+  huge.abort()
+  assert huge._is_big
+  # The same file in small.
+  monkeypatch.setattr(row_files, '_BIG', 0)
+  array, path = _array((300, 517), np.uint8), tmp_path / 'a.tif'
+  _write(row_files.TiffFile(path, array.shape, np.uint8), array)
+  assert path.read_bytes()[:4] == b'II+\0'
+  with Image.open(path) as image:
+    np.testing.assert_array_equal(np.asarray(image), array)
+  np.testing.assert_array_equal(_opencv(path), array)
+  with tifffile.TiffFile(path) as tiff:
+    assert tiff.is_bigtiff
+    np.testing.assert_array_equal(tiff.asarray(), array)
+
+
+def test_npz(tmp_path):
+  array = np.random.default_rng(0).random((400, 30, 4)).astype(np.float16)
+  path = tmp_path / 'a.npz'
+  file = row_files.NpzFile(
+    path, 'probabilities', array.shape, np.float16, class_names=('a', 'bc')
+  )
+  _write(file, array)
+  with np.load(path) as found:
+    assert sorted(found) == ['class_names', 'probabilities']
+    assert found['probabilities'].dtype == np.float16
+    np.testing.assert_array_equal(found['probabilities'], array)
+    assert found['class_names'].tolist() == ['a', 'bc']
+
+
+def test_text_and_jpeg(tmp_path):
+  text = row_files.TextFile(tmp_path / 'a.txt')
+  text.write('größe ')
+  text.write('2')
+  text.close()
+  assert (tmp_path / 'a.txt').read_text('utf-8') == 'größe 2'
+  picture = np.full((16, 24, 3), (200, 30, 90), np.uint8)
+  jpeg = row_files.JpegFile(tmp_path / 'a.jpg')
+  jpeg.write(picture)
+  jpeg.close()
+  with Image.open(tmp_path / 'a.jpg') as image:
+    assert image.format == 'JPEG'
+    np.testing.assert_allclose(np.asarray(image), picture, atol=3)
+
+
+_KINDS = {
+  'png': lambda p: row_files.PngFile(p, (9, 8), np.uint8),
+  'tif': lambda p: row_files.TiffFile(p, (9, 8), np.uint8),
+  'npz': lambda p: row_files.NpzFile(p, 'a', (9, 8), np.uint8, b=(1, 2)),
+}
+
+
+@pytest.mark.parametrize('kind', _KINDS)
+def test_aborted_files_leave_what_was_there(kind, tmp_path):
+  path = tmp_path / f'a.{kind}'
+  rows = np.zeros((9, 8), np.uint8)
+  for count in (0, 4, 9):
+    file = _KINDS[kind](path)
+    file.write(rows[: max(count, 1)])
+    assert not path.exists()
+    file.abort()
+    assert not list(tmp_path.iterdir())
+  path.write_text('before')
+  file = _KINDS[kind](path)
+  file.write(rows)
+  assert path.read_text() == 'before'
+  file.abort()
+  assert path.read_text() == 'before'
+  _write(_KINDS[kind](path), rows)
+  assert path.read_bytes() != b'before'
+  file.abort()  # Too late: nothing happens.
+  assert [p.name for p in tmp_path.iterdir()] == [path.name]

@@ -1,0 +1,214 @@
+"""What is in the pictures of a workdir."""
+
+import itertools
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from unet_jax.reports import colors, plots
+
+_NAMES = ('ground', 'cell', 'rim')
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+  """The figures that are saved, as matplotlib has them."""
+  saved, save = [], plots._save
+
+  def keep(figure, path):
+    saved.append(figure)
+    save(figure, path)
+
+  monkeypatch.setattr(plots, '_save', keep)
+  return saved
+
+
+def _panel(axis):
+  (image,) = axis.images
+  return np.asarray(image.get_array())
+
+
+def test_predictions_side_by_side(drawn, tmp_path):
+  rng = np.random.default_rng(0)
+  image = rng.integers(0, 256, (6, 8, 3), np.uint8)
+  mask = rng.integers(0, 3, (6, 8)).astype(np.uint8)
+  prediction = mask.copy()
+  prediction[2, 3] = (mask[2, 3] + 1) % 3
+  mask[0, 0] = 255
+  # Grey, and of a `valid` network, which predicts the centre.
+  grey = {'image': image[..., :1], 'mask': mask, 'prediction': mask[1:5, 2:6]}
+  path = tmp_path / 'figures' / 'predictions.png'
+  plots.draw_predictions(
+    str(path),
+    [{'image': image, 'mask': mask, 'prediction': prediction}, grey],
+    _NAMES,
+  )
+  (figure,) = drawn
+  axes = np.reshape(figure.axes, (2, 4))
+  assert [a.get_title() for a in axes[0]] == [
+    'image',
+    'mask',
+    'prediction',
+    'errors',
+  ]
+  np.testing.assert_array_equal(_panel(axes[0, 0]), image)
+  np.testing.assert_array_equal(_panel(axes[0, 1]), colors.color_mask(mask, 3))
+  np.testing.assert_array_equal(
+    _panel(axes[0, 2]), colors.color_mask(prediction, 3)
+  )
+  errors = _panel(axes[0, 3])
+  assert tuple(errors[2, 3]) == (220, 40, 40)
+  assert tuple(errors[0, 0]) == (255, 255, 255)
+  assert (errors == (220, 40, 40)).all(-1).sum() == 1
+  np.testing.assert_array_equal(_panel(axes[1, 0]), image[1:5, 2:6, 0])
+  np.testing.assert_array_equal(
+    _panel(axes[1, 1]), colors.color_mask(mask[1:5, 2:6], 3)
+  )
+  assert not (_panel(axes[1, 3]) == (220, 40, 40)).all(-1).any()
+  labels = [t.get_text() for t in figure.legends[0].get_texts()]
+  assert labels == [*_NAMES, 'ignored']
+  with Image.open(path) as png:
+    assert png.format == 'PNG' and min(png.size) > 400
+    assert len(np.unique(np.asarray(png))) > 50
+
+
+def test_legend_names_ignored_pixels_only_where_there_are_any(drawn, tmp_path):
+  zeros = np.zeros((4, 4), np.uint8)
+  example = {'image': zeros[..., None], 'mask': zeros, 'prediction': zeros}
+  plots.draw_predictions(str(tmp_path / 'a.png'), [example], _NAMES)
+  labels = [t.get_text() for t in drawn[0].legends[0].get_texts()]
+  assert labels == list(_NAMES)
+
+
+@pytest.mark.parametrize(
+  'best,right',
+  [
+    ('eval/dataset_miou', {'eval/dataset_miou': ([2], [0.5])}),
+    (
+      '-eval/seconds',
+      {'eval/dataset_miou': ([2], [0.5]), 'eval/seconds': ([2, 4], [7, 8])},
+    ),
+  ],
+)
+def test_curves(best, right, drawn, tmp_path):
+  lines = [
+    {'step': 1, 'train/loss': 3.0},
+    {'step': 2, 'train/loss': 2.0},
+    {
+      'step': 2,
+      'eval/loss': 2.5,
+      'eval/dataset_miou': 0.5,
+      'eval/seconds': 7,
+    },
+    # An undefined score is no point.
+    {'step': 4, 'eval/dataset_miou': None, 'eval/seconds': 8},
+  ]
+  plots.draw_curves(str(tmp_path / 'curves.png'), lines, best)
+  points = lambda axis: {
+    line.get_label(): (list(line.get_xdata()), list(line.get_ydata()))
+    for line in axis.lines
+  }
+  left_axis, right_axis = drawn[0].axes
+  assert points(left_axis) == {
+    'train/loss': ([1, 2], [3.0, 2.0]),
+    'eval/loss': ([2], [2.5]),
+  }
+  assert points(right_axis) == right
+  with Image.open(tmp_path / 'curves.png') as png:
+    assert png.format == 'PNG'
+
+
+def test_curves_of_a_run_without_figures(drawn, tmp_path):
+  plots.draw_curves(str(tmp_path / 'curves.png'), [], 'eval/dataset_miou')
+  assert not drawn[0].axes[0].lines
+
+
+def _texts(axis):
+  return [text.get_text() for text in axis.texts]
+
+
+def test_confusion(drawn, tmp_path):
+  counts = np.array([[900, 90, 10], [1, 0, 2999], [0, 0, 0]])
+  path = tmp_path / 'figures' / 'confusion.png'
+  plots.draw_confusion(str(path), counts, ('ground', '$cell$', 'r' * 40))
+  axis = drawn[0].axes[0]
+  np.testing.assert_allclose(
+    _panel(axis), [[0.9, 0.09, 0.01], [1 / 3000, 0, 2999 / 3000], [0, 0, 0]]
+  )
+  assert _texts(axis) == [
+    *('90.0 %\n900', '9.0 %\n90', '1.0 %\n10'),
+    *('0.0 %\n1', '0.0 %\n0', '100.0 %\n2,999'),
+    *'–––',
+  ]
+  # White on dark, black on light.
+  assert [t.get_color() for t in axis.texts[:2]] == ['white', 'black']
+  labels = ['ground', '$cell$', 'r' * 23 + '…']
+  for ticks in (axis.get_xticklabels(), axis.get_yticklabels()):
+    assert [t.get_text() for t in ticks] == labels
+    assert not any(t.get_parse_math() for t in ticks)
+  assert (axis.get_ylabel(), axis.get_xlabel()) == ('mask', 'prediction')
+  with Image.open(path) as png:
+    assert png.format == 'PNG' and min(png.size) > 400
+
+
+@pytest.mark.parametrize('num_classes', [2, 10, 11, 30])
+def test_cells_of_a_confusion_matrix_hold_their_text(
+  num_classes, drawn, tmp_path
+):
+  counts = np.full((num_classes, num_classes), 10**8)
+  counts[0, 0], counts[0, 1] = 1, 0
+  names = [f'class number {i}' for i in range(num_classes)]
+  plots.draw_confusion(str(tmp_path / 'a.png'), counts, names)
+  figure = drawn[0]
+  axis = figure.axes[0]
+  width = axis.get_window_extent().width / num_classes
+  boxes = [text.get_window_extent() for text in axis.texts]
+  assert max(box.width for box in boxes) < width
+  assert max(box.height for box in boxes) < width
+  # Nothing is cut off at the edges of the picture, and no names meet.
+  whole = figure.bbox
+  labels = [*axis.get_yticklabels(), axis.yaxis.label, axis.xaxis.label]
+  for label in (*labels, *axis.get_xticklabels()):
+    box = label.get_window_extent()
+    assert whole.x0 <= box.x0 and box.x1 <= whole.x1
+    assert whole.y0 <= box.y0 and box.y1 <= whole.y1
+  places = [t.get_window_extent() for t in axis.get_yticklabels()]
+  assert all(a.y0 >= b.y1 for a, b in itertools.pairwise(places))
+  # Of many classes there is no room for counts.
+  whole_percents = all(text.isdigit() for text in _texts(axis))
+  assert whole_percents == (num_classes > 10)
+
+
+def test_reliability(drawn, tmp_path):
+  nan = float('nan')
+  reliability = {
+    'count': np.array([0, 0, 100, 300]),
+    'confidence': np.array([nan, nan, 0.6, 0.9]),
+    'accuracy': np.array([nan, nan, 0.5, 0.8]),
+  }
+  path = tmp_path / 'reliability.png'
+  plots.draw_reliability(str(path), reliability, 0.1)
+  upper, lower = drawn[0].axes
+  bars = lambda axis: [
+    (round(b.get_x() + b.get_width() / 2, 6), round(b.get_height(), 6))
+    for b in axis.patches
+  ]
+  assert bars(upper) == [(0.625, 0.5), (0.875, 0.8)]
+  assert bars(lower) == [(0.625, 0.25), (0.875, 0.75)]
+  diagonal, dots = upper.lines
+  np.testing.assert_array_equal(diagonal.get_xydata(), [[0, 0], [1, 1]])
+  np.testing.assert_array_equal(dots.get_xydata(), [[0.6, 0.5], [0.9, 0.8]])
+  assert upper.get_title() == 'ECE 0.1000'
+  with Image.open(path) as png:
+    assert png.format == 'PNG' and min(png.size) > 400
+
+
+def test_reliability_without_pixels(drawn, tmp_path):
+  nothing = np.full(3, np.nan)
+  reliability = {'count': np.zeros(3, int), 'confidence': nothing}
+  reliability['accuracy'] = nothing
+  plots.draw_reliability(
+    str(tmp_path / 'reliability.png'), reliability, float('nan')
+  )
+  assert not drawn[0].axes[0].patches

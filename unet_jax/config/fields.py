@@ -1,0 +1,221 @@
+"""Allowed values of the fields, and what is derived from them.
+
+Only the standard library and ml_collections are imported here, so that a
+mistake on the command line is answered at once.
+"""
+
+import difflib
+import os
+from typing import Any
+
+import ml_collections
+
+from unet_jax.runtime import errors
+
+# The value of masks that counts in no loss and no metric.
+IGNORE_LABEL = 255
+
+# Fields with a fixed set of values.
+CHOICES = {
+  'data.source': ('tfds', 'folder', 'shapes'),
+  'data.num_channels': (1, 3),
+  'data.holdout': ('random', 'last'),
+  'data.intensity': ('dtype', 'image'),
+  'data.resize': ('stretch', 'pad', 'crop', 'patch'),
+  'data.cache': ('disk', 'memory', 'none'),
+  'data.on_error': ('stop', 'skip'),
+  'augment.interpolation': ('bilinear', 'bicubic'),
+  'augment.border': ('mirror', 'ignore'),
+  'augment.cutout.mask': ('keep', 'ignore'),
+  'loss.weight_map': ('none', 'border'),
+  'loss.balance': ('none', 'image'),
+  'model.spatial_dims': (2, 3),
+  'model.depth': (0, 1, 2, 3, 4, 5, 6),
+  'model.block': ('plain', 'residual'),
+  'model.stem': ('none', 'space_to_depth'),
+  'model.downsample': ('max', 'average', 'conv'),
+  'model.upsample': (
+    'transpose',
+    'bilinear',
+    'bilinear_corners',
+    'nearest',
+    'pixel_shuffle',
+  ),
+  'model.upsample_kernel': (0, 1, 2, 3),
+  'model.skip': ('concat', 'add', 'none', 'attention'),
+  'model.norm': ('none', 'batch', 'group', 'instance', 'layer'),
+  'model.activation': ('relu', 'leaky_relu', 'elu', 'gelu', 'silu'),
+  'model.padding': ('same', 'valid'),
+  'model.dtype': ('float32', 'bfloat16'),
+  'optimizer.name': ('adamw', 'sgd'),
+  'optimizer.schedule': ('cosine', 'linear', 'constant'),
+  'eval.params': ('ema', 'raw'),
+  'eval.resolution': ('network', 'original'),
+  'inference.blend': ('gaussian', 'constant'),
+  'predict.probabilities': ('none', 'npz', 'tiff'),
+  'import_.concat': ('auto', 'skip_first', 'up_first'),
+  'export.format': ('unet_jax', 'milesial'),
+  'checkpoint.which': ('latest', 'best', 'all'),
+}
+
+# Numbers with a lowest allowed value, and with a range [low, high).
+AT_LEAST = {
+  'seed': 0,
+  'data.num_folds': 0,
+  'data.fold': 0,
+  'data.num_train': 1,
+  'data.num_eval': 1,
+  'data.num_classes': 1,
+  'data.batch_size': 1,
+  'data.num_workers': 0,
+  'augment.elastic.grid': 2,
+  'model.base_features': 1,
+  'model.max_features': 1,
+  'model.convs': 1,
+  'model.kernel_size': 1,
+  'model.squeeze_excite': 0,
+  'model.norm_groups': 1,
+  'model.dropout_stages': 1,
+  'model.norm_epsilon': 0,
+  'loss.weights.cross_entropy': 0,
+  'loss.weights.dice': 0,
+  'loss.border_weight': 0,
+  'optimizer.learning_rate': 0,
+  'optimizer.warmup_steps': 0,
+  'optimizer.eps': 0,
+  'optimizer.end_factor': 0,
+  'optimizer.weight_decay': 0,
+  'optimizer.clip_norm': 0,
+  'optimizer.accumulate_steps': 1,
+  'train.num_steps': 1,
+  'eval.every': 0,
+  'eval.num_examples': 0,
+  'inference.batch_size': 0,
+  'eval.band': 1,
+  'eval.tolerance': 0,
+  'eval.calibration_bins': 1,
+  'eval.bootstrap': 0,
+  'inspect.num_examples': 0,
+  'checkpoint.every': 1,
+  'checkpoint.keep_latest': 1,
+  'checkpoint.keep_best': 0,
+  'checkpoint.step': -1,
+  'mesh.fsdp': 1,
+  'mesh.spatial': 1,
+  'log.every': 1,
+  'log.num_figures': 0,
+}
+RANGES = {
+  'data.val_fraction': (0.0, 1.0),
+  'model.dropout': (0.0, 1.0),
+  'loss.label_smoothing': (0.0, 1.0),
+  'inference.overlap': (0.0, 1.0),
+  'eval.boundary_ratio': (0.0, 1.0),
+  'optimizer.b1': (0.0, 1.0),
+  'optimizer.b2': (0.0, 1.0),
+  'optimizer.momentum': (0.0, 1.0),
+  'optimizer.ema_decay': (0.0, 1.0),
+}
+
+# Ranges (low, high) to draw from, and the least and the greatest value in them.
+RANDOM_RANGES = {
+  'augment.affine.rotation': (-180, 180),
+  'augment.affine.scale': (0.1, 10),
+  'augment.affine.shear': (-60, 60),
+  'augment.affine.translation': (-1, 1),
+  'augment.elastic.sigma': (0, 1000),
+  'augment.crop.area': (0.01, 1),
+  'augment.crop.aspect': (0.1, 10),
+  'augment.brightness.range': (0, 10),
+  'augment.contrast.range': (0, 10),
+  'augment.saturation.range': (0, 10),
+  'augment.hue.range': (-180, 180),
+  'augment.gamma.range': (0.1, 10),
+  'augment.blur.range': (0, 50),
+  'augment.noise.range': (0, 255),
+  'augment.cutout.range': (0, 1),
+}
+
+# What volumes take where images have a choice, until the rest is written for
+# three axes.
+ONLY_VALUE_IN_3D = {
+  'data.source': 'shapes',
+  'data.resize': 'stretch',
+  'augment.rotate_90': 0.0,
+  'augment.affine.probability': 0.0,
+  'augment.elastic.probability': 0.0,
+  'augment.crop.probability': 0.0,
+  'augment.blur.probability': 0.0,
+  'augment.cutout.probability': 0.0,
+  'loss.weight_map': 'none',
+  'loss.balance': 'none',
+  # Split along a spatial axis, XLA's gradients of 3-D networks are wrong on
+  # CPUs (jax 0.10.2): 6 % off in their norm.
+  'mesh.spatial': 1,
+}
+
+
+def stage_features(model) -> tuple[int, ...]:
+  """Returns the channels of each stage, the bottleneck's last.
+
+  Args:
+    model: the section of a config, or the network made from it.
+  """
+  if model.features:
+    return tuple(model.features)
+  return tuple(
+    min(model.base_features * 2**i, model.max_features)
+    for i in range(model.depth + 1)
+  )
+
+
+def flatten(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """Returns {'section.field': value} for every leaf of `config`."""
+  flat = {}
+  for key, value in config.items():
+    if isinstance(value, ml_collections.ConfigDict):
+      for name, leaf in flatten(value).items():
+        flat[f'{key}.{name}'] = leaf
+    else:
+      flat[key] = value
+  return flat
+
+
+def nearest(name: str, valid) -> str:
+  """Returns ' (did you mean X?)' for the nearest of `valid`, or ''."""
+  names = [str(v) for v in valid]
+  matches = difflib.get_close_matches(str(name), names, 1, 0.5)
+  return f' (did you mean {matches[0]}?)' if matches else ''
+
+
+def class_names(config: ml_collections.ConfigDict) -> tuple[str, ...]:
+  """Returns a name for each class; a sigmoid channel has two classes."""
+  if config.data.class_names:
+    return tuple(config.data.class_names)
+  if config.data.num_classes == 1:
+    return ('background', 'foreground')
+  return tuple(f'class_{i}' for i in range(config.data.num_classes))
+
+
+def cache_dir(config: ml_collections.ConfigDict) -> str:
+  """Returns the absolute folder of everything that is kept between runs."""
+  home = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
+  path = config.data.cache_dir or os.path.join(home, 'unet_jax')
+  return os.path.abspath(os.path.expanduser(path))
+
+
+def set_field(config, name: str, value: Any) -> None:
+  """Sets 'section.field' of a config; raises UserError if it cannot be."""
+  fields = flatten(config)
+  if name not in fields:
+    raise errors.UserError(
+      f'config.{name}: there is no such field{nearest(name, fields)}; '
+      'unet_jax/config/default.py lists them all'
+    )
+  try:
+    config.update_from_flattened_dict({name: value})
+  except (TypeError, ValueError) as e:
+    kind = type(fields[name]).__name__
+    raise errors.UserError(
+      f'config.{name}={value!r}: takes a {kind}, such as {fields[name]!r}'
+    ) from e

@@ -1,0 +1,157 @@
+"""Configs as JSON in workdirs; what a later run may change."""
+
+import json
+import pathlib
+from typing import Any
+
+import ml_collections
+
+from unet_jax.config import fields as fields_lib
+from unet_jax.runtime import errors
+
+# What a run may change when it continues; whole sections, or fields.
+# train.num_steps may grow, see `check_resumable`.
+FREE_TO_CHANGE = (
+  'log',
+  'eval',
+  'inference',
+  'inspect',
+  'predict',
+  'checkpoint',
+  'summary',
+  'mesh',
+  'data.check',
+  'data.suggest',
+  'import_',
+  'export',
+  'data.cache',
+  'data.cache_dir',
+  'data.num_workers',
+  'model.remat',
+  'train.num_steps',
+)
+# What an evaluation of a checkpoint may not change: what its parameters, and
+# the meaning of their inputs and outputs, depend on.
+FIXED_IN_EVALUATION = (
+  'model',
+  'data.num_channels',
+  'data.num_classes',
+  'data.mean',
+  'data.std',
+)
+
+
+def to_json(config: ml_collections.ConfigDict) -> str:
+  """Returns `config` as indented JSON (tuples become lists)."""
+  return json.dumps(config.to_dict(), indent=2)
+
+
+def _tuples(value):
+  if isinstance(value, list):
+    return tuple(_tuples(v) for v in value)
+  if isinstance(value, dict):
+    return {k: _tuples(v) for k, v in value.items()}
+  return value
+
+
+def from_json(text: str) -> ml_collections.ConfigDict:
+  """The inverse of `to_json`; fields that were added since have their default.
+
+  Raises:
+    UserError: a field that is not there any more.
+  """
+  from unet_jax.config import default
+
+  config = default.get_config()
+  saved = fields_lib.flatten(
+    ml_collections.ConfigDict(_tuples(json.loads(text)))
+  )
+  unknown = sorted(set(saved) - set(fields_lib.flatten(config)))
+  if unknown:
+    raise errors.UserError(
+      f'the saved config has the field {unknown[0]}, which this version does '
+      'not know; use the version that it was made with'
+    )
+  config.update_from_flattened_dict(saved)
+  return config
+
+
+def read(
+  workdir: str, overrides: dict[str, Any]
+) -> ml_collections.ConfigDict | None:
+  """Returns the config that a workdir's run has, if there is one.
+
+  Args:
+    workdir: of the run.
+    overrides: {'section.field': value} that are set in it.
+  """
+  path = pathlib.Path(workdir, 'config.json')
+  if not path.exists():
+    return None
+  try:
+    config = from_json(path.read_text())
+  except json.JSONDecodeError as e:
+    raise errors.UserError(
+      f'{path} is not valid JSON ({e}); restore it, or give --config'
+    ) from e
+  config.update_from_flattened_dict(overrides)
+  return config
+
+
+def _under(field: str, names) -> bool:
+  return any(field == name or field.startswith(name + '.') for name in names)
+
+
+def _difference(old, new, fields) -> str:
+  old, new = fields_lib.flatten(old), fields_lib.flatten(new)
+  return '; '.join(
+    f'{f} was {old.get(f)!r}, now {new.get(f)!r}'
+    for f in fields
+    if old.get(f) != new.get(f)
+  )
+
+
+def check_resumable(old, new, workdir: str) -> None:
+  """Raises UserError where `new` cannot continue a run of `old`.
+
+  Args:
+    old: the config that the checkpoint was saved with.
+    new: the config that is asked for.
+    workdir: named in the message.
+  """
+  fields = sorted(set(fields_lib.flatten(old)) | set(fields_lib.flatten(new)))
+  fixed = [f for f in fields if not _under(f, FREE_TO_CHANGE)]
+  differences = _difference(old, new, fixed)
+  if differences:
+    raise errors.UserError(
+      f'{workdir} holds checkpoints of another config: {differences}. Choose '
+      'another --workdir, or undo the change'
+    )
+  if new.train.num_steps < old.train.num_steps:
+    raise errors.UserError(
+      f'{workdir} was started with train.num_steps={old.train.num_steps}, '
+      f'which may grow but not shrink to {new.train.num_steps}. Choose '
+      'another --workdir, or undo the change'
+    )
+
+
+def is_of_network(field: str) -> bool:
+  """Whether a checkpoint's parameters make no sense with another value."""
+  return _under(field, FIXED_IN_EVALUATION) and field != 'model.remat'
+
+
+def check_evaluable(
+  old,
+  new,
+  workdir: str,
+  remedy: str = 'Leave --config out to evaluate with the config of the workdir',
+) -> None:
+  """Raises UserError where parameters of `old` do not fit `new`."""
+  fields = sorted(set(fields_lib.flatten(old)) | set(fields_lib.flatten(new)))
+  fixed = [f for f in fields if is_of_network(f)]
+  differences = _difference(old, new, fixed)
+  if differences:
+    raise errors.UserError(
+      f'{workdir} holds checkpoints of another network: {differences}. '
+      + remedy
+    )

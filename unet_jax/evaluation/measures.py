@@ -1,0 +1,308 @@
+"""All measures of a full evaluation: of one image, of a split, and a table.
+
+`measure_image` keeps counts, sums and values of fixed shapes, so that images
+are measured once, anywhere and in any order; what is divided or averaged is so
+in `summarize`. The two reductions and the rule for NaN are those of metrics.py.
+"""
+
+import dataclasses
+from typing import Any
+
+import ml_collections
+import numpy as np
+
+from unet_jax.config import fields
+from unet_jax.evaluation import bootstrap, boundaries, calibration, objects
+from unet_jax.evaluation import confusion as confusion_lib
+from unet_jax.prediction import probabilities
+
+# Of one image: {name: array}, see `measure_image`.
+Measured = dict[str, np.ndarray]
+
+# Figures of partitions, at thresholds of the probability (instances.py).
+_PARTITIONS = ('v_rand', 'v_info', 'v_rand_thin', 'v_info_thin')
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+  """What is measured, see unet_jax/config/default.py, section eval.
+
+  Attributes:
+    names: of the classes; logits of one channel (sigmoid) have two.
+    foreground: names of classes that are also scored as one; () for none.
+    boundary_ratio: share of the diagonal, of boundary IoU.
+    band: width of the band along outlines, in pixels.
+    tolerance: of the normalised surface distance, in pixels.
+    instances: name of the class whose objects are measured; '' for none.
+    bins: of the calibration error.
+    resamples: of the bootstrap; 0 for no intervals.
+    seed: of the bootstrap.
+  """
+
+  names: tuple[str, ...]
+  foreground: tuple[str, ...]
+  boundary_ratio: float
+  band: float
+  tolerance: float
+  instances: str
+  bins: int
+  resamples: int
+  seed: int
+
+
+def make_spec(config: ml_collections.ConfigDict) -> Spec:
+  """Returns what a config asks for."""
+  e = config.eval
+  return Spec(
+    names=fields.class_names(config),
+    foreground=tuple(e.foreground),
+    boundary_ratio=e.boundary_ratio,
+    band=e.band,
+    tolerance=e.tolerance,
+    instances=e.instances,
+    bins=e.calibration_bins,
+    resamples=e.bootstrap,
+    seed=config.seed,
+  )
+
+
+def measure_image(
+  logits: np.ndarray,
+  mask: np.ndarray,
+  spec: Spec,
+  instances: np.ndarray | None = None,
+) -> Measured:
+  """Measures one image.
+
+  Args:
+    logits: float32 [H, W, K], K = 1 or one channel per class.
+    mask: uint8 [H, W]; 255 is ignored.
+    spec: what is measured.
+    instances: integers [H, W] that number the objects of the truth, 0 is none;
+      None takes the connected parts of the class.
+
+  Returns:
+    `confusion` and `band_confusion` (in the band along outlines), int64 [C, C];
+    what boundaries.py, calibration.py and, where `spec.instances` names a
+    class, instances.py return of one image.
+  """
+  num_classes = len(spec.names)
+  prediction = probabilities.predict(logits)
+  # The mask outside of the band is ignored.
+  near = boundaries.band(mask, num_classes, spec.band)
+  in_band = np.where(near, mask, np.uint8(fields.IGNORE_LABEL))
+  result = {
+    'confusion': confusion_lib.confusion_of_image(
+      mask, prediction, num_classes
+    ),
+    'band_confusion': confusion_lib.confusion_of_image(
+      in_band, prediction, num_classes
+    ),
+    **boundaries.measure(
+      mask, prediction, num_classes, spec.boundary_ratio, spec.tolerance
+    ),
+    **calibration.measure(logits, mask, spec.bins),
+  }
+  if spec.instances:
+    index = spec.names.index(spec.instances)
+    result.update(
+      objects.measure(
+        mask,
+        prediction,
+        calibration.probability(logits, index),
+        index,
+        num_classes,
+        instances,
+      )
+    )
+  return result
+
+
+def summarize(
+  measured: list[Measured], spec: Spec
+) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
+  """Returns the figures of a split, and 95 % intervals of some.
+
+  Args:
+    measured: of each image of the split, at least one.
+    spec: what was measured.
+
+  Returns:
+    The figures, NaN where nothing counts:
+      those of `metrics.scores` and `metrics.further_scores`;
+      `dataset_boundary_iou/NAME`, `image_boundary_iou/NAME`, and the means over
+        classes `dataset_boundary_miou`, `image_boundary_miou`;
+      `dataset_band_iou/NAME`, `dataset_band_miou`;
+      `image_hd95/NAME`, `image_mhd95` in pixels: means over the images that
+        have the class in mask and prediction; `hd95_infinite/NAME`: the number
+        of images that have it in one of the two only, where HD95 is infinite;
+      `image_nsd/NAME`, `image_mnsd`: 0 for those images;
+      `ece`, `mce`, `nll`, `brier`, see calibration.py;
+      where the spec names instances: `ap50`, `ap75` and `ap` (the mean over IoU
+        thresholds of 0.5 to 0.95), of matches summed over the split; `v_rand`,
+        `v_info`, `v_rand_thin`, `v_info_thin`: means over images at a
+        probability of 0.5, and with `_best` at the threshold that is best for
+        the split, which `_best_threshold` is.
+    The intervals {name: (low, high)}, see intervals.py.
+  """
+  stacked = _stack(measured)
+  confusion = stacked['confusion']
+  figures = {
+    **confusion_lib.scores(confusion, spec.names, spec.foreground),
+    **confusion_lib.further_scores(confusion, spec.names),
+    **_outline_figures(stacked, spec.names),
+    **calibration.figures(_calibration_sums(stacked)),
+  }
+  if spec.instances:
+    figures.update(_object_figures(stacked))
+  return figures, bootstrap.bootstrap(
+    confusion, spec.names, spec.foreground, spec.resamples, spec.seed
+  )
+
+
+def image_rows(
+  measured: list[Measured], names_of_images: list[str], spec: Spec
+) -> list[dict[str, Any]]:
+  """Returns a row per image, for a table.
+
+  Args:
+    measured: of each image.
+    names_of_images: their names, in the same order.
+    spec: what was measured.
+
+  Returns:
+    {'image': its name, and the figures `pixel_accuracy`, `miou`, `iou/NAME`,
+    `dice/NAME`, `boundary_iou/NAME`, `hd95/NAME`, `nsd/NAME`, `pixels/NAME` and
+    `predicted_pixels/NAME` (of each class in the mask and in the prediction,
+    without those that the mask ignores), `ece`, `nll`, `brier`, and of objects
+    `ap50`, `ap` and V_rand and V_info at 0.5}: the same for each image; NaN
+    where nothing counts, infinite for HD95 of a class that only mask or
+    prediction have.
+  """
+  return [
+    {'image': name, **_row(m, spec)}
+    for name, m in zip(names_of_images, measured, strict=True)
+  ]
+
+
+def confusion(measured: list[Measured]) -> np.ndarray:
+  """Returns the counts of a split: int64 [C, C], the mask's classes in rows."""
+  return np.sum([m['confusion'] for m in measured], 0)
+
+
+def reliability(measured: list[Measured]) -> dict[str, np.ndarray]:
+  """Returns a split's reliability diagram, see `calibration.reliability`."""
+  return calibration.reliability(_calibration_sums(_stack(measured)))
+
+
+def _stack(measured: list[Measured]) -> Measured:
+  return {name: np.stack([m[name] for m in measured]) for name in measured[0]}
+
+
+def _calibration_sums(stacked: Measured) -> Measured:
+  return {
+    name: values.sum(0)
+    for name, values in stacked.items()
+    if name.startswith('calibration_') or name in ('nll', 'brier')
+  }
+
+
+def _by_class(
+  score: str, values: np.ndarray, names: tuple[str, ...], mean: str = ''
+) -> dict[str, float]:
+  """Means over images of values [N, C], and over the classes of each image."""
+  result = {
+    f'{score}/{name}': float(v)
+    for name, v in zip(names, confusion_lib.nanmean(values, 0))
+  }
+  if mean:
+    result[mean] = float(
+      confusion_lib.nanmean(confusion_lib.nanmean(values, 1))
+    )
+  return result
+
+
+def _outline_figures(
+  stacked: Measured, names: tuple[str, ...]
+) -> dict[str, float]:
+  boundary, hd95 = stacked['boundary'], stacked['hd95']
+  infinite = np.isinf(hd95)
+  band, _ = confusion_lib.iou_and_dice(
+    stacked['band_confusion'].sum(0, keepdims=True)
+  )
+  share = lambda counts: confusion_lib.ratio(counts[..., 0], counts[..., 1])
+  return {
+    **_by_class(
+      'dataset_boundary_iou',
+      share(boundary.sum(0, keepdims=True)),
+      names,
+      'dataset_boundary_miou',
+    ),
+    **_by_class(
+      'image_boundary_iou', share(boundary), names, 'image_boundary_miou'
+    ),
+    **_by_class('dataset_band_iou', band, names, 'dataset_band_miou'),
+    **_by_class(
+      'image_hd95', np.where(infinite, np.nan, hd95), names, 'image_mhd95'
+    ),
+    **{
+      f'hd95_infinite/{name}': float(count)
+      for name, count in zip(names, infinite.sum(0))
+    },
+    **_by_class('image_nsd', share(stacked['nsd']), names, 'image_mnsd'),
+  }
+
+
+def _object_figures(stacked: Measured) -> dict[str, float]:
+  precision = objects.average_precision(stacked['objects'].sum(0))
+  figures = {
+    'ap50': precision[0],
+    'ap75': precision[5],
+    'ap': precision.mean(),
+  }
+  for name in _PARTITIONS:
+    means = confusion_lib.nanmean(stacked[name], 0)
+    # With no object at all, every mean is NaN and the first stands for them.
+    best = np.argmax(means)
+    figures[name] = means[objects.HALF]
+    figures[f'{name}_best'] = means[best]
+    figures[f'{name}_best_threshold'] = objects.THRESHOLDS[best]
+  return {name: float(value) for name, value in figures.items()}
+
+
+def _row(m: Measured, spec: Spec) -> dict[str, float]:
+  """The figures of one image."""
+  names, counts = spec.names, m['confusion']
+  iou, dice = confusion_lib.iou_and_dice(counts)
+  row = {
+    'pixel_accuracy': confusion_lib.ratio(np.trace(counts), counts.sum()),
+    'miou': confusion_lib.nanmean(iou),
+  }
+  if spec.foreground:
+    binary = confusion_lib.merge_foreground(
+      counts, [names.index(n) for n in spec.foreground]
+    )
+    names = (*names, '+'.join(spec.foreground))
+    iou, dice = (
+      np.append(x, y[1])
+      for x, y in zip((iou, dice), confusion_lib.iou_and_dice(binary))
+    )
+  columns = {
+    'iou': (names, iou),
+    'dice': (names, dice),
+    'boundary_iou': (spec.names, confusion_lib.ratio(*m['boundary'].T)),
+    'hd95': (spec.names, m['hd95']),
+    'nsd': (spec.names, confusion_lib.ratio(*m['nsd'].T)),
+    # With the IoU these give back what a class's dataset IoU is summed of.
+    'pixels': (spec.names, counts.sum(1)),
+    'predicted_pixels': (spec.names, counts.sum(0)),
+  }
+  for score, (of, values) in columns.items():
+    row.update({f'{score}/{name}': v for name, v in zip(of, values)})
+  calibrated = calibration.figures(m)
+  row.update({name: calibrated[name] for name in ('ece', 'nll', 'brier')})
+  if spec.instances:
+    precision = objects.average_precision(m['objects'])
+    row.update({'ap50': precision[0], 'ap': precision.mean()})
+    row.update({name: m[name][objects.HALF] for name in _PARTITIONS})
+  return {name: float(value) for name, value in row.items()}

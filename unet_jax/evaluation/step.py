@@ -1,0 +1,66 @@
+"""The evaluation step: a pure function, jitted by its callers."""
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from unet_jax.config import fields
+from unet_jax.evaluation import confusion
+from unet_jax.models import averaging as averaging_lib
+from unet_jax.models import unet
+from unet_jax.prediction import step
+from unet_jax.training import losses, steps
+
+
+def eval_step(
+  variables: dict[str, Any],
+  batch: steps.Batch,
+  *,
+  model: unet.UNet,
+  loss_spec: losses.LossSpec,
+  mean: tuple[float, ...],
+  std: tuple[float, ...],
+  averaging: averaging_lib.Averaging = averaging_lib.NONE,
+  returns_logits: bool = False,
+) -> dict[str, Any]:
+  """Counts what an evaluation adds up over a split.
+
+  Args:
+    variables: `params` and `batch_stats`.
+    batch: as in `train_step`, and `weight` [B], 0 for padding, which then
+      counts nowhere; of tiles also `example` [B], see pipeline.py.
+    model: evaluated with its running statistics, without dropout.
+    loss_spec: see losses.py.
+    mean: per channel, of values in 0..1; likewise std.
+    std: see mean.
+    averaging: of views and of several networks, see averaging.py.
+    returns_logits: whether they are among what is returned.
+
+  Returns:
+    `confusion` int32 [B, C, C]; `weight` and `example` [B] as given;
+    `loss_total` and `loss_count` {term: scalar}; `prediction` uint8
+    [B, H', W']; perhaps `logits` float32 [B, H', W', K].
+  """
+  logits = step.predict_step(
+    variables,
+    batch['image'],
+    model=model,
+    mean=mean,
+    std=std,
+    averaging=averaging,
+  )
+  size = logits.shape[1:-1]
+  mask, weight_map = steps.targets(batch, size)
+  padding = (batch['weight'] == 0)[:, *(None for _ in size)]
+  mask = jnp.where(padding, fields.IGNORE_LABEL, mask)
+  prediction = confusion.predict_classes(logits)
+  return {
+    'confusion': confusion.confusion_counts(
+      mask, prediction, max(logits.shape[-1], 2)
+    ),
+    **{k: batch[k] for k in ('weight', 'example') if k in batch},
+    'loss_total': losses.totals(logits, mask, loss_spec, weight_map),
+    'loss_count': losses.counts(mask, loss_spec, weight_map),
+    'prediction': prediction,
+    **({'logits': logits} if returns_logits else {}),
+  }

@@ -1,0 +1,371 @@
+"""What is measured of every example of a set, in parallel, for --mode=inspect.
+
+A measurement never raises for a bad example: it holds what could be found out
+and, as `error`, why the rest could not.
+"""
+
+import concurrent.futures
+import dataclasses
+import hashlib
+import io
+import sys
+import time
+import warnings
+
+import cv2
+import numpy as np
+import tqdm
+from PIL import Image
+
+from unet_jax.config import fields
+from unet_jax.data import decode, examples, masks, prepared
+from unet_jax.inspection import alignment
+from unet_jax.runtime import errors
+
+# Edge of the thumbnails that near duplicates are found by, in pixels.
+_THUMBNAIL = 16
+# An orthonormal basis of even slopes of light, which say nothing of what is
+# shown: float32 [16 * 16, 3].
+_PLANES = np.linalg.qr(
+  np.stack(
+    [np.ones((_THUMBNAIL,) * 2), *np.mgrid[:_THUMBNAIL, :_THUMBNAIL]], -1
+  ).reshape(-1, 3)
+)[0].astype(np.float32)
+# Values of a mask that are kept.
+_MANY_VALUES = 300
+# Masks of other images that are tried on each.
+_TRIED = 4
+# Images whose mask is looked for, and the share of suspicious pairs from which
+# on others are tried too.
+_OWNERS = 32
+_MANY = 0.05
+# EXIF's tag of the orientation, and what a viewer does for its values.
+_ORIENTATION = 0x0112
+ORIENTATIONS = {
+  1: 'as stored',
+  2: 'flipped left to right',
+  3: 'turned by 180 degrees',
+  4: 'flipped upside down',
+  5: 'transposed',
+  6: 'turned by 90 degrees clockwise',
+  7: 'transposed along the other diagonal',
+  8: 'turned by 90 degrees counter-clockwise',
+}
+_MODES = {
+  '1': '1 bit',
+  'L': 'grey 8 bit',
+  'LA': 'grey with alpha 8 bit',
+  'P': 'palette 8 bit',
+  'PA': 'palette with alpha 8 bit',
+  'RGB': 'RGB 8 bit',
+  'RGBA': 'RGB with alpha 8 bit',
+  'F': 'grey 32 bit float',
+  'I': 'grey 32 bit',
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class FileInfo:
+  """What a file's header says.
+
+  Attributes:
+    kind: colours, bits and format, such as `RGB 8 bit JPEG`.
+    orientation: EXIF's, 1 to 8; 1 is as stored.
+    pages: of a TIFF or GIF; the first is read.
+  """
+
+  kind: str
+  orientation: int = 1
+  pages: int = 1
+
+  @property
+  def is_deep(self) -> bool:
+    """Whether there are more than 8 bits in a channel."""
+    return any(depth in self.kind for depth in ('more than 8', '16', '32'))
+
+
+@dataclasses.dataclass
+class Measurement:
+  """What is known of one example; None where it could not be found out.
+
+  Attributes:
+    split: its name in the source.
+    index: in the split.
+    name: of the image, for people; likewise mask_name.
+    mask_name: see name.
+    error: (kind, message) of what makes it unusable.
+    image_file: its header, where there is a file; likewise mask_file.
+    mask_file: see image_file.
+    image_size: height and width in pixels; likewise mask_size.
+    mask_size: see image_size.
+    digest: of the image file, or of the image where there is no file.
+    thumbnail: float32 [16 * 16], grey, without mean and slope, of norm 1 (0
+      if nothing is left).
+    mean: per channel, of values in 0..1; likewise std.
+    std: see mean.
+    values: {value or (r, g, b): pixels} of the mask as stored, at most 300.
+    class_pixels: int64 [classes + 1], the last are ignored.
+    instances: int64 [classes]: the objects of each class, from the instance
+      mask where there is one, else connected (8 neighbours) parts.
+    fit: how well the mask's borders lie on the image's edges.
+    owner: index of the pair whose mask fits the image best, see `find_owners`.
+  """
+
+  split: str
+  index: int
+  name: str = ''
+  mask_name: str = ''
+  error: tuple[str, str] | None = None
+  image_file: FileInfo | None = None
+  mask_file: FileInfo | None = None
+  image_size: tuple[int, int] | None = None
+  mask_size: tuple[int, int] | None = None
+  digest: bytes | None = None
+  thumbnail: np.ndarray | None = None
+  mean: np.ndarray | None = None
+  std: np.ndarray | None = None
+  values: dict | None = None
+  class_pixels: np.ndarray | None = None
+  instances: np.ndarray | None = None
+  fit: alignment.Fit | None = None
+  owner: int | None = None
+
+
+def scan(source: examples.Source, config) -> tuple[list[Measurement], dict]:
+  """Measures every example of a source, in threads, with a bar.
+
+  Args:
+    source: of one split.
+    config: of the run.
+
+  Returns:
+    A measurement for each example, and the seconds of processor time that
+    `decode` and `measure` took, and those that all of it took on the `wall`.
+  """
+  start, seconds = time.perf_counter(), {'decode': 0.0, 'measure': 0.0}
+  bar = tqdm.tqdm(
+    total=len(source),
+    desc=f'inspecting {source.split}',
+    unit='image',
+    disable=not sys.stderr.isatty(),
+  )
+  workers = prepared.num_workers(config)
+  measurements = []
+  pool = concurrent.futures.ThreadPoolExecutor(workers)
+  with warnings.catch_warnings(), bar, pool:
+    # Of odd metadata; what decodes is good enough.
+    warnings.simplefilter('ignore')
+    # The masks of some pairs, to be tried on the images of all others.
+    borders = {}
+    spread = np.linspace(0, len(source) - 1, _TRIED + 1, dtype=int).tolist()
+    for index in dict.fromkeys(spread):
+      fit = _measure(source, index, config, {})[0].fit
+      borders[index] = fit and fit.border
+    try:
+      for measurement, decoding, measuring in pool.map(
+        lambda index: _measure(source, index, config, borders),
+        range(len(source)),
+      ):
+        measurements.append(measurement)
+        seconds['decode'] += decoding
+        seconds['measure'] += measuring
+        bar.update()
+    except BaseException:
+      pool.shutdown(cancel_futures=True)
+      raise
+  seconds['wall'] = time.perf_counter() - start
+  return measurements, seconds
+
+
+def find_owners(source: examples.Source, measurements, config) -> None:
+  """Looks for the mask that belongs to an image, where its own fits badly.
+
+  Of the most suspicious pairs and, where many are suspicious, of others evenly
+  spread over the set, so that masks which are out of step show.
+
+  Args:
+    source: that was scanned.
+    measurements: of all its examples, in order; some get their `owner`.
+    config: of the run.
+  """
+  fitted = [m for m in measurements if m.fit is not None]
+  odd = [m for m in fitted if alignment.is_suspicious(m.fit)]
+  chosen = sorted(odd, key=lambda m: -m.fit.suspicion)[:_OWNERS]
+  if alignment.summarize([m.fit for m in fitted]) or (
+    len(odd) > _MANY * len(fitted)
+  ):
+    spread = np.linspace(0, len(fitted) - 1, _OWNERS, dtype=int)
+    chosen += [fitted[i] for i in spread.tolist()]
+  if not chosen:
+    return
+  finder = alignment.MaskFinder([m.fit and m.fit.border for m in measurements])
+
+  def work(m):
+    found = finder.find(source[m.index]['image'])
+    if found is not None:
+      m.owner = found[0]
+
+  with concurrent.futures.ThreadPoolExecutor(prepared.num_workers(config)) as p:
+    list(p.map(work, chosen))
+
+
+def _measure(source, index: int, config, borders: dict):
+  """Returns a measurement, and the seconds to decode and to measure.
+
+  Args:
+    source: of the split.
+    index: of the pair.
+    config: of the run.
+    borders: {index: border of its mask}, the others of which are tried too.
+  """
+  result = Measurement(source.split, index, f'{source.split}[{index}]')
+  start = decoded = time.thread_time()
+  try:
+    files = source.read(index)
+    result.name, result.mask_name = files['name'], files['mask_name']
+    example = examples.decode_example(files, config.data)
+    decoded = time.thread_time()
+    _measure_files(result, files)
+    _measure_image(result, example['image'])
+    others = [b for i, b in borders.items() if i != index][:_TRIED]
+    _measure_mask(result, example, config, others)
+  except errors.DecodeError as e:
+    result.error = ('broken', str(e))
+  except errors.UserError as e:
+    result.error = ('unusable values', str(e))
+  end = time.thread_time()
+  return result, decoded - start, end - decoded
+
+
+def _measure_files(result: Measurement, files: examples.Example) -> None:
+  image = files['image']
+  result.digest = hashlib.blake2b(image, digest_size=16).digest()
+  if isinstance(image, bytes):
+    result.image_file = describe(image)
+    result.mask_file = describe(files['mask'])
+
+
+def describe(data: bytes) -> FileInfo:
+  """Returns what the header of an image file says, without decoding it."""
+  try:
+    image = Image.open(io.BytesIO(data))
+    # Pillow would decode a PNG to look for it at the file's end.
+    has_exif = image.format != 'PNG' or 'exif' in image.info
+    exif = image.getexif() if has_exif else {}
+    orientation = exif.get(_ORIENTATION, 1)
+    pages = getattr(image, 'n_frames', 1)
+  except (OSError, SyntaxError, ValueError):
+    return FileInfo('unknown to Pillow')
+  mode = _MODES.get(image.mode)
+  if mode is None:
+    mode = 'grey 16 bit' if image.mode.startswith('I;16') else image.mode
+  if decode.has_deep_colors(image):
+    mode = mode.replace('8 bit', 'more than 8 bit')
+  return FileInfo(
+    f'{mode} {image.format}',
+    orientation if orientation in ORIENTATIONS else 1,
+    pages,
+  )
+
+
+def _measure_image(result: Measurement, image: np.ndarray) -> None:
+  result.image_size = image.shape[:2]
+  mean, std = cv2.meanStdDev(image)
+  result.mean, result.std = mean.ravel() / 255, std.ravel() / 255
+  # Eight pixels along each edge of a thumbnail's pixel are enough.
+  edges = (8 * _THUMBNAIL, 8 * _THUMBNAIL)
+  if min(result.image_size) > edges[0]:
+    image = cv2.resize(image, edges, interpolation=cv2.INTER_NEAREST)
+  edges = (_THUMBNAIL, _THUMBNAIL)
+  small = cv2.resize(image, edges, interpolation=cv2.INTER_AREA)
+  grey = small.reshape(_THUMBNAIL**2, -1).mean(1, dtype=np.float32)
+  grey -= _PLANES @ (_PLANES.T @ grey)
+  norm = np.linalg.norm(grey)
+  # Less than a level of contrast is noise, and all noise looks alike.
+  result.thumbnail = grey / norm if norm > _THUMBNAIL else 0 * grey
+
+
+def _measure_mask(result: Measurement, example, config, others) -> None:
+  values = example['mask']
+  result.mask_size = values.shape[:2]
+  result.values = count_values(values)
+  classes = None
+  try:
+    classes = masks.map_mask(
+      values, config.data.mask_values, config.data.num_classes, result.mask_name
+    )
+  except errors.UserError as e:
+    result.error = ('unknown values', str(e))
+  try:
+    prepared.check_sizes(example)
+  except errors.UserError as e:
+    result.error = ('different sizes', str(e))
+    return
+  if classes is None:
+    # The fit of borders does not depend on what the values mean.
+    if values.ndim == 2 and 1 < len(result.values) < 256:
+      _, inverse = np.unique(values, return_inverse=True)
+      classes = inverse.reshape(values.shape).astype(np.uint8)
+      result.fit = alignment.measure(example['image'], classes, others)
+    return
+  num_names = max(config.data.num_classes, 2)
+  result.class_pixels = _class_pixels(result, config.data, num_names)
+  result.instances = _count_instances(
+    classes, example.get('instances'), result.class_pixels[:-1]
+  )
+  result.fit = alignment.measure(example['image'], classes, others)
+
+
+def count_values(values: np.ndarray) -> dict:
+  """Returns {value or (r, g, b): pixels} of a mask as stored.
+
+  Of the most frequent values only: those of a mask that is a photograph, or was
+  stored as a JPEG, would fill the memory.
+  """
+  if values.ndim == 3:
+    codes = values.astype(np.int64) @ np.array([1 << 16, 1 << 8, 1])
+    found, counts = np.unique(codes, return_counts=True)
+    keys = [(v >> 16, v >> 8 & 255, v & 255) for v in found.tolist()]
+  elif values.dtype == np.uint8:
+    counts = masks.histogram(values)
+    keys = np.flatnonzero(counts).tolist()
+    counts = counts[keys]
+  else:
+    found, counts = np.unique(values, return_counts=True)
+    keys = found.tolist()
+  if len(keys) > _MANY_VALUES:
+    order = np.argsort(-counts, kind='stable')[:_MANY_VALUES]
+    keys, counts = [keys[i] for i in order.tolist()], counts[order]
+  return dict(zip(keys, counts.tolist()))
+
+
+def _class_pixels(result: Measurement, data, num_names: int) -> np.ndarray:
+  """Pixels of each class and, last, of those ignored: int64 [num_names + 1]."""
+  # The table is applied to each value once: their counts are known.
+  values = np.array([list(result.values)])
+  classes = masks.map_mask(
+    values, data.mask_values, data.num_classes, result.mask_name
+  )[0]
+  counts = np.zeros(num_names + 1, np.int64)
+  for c, pixels in zip(classes, result.values.values()):
+    counts[num_names if c == fields.IGNORE_LABEL else c] += pixels
+  return counts
+
+
+def _count_instances(classes, instances, class_pixels) -> np.ndarray:
+  """Objects of each class: int64 [classes]."""
+  counts = np.zeros(len(class_pixels), np.int64)
+  present = np.flatnonzero(class_pixels)
+  if instances is not None:
+    inside = instances != 0
+    pairs = np.unique(np.stack([classes[inside], instances[inside]]), axis=1)
+    for c in present:
+      counts[c] = np.sum(pairs[0] == c)
+    return counts
+  for c in present:
+    # Outlines that are no hole's: quicker than to label each pixel.
+    _, hierarchy = cv2.findContours(
+      (classes == c).view(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE
+    )
+    counts[c] = np.sum(hierarchy[0, :, 3] < 0)
+  return counts

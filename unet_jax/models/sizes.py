@@ -1,0 +1,71 @@
+"""Sizes of outputs and receptive fields."""
+
+from unet_jax.models import blocks, unet
+
+
+def valid_output(size: int, model: unet.UNet) -> int | None:
+  """Output pixels of a `valid` network, or None where `size` does not fit."""
+  lost = model.convs * (model.kernel_size - 1)
+  lost_up = blocks.upsampling_loss(model.upsample, model.upsample_kernel)
+  has_stem = model.stem == 'space_to_depth'
+  if has_stem:
+    if size % 2:
+      return None
+    size //= 2
+  for _ in range(model.depth):
+    size -= lost
+    if size <= 0 or size % 2:
+      return None
+    size //= 2
+  size -= lost
+  for i in reversed(range(model.depth)):
+    # The coefficients of a gate are interpolated too.
+    gated = model.skip == 'attention' and i > 0
+    size = 2 * size - max(lost_up, 2 * gated) - lost
+  size *= 2 if has_stem else 1
+  return size if size > 0 else None
+
+
+def receptive_field(model: unet.UNet) -> int:
+  """Returns how many pixels of the image, along an axis, reach a logit.
+
+  It is counted back from the logit through the longest path, exactly: which
+  pixels are seen depends on where a logit lies in the grid of the coarsest
+  stage, and the largest number is returned. Away from the image's borders, and
+  without what sees the whole image at once: `squeeze_excite`, and the norms of
+  an image's own statistics.
+  """
+  halvings = model.depth + (model.stem == 'space_to_depth')
+  pixels = 0
+  for position in range(2**halvings):
+    low, high = _seen(model, position)
+    pixels = max(pixels, high - low + 1)
+  return pixels
+
+
+def _seen(model: unet.UNet, position: int) -> tuple[int, int]:
+  """First and last pixel, along an axis, that the logit at `position` sees."""
+  block = model.convs * (model.kernel_size - 1) // 2
+  # An even kernel, with `same` padding, reaches one pixel further to the right.
+  kernel = max(model.upsample_kernel, 1)
+  left, right = (kernel - 1) // 2, kernel // 2
+  has_stem = model.stem == 'space_to_depth'
+  low = high = position
+  if has_stem:
+    low, high = low // 2, high // 2
+  for i in range(model.depth):
+    low, high = low - block, high + block
+    # Interpolating reads the two nearest pixels.
+    wide = ((low - 1) // 2, (high + 1) // 2)
+    if model.upsample != 'transpose':
+      low, high = low - left, high + right
+    if model.upsample.startswith('bilinear'):
+      low, high = (low - 1) // 2, (high + 1) // 2
+    else:
+      low, high = low // 2, high // 2
+    if model.skip == 'attention' and i > 0:
+      low, high = min(low, wide[0]), max(high, wide[1])
+  low, high = low - block, high + block
+  for _ in range(model.depth):
+    low, high = 2 * low - block, 2 * high + 1 + block
+  return (2 * low, 2 * high + 1) if has_stem else (low, high)

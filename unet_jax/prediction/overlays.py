@@ -1,0 +1,74 @@
+"""A picture of an image under its classes, from rows, at most 2000 px large."""
+
+import cv2
+import numpy as np
+
+from unet_jax.reports import colors
+
+# Of the longest side, in pixels.
+_LARGEST = 2000
+# Share of the classes' colours inside their outlines.
+_OPACITY = 0.4
+
+
+class Overlay:
+  """Gathers an image and its classes, smaller by a whole factor."""
+
+  def __init__(self, size: tuple[int, int]):
+    """Begins with the first row.
+
+    Args:
+      size: height and width of the image.
+    """
+    self._factor = -(-max(size) // _LARGEST)
+    self._size = size
+    small = tuple(-(-n // self._factor) for n in size)
+    self._image = np.zeros((*small, 3), np.uint8)
+    self._classes = np.zeros(small, np.uint8)
+    # Rows that do not fill a row of the picture yet.
+    self._rest = (
+      np.zeros((0, size[1], 3), np.uint8),
+      np.zeros((0, size[1]), np.uint8),
+    )
+    self._next = 0
+
+  def add(self, image: np.ndarray, classes: np.ndarray) -> None:
+    """Adds the next rows: uint8 [h, W, 1 or 3] and classes uint8 [h, W]."""
+    f = self._factor
+    image = np.broadcast_to(image, (*image.shape[:2], 3))
+    image = np.concatenate([self._rest[0], image])
+    classes = np.concatenate([self._rest[1], classes])
+    top = self._next * f
+    is_last = top + len(image) == self._size[0]
+    count = -(-len(image) // f) if is_last else len(image) // f
+    self._rest = (image[count * f :], classes[count * f :])
+    if not count:
+      return
+    # Pixels at the edges that do not fill one of the picture are repeated.
+    bottom = max(count * f - len(image), 0)
+    right = -self._size[1] % f
+    padded = cv2.copyMakeBorder(
+      image[: count * f], 0, bottom, 0, right, cv2.BORDER_REPLICATE
+    )
+    rows = slice(self._next, self._next + count)
+    small = (padded.shape[1] // f, count)
+    self._image[rows] = cv2.resize(padded, small, interpolation=cv2.INTER_AREA)
+    # Of the classes, the pixel in the middle.
+    padded = np.pad(
+      classes[: count * f], ((0, bottom), (0, right)), mode='edge'
+    )
+    self._classes[rows] = padded[f // 2 :: f, f // 2 :: f]
+    self._next += count
+
+  def picture(self, num_classes: int) -> np.ndarray:
+    """Returns uint8 RGB [h, w, 3]; the first class is left as it is."""
+    table = colors.class_colors(num_classes)
+    colored = table[self._classes]
+    blended = cv2.addWeighted(
+      self._image, 1 - _OPACITY, colored, _OPACITY, gamma=0
+    )
+    kernel = np.ones((3, 3), np.uint8)
+    # 0 where all neighbours are of the same class.
+    edge = cv2.morphologyEx(self._classes, cv2.MORPH_GRADIENT, kernel) > 0
+    picture = np.where(edge[..., None], colored, blended)
+    return np.where((self._classes > 0)[..., None], picture, self._image)

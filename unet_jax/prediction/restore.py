@@ -1,0 +1,119 @@
+"""Which parameters predict: of a checkpoint, of several, of several runs."""
+
+import contextlib
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from unet_jax.config import saved as saved_lib
+from unet_jax.models import averaging, unet
+from unet_jax.runtime import errors
+from unet_jax.training import checkpoint
+from unet_jax.training import optimizer as optimizer_lib
+from unet_jax.training import state as state_lib
+
+PyTree = Any
+
+
+def has_checkpoints(workdir: str) -> bool:
+  return os.path.isdir(os.path.join(workdir, 'checkpoints'))
+
+
+def member_workdirs(config, workdir: str) -> list[str]:
+  """Returns the runs whose networks predict together.
+
+  Args:
+    config: its `inference.ensemble` names further runs.
+    workdir: of a run; or of a cross-validation, which stands for its folds.
+
+  Raises:
+    UserError: one of them has no checkpoints.
+  """
+  folds = []
+  if not has_checkpoints(workdir) and os.path.isdir(workdir):
+    folds = [
+      os.path.join(workdir, f'fold_{i}') for i in range(config.data.num_folds)
+    ]
+  further = [os.path.abspath(path) for path in config.inference.ensemble]
+  workdirs = [*(folds or [workdir]), *further]
+  for path in workdirs:
+    if not os.path.isdir(path):
+      raise errors.UserError(f'{path}: no such folder; name that of a run')
+    if not has_checkpoints(path):
+      raise errors.UserError(
+        f'{path} has no checkpoints/; train first, or name the right '
+        + ('--config.inference.ensemble' if path in further else '--workdir')
+      )
+  return workdirs
+
+
+def restore(
+  config, workdir: str, mesh: Mesh
+) -> tuple[PyTree, averaging.Averaging, list[dict[str, Any]]]:
+  """Returns the variables that a config asks for.
+
+  Args:
+    config: `checkpoint.which`, `checkpoint.step`, `eval.params` and
+      `inference.ensemble` say which.
+    workdir: absolute path.
+    mesh: where they go.
+
+  Returns:
+    `params` and `batch_stats`, of several networks stacked; what is averaged;
+    and, of each network, its `workdir`, `step`, `params` (`ema` or `raw`) and
+    `fold`, the name of the one that it was not trained on, or None.
+
+  Raises:
+    UserError: there is no such checkpoint, or it is of another network.
+  """
+  members, about = [], []
+  for path in member_workdirs(config, workdir):
+    with contextlib.closing(
+      checkpoint.Checkpoints(path, config, read_only=True)
+    ) as checkpoints:
+      for step in checkpoints.select(
+        config.checkpoint.which, config.checkpoint.step
+      ):
+        saved = checkpoints.saved_config(step)
+        _check_member(saved, config, path, workdir)
+        which, variables = _restore_step(checkpoints, step, saved, config, mesh)
+        members.append(variables)
+        data = saved.data
+        fold = f'fold_{data.fold}' if data.num_folds else None
+        about.append(
+          {'workdir': path, 'step': step, 'params': which, 'fold': fold}
+        )
+  average = averaging.make_averaging(config, len(members))
+  if len(members) == 1:
+    return members[0], average, about
+  return jax.tree.map(lambda *x: jnp.stack(x), *members), average, about
+
+
+def _check_member(saved, config, path: str, workdir: str) -> None:
+  """Refuses another network, or one of an average that means other things."""
+  saved_lib.check_evaluable(saved, config, path)
+  if path == workdir:
+    return
+  for field in ('class_names', 'mask_values', 'intensity'):
+    if saved.data[field] != config.data[field]:
+      raise errors.UserError(
+        f'{path} cannot be averaged with {workdir}: data.{field} is '
+        f'{saved.data[field]!r} there, {config.data[field]!r} here'
+      )
+
+
+def _restore_step(checkpoints, step: int, saved, config, mesh):
+  """Returns `ema` or `raw`, and the variables of one checkpoint."""
+  # The optimiser's state has the shape that the checkpoint was saved with.
+  abstract = state_lib.abstract_train_state(
+    saved,
+    unet.create_model(config),
+    optimizer_lib.make_optimizer(saved),
+    mesh,
+  )
+  state, _ = checkpoints.restore(step, abstract)
+  which = config.eval.params if state.ema_params is not None else 'raw'
+  return which, state.variables(which)

@@ -1,0 +1,147 @@
+"""A trained network as a function of images, for programs and notebooks."""
+
+import math
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh
+
+from unet_jax.config import checks, saved
+from unet_jax.config import fields as fields_lib
+from unet_jax.data import rasters
+from unet_jax.models import unet
+from unet_jax.prediction import predictor, probabilities, restore
+from unet_jax.runtime import errors
+
+
+def make_mesh(config) -> Mesh:
+  """Returns as many of this machine's devices as divide a batch evenly.
+
+  A run may be predicted with on another machine than it was trained on, so that
+  its section `mesh` says nothing here.
+  """
+  size = config.inference.batch_size or config.data.batch_size
+  devices = jax.local_devices()[: math.gcd(size, jax.local_device_count())]
+  return jax.make_mesh(
+    (len(devices), 1, 1),
+    ('data', 'fsdp', 'spatial'),
+    axis_types=(AxisType.Auto,) * 3,
+    devices=devices,
+  )
+
+
+def load(
+  workdir: str | os.PathLike, fields: Mapping[str, Any] | None = None
+) -> 'Segmenter':
+  """Loads the network of a run.
+
+  Args:
+    workdir: of a training run, or of a cross-validation, whose folds are then
+      averaged.
+    fields: {'section.field': value} that are set in its config, such as
+      {'inference.flips': ('horizontal',), 'checkpoint.which': 'best'}.
+
+  Returns:
+    A function of images, see `Segmenter`.
+
+  Raises:
+    UserError: the workdir has no config or no checkpoint, or a field cannot
+      have that value.
+  """
+  workdir = os.path.abspath(workdir)
+  config = saved.read(workdir, {})
+  if config is None:
+    raise errors.UserError(
+      f'{workdir} has no config.json; name the workdir of a run'
+    )
+  for name, value in (fields or {}).items():
+    fields_lib.set_field(config, name, value)
+  checks.validate(config, 'predict')
+  return Segmenter(config, workdir)
+
+
+class Segmenter:
+  """Class probabilities of images, see `load`.
+
+  Attributes:
+    config: of the run.
+    class_names: of the probabilities.
+  """
+
+  def __init__(self, config, workdir: str):
+    self.config = config
+    self.class_names = fields_lib.class_names(config)
+    mesh = make_mesh(config)
+    variables, average, _ = restore.restore(config, workdir, mesh)
+    self._predictor = predictor.Predictor(
+      config, unet.create_model(config), variables, average, mesh
+    )
+
+  def __call__(
+    self, images: np.ndarray | list[np.ndarray]
+  ) -> np.ndarray | list[np.ndarray]:
+    """Returns the probabilities of each class, at the images' own size.
+
+    Args:
+      images: an image [H, W, C] or [H, W], a batch [B, H, W, C], or a list of
+        images of any sizes; grey, RGB or RGBA (whose alpha is dropped);
+        integers of 0..255, uint16 of 0..65535 or floats of 0..1 (with
+        data.intensity=image, of any range).
+
+    Returns:
+      float32 [H, W, classes], [B, H, W, classes], or a list of such, that add
+      up to 1; there are two classes where the network has one sigmoid channel.
+
+    Raises:
+      UserError: an array of another shape, or of values that cannot be used.
+    """
+    if isinstance(images, list | tuple):
+      return self._of_list(images)
+    images = np.asarray(images)
+    if images.ndim == 4:
+      shape = (*images.shape[:3], len(self.class_names))
+      return np.reshape(self._of_list(images), shape).astype(np.float32)
+    return self._of_list([images])[0]
+
+  def _of_list(self, images) -> list[np.ndarray]:
+    data = self.config.data
+    opened = [
+      rasters.ArrayRaster(_as_stored(image, data.intensity), data)
+      for image in images
+    ]
+    sinks = [predictor.ArraySink(raster.size) for raster in opened]
+    self._predictor.run(range(len(opened)), lambda i: (opened[i], sinks[i]))
+    planes = [probabilities.planes(sink.array) for sink in sinks]
+    return [np.ascontiguousarray(np.moveaxis(p, 0, -1)) for p in planes]
+
+
+def _as_stored(image, intensity: str) -> np.ndarray:
+  """Returns an array as a file would hold it, without alpha.
+
+  Raises:
+    UserError: it is empty, no array, or of other values than `Segmenter` takes.
+  """
+  image = np.asarray(image)
+  if image.ndim not in (2, 3) or not image.size:
+    raise errors.UserError(
+      f'an image is an array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4], not of '
+      f'shape {image.shape}; np.asarray(PIL.Image.open(path)) reads a file'
+    )
+  if image.shape[2:] == (4,):
+    image = image[..., :3]
+  if image.dtype == bool:
+    return image.astype(np.uint8) * np.uint8(255)
+  if intensity == 'image' or image.dtype in (np.uint8, np.uint16):
+    return image
+  # Integers are widened by arithmetic; they still mean 0..255.
+  highest = 1 if image.dtype.kind == 'f' else 255
+  if not (image.min() >= 0 and image.max() <= highest):
+    raise errors.UserError(
+      f'an image of {image.dtype} holds values from {image.min():g} to '
+      f'{image.max():g}, expected 0..{highest}; pass uint8 of 0..255, or '
+      'divide by the highest value that its pixels can have'
+    )
+  return image if highest == 1 else image.astype(np.uint8)

@@ -1,0 +1,194 @@
+"""Pictures in a workdir: predictions and curves (matplotlib, as PNG)."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib
+
+matplotlib.use('Agg')
+import matplotlib.pyplot as plt
+import numpy as np
+
+from unet_jax.config import fields
+from unet_jax.reports import charts, colors, pictures
+
+# A confusion matrix of more classes has no counts, and a longer name is cut.
+_ROOMY_CLASSES, _LABEL = 10, 24
+
+
+def draw_predictions(
+  path: str, examples: list[dict[str, np.ndarray]], names: tuple[str, ...]
+) -> None:
+  """Draws input, mask, prediction and errors side by side, an example a row.
+
+  Args:
+    path: of the PNG.
+    examples: `image` uint8 [H, W, C], `mask` uint8 [H, W], `prediction` uint8
+      [H', W'] (of a `valid` network: the centre); of volumes, with an axis D
+      before H, the middle slice is drawn.
+    names: of the classes, for the legend.
+  """
+  rows, titles = len(examples), ('image', 'mask', 'prediction', 'errors')
+  figure, axes = plt.subplots(
+    rows, 4, figsize=(9, 2.3 * rows + 0.5), squeeze=False
+  )
+  for i, (row, example) in enumerate(zip(axes, examples)):
+    image, mask, prediction = pictures.predicted_part(example)
+    ignored = mask == fields.IGNORE_LABEL
+    wrong = (mask != prediction) & ~ignored
+    panels = (
+      image if image.shape[-1] == 3 else image[..., 0],
+      colors.color_mask(mask, len(names)),
+      colors.color_mask(prediction, len(names)),
+      np.where(
+        wrong[..., None],
+        np.uint8([220, 40, 40]),
+        np.where(ignored, 255, 225)[..., None].astype(np.uint8),
+      ),
+    )
+    for axis, panel, title in zip(row, panels, titles):
+      axis.imshow(panel, cmap='gray', vmin=0, vmax=255, interpolation='nearest')
+      axis.set_xticks([])
+      axis.set_yticks([])
+      if i == 0:
+        axis.set_title(title, fontsize=10)
+  handles = [
+    plt.Rectangle((0, 0), 1, 1, color=c)
+    for c in colors.class_colors(len(names)) / 255
+  ]
+  labels = list(names)
+  if any((e['mask'] == fields.IGNORE_LABEL).any() for e in examples):
+    handles.append(plt.Rectangle((0, 0), 1, 1, fc='white', ec='gray'))
+    labels.append('ignored')
+  figure.legend(
+    handles,
+    labels,
+    loc='lower center',
+    ncols=min(len(labels), 8),
+    fontsize=9,
+    frameon=False,
+  )
+  figure.tight_layout(rect=(0, 0.35 / (2.3 * rows + 0.5), 1, 1))
+  _save(figure, path)
+
+
+def draw_curves(
+  path: str, lines: list[dict[str, Any]], best_metric: str
+) -> None:
+  """Draws loss and evaluation against the step, from metrics.jsonl.
+
+  Args:
+    path: of the PNG.
+    lines: see `metric_writer.read_metrics`.
+    best_metric: the figure of the right-hand panel, beside dataset mIoU.
+  """
+  figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2))
+  for axis, names in (
+    (left, ('train/loss', 'eval/loss')),
+    (right, dict.fromkeys(('eval/dataset_miou', best_metric.lstrip('-')))),
+  ):
+    for name in names:
+      points = [(m['step'], m[name]) for m in lines if m.get(name) is not None]
+      if points:
+        marker = 'o' if name.startswith('eval/') else None
+        axis.plot(*zip(*points), marker=marker, ms=4, label=name)
+    axis.set_xlabel('step')
+    axis.grid(alpha=0.3)
+    if axis.lines:
+      axis.legend(fontsize=9)
+  figure.tight_layout()
+  _save(figure, path)
+
+
+def draw_confusion(
+  path: str, confusion: np.ndarray, names: Sequence[str]
+) -> None:
+  """Draws a confusion matrix as a heat map of the shares of its rows.
+
+  Args:
+    path: of the PNG.
+    confusion: integers [C, C], rows are the classes of the mask, columns those
+      of the prediction.
+    names: of the C classes.
+  """
+  confusion = np.asarray(confusion, np.int64)
+  totals = confusion.sum(1, keepdims=True)
+  shares = np.divide(
+    confusion, totals, out=np.zeros(confusion.shape), where=totals > 0
+  )
+  cells = len(names)
+  # Counts need room; of many classes the percent alone can be read.
+  has_counts = cells <= _ROOMY_CLASSES
+  side = cells * (0.9 if has_counts else 0.34) + 2.2
+  figure, axis = plt.subplots(figsize=(side + 0.6, side), layout='constrained')
+  drawn = axis.imshow(shares, cmap='Blues', vmin=0, vmax=1)
+  for i, j in np.ndindex(confusion.shape):
+    n, total = int(confusion[i, j]), int(totals[i, 0])
+    if not total:
+      text = '–'
+    elif has_counts:
+      text = f'{100 * shares[i, j]:.1f} %\n{n:,}'
+    else:
+      text = charts.whole_percent(n, total)
+    color = 'white' if shares[i, j] > 0.5 else 'black'
+    size = 8 if has_counts else 6.5
+    axis.text(j, i, text, ha='center', va='center', color=color, fontsize=size)
+  # A name is no formula, though it may hold dollars.
+  labels = [n if len(n) <= _LABEL else f'{n[: _LABEL - 1]}…' for n in names]
+  style = {'fontsize': 9 if has_counts else 7, 'parse_math': False}
+  axis.set_xticks(range(cells), labels, rotation=45, ha='right', **style)
+  axis.set_yticks(range(cells), labels, **style)
+  axis.set_xlabel('prediction')
+  axis.set_ylabel('mask')
+  bar = figure.colorbar(drawn, ax=axis, fraction=0.046, pad=0.03)
+  bar.set_label('share of the row' + ('' if has_counts else '; cells in %'))
+  _save(figure, path)
+
+
+def draw_reliability(
+  path: str, reliability: dict[str, np.ndarray], ece: float
+) -> None:
+  """Draws accuracy against confidence, above the histogram of confidences.
+
+  Guo et al. 2017, On Calibration of Modern Neural Networks, arXiv:1706.04599.
+
+  Args:
+    path: of the PNG.
+    reliability: of bins of equal width in 0..1: `count`, `confidence` (mean)
+      and `accuracy`, each [N]. A bar is a bin's accuracy, a dot lies at its
+      mean confidence; an empty bin has neither.
+    ece: expected calibration error, for the title.
+  """
+  count = np.asarray(reliability['count'], float)
+  filled = count > 0
+  confidence, accuracy = (
+    np.asarray(reliability[key], float)[filled]
+    for key in ('confidence', 'accuracy')
+  )
+  width = 1 / len(count)
+  centers = (np.arange(len(count)) + 0.5)[filled] * width
+  figure, (upper, lower) = plt.subplots(
+    2, 1, figsize=(4.2, 5.2), sharex=True, height_ratios=(3, 1)
+  )
+  upper.bar(centers, accuracy, 0.94 * width, alpha=0.7)
+  upper.plot((0, 1), (0, 1), '--', color='gray', lw=1, label='calibrated')
+  upper.plot(confidence, accuracy, 'ko', ms=3, label='mean of a bin')
+  upper.set_ylim(0, 1)
+  upper.set_ylabel('accuracy')
+  upper.set_title(f'ECE {ece:.4f}', fontsize=10)
+  upper.legend(fontsize=9, loc='upper left')
+  lower.bar(centers, count[filled] / max(count.sum(), 1), 0.94 * width)
+  lower.set_xlim(0, 1)
+  lower.set_xlabel('confidence')
+  lower.set_ylabel('share of pixels')
+  for axis in (upper, lower):
+    axis.grid(alpha=0.3)
+  figure.tight_layout()
+  _save(figure, path)
+
+
+def _save(figure, path: str) -> None:
+  os.makedirs(os.path.dirname(path), exist_ok=True)
+  figure.savefig(path, dpi=110)
+  plt.close(figure)

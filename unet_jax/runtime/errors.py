@@ -1,0 +1,58 @@
+"""Mistakes that a user can fix, and how they are reported."""
+
+import errno
+import os
+import sys
+from typing import NoReturn
+
+
+class UserError(ValueError):
+  """A mistake that a user can fix; its text is one line: what, where, fix.
+
+  `main.py` prints the text and exits with code 1. Everything else that is
+  raised is a bug of ours and keeps its stack trace.
+  """
+
+
+class DecodeError(UserError):
+  """A file that no decoder can read (skipped with `data.on_error = skip`)."""
+
+
+def one_line(e: UserError | OSError, where: str) -> str:
+  """Returns what to print for an error.
+
+  Args:
+    e: raised by a run.
+    where: named for a full disk or a missing permission, unless `e` names it.
+
+  Raises:
+    e: if it is none that a user can fix.
+  """
+  if isinstance(e, UserError):
+    return str(e)
+  if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+    return (
+      f'{e.filename or where}: {e.strerror}; fix this and run the same command '
+      'again'
+    )
+  raise e
+
+
+def exit_with(line: str, code: int) -> NoReturn:
+  """Prints a line to stderr and ends the program.
+
+  One of many processes does not wait for the others, which may be waiting for
+  this one; the coordinator ends them once it is gone.
+
+  Args:
+    line: for stderr.
+    code: for the shell.
+  """
+  print(line, file=sys.stderr)
+  # Without jax, whose import takes seconds, there are no other processes.
+  jax = sys.modules.get('jax')
+  if jax is not None and jax.process_count() > 1:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+  sys.exit(code)

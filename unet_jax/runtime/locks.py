@@ -1,0 +1,64 @@
+"""Locks between runs that build the same thing."""
+
+import contextlib
+import errno
+import fcntl
+import logging
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import TextIO
+
+from unet_jax.runtime import errors
+
+_log = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def lock(
+  path: pathlib.Path,
+  what: str,
+  wait: bool = True,
+  pause: Callable[[], None] | None = None,
+) -> Iterator[None]:
+  """Holds a lock that the system lets go of when the process dies.
+
+  Args:
+    path: of a file beside what is guarded; it is created and stays.
+    what: is done, for the line that a run which finds it locked tells.
+    wait: for the other run to let go, or raise at once.
+    pause: takes some time between two attempts, or raises to give up; without
+      it the wait has no end but the other run's.
+
+  Raises:
+    UserError: another run holds the lock and `wait` is false; or the file
+      system has no locks.
+  """
+  with open(path, 'a') as f:
+    if not _take(f):
+      if not wait:
+        raise errors.UserError(
+          f'{what}: another run does it; wait for it, or stop it'
+        )
+      _log.info('%s: waiting for another run that does it', what)
+      if pause is None:
+        fcntl.flock(f, fcntl.LOCK_EX)
+      else:
+        while not _take(f):
+          pause()
+    yield
+
+
+def _take(f: TextIO) -> bool:
+  """Takes the lock if it is free; whether it was."""
+  try:
+    fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError:
+    return False
+  except OSError as e:
+    if e.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+      raise
+    raise errors.UserError(
+      f'{f.name}: its file system has no locks ({e.strerror}); mount it with '
+      'them (Lustre: -o flock), or choose a folder of another'
+    ) from e
+  return True

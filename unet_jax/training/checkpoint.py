@@ -1,0 +1,252 @@
+"""Checkpoints in a workdir: state, data position and config together.
+
+Orbax writes them asynchronously into a temporary folder and renames it when all
+is on disk, so that a run that dies in the middle leaves the earlier ones whole.
+"""
+
+import dataclasses
+import json
+import logging
+import os
+import shutil
+from typing import Any
+
+import jax
+import ml_collections
+import orbax.checkpoint as ocp
+
+from unet_jax.config import saved
+from unet_jax.runtime import errors
+from unet_jax.training import metric_writer
+from unet_jax.training.state import TrainState
+
+_log = logging.getLogger(__name__)
+
+_policies = ocp.checkpoint_managers
+
+
+def best_scores(workdir: str, best_metric: str) -> dict[int, float]:
+  """Returns {step: score} of a run's evaluations; larger is better.
+
+  Args:
+    workdir: of the run.
+    best_metric: name of a figure; '-name' turns it round.
+  """
+  sign = -1 if best_metric.startswith('-') else 1
+  name = best_metric.removeprefix('-')
+  return {
+    m['step']: sign * m[name]
+    for m in metric_writer.read_metrics(workdir)
+    if m.get(name) is not None
+  }
+
+
+@dataclasses.dataclass
+class _Best(_policies.PreservationPolicy):
+  """Keeps the n best of the checkpoints whose evaluation is known by now."""
+
+  n: int
+  workdir: str
+  best_metric: str
+
+  def should_preserve(self, checkpoints, *, context) -> list[bool]:
+    del context
+    scores = best_scores(self.workdir, self.best_metric)
+    known = [c.step for c in checkpoints if c.step in scores]
+    best = sorted(known, key=scores.get)[-self.n :] if self.n else []
+    return [c.step in best for c in checkpoints]
+
+
+class Checkpoints:
+  """The checkpoints of a workdir.
+
+  Args:
+    workdir: absolute path; they are in `workdir/checkpoints/STEP`.
+    config: of the run that is asked for; saved with each checkpoint.
+    read_only: nothing is written, nor cleaned up.
+  """
+
+  def __init__(
+    self,
+    workdir: str,
+    config: ml_collections.ConfigDict,
+    read_only: bool = False,
+  ):
+    self._config, self._workdir = config, workdir
+    self._directory = os.path.join(workdir, 'checkpoints')
+    c = config.checkpoint
+    keep = [
+      _policies.LatestN(c.keep_latest),
+      _Best(c.keep_best, workdir, c.best_metric),
+    ]
+    self._manager = ocp.CheckpointManager(
+      self._directory,
+      options=ocp.CheckpointManagerOptions(
+        save_decision_policy=_policies.FixedIntervalPolicy(1),
+        preservation_policy=_policies.AnyPreservationPolicy(keep),
+        # Not orbax's read_only, which says so in two warnings: without a save,
+        # nothing else is written.
+        create=not read_only,
+        cleanup_tmp_directories=not read_only,
+        step_format_fixed_length=8,
+      ),
+    )
+
+  @property
+  def steps(self) -> list[int]:
+    """The steps that have a whole checkpoint, ascending."""
+    return sorted(self._manager.all_steps())
+
+  def save(
+    self,
+    state: TrainState,
+    step: int,
+    data_position: dict[str, Any],
+  ) -> None:
+    """Starts saving; returns when the arrays may be overwritten.
+
+    Args:
+      state: after update number `step`.
+      step: number of updates done.
+      data_position: `get_state()` of the training data's iterator.
+
+    Raises:
+      UserError: the disk is full or not writable.
+    """
+    if step in self._manager.all_steps():
+      return
+    try:
+      self._check_space(state)
+      self._manager.save(
+        step,
+        args=ocp.args.Composite(
+          state=ocp.args.StandardSave(state),
+          data=ocp.args.JsonSave(data_position),
+          config=ocp.args.JsonSave(json.loads(saved.to_json(self._config))),
+        ),
+        force=True,
+      )
+    except Exception as e:
+      raise self._save_error(e) from e
+
+  def wait(self) -> None:
+    """Returns when what was saved is on disk; raises like `save`."""
+    try:
+      self._manager.wait_until_finished()
+      self._manager.check_for_errors()
+    except Exception as e:
+      raise self._save_error(e) from e
+
+  def check(self) -> None:
+    """Raises like `save` if what is being saved has failed by now."""
+    try:
+      self._manager.check_for_errors()
+    except Exception as e:
+      raise self._save_error(e) from e
+
+  def close(self) -> None:
+    self._manager.close()
+
+  def _check_space(self, state: TrainState) -> None:
+    """A full disk is found before anything is written, where it can be."""
+    needed = sum(x.nbytes for x in jax.tree.leaves(state))
+    free = shutil.disk_usage(self._directory).free
+    if free < needed:
+      raise OSError(
+        f'it needs {needed / 1e6:.0f} MB, {free / 1e6:.0f} MB are free'
+      )
+
+  def _save_error(self, e: Exception) -> Exception:
+    """One line for what a user can mend; other exceptions stay as they are."""
+    text = ' '.join(str(e).split())
+    remedies = {
+      'no space': 'free space there',
+      'resource_exhausted': 'free space there',
+      'are free': 'free space there',
+      'quota': 'free space there',
+      'permission denied': 'make it writable',
+      'read-only': 'make it writable',
+      'file too large': 'raise the limit on the size of files',
+    }
+    known = (v for k, v in remedies.items() if k in text.lower())
+    remedy = next(known, 'mend that' if isinstance(e, OSError) else None)
+    if remedy is None:
+      return e
+    whole = ', '.join(map(str, self.steps)) or 'none'
+    return errors.UserError(
+      f'{self._directory}: the checkpoint could not be saved '
+      f'({text[:200]}); {remedy} and run the same command again. '
+      f'Whole checkpoints: {whole}'
+    )
+
+  def saved_config(self, step: int) -> ml_collections.ConfigDict:
+    """Returns the config that a checkpoint was saved with."""
+    restored = self._manager.restore(
+      step, args=ocp.args.Composite(config=ocp.args.JsonRestore())
+    )
+    return saved.from_json(json.dumps(restored.config))
+
+  def restore(
+    self, step: int, abstract_state: TrainState
+  ) -> tuple[TrainState, dict[str, Any]]:
+    """Returns the state and the data position of a checkpoint.
+
+    Args:
+      step: one of `steps`.
+      abstract_state: shapes, types and shardings to restore into.
+    """
+    try:
+      restored = self._manager.restore(
+        step,
+        args=ocp.args.Composite(
+          state=ocp.args.StandardRestore(abstract_state),
+          data=ocp.args.JsonRestore(),
+        ),
+      )
+    except ValueError as e:
+      if 'tree structure' not in str(e):
+        raise
+      raise errors.UserError(
+        f'{self._directory}: step {step} has other arrays than the network of '
+        'its config has in this version; evaluate it with the version that it '
+        'was made with, or export it there and import it here'
+      ) from e
+    _log.info('restored step %d from %s', step, self._directory)
+    return restored.state, restored.data
+
+  def select(self, which: str, step: int) -> list[int]:
+    """Returns the steps to predict with.
+
+    Args:
+      which: `latest`, `best` or `all`.
+      step: taken where it is not -1.
+
+    Raises:
+      UserError: there is none.
+    """
+    steps = self.steps
+    if not steps:
+      raise errors.UserError(
+        f'{self._workdir} has no checkpoint; train first, or name the right '
+        '--workdir'
+      )
+    if step != -1:
+      if step not in steps:
+        raise errors.UserError(
+          f'--config.checkpoint.step={step}: {self._workdir} has checkpoints '
+          f'of the steps {", ".join(map(str, steps))}'
+        )
+      return [step]
+    if which == 'all':
+      return steps
+    if which == 'latest':
+      return steps[-1:]
+    scores = best_scores(self._workdir, self._config.checkpoint.best_metric)
+    known = [s for s in steps if s in scores]
+    if not known:
+      raise errors.UserError(
+        f'{self._workdir} has no checkpoint with the figure '
+        f'{self._config.checkpoint.best_metric} in metrics.jsonl; use '
+        '--config.checkpoint.which=latest'
+      )
+    return [max(known, key=scores.get)]
