@@ -1,9 +1,23 @@
 """Sizes of outputs and receptive fields."""
 
-from unet_jax.models import blocks, unet
+from typing import Protocol
+
+from unet_jax.models import blocks
 
 
-def valid_output(size: int, model: unet.UNet) -> int | None:
+class Structure(Protocol):
+  """The fields of a network, or of the config's section `model`, read here."""
+
+  convs: int
+  kernel_size: int
+  depth: int
+  stem: str
+  upsample: str
+  upsample_kernel: int
+  skip: str
+
+
+def valid_output(size: int, model: Structure) -> int | None:
   """Output pixels of a `valid` network, or None where `size` does not fit."""
   lost = model.convs * (model.kernel_size - 1)
   lost_up = blocks.upsampling_loss(model.upsample, model.upsample_kernel)
@@ -26,7 +40,7 @@ def valid_output(size: int, model: unet.UNet) -> int | None:
   return size if size > 0 else None
 
 
-def receptive_field(model: unet.UNet) -> int:
+def receptive_field(model: Structure) -> int:
   """Returns how many pixels of the image, along an axis, reach a logit.
 
   It is counted back from the logit through the longest path, exactly: which
@@ -43,7 +57,7 @@ def receptive_field(model: unet.UNet) -> int:
   return pixels
 
 
-def _seen(model: unet.UNet, position: int) -> tuple[int, int]:
+def _seen(model: Structure, position: int) -> tuple[int, int]:
   """First and last pixel, along an axis, that the logit at `position` sees."""
   block = model.convs * (model.kernel_size - 1) // 2
   # An even kernel, with `same` padding, reaches one pixel further to the right.

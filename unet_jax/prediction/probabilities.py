@@ -8,15 +8,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from unet_jax.prediction import probabilities
-
 
 def predict(logits: np.ndarray) -> np.ndarray:
   """Returns the class of each pixel: float [H, W, K] to uint8 [H, W]."""
   if logits.shape[-1] == 1:
     return (logits[..., 0] > 0).astype(np.uint8)
   result = np.empty(logits.shape[:2], np.uint8)
-  for rows in probabilities.row_bands(logits.shape):
+  for rows in row_bands(logits.shape):
     result[rows] = logits[rows].argmax(-1)
   return result
 
