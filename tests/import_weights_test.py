@@ -127,11 +127,12 @@ def test_another_network_is_told_by_its_flags(tmp_path):
     ({'upsample': 'pixel_shuffle', 'upsample_kernel': 3}, ''),
     (
       {'upsample': 'nearest', 'skip': 'add'},
-      'nearest from bilinear; the file does not tell model.skip add from none',
+      'is nearest or bilinear; the file leaves open whether model.skip is add '
+      'or none',
     ),
     ({'features': (4, 6, 16), 'convs': 3, 'kernel_size': 5}, ''),
     ({'max_features': 10}, ''),
-    ({'norm': 'group'}, 'group from instance and layer, nor model.norm_groups'),
+    ({'norm': 'group'}, 'group, instance or layer, and model.norm_groups'),
     ({'norm': 'instance'}, 'instance from group and layer'),
     ({'upsample': 'nearest', 'upsample_kernel': 0}, 'nearest from bilinear'),
   ],
@@ -153,7 +154,7 @@ def test_shapes_tell_the_network(model, told, tmp_path, caplog):
   )
   if deduced.model.upsample == 'transpose':
     assumed += ' --config.model.upsample=transpose'
-  assert caplog.messages[1] == f'not told by the file, assumed: {assumed}'
+  assert caplog.messages[1] == f'not in the file, assumed: {assumed}'
 
 
 def test_a_field_that_is_given_is_not_assumed(tmp_path, caplog):

@@ -399,7 +399,7 @@ _TO_WRITE = 'masks are written with values of 0 to'
       f'data.num_classes=1 {_GREY}',
       'evaluate',
       'the shapes source draws 4 classes in RGB: data.num_classes must be 4 '
-      'and data.num_channels must be 3',
+      'and data.num_channels 3',
       ('predict', 'load', 'summary', 'import'),
     ),
     (

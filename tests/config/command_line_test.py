@@ -123,9 +123,9 @@ def test_config_of_an_older_version(source, tmp_path):
     exec(compile(source, file, 'exec'))
   if 'of_old' in source:  # A mistake of another kind.
     with pytest.raises(ModuleNotFoundError, match='configs_of_old'):
-      command_line.line_of_import(e.value)
+      command_line.line_of_flags(e.value)
   else:
-    assert command_line.line_of_import(e.value) == (
+    assert command_line.line_of_flags(e.value) == (
       f"{file}: cannot import name 'default' from 'configs'; the default "
       'config is imported by `from unet_jax.config import default`'
     )

@@ -234,7 +234,7 @@ def test_the_network_is_deduced_and_exported_again(bilinear, tmp_path):
     path,
   )
   config = match.deduced_config({'weights.path': path})
-  checks.validate(config)
+  checks.validate(config, 'import')
   expected = _config(bilinear)
   assert config.model == expected.model
   assert config.data.mask_values == (((0, 0, 0), 0), ((9, 8, 7), 1))

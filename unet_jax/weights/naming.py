@@ -110,7 +110,7 @@ def modules_in_order(
   Returns:
     (path, kind); `conv`, `transpose` (a transposed convolution) or `norm`.
   """
-  called = {}
+  called: dict[str, str] = {}
 
   def record(call, args, kwargs, context):
     path = '/'.join(context.module.path)
