@@ -19,7 +19,7 @@ import numpy as np
 from unet_jax.config import fields
 from unet_jax.data import prepare, prepared, sources
 from unet_jax.evaluation import counting, files, measures
-from unet_jax.models import blocks, unet
+from unet_jax.models import resample, unet
 from unet_jax.prediction import predictor, probabilities, restore
 from unet_jax.runtime import errors, processes, program
 from unet_jax.runtime import mesh as mesh_lib
@@ -169,7 +169,7 @@ def _measure_prepared(config, source, model, variables, averaging, mesh):
   with concurrent.futures.ThreadPoolExecutor(workers) as pool:
 
     def measure(index, logits):
-      mask = blocks.center_crop(dataset[index]['mask'][None], *size)[0]
+      mask = resample.center_crop(dataset[index]['mask'][None], *size)[0]
       measured.add(index, _name(dataset, source, index), logits, mask)
 
     def submit(index, logits):

@@ -13,7 +13,7 @@ from jax.stages import Compiled, Lowered
 from unet_jax.config import fields
 from unet_jax.data import weight_map
 from unet_jax.models import graph, sizes, unet
-from unet_jax.reports import diagram
+from unet_jax.reports import diagram, diagram_parts
 from unet_jax.runtime import errors, program
 from unet_jax.runtime import mesh as mesh_lib
 from unet_jax.training import metric_writer, steps
@@ -162,7 +162,7 @@ def _memory(n: float | None) -> str:
 
 
 def _flop(n: float | None) -> str:
-  return 'not given' if n is None else diagram.quantity(n).strip()
+  return 'not given' if n is None else diagram_parts.quantity(n).strip()
 
 
 def _sides(shape) -> str:

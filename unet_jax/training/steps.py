@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from unet_jax.data import augment
-from unet_jax.models import blocks, unet
+from unet_jax.models import resample, unet
 from unet_jax.runtime import mesh as mesh_lib
 from unet_jax.runtime import program
 from unet_jax.training import losses
@@ -145,7 +145,7 @@ def train_step(
 
 def targets(batch: Batch, shape) -> tuple[Array, Array | None]:
   """A batch's mask and weight map (or None), cropped to the logits' size."""
-  crop = lambda x: blocks.center_crop(x, *shape)
+  crop = lambda x: resample.center_crop(x, *shape)
   weight_map = crop(batch['weight_map']) if 'weight_map' in batch else None
   return crop(batch['mask']), weight_map
 
