@@ -4,7 +4,6 @@ import logging
 import sys
 import threading
 
-import jax
 import ml_collections
 import tqdm
 
@@ -12,8 +11,8 @@ from unet_jax.config import fields
 from unet_jax.data import rasters
 from unet_jax.models import unet
 from unet_jax.prediction import outputs, predictor, restore
-from unet_jax.prediction import segmenter as segmenter_lib
-from unet_jax.runtime import errors, program
+from unet_jax.runtime import mesh as mesh_lib
+from unet_jax.runtime import program
 
 _log = logging.getLogger(__name__)
 
@@ -31,11 +30,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
       out with data.on_error=skip); what was written before stays.
   """
   program.initialize(fields.cache_dir(config))
-  if jax.process_count() > 1:
-    raise errors.UserError(
-      '--mode=predict runs in one process; start it on one machine, without '
-      'JAX_NUM_PROCESSES or srun, for each part of the images'
-    )
+  mesh_lib.check_processes(config, 'predict')
   restore.member_workdirs(config, workdir)  # Or there is none to predict.
   planned = outputs.plan(config, workdir)
   left = [item for item in planned if not outputs.existing(item[1])]
@@ -51,7 +46,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
 
 def _predict(items, config, workdir: str) -> int:
   """Predicts images; returns how many were left out."""
-  mesh = segmenter_lib.make_mesh(config)
+  mesh = mesh_lib.make_prediction_mesh(config)
   variables, average, _ = restore.restore(config, workdir, mesh)
   if average.count > 1:
     _log.info(

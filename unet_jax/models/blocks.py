@@ -260,7 +260,7 @@ class Upsample(nn.Module):
 
   `transpose` learns the upsampling. The others, `resample.UPSAMPLINGS`, are
   fixed and followed by a convolution; with a `kernel_size` of 0 there is none,
-  and F = C. H' is 2H, less `sizes.lost_by_upsampling` without padding.
+  and F = C. H' is 2H, less `output_size.upsampling_loss` without padding.
 
   Attributes:
     features: F.

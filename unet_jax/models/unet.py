@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from unet_jax.config import fields
-from unet_jax.models import blocks, resample, sizes
+from unet_jax.config import fields, output_size
+from unet_jax.models import blocks, resample
 from unet_jax.runtime import errors
 
 Array = jax.Array
@@ -91,7 +91,7 @@ class UNet(nn.Module):
         f'channels), not one of shape {x.shape}'
       )
     size = x.shape[1:-1]
-    output_size = self.output_size(size)
+    logits_size = self.output_size(size)
     conv = self._conv()
     block = self._block(conv, train)
     features = fields.stage_features(self)
@@ -122,7 +122,7 @@ class UNet(nn.Module):
         # drops logits that are not returned.
         logits = self._head(x, f'head_{i}', [n // 2**i for n in size])
         coarse_logits.insert(0, logits)
-    logits = self._head(x, 'head', output_size)
+    logits = self._head(x, 'head', logits_size)
     if train and self.deep_supervision:
       return logits, tuple(coarse_logits)
     return logits
@@ -238,40 +238,13 @@ class UNet(nn.Module):
   def output_size(self, size: tuple[int, ...]) -> tuple[int, ...]:
     """Returns the logits' height and width for an image's, in pixels.
 
-    With `same` padding they are equal. With `valid`, each stage takes convs *
-    (kernel_size - 1) pixels, and every pooled size must be even: 572 gives 388
-    at depth 4 (figure 1 of the 2015 paper). Interpolating takes a pixel on each
-    side as well, and so does the convolution of 3 x 3 pixels after it.
-
     Args:
       size: height and width of the image (depth, height, width of a volume).
 
     Raises:
       UserError: the size does not fit; the message names the nearest that do.
     """
-    if self.padding == 'valid':
-      return tuple(self._valid_output(n) for n in size)
-    halvings = self.depth + (self.stem == 'space_to_depth')
-    if min(size) < 2**halvings:
-      stem = ', model.stem=space_to_depth' if halvings > self.depth else ''
-      raise errors.UserError(
-        f'an image of {" x ".join(map(str, size))} pixels cannot be halved '
-        f'{halvings} times (model.depth={self.depth}{stem}); use at least '
-        f'{2**halvings} pixels or a smaller depth'
-      )
-    return tuple(size)
-
-  @nn.nowrap
-  def _valid_output(self, size: int) -> int:
-    output = sizes.valid_output(size, self)
-    if output is None:
-      nearest = ' or '.join(map(str, sizes.nearest_valid(size, self)))
-      raise errors.UserError(
-        f'an image size of {size} pixels does not fit model.padding=valid at '
-        f'model.depth={self.depth}; the nearest that do are {nearest} '
-        '(--config.data.image_size=H,W)'
-      )
-    return output
+    return output_size.output_size(size, self)
 
 
 def create_model(config: ml_collections.ConfigDict) -> UNet:

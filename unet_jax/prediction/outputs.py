@@ -18,6 +18,7 @@ import glob
 import os
 import pathlib
 
+import ml_collections
 import numpy as np
 
 from unet_jax.config import fields
@@ -73,10 +74,8 @@ def plan(config, workdir: str) -> list[tuple[pathlib.Path, Paths]]:
     workdir: of the run; the output is in it unless predict.output says where.
 
   Raises:
-    UserError: see `find_inputs` and `mask_values`, or the output would mix
-      with the input.
+    UserError: see `find_inputs`, or the output would mix with the input.
   """
-  mask_values(config.data)  # Before any image is read.
   inputs = find_inputs(config.predict.input)
   folder = config.predict.output or os.path.join(workdir, 'predictions')
   folder = pathlib.Path(folder).expanduser()
@@ -146,48 +145,28 @@ def _images(paths) -> list[pathlib.Path]:
   return sorted(files, key=lambda path: examples.natural_key(str(path)))
 
 
-def mask_values(data) -> np.ndarray:
-  """Returns what stands for each class in a mask: data.mask_values, inverted.
+def mask_values(data: ml_collections.ConfigDict) -> np.ndarray:
+  """Returns the value of each class in a mask: data.mask_values, inverted.
 
   Of several values of a class, the first in the table. Without a table these
   are the classes.
 
   Args:
-    data: the section `data` of the config.
+    data: the section `data` of a config that is valid for --mode=predict.
 
   Returns:
     uint8 or uint16 [classes]; uint8 [classes, 3] for a table with colours,
     where a value v is the colour (v, v, v).
-
-  Raises:
-    UserError: a class has no value, so that any would be mistaken for another
-      class, or values do not fit into 16 bit (colours: 8).
   """
   num_names = max(data.num_classes, 2)
   if not data.mask_values:
     return np.arange(num_names, dtype=np.uint8)
-  first = {}
-  for value, label in data.mask_values:
-    first.setdefault(label, value)
-  missing = [c for c in range(num_names) if c not in first]
-  if missing:
-    raise errors.UserError(
-      f'--config.data.mask_values={data.mask_values} has no value for class '
-      f'{missing[0]}, so its pixels cannot be written; add (VALUE, '
-      f'{missing[0]})'
-    )
+  first = fields.value_of_class(data)
   values = [first[c] for c in range(num_names)]
-  is_color = any(isinstance(value, tuple) for value, _ in data.mask_values)
-  if is_color:
+  if any(isinstance(value, tuple) for value, _ in data.mask_values):
     values = [np.broadcast_to(value, 3) for value in values]
-  values = np.array(values, np.int64)
-  highest = 255 if is_color else 65535
-  if values.min() < 0 or values.max() > highest:
-    raise errors.UserError(
-      f'--config.data.mask_values={data.mask_values}: masks are written with '
-      f'values of 0 to {highest}; choose others'
-    )
-  return values.astype(np.uint8 if values.max() < 256 else np.uint16)
+  table = np.array(values, np.int64)
+  return table.astype(np.uint8 if table.max() < 256 else np.uint16)
 
 
 class _Mask:
@@ -278,9 +257,6 @@ class PredictionWriter:
       raster: the image; read again for the overlay.
       paths: what is written.
       config: of the run.
-
-    Raises:
-      UserError: see `mask_values`.
     """
     self._size, self._next = raster.size, 0
     self._outputs = []

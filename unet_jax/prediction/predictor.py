@@ -255,7 +255,7 @@ class Predictor:
         std=config.data.std,
         averaging=averaging,
       ),
-      compiler_options=program.compiler_options(),
+      compiler_options=program.compiler_options(mesh),
     )
     self._weights = weights
     size = inference.batch_size or config.data.batch_size
