@@ -23,9 +23,9 @@ from unet_jax.config import fields
 from unet_jax.config import saved as saved_lib
 from unet_jax.evaluation import confusion as confusion_lib
 from unet_jax.evaluation import files
-from unet_jax.runtime import errors, program
+from unet_jax.runtime import errors, program, whole_files
 from unet_jax.runtime import mesh as mesh_lib
-from unet_jax.training import checkpoint, metric_writer
+from unet_jax.training import checkpoint
 
 _log = logging.getLogger(__name__)
 
@@ -64,9 +64,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   for fold_config, fold_workdir in zip(folds, workdirs):
     _check_resumable(fold_config, fold_workdir)
   program.make_workdir(workdir)
-  metric_writer.write_json(
-    os.path.join(workdir, 'config.json'), config.to_dict()
-  )
+  whole_files.write_json(os.path.join(workdir, 'config.json'), config.to_dict())
   for i, (fold_config, fold_workdir) in enumerate(zip(folds, workdirs)):
     if _is_evaluated(fold_config, fold_workdir):
       _log.info('fold %d of %d is done: %s', i, len(folds), fold_workdir)
@@ -233,7 +231,7 @@ def _report(config, workdir: str, evaluations) -> None:
   figures = summarize(evaluations, config)
   counts = [e['num_examples'] for e in evaluations]
   path = os.path.join(workdir, 'cross_validation.json')
-  metric_writer.write_json(
+  whole_files.write_json(
     path,
     {
       'num_folds': len(evaluations),

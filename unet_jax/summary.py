@@ -14,11 +14,11 @@ from unet_jax.config import fields
 from unet_jax.data import weight_map
 from unet_jax.models import graph, sizes, unet
 from unet_jax.reports import diagram, diagram_parts
-from unet_jax.runtime import errors, program
+from unet_jax.runtime import errors, program, whole_files
 from unet_jax.runtime import mesh as mesh_lib
-from unet_jax.training import metric_writer, steps
 from unet_jax.training import optimizer as optimizer_lib
 from unet_jax.training import state as state_lib
+from unet_jax.training import steps
 
 _log = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ def _write(workdir: str, summary, text: str, network: graph.Network) -> None:
     raise errors.UserError(
       f'--workdir={workdir}: cannot be written ({e.strerror}); choose another'
     ) from e
-  metric_writer.write_json(os.path.join(workdir, 'summary.json'), summary)
+  whole_files.write_json(os.path.join(workdir, 'summary.json'), summary)
   diagram.draw(
     network,
     os.path.join(workdir, 'network.svg'),

@@ -18,7 +18,7 @@ from unet_jax.data import pipeline, prepare
 from unet_jax.evaluation import counting, files
 from unet_jax.inspection import findings
 from unet_jax.models import unet
-from unet_jax.runtime import errors, locks, program
+from unet_jax.runtime import errors, locks, program, whole_files
 from unet_jax.runtime import mesh as mesh_lib
 from unet_jax.training import checkpoint, metric_writer, steps
 from unet_jax.training import optimizer as optimizer_lib
@@ -68,9 +68,7 @@ def _train(config, workdir: str, mesh, model, checkpoints) -> None:
       saved_lib.check_evaluable(
         saved, config, workdir, 'Choose another --workdir, or undo the change'
       )
-  metric_writer.write_json(
-    os.path.join(workdir, 'config.json'), config.to_dict()
-  )
+  whole_files.write_json(os.path.join(workdir, 'config.json'), config.to_dict())
   train_set = prepare.prepare(config, config.data.train_split)
   eval_set = prepare.prepare(config, config.data.eval_split)
   if config.data.check:

@@ -12,7 +12,7 @@ import ml_collections
 import numpy as np
 
 from unet_jax.config import fields, saved
-from unet_jax.training import metric_writer
+from unet_jax.runtime import whole_files
 
 _log = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ def write(
   """Writes eval.json and the figure of predictions."""
   if jax.process_index():
     return
-  metric_writer.write_json(
+  whole_files.write_json(
     os.path.join(workdir, 'eval.json'),
     {**about, **figures, 'confusion': confusion.tolist()},
   )
@@ -123,7 +123,7 @@ def write_full(workdir: str, config, about, figures, result) -> None:
     figures: `eval/...`.
     result: of evaluate.py; with `rows` where images were measured one by one.
   """
-  metric_writer.write_json(
+  whole_files.write_json(
     os.path.join(workdir, 'eval.json'),
     {
       **about,
@@ -157,7 +157,7 @@ def write_full(workdir: str, config, about, figures, result) -> None:
     'notes': [_note(config)],
   }
   path = lambda *parts: os.path.join(workdir, *parts)
-  metric_writer.write_csv(path('eval.csv'), result['rows'])
+  whole_files.write_csv(path('eval.csv'), result['rows'])
   pictures = result['pictures']
   page.write(path('eval.html'), report, result['rows'], pictures)
   plots.draw_confusion(
