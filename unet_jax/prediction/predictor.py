@@ -265,9 +265,9 @@ class Predictor:
     def finish():
       finishing.popleft()[0].result()
 
-    for image, places in batches:
-      image = mesh_lib.to_devices({'image': image}, self._mesh)['image']
-      result = self._step(self._variables, image, self._weights)
+    for windows, places in batches:
+      batch = mesh_lib.to_devices({'image': windows}, self._mesh)
+      result = self._step(self._variables, batch['image'], self._weights)
       pending.append((result, places))
       if len(pending) > 1:
         read()
