@@ -211,7 +211,7 @@ def _try(sweep, point, value, num_steps, folder, children, wait: bool) -> None:
       'data.check': False,
       'eval.every': 0,
       'checkpoint.keep_best': 0,
-      'log.num_figures': 0,
+      'log.num_examples': 0,
       'log.tensorboard': False,
       sweep.tune.field: value,
     }

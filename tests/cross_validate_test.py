@@ -11,6 +11,7 @@ import pytest
 
 from tests import folders, program
 from unet_jax import cross_validate, evaluate, train
+from unet_jax.config import fields
 from unet_jax.evaluation import files
 from unet_jax.runtime import errors
 from unet_jax.training import progress
@@ -27,7 +28,7 @@ def _config(root, cache_dir, num_folds=2):
   config.data.image_size = (16, 16)
   config.model.update(depth=0, base_features=2, norm='none')
   config.train.num_steps = 4
-  config.log.update(every=1, num_figures=0, tensorboard=False)
+  config.log.update(every=1, num_examples=0, tensorboard=False)
   config.data.check = False
   return config
 
@@ -39,7 +40,7 @@ def _read(path):
 def _evaluation(config, seed, **figures):
   """What eval.json would have, of a drawn confusion matrix."""
   rng = np.random.default_rng(seed)
-  names = files.figure_names(config)
+  names = fields.metric_names(config)
   return {
     **dict(zip(names, rng.random(len(names)).tolist())),
     **figures,
@@ -86,7 +87,7 @@ def _assert_pooled(summary, confusions):
 
 def test_summary_of_folds():
   config = _config('x', '', 4)
-  names = files.figure_names(config)
+  names = fields.metric_names(config)
   undefined, once = 'eval/image_iou/cell', 'eval/dataset_iou/cell'
   seconds = {'eval/seconds': 1.0}
   found = [_evaluation(config, i, **seconds) for i in range(4)]
@@ -290,7 +291,7 @@ def test_main(tmp_path):
     '--config.model.base_features=2',
     '--config.model.norm=none',
     '--config.train.num_steps=2',
-    '--config.log.num_figures=0',
+    '--config.log.num_examples=0',
   )
   _, err = program.run(*flags, code=1)
   assert 'set --config.data.eval_split=auto' in err

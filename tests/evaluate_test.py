@@ -37,7 +37,7 @@ def _config(root, **sections):
   }
   config = tiny.make_config(data=data, **sections)
   config.model.norm = 'none'
-  config.log.num_figures = 2
+  config.log.num_examples = 2
   return config
 
 

@@ -142,7 +142,7 @@ def test_shapes_tell_the_network(model, told, tmp_path, caplog):
   path = str(tmp_path / 'weights.npz')
   np.savez(path, **_arrays(config))
   with caplog.at_level('INFO', 'unet_jax'):
-    deduced = match.deduced_config({'import_.path': path})
+    deduced = match.deduced_config({'weights.path': path})
   assert deduced.model == config.model
   assert '; '.join(caplog.messages[2:]).endswith(told)
   # By name, what no shape tells.
@@ -162,7 +162,7 @@ def test_a_field_that_is_given_is_not_assumed(tmp_path, caplog):
   np.savez(path, **_arrays(config))
   given = {'model.activation': 'elu', 'data.mean': (0.1,) * 3}
   with caplog.at_level('INFO', 'unet_jax'):
-    deduced = match.deduced_config({'import_.path': path, **given})
+    deduced = match.deduced_config({'weights.path': path, **given})
   assert deduced.model == config.model
   assert 'assumed: --config.data.std=' in caplog.messages[1]
   assert 'activation' not in caplog.messages[1]
@@ -205,8 +205,8 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path):
 def test_files_that_cannot_be_read(tmp_path, monkeypatch):
   missing = tmp_path / 'weights.pth'
   assert _error(files.read, str(missing)) == (
-    f'--config.import.path={missing}: no such file; give a .pth, .safetensors, '
-    '.npz, .keras or .h5 file'
+    f'--config.weights.path={missing}: no such file; give a .pth, '
+    '.safetensors, .npz, .keras or .h5 file'
   )
   cut = tmp_path / 'cut.safetensors'
   safetensors_numpy.save_file({'a': np.ones(99)}, cut)
@@ -249,7 +249,7 @@ def test_an_export_is_imported_bit_for_bit(run, which, tmp_path, capsys):
     metadata = f.metadata()
   assert (metadata['step'], metadata['params']) == ('7', which)
   assert json.loads(metadata['config'])['model']['base_features'] == 4
-  taken = match.deduced_config({'import_.path': path})
+  taken = match.deduced_config({'weights.path': path})
   assert taken.model == config.model
   _assert_same(_take(path, taken), expected)
   assert capsys.readouterr().out.startswith('wrote ')
@@ -282,7 +282,7 @@ def test_training_goes_on_from_what_was_imported(tmp_path):
     '--config.data.image_size=16,16',
   ]
   out, err = program.run(
-    *('--mode=import', f'--config.import.path={path}'),
+    *('--mode=import', f'--config.weights.path={path}'),
     *(f'--workdir={workdir}', *data),
   )
   flags = '--config.model.base_features=2 --config.model.depth=1'
@@ -313,5 +313,5 @@ def test_training_goes_on_from_what_was_imported(tmp_path):
 
 @pytest.mark.whole_runs
 def test_mistakes_on_the_command_line(tmp_path):
-  out, err = program.run('--mode=import', '--config.import.path=x', code=2)
+  out, err = program.run('--mode=import', '--config.weights.path=x', code=2)
   assert err == 'error: --mode=import needs --workdir=DIR, a new run\n'

@@ -217,7 +217,7 @@ def test_evaluation_of_raw_parameters_on_the_train_split(workdir):
     f'--workdir={workdir}',
     '--config.eval.split=train',
     '--config.eval.params=raw',
-    '--config.log.num_figures=0',
+    '--config.log.num_examples=0',
   )
   assert out.startswith('step 4, raw parameters, 16 images of train\n')
   result = _json(workdir / 'eval.json')
@@ -236,7 +236,7 @@ def test_evaluation_of_the_best_checkpoint(workdir):
     f'--workdir={workdir}',
     '--config.checkpoint.which=best',
     f'--config.checkpoint.best_metric={sign}eval/loss',
-    '--config.log.num_figures=0',
+    '--config.log.num_examples=0',
   )
   result = _untimed(_json(workdir / 'eval.json'))
   assert result['step'] == 2
@@ -248,7 +248,7 @@ def test_evaluation_of_a_step(workdir):
     '--mode=evaluate',
     f'--workdir={workdir}',
     '--config.checkpoint.step=2',
-    '--config.log.num_figures=0',
+    '--config.log.num_examples=0',
   )
   result = _untimed(_json(workdir / 'eval.json'))
   assert _untimed(_evaluations(workdir)[2]).items() <= result.items()

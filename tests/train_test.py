@@ -32,7 +32,7 @@ _TINY = (
   '--config.checkpoint.every=8',
   '--config.checkpoint.keep_latest=2',
   '--config.log.every=1',
-  '--config.log.num_figures=0',
+  '--config.log.num_examples=0',
   '--config.log.tensorboard=False',
 )
 

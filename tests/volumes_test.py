@@ -46,7 +46,7 @@ def _config(**fields):
       'optimizer.learning_rate': 0.1,
       'optimizer.warmup_steps': 0,
       'optimizer.schedule': 'constant',
-      'log.num_figures': 2,
+      'log.num_examples': 2,
       **fields,
     }
   )

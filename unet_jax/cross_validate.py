@@ -23,7 +23,8 @@ from unet_jax.config import fields
 from unet_jax.config import saved as saved_lib
 from unet_jax.evaluation import confusion as confusion_lib
 from unet_jax.evaluation import files
-from unet_jax.runtime import errors, processes, program
+from unet_jax.runtime import errors, program
+from unet_jax.runtime import mesh as mesh_lib
 from unet_jax.training import checkpoint, metric_writer
 
 _log = logging.getLogger(__name__)
@@ -57,7 +58,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     SystemExit: as `train.run`; the same command goes on from there.
   """
   program.initialize(fields.cache_dir(config))
-  processes.check_processes(config)
+  mesh_lib.check_processes(config, 'cross_validate')
   folds = [_of_fold(config, i) for i in range(config.data.num_folds)]
   workdirs = [os.path.join(workdir, f'fold_{i}') for i in range(len(folds))]
   for fold_config, fold_workdir in zip(folds, workdirs):

@@ -21,7 +21,7 @@ from unet_jax.data import prepare, prepared, sources
 from unet_jax.evaluation import counting, files, measures
 from unet_jax.models import blocks, unet
 from unet_jax.prediction import predictor, probabilities, restore
-from unet_jax.runtime import errors, processes, program
+from unet_jax.runtime import errors, program
 from unet_jax.runtime import mesh as mesh_lib
 
 _log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   """
   start = time.perf_counter()
   program.initialize(fields.cache_dir(config))
-  processes.check_processes(config)
+  mesh_lib.check_processes(config, 'evaluate')
   mesh = mesh_lib.make_mesh(config)
   variables, averaging, members = restore.restore(config, workdir, mesh)
   split = config.eval.split or config.data.eval_split

@@ -23,14 +23,14 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   Training goes on from it, and evaluation takes it, as from any other.
 
   Args:
-    config: `import_` names the file; `model` and `data` say what it is.
+    config: `weights` names the file; `model` and `data` say what it is.
     workdir: absolute path; has no checkpoint yet.
 
   Raises:
     UserError: the file cannot be read, or does not fit the network.
   """
   program.initialize(fields.cache_dir(config))
-  file = files.read(config.import_.path)
+  file = files.read(config.weights.path)
   variables = match.variables_of_file(file, config)
   mesh = mesh_lib.make_mesh(config)
   optimizer = optimizer_lib.make_optimizer(config)
@@ -53,7 +53,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   if jax.process_index() == 0:
     count = sum(x.size for x in jax.tree.leaves(variables['params']))
     print(
-      f'{config.import_.path}: {count} parameters in {workdir}, step 0. Its '
+      f'{config.weights.path}: {count} parameters in {workdir}, step 0. Its '
       f'network: {match.flags(_network(config))}'
     )
 

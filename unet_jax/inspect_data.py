@@ -56,11 +56,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   """
   start = time.perf_counter()
   program.initialize(fields.cache_dir(config))
-  if jax.process_count() > 1:
-    raise errors.UserError(
-      '--mode=inspect runs in one process; start it on one machine, without '
-      'JAX_NUM_PROCESSES or srun'
-    )
+  mesh_lib.check_processes(config, 'inspect')
   program.make_workdir(workdir)
   by_split, by_source, found, seconds = _scan(config)
   suggestions = _suggest(by_split, by_source, found, config)

@@ -5,7 +5,6 @@ import pathlib
 import sys
 import threading
 
-import jax
 import ml_collections
 import tqdm
 
@@ -13,8 +12,8 @@ from unet_jax.config import fields
 from unet_jax.data import rasters
 from unet_jax.models import unet
 from unet_jax.prediction import outputs, predictor, restore
-from unet_jax.prediction import segmenter as segmenter_lib
 from unet_jax.runtime import errors, program
+from unet_jax.runtime import mesh as mesh_lib
 
 _log = logging.getLogger(__name__)
 
@@ -32,11 +31,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
       (skipped with data.on_error=skip); files written before stay.
   """
   program.initialize(fields.cache_dir(config))
-  if jax.process_count() > 1:
-    raise errors.UserError(
-      '--mode=predict runs in one process; start it on one machine, without '
-      'JAX_NUM_PROCESSES or srun, for each part of the images'
-    )
+  mesh_lib.check_processes(config, 'predict')
   members = restore.member_workdirs(config, workdir)
   planned = outputs.plan(config, workdir)
   left = [item for item in planned if not outputs.existing(item[1])]
@@ -44,7 +39,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     _log.info('%d images are done already', len(planned) - len(left))
   skipped = 0
   if left:
-    mesh = segmenter_lib.make_mesh(config)
+    mesh = mesh_lib.make_prediction_mesh(config)
     variables, average, _ = restore.restore(config, workdir, mesh, members)
     if average.count > 1:
       _log.info(

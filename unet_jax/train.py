@@ -45,8 +45,6 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   mesh = mesh_lib.make_mesh(config)
   mesh_lib.log_devices(mesh)
   model = unet.create_model(config)
-  model.output_size(config.data.image_size)
-  _check_best_metric(config)
   program.make_workdir(workdir)
   lock = contextlib.nullcontext()
   if jax.process_index() == 0:
@@ -162,16 +160,6 @@ def _check_data(train_set, eval_set, config) -> None:
     raise errors.UserError(
       f'{bad[0].kind}: {bad[0].message}{more}. --mode=inspect tells more, '
       '--config.data.check=false trains all the same'
-    )
-
-
-def _check_best_metric(config) -> None:
-  figures = files.figure_names(config)
-  name = config.checkpoint.best_metric
-  if name.removeprefix('-') not in figures:
-    raise errors.UserError(
-      f'--config.checkpoint.best_metric={name}: an evaluation has no such '
-      f'figure{fields.nearest(name, figures)}; it has {", ".join(figures)}'
     )
 
 
@@ -331,7 +319,7 @@ class _Loop:
     self._progress.close()
     if jax.process_index():
       return
-    if self._config.log.num_figures:
+    if self._config.log.num_examples:
       from unet_jax.reports import plots  # Slow to import.
 
       plots.draw_curves(

@@ -90,7 +90,7 @@ def main(_) -> None:
       '--config.model.depth=2',
       '--config.model.base_features=4',
       '--config.train.num_steps=1',
-      '--config.log.num_figures=0',
+      '--config.log.num_examples=0',
     )
     seconds, peak = _run(
       *run,

@@ -104,7 +104,7 @@ def measure(config, repeats: int, steps: int) -> dict:
     if row != _OFF:
       jitted = jax.jit(
         augment.make_augmentation(changed),
-        compiler_options=program.compiler_options(),
+        compiler_options=program.compiler_options(ours.mesh),
       )
       alone[row] = functools.partial(_alone_round, jitted, batch, 5 * steps)
   for contender in (*in_step.values(), *alone.values()):

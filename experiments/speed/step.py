@@ -38,7 +38,7 @@ class Ours:
       lambda variables, image: confusion.predict_classes(
         step.predict_step(variables, image, model=model, mean=mean, std=std)
       ),
-      compiler_options=program.compiler_options(),
+      compiler_options=program.compiler_options(self.mesh),
     )
 
   @property

@@ -19,7 +19,7 @@ REDUCED = {
     'optimizer.warmup_steps': 40,
     'eval.every': 100,
     'eval.bootstrap': 0,
-    'log.num_figures': 0,
+    'log.num_examples': 0,
     'log.tensorboard': False,
   },
   'TUNE': {'optimizer.learning_rate': (4e-3, 8e-3, 1.6e-2), 'steps': 200},

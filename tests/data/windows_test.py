@@ -435,7 +435,7 @@ def test_tiles_cover_each_pixel_once(padding, lost, source):
 
 
 def _evaluate(config, model, variables, mesh):
-  config.log.num_figures = 3
+  config.log.num_examples = 3
   evaluator = counting.Evaluator(
     config, model, prepare.prepare(config, 'eval'), mesh
   )

@@ -135,7 +135,7 @@ _TINY = """
     'eval.bootstrap': 0,
     'eval.num_examples': 1,
     'log.every': 1,
-    'log.num_figures': 0,
+    'log.num_examples': 0,
     'log.tensorboard': False,
   }
   TUNE = {'optimizer.learning_rate': (4e-3,), 'steps': 1}

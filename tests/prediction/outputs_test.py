@@ -12,7 +12,7 @@ import tifffile
 from PIL import Image
 
 from configs import folder
-from unet_jax.config import default
+from unet_jax.config import checks, default
 from unet_jax.data import decode, masks, rasters, sources
 from unet_jax.prediction import contours, outputs, overlays
 from unet_jax.runtime import errors
@@ -114,15 +114,13 @@ def test_masks_are_read_as_the_data(
     ),
   ],
 )
-def test_tables_that_cannot_be_inverted(table, message, tmp_path):
-  config = _config(data__mask_values=table)
+def test_tables_that_cannot_be_inverted(table, message):
+  config = _config(
+    data__source='folder', data__dir='x', data__mask_values=table
+  )
+  checks.validate(config, 'evaluate')
   with pytest.raises(errors.UserError) as e:
-    _predict(config, _logits(3), tmp_path)
-  assert str(e.value) == message
-  assert not _files(tmp_path)
-  config.predict.input = __file__
-  with pytest.raises(errors.UserError) as e:
-    outputs.plan(config, 'run')
+    checks.validate(config, 'predict')
   assert str(e.value) == message
 
 

@@ -8,7 +8,7 @@ import pytest
 
 import unet_jax
 from tests import runs, tiny
-from unet_jax.prediction import restore, segmenter
+from unet_jax.prediction import restore
 from unet_jax.prediction import step as step_lib
 from unet_jax.runtime import errors, mesh
 
@@ -212,13 +212,13 @@ def test_load_of_a_sigmoid_gives_two_classes(tmp_path):
 
 def test_a_run_of_many_devices_is_loaded_on_any(tmp_path):
   config = _config(data={'batch_size': 6}, mesh={'data': 2, 'spatial': 4})
-  assert dict(segmenter.make_mesh(config).shape) == {
+  assert dict(mesh.make_prediction_mesh(config).shape) == {
     'data': 2,
     'fsdp': 1,
     'spatial': 1,
   }
   config.data.batch_size = 5
-  assert segmenter.make_mesh(config).size == 1
+  assert mesh.make_prediction_mesh(config).size == 1
 
 
 def test_mistakes_in_loading(workdir, tmp_path):

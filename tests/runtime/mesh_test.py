@@ -103,7 +103,7 @@ def test_every_mesh_gives_the_numbers_of_one_device(mesh, one_device):
     # One pixel whose two classes are equal up to rounding may turn.
     if name != 'eval/seconds':
       np.testing.assert_allclose(result[name], value, atol=2e-3, err_msg=name)
-  assert len(examples) == len(shown) == config.log.num_figures
+  assert len(examples) == len(shown) == config.log.num_examples
   for a, b in zip(examples, shown):
     np.testing.assert_array_equal(a['image'], b['image'])
     assert np.mean(a['prediction'] == b['prediction']) > 0.99

@@ -248,13 +248,13 @@ def test_each_format_gives_the_same_weights(saved):
   np.testing.assert_array_equal(
     np.roll(kernel(of_weights()), 4, axis=2), kernel(expected)
   )
-  config.import_.concat = 'up_first'
+  config.weights.concat = 'up_first'
   assert parity.difference(of_weights(), expected) == 0
 
 
 def test_the_network_is_deduced_from_the_description(saved):
   config = match.deduced_config(
-    {'import_.path': str(saved / 'network.keras'), 'data.std': (0.5,)}
+    {'weights.path': str(saved / 'network.keras'), 'data.std': (0.5,)}
   )
   changed = {
     k: v
@@ -285,7 +285,7 @@ def test_group_norm_is_deduced(groups, norm, suffix, tmp_path):
   path = tmp_path / f'network.{suffix}'
   save = network.save_weights if 'weights' in suffix else network.save
   save(path)
-  config = match.deduced_config({'import_.path': str(path)})
+  config = match.deduced_config({'weights.path': str(path)})
   changed = import_weights._network(config)
   if 'weights' in suffix:
     # With biases, it is not taken for instance norm.
@@ -302,7 +302,7 @@ def test_rescaling_becomes_mean_and_std(scale, offset, tmp_path):
   _fill(network)
   path = tmp_path / 'network.keras'
   network.save(path)
-  config = match.deduced_config({'import_.path': str(path)})
+  config = match.deduced_config({'weights.path': str(path)})
   images = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 1), np.uint8)
   variables = parity.load(path, config)
   seen = steps.normalize(images, config.data.mean, config.data.std)

@@ -233,7 +233,7 @@ def test_the_network_is_deduced_and_exported_again(bilinear, tmp_path):
     },
     path,
   )
-  config = match.deduced_config({'import_.path': path})
+  config = match.deduced_config({'weights.path': path})
   checks.validate(config)
   expected = _config(bilinear)
   assert config.model == expected.model

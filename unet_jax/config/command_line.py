@@ -3,68 +3,87 @@
 import os
 import pathlib
 import re
+import sys
+import traceback
+from collections.abc import Sequence
 from typing import Any
 
-from unet_jax.config import fields as fields_lib
+from unet_jax.config import default, fields
 from unet_jax.runtime import errors
 
+_PACKAGE = pathlib.Path(__file__).resolve().parents[1]
+# The recipes: installed in the package, in a checkout beside it.
+CONFIGS = next(
+  folder
+  for folder in (_PACKAGE / 'configs', _PACKAGE.parent / 'configs')
+  if folder.is_dir()
+)
 
-def spelled_for_python(argument: str) -> str:
-  """`--config.import.path=X` as `--config.import_.path=X`.
 
-  config_flags reads names of fields with Python's parser, for which `import` is
-  a keyword.
-  """
-  return re.sub(r'^(-*config\.import)\.', r'\1_.', argument)
+def check_python(version: tuple[int, ...] = sys.version_info[:2]) -> None:
+  """Raises UserError where ml-collections cannot load config files."""
+  if version >= (3, 15):
+    raise errors.UserError(
+      f'Python {version[0]}.{version[1]}: ml-collections 1.1.0 cannot load '
+      'config files there; use Python 3.11 to 3.14'
+    )
 
 
-def check_arguments(arguments, configs: pathlib.Path) -> None:
+def resolved(arguments: Sequence[str]) -> list[str]:
   """Checks what --config and --config.* name, before they are parsed.
 
   Args:
     arguments: of the command line, without the program's name.
-    configs: the folder of the configs that come with the project.
+
+  Returns:
+    The arguments; a `--config=configs/NAME.py` that is not in the current
+    folder is the recipe of that name.
 
   Raises:
     UserError: an unknown field, a value of another type, no such file, or
       --config behind the fields that it is to be changed by.
   """
-  from unet_jax.config import default
-
-  fields = fields_lib.flatten(default.get_config())
-  first = None
+  known = fields.flatten(default.get_config())
+  first, result = None, []
   for argument in arguments:
-    name, _, value = spelled_for_python(argument).lstrip('-').partition('=')
+    name, _, value = argument.lstrip('-').partition('=')
     if name == 'config':
-      path = value.partition(':')[0]
       if first:
         raise errors.UserError(f'{argument} comes after {first}; put it first')
-      if path and not os.path.isfile(path):
-        names = sorted(p.stem for p in configs.glob('[a-z]*.py'))
-        stem = pathlib.Path(path).stem
-        raise errors.UserError(
-          f'--config={value}: no such file{fields_lib.nearest(stem, names)}; '
-          f'configs/ has {", ".join(names)}'
-        )
+      if value:
+        argument = f'--config={find(value)}'
     elif argument.startswith('-') and name.startswith('config.'):
       first = first or argument
-      _check_field(name.removeprefix('config.'), value, fields)
+      _check_field(name.removeprefix('config.'), value, known)
+    result.append(argument)
+  return result
 
 
-def _check_field(name: str, value: str, fields: dict[str, Any]) -> None:
+def find(value: str) -> str:
+  """Returns where the file of a --config is; the argument behind it is kept."""
+  path, *argument = value.split(':', 1)
+  recipe = CONFIGS.parent / path
+  if not os.path.isfile(path) and recipe.parent == CONFIGS:
+    path = str(recipe)
+  if not os.path.isfile(path):
+    names = sorted(p.stem for p in CONFIGS.glob('[a-z]*.py'))
+    near = fields.nearest(pathlib.Path(path).stem, names)
+    raise errors.UserError(
+      f'--config={value}: no such file{near}; configs/ has {", ".join(names)}'
+    )
+  return ':'.join([path, *argument])
+
+
+def _check_field(name: str, value: str, known: dict[str, Any]) -> None:
   """Checks one --config.NAME=VALUE."""
-  if any(field.startswith(name + '.') for field in fields):
+  section = sorted(field for field in known if field.startswith(name + '.'))
+  if section:
     raise errors.UserError(
       f'--config.{name} is a section; set one of its fields: '
-      + ', '.join(sorted(f for f in fields if f.startswith(name + '.')))
+      + ', '.join(section)
     )
-  if name not in fields:
-    raise errors.UserError(
-      f'--config.{name}: there is no such field'
-      f'{fields_lib.nearest(name, fields)}; unet_jax/config/default.py lists '
-      'them all'
-    )
-  kind = type(fields[name])
+  fields.check_name(name, known, '--config.')
+  kind = type(known[name])
   if kind is bool and value.lower() not in ('', 'true', 'false', '1', '0'):
     raise errors.UserError(f'--config.{name}={value}: takes True or False')
   if value and kind in (int, float):
@@ -73,7 +92,7 @@ def _check_field(name: str, value: str, fields: dict[str, Any]) -> None:
     except ValueError as e:
       what = 'a whole number' if kind is int else 'a number'
       raise errors.UserError(
-        f'--config.{name}={value}: takes {what}, such as {fields[name]}'
+        f'--config.{name}={value}: takes {what}, such as {known[name]}'
       ) from e
 
 
@@ -92,3 +111,18 @@ def line_of_flags(e: Exception) -> str:
   trace = re.findall(r'^ *\w+Error: (.+)$', str(e), re.MULTILINE)
   line = trace[-1] if trace else str(e).splitlines()[0]
   return line.removeprefix('flag ')
+
+
+def line_of_import(e: ImportError) -> str:
+  """Returns what to print where a config of an older version is loaded.
+
+  Raises:
+    e: if it is of another kind.
+  """
+  if not e.name or e.name.partition('.')[0] != 'configs':
+    raise e
+  file = traceback.extract_tb(e.__traceback__)[-1].filename
+  return (
+    f'{file}: {e.msg.partition(" (")[0]}; the default config is imported by '
+    '`from unet_jax.config import default`'
+  )

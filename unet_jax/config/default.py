@@ -202,9 +202,9 @@ def get_config() -> config_dict.ConfigDict:
   # `none`, or `space_to_depth`: 2x2 pixels become one of four times the
   # channels, and each logit four at the end. All stages run at half the size;
   # for TPUs, whose products want many channels (as in MLPerf's ResNet on them,
-  # and Ridnik et al. 2021, arXiv 2003.13630). With far fewer channels in the
-  # first stage than logits there (4 per class, in volumes 8), these hang
-  # together, and rare classes may not be learnt at all.
+  # and Ridnik et al. 2021, arXiv 2003.13630). If the first stage has far
+  # fewer channels than the 4 logits per class (8 in 3-D), the logits become
+  # correlated and rare classes may not be learned.
   model.stem = 'none'
   # `max` or `average` (2x2), or `conv`: learned, 2x2, stride 2 (Milletari et
   # al. 2016, arXiv 1606.04797).
@@ -387,7 +387,7 @@ def get_config() -> config_dict.ConfigDict:
   # How many of the newest, and how many of the best by best_metric, are kept.
   checkpoint.keep_latest = 2
   checkpoint.keep_best = 1
-  # A figure of an evaluation, larger is better (`-eval/loss` turns it round).
+  # A metric of the evaluations, larger is better (`-`: smaller, `-eval/loss`).
   checkpoint.best_metric = 'eval/dataset_miou'
   # --mode=evaluate and predict: `latest` or `best`, or the step where it is not
   # -1; `all` averages the predictions of all that are kept.
@@ -399,14 +399,12 @@ def get_config() -> config_dict.ConfigDict:
   # it the table and the drawing take seconds for any network.
   summary.compile = True
 
-  # --mode=import; on the command line also --config.import.path=FILE (`import`
-  # itself is a word of Python's).
-  config.import_ = import_ = config_dict.ConfigDict()
-  # A .pth, .safetensors, .npz, .keras, .weights.h5 or .h5 file.
-  import_.path = ''
+  config.weights = weights = config_dict.ConfigDict()
+  # --mode=import: a .pth, .safetensors, .npz, .keras, .weights.h5 or .h5 file.
+  weights.path = ''
   # Keras: the order of the inputs of `Concatenate`, `skip_first` or `up_first`;
   # `auto`: as the file says (weights alone do not: skip_first).
-  import_.concat = 'auto'
+  weights.concat = 'auto'
 
   config.export = export = config_dict.ConfigDict()
   # --mode=export: the .safetensors file that is written. eval.params and
@@ -430,7 +428,7 @@ def get_config() -> config_dict.ConfigDict:
   log.every = 20
   # Also write TensorBoard event files.
   log.tensorboard = True
-  # Examples in the figure of predictions; 0: no figures.
-  log.num_figures = 6
+  # Examples in the plot of predictions; 0: no plots.
+  log.num_examples = 6
 
   return config.lock()

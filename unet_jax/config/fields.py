@@ -6,6 +6,7 @@ mistake on the command line is answered at once.
 
 import difflib
 import os
+from collections.abc import Iterable
 from typing import Any
 
 import ml_collections
@@ -14,6 +15,14 @@ from unet_jax.runtime import errors
 
 # The value of masks that counts in no loss and no metric.
 IGNORE_LABEL = 255
+
+# Fields and sections of older versions, as in saved configs, and the one of
+# `--mode=import` as it was written on the command line; by their name now.
+RENAMED = {
+  'import_': 'weights',
+  'import': 'weights',
+  'log.num_figures': 'log.num_examples',
+}
 
 # Fields with a fixed set of values.
 CHOICES = {
@@ -53,7 +62,7 @@ CHOICES = {
   'eval.resolution': ('network', 'original'),
   'inference.blend': ('gaussian', 'constant'),
   'predict.probabilities': ('none', 'npz', 'tiff'),
-  'import_.concat': ('auto', 'skip_first', 'up_first'),
+  'weights.concat': ('auto', 'skip_first', 'up_first'),
   'export.format': ('unet_jax', 'milesial'),
   'checkpoint.which': ('latest', 'best', 'all'),
 }
@@ -103,7 +112,7 @@ AT_LEAST = {
   'mesh.fsdp': 1,
   'mesh.spatial': 1,
   'log.every': 1,
-  'log.num_figures': 0,
+  'log.num_examples': 0,
 }
 RANGES = {
   'data.val_fraction': (0.0, 1.0),
@@ -117,7 +126,7 @@ RANGES = {
   'optimizer.ema_decay': (0.0, 1.0),
 }
 
-# Ranges (low, high) to draw from, and the least and the greatest value in them.
+# Random ranges (low, high): smallest and largest bound allowed.
 RANDOM_RANGES = {
   'augment.affine.rotation': (-180, 180),
   'augment.affine.scale': (0.1, 10),
@@ -136,8 +145,7 @@ RANDOM_RANGES = {
   'augment.cutout.range': (0, 1),
 }
 
-# What volumes take where images have a choice, until the rest is written for
-# three axes.
+# The only value that 3-D models support for each field.
 ONLY_VALUE_IN_3D = {
   'data.source': 'shapes',
   'data.resize': 'stretch',
@@ -155,7 +163,11 @@ ONLY_VALUE_IN_3D = {
 }
 
 
-def stage_features(model) -> tuple[int, ...]:
+# What the shapes source draws: fields of the section `data`.
+OF_SHAPES = {'num_classes': 4, 'num_channels': 3}
+
+
+def stage_features(model: Any) -> tuple[int, ...]:
   """Returns the channels of each stage, the bottleneck's last.
 
   Args:
@@ -181,7 +193,7 @@ def flatten(config: ml_collections.ConfigDict) -> dict[str, Any]:
   return flat
 
 
-def nearest(name: str, valid) -> str:
+def nearest(name: str, valid: Iterable) -> str:
   """Returns ' (did you mean X?)' for the nearest of `valid`, or ''."""
   names = [str(v) for v in valid]
   matches = difflib.get_close_matches(str(name), names, 1, 0.5)
@@ -197,6 +209,32 @@ def class_names(config: ml_collections.ConfigDict) -> tuple[str, ...]:
   return tuple(f'class_{i}' for i in range(config.data.num_classes))
 
 
+def value_of_class(data: ml_collections.ConfigDict) -> dict[int, Any]:
+  """Returns the first value of each class in data.mask_values."""
+  return {label: value for value, label in reversed(data.mask_values)}
+
+
+def metric_names(config: ml_collections.ConfigDict) -> list[str]:
+  """Returns the names of the metrics of an evaluation while training."""
+  scored = class_names(config)
+  if config.eval.foreground:
+    scored += ('+'.join(config.eval.foreground),)
+  names = ['pixel_accuracy', 'loss']
+  for reduction in ('dataset', 'image'):
+    for score in ('iou', 'dice'):
+      names.append(f'{reduction}_m{score}')
+      names += [f'{reduction}_{score}/{name}' for name in scored]
+  return [f'eval/{name}' for name in names]
+
+
+def renamed(name: str) -> str | None:
+  """Returns the name now of an older version's field; None if it has none."""
+  for old, new in RENAMED.items():
+    if name == old or name.startswith(old + '.'):
+      return new + name.removeprefix(old)
+  return None
+
+
 def cache_dir(config: ml_collections.ConfigDict) -> str:
   """Returns the absolute folder of everything that is kept between runs."""
   home = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
@@ -204,14 +242,22 @@ def cache_dir(config: ml_collections.ConfigDict) -> str:
   return os.path.abspath(os.path.expanduser(path))
 
 
-def set_field(config, name: str, value: Any) -> None:
-  """Sets 'section.field' of a config; raises UserError if it cannot be."""
-  fields = flatten(config)
+def check_name(name: str, fields: Iterable[str], prefix: str) -> None:
+  """Raises UserError unless `name` is one of the fields."""
+  new = renamed(name)
+  if new is not None:
+    raise errors.UserError(f'{prefix}{name} is now {prefix}{new}')
   if name not in fields:
     raise errors.UserError(
-      f'config.{name}: there is no such field{nearest(name, fields)}; '
+      f'{prefix}{name}: there is no such field{nearest(name, fields)}; '
       'unet_jax/config/default.py lists them all'
     )
+
+
+def set_field(config: ml_collections.ConfigDict, name: str, value: Any) -> None:
+  """Sets 'section.field' of a config; raises UserError if it cannot be."""
+  fields = flatten(config)
+  check_name(name, fields, 'config.')
   try:
     config.update_from_flattened_dict({name: value})
   except (TypeError, ValueError) as e:

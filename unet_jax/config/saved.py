@@ -2,15 +2,16 @@
 
 import json
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import ml_collections
 
-from unet_jax.config import fields as fields_lib
+from unet_jax.config import default, fields
 from unet_jax.runtime import errors
 
-# What a run may change when it continues; whole sections, or fields.
-# train.num_steps may grow, see `check_resumable`.
+# Sections and fields that a run may change when it continues. train.num_steps
+# may only grow, see `check_resumable`.
 FREE_TO_CHANGE = (
   'log',
   'eval',
@@ -22,7 +23,7 @@ FREE_TO_CHANGE = (
   'mesh',
   'data.check',
   'data.suggest',
-  'import_',
+  'weights',
   'export',
   'data.cache',
   'data.cache_dir',
@@ -30,8 +31,8 @@ FREE_TO_CHANGE = (
   'model.remat',
   'train.num_steps',
 )
-# What an evaluation of a checkpoint may not change: what its parameters, and
-# the meaning of their inputs and outputs, depend on.
+# Sections and fields that an evaluation of a checkpoint may not change: its
+# parameters, and the meaning of their inputs and outputs, depend on them.
 FIXED_IN_EVALUATION = (
   'model',
   'data.num_channels',
@@ -46,7 +47,7 @@ def to_json(config: ml_collections.ConfigDict) -> str:
   return json.dumps(config.to_dict(), indent=2)
 
 
-def _tuples(value):
+def _tuples(value: Any) -> Any:
   if isinstance(value, list):
     return tuple(_tuples(v) for v in value)
   if isinstance(value, dict):
@@ -55,18 +56,18 @@ def _tuples(value):
 
 
 def from_json(text: str) -> ml_collections.ConfigDict:
-  """The inverse of `to_json`; fields that were added since have their default.
+  """The inverse of `to_json`, also of the JSON of older versions.
+
+  Fields that were added since have their default, those that were renamed their
+  new name.
 
   Raises:
-    UserError: a field that is not there any more.
+    UserError: a field that does not exist any more.
   """
-  from unet_jax.config import default
-
   config = default.get_config()
-  saved = fields_lib.flatten(
-    ml_collections.ConfigDict(_tuples(json.loads(text)))
-  )
-  unknown = sorted(set(saved) - set(fields_lib.flatten(config)))
+  saved = fields.flatten(ml_collections.ConfigDict(_tuples(json.loads(text))))
+  saved = {fields.renamed(k) or k: value for k, value in saved.items()}
+  unknown = sorted(set(saved) - set(fields.flatten(config)))
   if unknown:
     raise errors.UserError(
       f'the saved config has the field {unknown[0]}, which this version does '
@@ -98,20 +99,27 @@ def read(
   return config
 
 
-def _under(field: str, names) -> bool:
+def _is_under(field: str, names: tuple[str, ...]) -> bool:
   return any(field == name or field.startswith(name + '.') for name in names)
 
 
-def _difference(old, new, fields) -> str:
-  old, new = fields_lib.flatten(old), fields_lib.flatten(new)
+def _differences(
+  old: ml_collections.ConfigDict,
+  new: ml_collections.ConfigDict,
+  is_fixed: Callable[[str], bool],
+) -> str:
+  """Returns the fixed fields that differ, with both values; '' for none."""
+  before, now = fields.flatten(old), fields.flatten(new)
   return '; '.join(
-    f'{f} was {old.get(f)!r}, now {new.get(f)!r}'
-    for f in fields
-    if old.get(f) != new.get(f)
+    f'{name} was {before.get(name)!r}, now {now.get(name)!r}'
+    for name in sorted(before | now)
+    if is_fixed(name) and before.get(name) != now.get(name)
   )
 
 
-def check_resumable(old, new, workdir: str) -> None:
+def check_resumable(
+  old: ml_collections.ConfigDict, new: ml_collections.ConfigDict, workdir: str
+) -> None:
   """Raises UserError where `new` cannot continue a run of `old`.
 
   Args:
@@ -119,9 +127,9 @@ def check_resumable(old, new, workdir: str) -> None:
     new: the config that is asked for.
     workdir: named in the message.
   """
-  fields = sorted(set(fields_lib.flatten(old)) | set(fields_lib.flatten(new)))
-  fixed = [f for f in fields if not _under(f, FREE_TO_CHANGE)]
-  differences = _difference(old, new, fixed)
+  differences = _differences(
+    old, new, lambda name: not _is_under(name, FREE_TO_CHANGE)
+  )
   if differences:
     raise errors.UserError(
       f'{workdir} holds checkpoints of another config: {differences}. Choose '
@@ -137,19 +145,17 @@ def check_resumable(old, new, workdir: str) -> None:
 
 def is_of_network(field: str) -> bool:
   """Whether a checkpoint's parameters make no sense with another value."""
-  return _under(field, FIXED_IN_EVALUATION) and field != 'model.remat'
+  return _is_under(field, FIXED_IN_EVALUATION) and field != 'model.remat'
 
 
 def check_evaluable(
-  old,
-  new,
+  old: ml_collections.ConfigDict,
+  new: ml_collections.ConfigDict,
   workdir: str,
   remedy: str = 'Leave --config out to evaluate with the config of the workdir',
 ) -> None:
   """Raises UserError where parameters of `old` do not fit `new`."""
-  fields = sorted(set(fields_lib.flatten(old)) | set(fields_lib.flatten(new)))
-  fixed = [f for f in fields if is_of_network(f)]
-  differences = _difference(old, new, fixed)
+  differences = _differences(old, new, is_of_network)
   if differences:
     raise errors.UserError(
       f'{workdir} holds checkpoints of another network: {differences}. '

@@ -133,12 +133,6 @@ class ShapesSource:
         f'the shapes source has no split {split!r}; it has train, test'
       )
     data = config.data
-    if data.num_classes != NUM_CLASSES or data.num_channels != 3:
-      raise errors.UserError(
-        f'the shapes source draws {NUM_CLASSES} classes in RGB: '
-        f'data.num_classes must be {NUM_CLASSES} and '
-        'data.num_channels 3'
-      )
     self.split = split
     self._length = data.num_train if split == 'train' else data.num_eval
     # The two splits count up from different ends of the seeds.

@@ -72,7 +72,7 @@ class Evaluator:
         'prediction': None,
         **({'logits': None} if returns_logits else {}),
       },
-      compiler_options=program.compiler_options(),
+      compiler_options=program.compiler_options(mesh),
     )
 
   def run(
@@ -91,7 +91,7 @@ class Evaluator:
 
     Returns:
       The figures `eval/...`, the confusion counts of all images together,
-      int64 [C, C], and the first `log.num_figures` examples with `image`,
+      int64 [C, C], and the first `log.num_examples` examples with `image`,
       `mask` and `prediction`; None if it was given up.
     """
     start, self.seconds_waiting = time.perf_counter(), 0.0
@@ -174,7 +174,7 @@ class Evaluator:
     self, batch: dict[str, jax.Array], prediction: jax.Array
   ) -> list[dict[str, np.ndarray]]:
     """Some examples of a batch with their predictions, for a figure."""
-    count = self._config.log.num_figures
+    count = self._config.log.num_examples
     if not count:
       return []
     whole = multihost_utils.process_allgather(

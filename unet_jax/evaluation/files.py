@@ -12,18 +12,9 @@ import ml_collections
 import numpy as np
 
 from unet_jax.config import fields, saved
-from unet_jax.evaluation import confusion as confusion_lib
 from unet_jax.training import metric_writer
 
 _log = logging.getLogger(__name__)
-
-
-def figure_names(config) -> list[str]:
-  """Returns the names of the figures of evaluations while training."""
-  names = fields.class_names(config)
-  nothing = np.zeros((1, len(names), len(names)), np.int64)
-  scores = confusion_lib.scores(nothing, names, config.eval.foreground)
-  return [f'eval/{name}' for name in (*scores, 'loss')]
 
 
 def settings(config) -> dict[str, Any]:

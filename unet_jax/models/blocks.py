@@ -386,7 +386,8 @@ class Upsample(nn.Module):
   `pixel_shuffle` (Shi et al. 2016, arXiv 1609.05158: C channels become C/4 at
   twice the size). With a `kernel_size` of 0 there is no convolution, and F = C.
 
-  H' is 2H; without padding 2H less `upsampling_loss(kind, kernel_size)`.
+  H' is 2H; without padding 2H less
+  `config.output_size.upsampling_loss(kind, kernel_size)`.
 
   Attributes:
     features: F.
@@ -429,19 +430,6 @@ class Upsample(nn.Module):
       # this order has a quarter of the products.
       return resize(conv(x))
     return conv(resize(x))
-
-
-def upsampling_loss(kind: str, kernel_size: int) -> int:
-  """Returns how many pixels `Upsample` loses along an axis, without padding.
-
-  Args:
-    kind: of the upsampling, not `bilinear_corners`: where its pixels lie
-      depends on the size of the image.
-    kernel_size: of the convolution behind it, odd, or 0 for none.
-  """
-  if kind == 'transpose':
-    return 0
-  return 2 * (kind == 'bilinear') + max(kernel_size - 1, 0)
 
 
 def make_norm(

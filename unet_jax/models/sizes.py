@@ -1,46 +1,9 @@
-"""Sizes of outputs and receptive fields."""
+"""Receptive fields."""
 
-from typing import Protocol
-
-from unet_jax.models import blocks
+from unet_jax.config import output_size
 
 
-class Structure(Protocol):
-  """The fields of a network, or of the config's section `model`, read here."""
-
-  convs: int
-  kernel_size: int
-  depth: int
-  stem: str
-  upsample: str
-  upsample_kernel: int
-  skip: str
-
-
-def valid_output(size: int, model: Structure) -> int | None:
-  """Output pixels of a `valid` network, or None where `size` does not fit."""
-  lost = model.convs * (model.kernel_size - 1)
-  lost_up = blocks.upsampling_loss(model.upsample, model.upsample_kernel)
-  has_stem = model.stem == 'space_to_depth'
-  if has_stem:
-    if size % 2:
-      return None
-    size //= 2
-  for _ in range(model.depth):
-    size -= lost
-    if size <= 0 or size % 2:
-      return None
-    size //= 2
-  size -= lost
-  for i in reversed(range(model.depth)):
-    # The coefficients of a gate are interpolated too.
-    gated = model.skip == 'attention' and i > 0
-    size = 2 * size - max(lost_up, 2 * gated) - lost
-  size *= 2 if has_stem else 1
-  return size if size > 0 else None
-
-
-def receptive_field(model: Structure) -> int:
+def receptive_field(model: output_size.Structure) -> int:
   """Returns how many pixels of the image, along an axis, reach a logit.
 
   It is counted back from the logit through the longest path, exactly: which
@@ -57,7 +20,7 @@ def receptive_field(model: Structure) -> int:
   return pixels
 
 
-def _seen(model: Structure, position: int) -> tuple[int, int]:
+def _seen(model: output_size.Structure, position: int) -> tuple[int, int]:
   """First and last pixel, along an axis, that the logit at `position` sees."""
   block = model.convs * (model.kernel_size - 1) // 2
   # An even kernel, with `same` padding, reaches one pixel further to the right.

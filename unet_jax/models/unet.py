@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from unet_jax.config import fields as fields_lib
-from unet_jax.models import blocks, sizes
+from unet_jax.config import output_size
+from unet_jax.models import blocks
 from unet_jax.runtime import errors
 
 Array = jax.Array
@@ -90,7 +91,7 @@ class UNet(nn.Module):
         f'channels), not one of shape {x.shape}'
       )
     size = x.shape[1:-1]
-    output_size = self.output_size(size)
+    logits_size = self.output_size(size)
     norm = blocks.make_norm(
       self.norm, self.norm_groups, self.norm_epsilon, train, self.dtype
     )
@@ -169,7 +170,7 @@ class UNet(nn.Module):
         # compiler drops what is not returned.
         logits = self._head(x, f'head_{i}', [n // 2**i for n in size])
         aux_logits.insert(0, logits)
-    logits = self._head(x, 'head', output_size)
+    logits = self._head(x, 'head', logits_size)
     if train and self.deep_supervision:
       return logits, tuple(aux_logits)
     return logits
@@ -207,42 +208,13 @@ class UNet(nn.Module):
   def output_size(self, size: tuple[int, ...]) -> tuple[int, ...]:
     """Returns the logits' height and width for an image's, in pixels.
 
-    With `same` padding they are equal. With `valid`, each stage takes convs *
-    (kernel_size - 1) pixels, and every pooled size must be even: 572 gives 388
-    at depth 4 (figure 1 of the 2015 paper). Interpolating takes a pixel on each
-    side as well, and so does the convolution of 3 x 3 pixels after it.
-
     Args:
       size: height and width of the image (depth, height, width of a volume).
 
     Raises:
       UserError: the size does not fit; the message names the nearest that do.
     """
-    if self.padding == 'same':
-      halvings = self.depth + (self.stem == 'space_to_depth')
-      if min(size) < 2**halvings:
-        stem = ', model.stem=space_to_depth' if halvings > self.depth else ''
-        raise errors.UserError(
-          f'an image of {" x ".join(map(str, size))} pixels cannot be halved '
-          f'{halvings} times (model.depth={self.depth}{stem}); use at least '
-          f'{2**halvings} pixels or a smaller depth'
-        )
-      return tuple(size)
-    for n in size:
-      if sizes.valid_output(n, self) is None:
-        above = n + 1
-        while sizes.valid_output(above, self) is None:
-          above += 1
-        below = n - 1
-        while below > 0 and sizes.valid_output(below, self) is None:
-          below -= 1
-        nearest = f'{below} or {above}' if below > 0 else f'{above}'
-        raise errors.UserError(
-          f'an image size of {n} pixels does not fit model.padding=valid at '
-          f'model.depth={self.depth}; the nearest that do are {nearest} '
-          '(--config.data.image_size=H,W)'
-        )
-    return tuple(sizes.valid_output(n, self) for n in size)
+    return output_size.output_size(size, self)
 
 
 def create_model(config) -> UNet:

@@ -18,7 +18,6 @@ import glob
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 import ml_collections
 import numpy as np
@@ -89,10 +88,8 @@ def plan(
     workdir: of the run; has the output unless predict.output is set.
 
   Raises:
-    UserError: see `find_inputs` and `mask_values`, or the output would mix
-      with the input.
+    UserError: see `find_inputs`, or the output would mix with the input.
   """
-  mask_values(config.data)  # Before any image is read.
   inputs = find_inputs(config.predict.input)
   folder = pathlib.Path(
     config.predict.output or os.path.join(workdir, 'predictions')
@@ -170,41 +167,22 @@ def mask_values(data: ml_collections.ConfigDict) -> np.ndarray:
   are the classes.
 
   Args:
-    data: the section `data` of the config.
+    data: the section `data` of a config that is valid for --mode=predict.
 
   Returns:
     uint8 or uint16 [classes]; uint8 [classes, 3] for a table with colours,
     where a value v is the colour (v, v, v).
-
-  Raises:
-    UserError: a class has no value, so that any would be mistaken for another
-      class, or values do not fit into 16 bit (colours: 8).
   """
   num_names = max(data.num_classes, 2)
   if not data.mask_values:
     return np.arange(num_names, dtype=np.uint8)
-  first: dict[int, Any] = {}
-  for value, label in data.mask_values:
-    first.setdefault(label, value)
-  missing = [c for c in range(num_names) if c not in first]
-  if missing:
-    raise errors.UserError(
-      f'--config.data.mask_values={data.mask_values} has no value for class '
-      f'{missing[0]}, so its pixels cannot be written; add (VALUE, '
-      f'{missing[0]})'
-    )
+  first = fields.value_of_class(data)
   is_color = any(isinstance(value, tuple) for value, _ in data.mask_values)
   shape = (3,) if is_color else ()
-  values = np.array(
+  table = np.array(
     [np.broadcast_to(first[c], shape) for c in range(num_names)], np.int64
   )
-  highest = 255 if is_color else 65535
-  if values.min() < 0 or values.max() > highest:
-    raise errors.UserError(
-      f'--config.data.mask_values={data.mask_values}: masks are written with '
-      f'values of 0 to {highest}; choose others'
-    )
-  return values.astype(np.uint8 if values.max() < 256 else np.uint16)
+  return table.astype(np.uint8 if table.max() < 256 else np.uint16)
 
 
 # Makes the rows of a file of the classes, uint8 [h, W], and their
@@ -233,9 +211,6 @@ class PredictionFiles(sinks.RowSink):
       paths: the files.
       config: of the run.
       done: called once all files are complete.
-
-    Raises:
-      UserError: see `mask_values`.
     """
     self._size, self._next, self._done = raster.size, 0, done
     self._needs_probabilities = bool(paths.probabilities or paths.contours)

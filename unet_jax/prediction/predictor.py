@@ -184,7 +184,7 @@ class Predictor:
         std=config.data.std,
         averaging=averaging,
       ),
-      compiler_options=program.compiler_options(),
+      compiler_options=program.compiler_options(mesh),
     )
     size = inference.batch_size or config.data.batch_size
     parts = mesh.shape['data'] * mesh.shape['fsdp']

@@ -1,14 +1,11 @@
 """A trained network as a function of images, for programs and notebooks."""
 
-import math
 import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import jax
 import ml_collections
 import numpy as np
-from jax.sharding import AxisType, Mesh
 
 from unet_jax.config import checks, saved
 from unet_jax.config import fields as fields_lib
@@ -16,22 +13,7 @@ from unet_jax.data import rasters
 from unet_jax.models import unet
 from unet_jax.prediction import predictor, probabilities, restore
 from unet_jax.runtime import errors
-
-
-def make_mesh(config: ml_collections.ConfigDict) -> Mesh:
-  """Returns as many of this machine's devices as divide a batch evenly.
-
-  A run may be predicted with on another machine than it was trained on, so that
-  its section `mesh` says nothing here.
-  """
-  size = config.inference.batch_size or config.data.batch_size
-  devices = jax.local_devices()[: math.gcd(size, jax.local_device_count())]
-  return jax.make_mesh(
-    (len(devices), 1, 1),
-    ('data', 'fsdp', 'spatial'),
-    axis_types=(AxisType.Auto,) * 3,
-    devices=devices,
-  )
+from unet_jax.runtime import mesh as mesh_lib
 
 
 def load(
@@ -60,7 +42,7 @@ def load(
     )
   for name, value in (fields or {}).items():
     fields_lib.set_field(config, name, value)
-  checks.validate(config, 'predict')
+  checks.validate(config, 'load')
   return Segmenter(config, workdir)
 
 
@@ -75,7 +57,7 @@ class Segmenter:
   def __init__(self, config: ml_collections.ConfigDict, workdir: str):
     self.config = config
     self.class_names = fields_lib.class_names(config)
-    mesh = make_mesh(config)
+    mesh = mesh_lib.make_prediction_mesh(config)
     variables, average, _ = restore.restore(config, workdir, mesh)
     self._predictor = predictor.Predictor(
       config, unet.create_model(config), variables, average, mesh

@@ -1,4 +1,4 @@
-"""Processes, the device mesh, and who holds what.
+"""The device mesh, and which device holds what.
 
 The mesh has the axes `data`, `fsdp` and `spatial`. A batch is split over data
 and fsdp, the rows of an image over spatial, parameters and optimiser state over
@@ -7,9 +7,12 @@ one device, up to rounding.
 """
 
 import logging
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
+import ml_collections
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -19,57 +22,106 @@ from unet_jax.runtime import errors
 _log = logging.getLogger(__name__)
 
 PyTree = Any
+_AXES = ('data', 'fsdp', 'spatial')
 
 
-def make_mesh(config) -> Mesh:
-  """Returns the mesh of a config over all devices of all processes.
+def check_processes(config: ml_collections.ConfigDict, mode: str) -> None:
+  """Raises UserError where a mode runs in one process and there are more."""
+  if jax.process_count() == 1:
+    return
+  if mode in ('predict', 'inspect'):
+    parts = ', for each part of the images' if mode == 'predict' else ''
+    raise errors.UserError(
+      f'--mode={mode} runs in one process; start it on one machine, without '
+      f'JAX_NUM_PROCESSES or srun{parts}'
+    )
+  if config.eval.resolution == 'original':
+    raise errors.UserError(
+      '--config.eval.resolution=original runs in one process; start it without '
+      'JAX_NUM_PROCESSES or srun, or evaluate at the resolution of the network'
+    )
+
+
+def make_mesh(
+  config: ml_collections.ConfigDict,
+  devices: Sequence[jax.Device] | None = None,
+) -> Mesh:
+  """Returns the mesh of a config.
+
+  Args:
+    config: of the run.
+    devices: all of it; None for all devices of all processes.
 
   Raises:
     UserError: the axes do not multiply to the devices, or the batch or the
       image rows do not divide.
   """
-  m, devices = config.mesh, jax.device_count()
+  m, devices = config.mesh, jax.devices() if devices is None else devices
   others = m.fsdp * m.spatial
-  data = m.data if m.data != -1 else devices // others
-  if data * others != devices:
+  data = m.data if m.data != -1 else len(devices) // others
+  shape = (data, m.fsdp, m.spatial)
+  if math.prod(shape) != len(devices):
     raise errors.UserError(
       f'mesh data={m.data}, fsdp={m.fsdp}, spatial={m.spatial} does not fit '
-      f'{devices} devices; their product must be {devices} (--config.mesh.'
-      'data=-1 takes what the others leave)'
+      f'{len(devices)} devices; their product must be {len(devices)} (--config.'
+      'mesh.data=-1 takes what the others leave)'
     )
-  parts = data * m.fsdp * config.optimizer.accumulate_steps
-  if config.data.batch_size % parts:
+  _check_batch(config, data * m.fsdp)
+  if m.spatial > 1:
+    _check_rows(config)
+  return _mesh(shape, devices)
+
+
+def make_prediction_mesh(config: ml_collections.ConfigDict) -> Mesh:
+  """Returns as many of this machine's devices as divide a batch evenly.
+
+  A run may predict on another machine than it was trained on, so its section
+  `mesh` is not read here.
+  """
+  size = config.inference.batch_size or config.data.batch_size
+  count = math.gcd(size, jax.local_device_count())
+  return _mesh((count, 1, 1), jax.local_devices()[:count])
+
+
+def _mesh(shape: tuple[int, ...], devices: Sequence[jax.Device]) -> Mesh:
+  # Explicit, the default type, does not know all of linen's layers.
+  types = (AxisType.Auto,) * len(_AXES)
+  return jax.make_mesh(shape, _AXES, axis_types=types, devices=devices)
+
+
+def _check_batch(config: ml_collections.ConfigDict, parts: int) -> None:
+  size = config.data.batch_size
+  parts *= config.optimizer.accumulate_steps
+  if size % parts:
     raise errors.UserError(
-      f'--config.data.batch_size={config.data.batch_size} is not divisible '
-      f'by {parts} (devices along data and fsdp, times optimizer.'
-      f'accumulate_steps); the nearest that are: '
-      f'{nearest_multiples(config.data.batch_size, parts)}'
+      f'--config.data.batch_size={size} is not divisible by {parts} (devices '
+      'along data and fsdp, times optimizer.accumulate_steps); the nearest '
+      f'that are: {nearest_multiples(size, parts)}'
     )
-  if config.data.image_size[0] % m.spatial:
+
+
+def _check_rows(config: ml_collections.ConfigDict) -> None:
+  """Raises UserError where rows of images cannot be split."""
+  height, spatial = config.data.image_size[0], config.mesh.spatial
+  if height % spatial:
     raise errors.UserError(
-      f'--config.mesh.spatial={m.spatial} does not divide the '
-      f'{config.data.image_size[0]} rows of data.image_size'
+      f'--config.mesh.spatial={spatial} does not divide the {height} rows of '
+      'data.image_size'
     )
   rows = 2 ** (config.model.depth + (config.model.stem == 'space_to_depth'))
-  if m.spatial > 1 and config.data.image_size[0] % (m.spatial * rows):
+  if height % (spatial * rows):
     # With fewer rows on a device, XLA's gradients were wrong by 20 % (jax
-    # 0.10.2 on CPUs), and the loss was right, so that nothing told.
+    # 0.10.2 on CPUs) beside a right loss, so that nothing showed it.
     raise errors.UserError(
-      f'--config.mesh.spatial={m.spatial}: at model.depth={config.model.depth} '
+      f'--config.mesh.spatial={spatial}: at model.depth={config.model.depth} '
       f'each device needs a multiple of {rows} rows, data.image_size a height '
-      f'of {nearest_multiples(config.data.image_size[0], m.spatial * rows)}'
+      f'of {nearest_multiples(height, spatial * rows)}'
     )
-  if m.spatial > 1 and jax.local_device_count() % m.spatial:
+  if jax.local_device_count() % spatial:
     raise errors.UserError(
-      f'--config.mesh.spatial={m.spatial} must divide the '
+      f'--config.mesh.spatial={spatial} must divide the '
       f'{jax.local_device_count()} devices of one process'
     )
-  return jax.make_mesh(
-    (data, m.fsdp, m.spatial),
-    ('data', 'fsdp', 'spatial'),
-    # Explicit, the default, does not know all of linen's layers.
-    axis_types=(AxisType.Auto,) * 3,
-  )
 
 
 def nearest_multiples(n: int, k: int) -> str:
@@ -110,7 +162,7 @@ def state_sharding(mesh: Mesh, state: PyTree) -> PyTree:
   """
   size = mesh.shape['fsdp']
 
-  def leaf(x):
+  def leaf(x: Any) -> NamedSharding:
     axes = [i for i, n in enumerate(x.shape) if n % size == 0 and n >= size]
     if size == 1 or not axes:
       return replicated(mesh)
@@ -132,11 +184,11 @@ def to_devices(
 
 
 def log_devices(mesh: Mesh) -> None:
-  """One line on what the run has."""
+  """Logs the devices of the run in one line."""
   _log.info(
     '%d %s device(s) in %d process(es), mesh %s',
-    jax.device_count(),
-    jax.devices()[0].platform,
+    mesh.size,
+    mesh.devices.flat[0].platform,
     jax.process_count(),
     dict(mesh.shape),
   )

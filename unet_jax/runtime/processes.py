@@ -8,15 +8,6 @@ import jax
 from unet_jax.runtime import errors
 
 
-def check_processes(config) -> None:
-  """Raises UserError where the evaluation asked for needs one process."""
-  if jax.process_count() > 1 and config.eval.resolution == 'original':
-    raise errors.UserError(
-      '--config.eval.resolution=original runs in one process; start it without '
-      'JAX_NUM_PROCESSES or srun, or evaluate at the resolution of the network'
-    )
-
-
 def initialize_distributed() -> None:
   """Joins the other processes where this one is one of many.
 

@@ -1,4 +1,4 @@
-"""What surrounds a run: processes, compiled programs that are kept, signals."""
+"""Start and stop of a run: processes, the compilation cache, signals."""
 
 import functools
 import hashlib
@@ -22,7 +22,7 @@ def initialize(cache_dir: str) -> None:
   """
   processes.initialize_distributed()
   if jax.process_index():
-    # What all processes would say alike, process 0 says.
+    # Process 0 logs what all processes would log alike.
     logging.getLogger('unet_jax').setLevel(logging.WARNING)
   if not os.environ.get('JAX_COMPILATION_CACHE_DIR'):
     folder = os.path.join(cache_dir, 'xla', _machine())
@@ -30,7 +30,7 @@ def initialize(cache_dir: str) -> None:
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 
 
-# XLA's CPU compiler hands convolutions to YNNPACK, which is the slower one at
+# XLA's CPU compiler gives convolutions to YNNPACK, which is the slower one at
 # the widths of a U-Net; sums stay with it. Measured: 9 % of a training step.
 _CPU_STEP = {
   'xla_cpu_experimental_ynn_fusion_type': 'LIBRARY_FUSION_TYPE_REDUCE'
@@ -40,26 +40,34 @@ _CPU_INIT = {'xla_backend_optimization_level': 1}
 
 
 @functools.cache
-def compiler_options(for_init: bool = False) -> dict[str, str | int] | None:
-  """Returns what to compile steps (or the initialisation) with, for `jax.jit`.
+def compiler_options(
+  mesh: jax.sharding.Mesh, for_init: bool = False
+) -> dict[str, str | int] | None:
+  """Returns options of `jax.jit` for steps, or for the initialisation.
 
-  Other backends take the defaults, and so does a jaxlib that does not know
-  these options, which are not part of its stable interface.
+  Other devices than CPUs take the defaults, and so does a jaxlib that does not
+  know these options, which are not part of its stable interface.
+
+  Args:
+    mesh: where the compiled function runs.
+    for_init: it runs once.
   """
-  if jax.default_backend() != 'cpu':
+  if mesh.devices.flat[0].platform != 'cpu':
     return None
   options = _CPU_INIT if for_init else _CPU_STEP
   try:
-    jax.jit(lambda: 0, compiler_options=options).lower().compile()
+    with jax.default_device(mesh.local_devices[0]):
+      jax.jit(lambda: 0, compiler_options=options).lower().compile()
   except (jax.errors.JaxRuntimeError, ValueError):
     return None
   return options
 
 
 def _machine() -> str:
-  """A name for what compiled CPU code depends on: the processor's features.
+  """Returns a name for the processor's features.
 
-  A home folder is often shared by machines that differ in them.
+  Compiled CPU code depends on them, and a home folder is often shared by
+  machines that differ in them.
   """
   info = pathlib.Path('/proc/cpuinfo')
   features = platform.processor()
@@ -77,7 +85,7 @@ class Interrupt:
 
   A second Ctrl-C stops at once. In a run of many processes JAX's preemption
   service receives SIGTERM and makes all of them stop at the same step; Ctrl-C
-  is handed on as that.
+  is passed on as SIGTERM.
   """
 
   def __init__(self):

@@ -122,7 +122,7 @@ def state_of_variables(
   return jax.jit(
     create,
     out_shardings=shardings,
-    compiler_options=program.compiler_options(for_init=True),
+    compiler_options=program.compiler_options(mesh, for_init=True),
   )(variables)
 
 
@@ -136,5 +136,5 @@ def create_train_state(
   return jax.jit(
     create,
     out_shardings=shardings,
-    compiler_options=program.compiler_options(for_init=True),
+    compiler_options=program.compiler_options(mesh, for_init=True),
   )(key)

@@ -239,5 +239,5 @@ def make_train_step(config, model, optimizer, mesh, state):
     ),
     out_shardings=(shardings, mesh_lib.replicated(mesh)),
     donate_argnums=0,
-    compiler_options=program.compiler_options(),
+    compiler_options=program.compiler_options(mesh),
   )

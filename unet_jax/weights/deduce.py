@@ -179,7 +179,7 @@ def of_keras(
     if file.graph is None:
       unsure.append(
         'a file of weights alone does not tell model.norm_epsilon (1e-3 unless '
-        "set, in Keras), nor the order of Concatenate's inputs (import.concat)"
+        "set, in Keras), nor the order of Concatenate's inputs (weights.concat)"
       )
       return fields, unsure
     told = fields_of_graph(file.graph)

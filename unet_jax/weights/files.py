@@ -65,7 +65,7 @@ def read(path: str) -> WeightFile:
   """
   if not os.path.isfile(path):
     raise errors.UserError(
-      f'--config.import.path={path}: no such file; give a .pth, .safetensors, '
+      f'--config.weights.path={path}: no such file; give a .pth, .safetensors, '
       '.npz, .keras or .h5 file'
     )
   reader = _reader(path)

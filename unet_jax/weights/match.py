@@ -50,14 +50,14 @@ def _named(file: files.WeightFile, config) -> naming.Weights:
   if not file.layers:
     return naming.from_ours(file)
   up_first = {'auto': None, 'skip_first': False, 'up_first': True}[
-    config.import_.concat
+    config.weights.concat
   ]
   if up_first is None and file.graph is not None:
     up_first = deduce.concat_has_up_first(file.graph)
   if up_first is None and config.model.skip == 'concat' and config.model.depth:
     _log.info(
       "%s does not tell the order of Concatenate's inputs: taken as skip "
-      'first (otherwise: --config.import.concat=up_first)',
+      'first (otherwise: --config.weights.concat=up_first)',
       file.path,
     )
   return naming.from_keras(file, _order(config), bool(up_first))
@@ -257,7 +257,7 @@ def deduced_config(overrides: dict[str, Any]) -> ml_collections.ConfigDict:
 
   config = default.get_config()
   config.update_from_flattened_dict(overrides)
-  file = files.read(config.import_.path)
+  file = files.read(config.weights.path)
   if 'config' in file.metadata:
     config = saved.from_json(file.metadata['config'])
     config.update_from_flattened_dict(overrides)
@@ -265,7 +265,7 @@ def deduced_config(overrides: dict[str, Any]) -> ml_collections.ConfigDict:
   fields, unsure = _deduced(file, config)
   if not fields:
     raise errors.UserError(
-      f'{config.import_.path}: its {len(file.arrays) or len(file.layers)} '
+      f'{config.weights.path}: its {len(file.arrays) or len(file.layers)} '
       'names do not tell a network; give its --config'
     )
   _leave_idle_cap_out(fields, fields_lib.flatten(config))
