@@ -140,8 +140,14 @@ def write_full(workdir: str, config, about, figures, result) -> None:
   from unet_jax.evaluation import page
   from unet_jax.reports import plots
 
-  pass
-
+  path = lambda *parts: os.path.join(workdir, *parts)
+  drawn = {
+    kind: path('figures', f'{kind}.png') for kind in ('confusion', 'reliability')
+  }
+  plots.draw_confusion(drawn['confusion'], result['confusion'], names)
+  plots.draw_reliability(
+    drawn['reliability'], result['reliability'], result['figures']['ece']
+  )
   report = {
     'title': workdir,
     'about': {
@@ -150,24 +156,16 @@ def write_full(workdir: str, config, about, figures, result) -> None:
       'command': shlex.join(sys.argv),
     },
     'names': names,
-    'figures': result['figures'],
+    'metrics': result['figures'],
     'intervals': result['intervals'],
     'confusion': result['confusion'],
     'reliability': result['reliability'],
+    'plots': drawn,
     'notes': [_note(config)],
   }
-  path = lambda *parts: os.path.join(workdir, *parts)
   metric_writer.write_csv(path('eval.csv'), result['rows'])
   pictures = result['pictures']
   page.write(path('eval.html'), report, result['rows'], pictures)
-  plots.draw_confusion(
-    path('figures', 'confusion.png'), result['confusion'], names
-  )
-  plots.draw_reliability(
-    path('figures', 'reliability.png'),
-    result['reliability'],
-    result['figures']['ece'],
-  )
   for kind, examples in pictures.items():
     if examples:
       plots.draw_predictions(path('figures', f'{kind}.png'), examples, names)
