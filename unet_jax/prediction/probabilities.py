@@ -60,14 +60,16 @@ def planes(logits: np.ndarray) -> np.ndarray:
 _PIXELS = 2**16
 
 
-def row_bands(shape: tuple[int, ...], pixels: int = _PIXELS) -> Iterator[slice]:
+def row_bands(
+  shape: tuple[int, ...], pixels: int | None = None
+) -> Iterator[slice]:
   """Yields slices of rows that together cover an array [H, W, ...] once.
 
   Args:
     shape: of the array.
-    pixels: at most, of more than one row.
+    pixels: of a slice of more than one row, at most; None is the default.
   """
   height, width = shape[:2]
-  rows = max(pixels // width, 1)
+  rows = max((pixels or _PIXELS) // width, 1)
   for start in range(0, height, rows):
     yield slice(start, min(start + rows, height))
