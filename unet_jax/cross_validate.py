@@ -144,7 +144,7 @@ def summarize(
     where it is defined, the values of all folds and, for metrics of counts, the
     one of all examples together, each counted once, where it was held out.
   """
-  confusion = np.sum([e['confusion'] for e in evaluations], 0, np.int64)
+  confusion = np.array([e['confusion'] for e in evaluations], np.int64).sum(0)
   names = fields.class_names(config)
   pooled = {
     **confusion_lib.scores(confusion[None], names, config.eval.foreground),

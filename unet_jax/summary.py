@@ -130,8 +130,8 @@ def costs(compiled: Compiled) -> dict[str, float | None]:
   known = {k: getattr(memory, name, None) for k, (name, _) in _MEMORY.items()}
   total = None
   if memory is not None:
-    total = known['argument_bytes'] + known['output_bytes']
-    total += known['temp_bytes'] - known['alias_bytes']
+    total = memory.argument_size_in_bytes + memory.output_size_in_bytes
+    total += memory.temp_size_in_bytes - memory.alias_size_in_bytes
   return {'flops': (cost or {}).get('flops'), **known, 'total_bytes': total}
 
 

@@ -112,6 +112,7 @@ def _train(
         stop = interrupt.requested(step)
         stopped = loop.save_and_evaluate(step, state, batches, stop)
       if stopped:
+        assert interrupt.signal is not None
         _exit_stopped(interrupt.signal, step, workdir)
     loop.finish()
   finally:
@@ -364,6 +365,7 @@ class _Loop:
         self._config.checkpoint.best_metric,
       )
     metrics = self._evaluation(self._config.train.num_steps)
+    assert metrics is not None, 'the last step was not evaluated'
     print(files.format_table(metrics, fields.class_names(self._config)))
     _log.info('wrote %s', self._workdir)
 

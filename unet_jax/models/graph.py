@@ -6,7 +6,7 @@ time. All shapes are without the batch axis.
 
 import math
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 
@@ -174,7 +174,7 @@ class _Reader:
   def _sources(self, path: Path, scope: Path = ()) -> list[Edge]:
     return self._trace.edges(self._trace.inputs(path), scope)
 
-  def _module(self, name: str) -> nn.Module | None:
+  def _module(self, name: str) -> Any:
     return self._calls[name,].module if name else None
 
   def _stage_before(self, name: str) -> str:

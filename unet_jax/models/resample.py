@@ -122,10 +122,13 @@ def bilinear_2x(x: Array, align_corners: bool = False) -> Array:
 
 
 # By the value of model.downsample; `conv` is a layer, `blocks.Conv2x`.
-POOLINGS = {'max': max_pool_2x, 'average': average_pool_2x}
+POOLINGS: dict[str, Callable[[Array], Array]] = {
+  'max': max_pool_2x,
+  'average': average_pool_2x,
+}
 # By the value of model.upsample: what a convolution follows. `transpose` is a
 # layer, `blocks.ConvTranspose2x`.
-UPSAMPLINGS = {
+UPSAMPLINGS: dict[str, Callable[[Array], Array]] = {
   'bilinear': bilinear_2x,
   'bilinear_corners': functools.partial(bilinear_2x, align_corners=True),
   'nearest': nearest_2x,

@@ -88,7 +88,7 @@ class Trace:
     return self._crossing(layer, inward=False)
 
   def _crossing(self, layer: Path, inward: bool) -> list[Any]:
-    found = {}
+    found: dict[Any, None] = {}
     for eqn, consumer in zip(self._eqns, self._layers):
       if _is_inside(consumer, layer) == inward:
         for v in _variables(eqn):

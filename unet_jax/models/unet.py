@@ -105,7 +105,8 @@ class UNet(nn.Module):
     if self.stem == 'space_to_depth':
       x = resample.pad_to(x, *(n + n % 2 for n in size))
       x = resample.space_to_depth_2x(x)
-    skips, coarse_logits = [], []
+    skips: list[Array] = []
+    coarse_logits: list[Array] = []
     for i in range(self.depth):
       x = block(features[i], features[i], name=f'down_{i}')(x)
       if i > self.depth - self.dropout_stages:

@@ -6,6 +6,7 @@ what models/graph.py reads from the module, as SVG with real text and as PNG.
 """
 
 import math
+from typing import Any
 
 import matplotlib
 
@@ -43,7 +44,7 @@ _RGB = ('#EDB9B4', '#BFE0BC', '#B9CBEA')
 def draw(network: graph.Network, *paths: str) -> None:
   """Draws a network into files; the suffix is the format: .svg, .png."""
   plot = _render(diagram_layout.make_layout(network))
-  settings = {'svg.fonttype': 'none', 'svg.hashsalt': 'unet_jax'}
+  settings: Any = {'svg.fonttype': 'none', 'svg.hashsalt': 'unet_jax'}
   with matplotlib.rc_context(settings):
     for path in paths:
       # No date, so that the same network gives the same file.
@@ -60,7 +61,7 @@ def _render(layout: Layout) -> Figure:
   axes.axis('off')
   for box in layout.boxes:
     _render_box(axes, box)
-  dashed = dict(fill=False, ec='#555555', lw=0.6, ls=(0, (2, 1.5)))
+  dashed: Any = dict(fill=False, ec='#555555', lw=0.6, ls=(0, (2, 1.5)))
   for o in layout.outlines:
     axes.add_patch(Rectangle((o.x, o.y), o.width, o.height, **dashed))
   for arrow in layout.arrows:

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import ml_collections
 import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as policies
 
 from unet_jax.config import saved
 from unet_jax.runtime import errors
@@ -24,7 +25,6 @@ from unet_jax.training.state import TrainState
 
 _log = logging.getLogger(__name__)
 
-_policies = ocp.checkpoint_managers
 # Parts of messages of the system and of Orbax, with the fix.
 _FIXES = {
   'no space': 'free space there',
@@ -54,7 +54,7 @@ def best_scores(workdir: str, best_metric: str) -> dict[int, float]:
 
 
 @dataclasses.dataclass
-class _Best(_policies.PreservationPolicy):
+class _Best(policies.PreservationPolicy):
   """Keeps the n best of the checkpoints whose evaluation is known by now."""
 
   n: int
@@ -65,7 +65,9 @@ class _Best(_policies.PreservationPolicy):
     del context
     scores = best_scores(self.workdir, self.best_metric)
     known = [c.step for c in checkpoints if c.step in scores]
-    best = sorted(known, key=scores.get)[-self.n :] if self.n else []
+    best = (
+      sorted(known, key=lambda step: scores[step])[-self.n :] if self.n else []
+    )
     return [c.step in best for c in checkpoints]
 
 
@@ -88,14 +90,14 @@ class Checkpoints:
     self._directory = os.path.join(workdir, 'checkpoints')
     c = config.checkpoint
     keep = [
-      _policies.LatestN(c.keep_latest),
+      policies.LatestN(c.keep_latest),
       _Best(c.keep_best, workdir, c.best_metric),
     ]
     self._manager = ocp.CheckpointManager(
       self._directory,
       options=ocp.CheckpointManagerOptions(
-        save_decision_policy=_policies.FixedIntervalPolicy(1),
-        preservation_policy=_policies.AnyPreservationPolicy(keep),
+        save_decision_policy=policies.FixedIntervalPolicy(1),
+        preservation_policy=policies.AnyPreservationPolicy(keep),
         # Not orbax's read_only, which says so in two warnings: without a save,
         # nothing else is written.
         create=not read_only,
@@ -250,4 +252,4 @@ class Checkpoints:
         f'{self._config.checkpoint.best_metric} in metrics.jsonl; use '
         '--config.checkpoint.which=latest'
       )
-    return [max(known, key=scores.get)]
+    return [max(known, key=lambda step: scores[step])]

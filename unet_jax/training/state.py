@@ -17,8 +17,7 @@ from unet_jax.runtime import program
 PyTree = Any
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(flax.struct.PyTreeNode):
   """The arrays that a step reads and writes.
 
   Attributes:
@@ -77,10 +76,10 @@ def state_of_variables(
 
   def create(variables: dict[str, PyTree]) -> TrainState:
     # Copies, not aliases: the state's buffers are donated.
-    copies = jax.tree.map(
+    params, batch_stats = jax.tree.map(
       jnp.copy, (variables['params'], variables['batch_stats'])
     )
-    return _state_at_0(*copies, config, optimizer)
+    return _state_at_0(params, batch_stats, config, optimizer)
 
   return _jit(create, config, model, optimizer, mesh)(variables)
 

@@ -36,7 +36,7 @@ def make_train_step(
   optimizer: optax.GradientTransformation,
   mesh: Mesh,
   state: TrainState,
-) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
+) -> jax.stages.Wrapped:
   """Returns `step(state, batch, key)`, jitted, which donates the state.
 
   Args:
@@ -173,9 +173,9 @@ def coarse_targets(
     [B, *size]: of each square, the pixel nearest to its middle.
   """
   edge = 2**stage
-  index = tuple(slice(edge // 2, edge // 2 + n * edge, edge) for n in size)
-  take = lambda x: None if x is None else x[(slice(None), *index)]
-  return take(mask), take(weight_map)
+  rest = (slice(edge // 2, edge // 2 + n * edge, edge) for n in size)
+  index = (slice(None), *rest)
+  return mask[index], None if weight_map is None else weight_map[index]
 
 
 def _make_loss(
@@ -202,7 +202,7 @@ def _make_loss(
       rngs={'dropout': key},
       mutable=['batch_stats'],
     )
-    coarse_logits = ()
+    coarse_logits: tuple[Array, ...] = ()
     if model.deep_supervision:
       logits, coarse_logits = logits
     total = losses.totals(logits, mask, spec, weight_map)
