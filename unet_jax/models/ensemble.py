@@ -114,7 +114,7 @@ def ensemble_logits(
     variables = jax.tree.map(lambda x: x[None], variables)
   views, size = jnp.array(ensemble.views), image.shape[1:-1]
   has_transposed = any(view.transpose for view in ensemble.views)
-  total = 0.0
+  total: Any = 0.0
   for scale in ensemble.scales:
     scaled = image if scale == 1 else _resize(image, scaled_size(size, scale))
 

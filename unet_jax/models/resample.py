@@ -7,6 +7,7 @@ fast code on all backends.
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -102,10 +103,11 @@ def bilinear_2x(x: Array, align_corners: bool = False) -> Array:
   """
   for axis in range(1, x.ndim - 1):
     n = x.shape[axis]
-    before_weight = after_weight = 0.25
+    before_weight: Any = 0.25
+    after_weight: Any = 0.25
     if align_corners:
-      shape = [n if i == axis else 1 for i in range(x.ndim)]
-      ramp = jnp.arange(n).reshape(shape) / (2 * n - 1)
+      along = [n if i == axis else 1 for i in range(x.ndim)]
+      ramp = jnp.arange(n).reshape(along) / (2 * n - 1)
       before_weight = ramp.astype(x.dtype)
       after_weight = jnp.flip(before_weight, axis)
     part = functools.partial(jax.lax.slice_in_dim, x, axis=axis)

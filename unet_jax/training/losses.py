@@ -5,6 +5,7 @@ on the masks alone, so that totals of parts of a batch, or of a whole split, add
 up to exactly the loss of the whole.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -18,7 +19,8 @@ from unet_jax.config import fields
 Array = jax.Array
 
 
-class Loss(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Loss:
   """`total(logits, mask, spec, weight_map)`, `count(mask, spec, weight_map)`.
 
   Both are scalars. `weight_map` is floats [B, H, W], at least 0, or None where
