@@ -15,8 +15,9 @@ from tests import runs, tiny
 from unet_jax import evaluate
 from unet_jax.config import checks, saved
 from unet_jax.data import resize as resize_lib
-from unet_jax.evaluation import confusion
-from unet_jax.models import averaging
+from unet_jax.evaluation import confusion, counting, files
+from unet_jax.models import ensemble
+from unet_jax.prediction import predictor
 from unet_jax.runtime import errors
 
 _NAMES = ('sky', 'sea', 'land')
@@ -162,26 +163,61 @@ def test_views_and_networks_are_averaged(data, tmp_path):
     assert found['confusion'] == counts.tolist()
 
 
-def test_the_worst_come_first(data, tmp_path):
-  root, _ = data
+@pytest.mark.parametrize('resolution', ['network', 'original'])
+def test_pictures_need_no_second_pass(data, tmp_path, monkeypatch, resolution):
+  """They show what was measured: each image is predicted and read once."""
+  root, pairs = data
   config = _config(root, eval={'num_examples': 2})
-  result = {
-    'rows': [
-      {'image': str(i), 'miou': m}
-      for i, m in enumerate([0.5, np.nan, 0.1, 0.9, 0.4, 0.3])
-    ],
-    'indices': [10, 11, 12, 13, 14, 15],
-  }
-  found = evaluate._pictures(
-    config, result, lambda indices: [{'index': i} for i in indices]
+  write, shown = files.write_full, {}
+  calls = {'steps': 0, 'runs': 0}
+
+  def counted(name, function):
+    def call(*args, **kwargs):
+      calls[name] += 1
+      return function(*args, **kwargs)
+
+    return call
+
+  def write_full(workdir, config, about, metrics, result):
+    shown.update(result['pictures'])
+    write(workdir, config, about, metrics, result)
+
+  monkeypatch.setattr(files, 'write_full', write_full)
+  monkeypatch.setattr(
+    counting.Evaluator, 'run', counted('steps', counting.Evaluator.run)
   )
-  names = {k: [p['name'] for p in v] for k, v in found.items()}
-  assert names == {
-    'worst': ['2', '5'],
-    'median': ['5', '4'],
-    'best': ['3', '0'],
+  monkeypatch.setattr(
+    predictor.Predictor, 'run', counted('runs', predictor.Predictor.run)
+  )
+  _, rows = _run(tmp_path, config, eval__resolution=resolution)
+  assert calls == {
+    'steps': resolution == 'network',
+    'runs': resolution == 'original',
   }
-  assert [p['index'] for p in found['worst']] == [12, 15]
+  monkeypatch.undo()
+  assert {kind: len(examples) for kind, examples in shown.items()} == {
+    'worst': 2,
+    'median': 2,
+    'best': 2,
+  }
+  segment = unet_jax.load(tmp_path)
+  by_name = {
+    f'{root}/images/{i}.png': (image, mask)
+    for i, image, mask in _kept(config, pairs)
+  }
+  scores = {row['image']: float(row['miou']) for row in rows}
+  for example in [e for examples in shown.values() for e in examples]:
+    image, mask = by_name[example['name']]
+    if resolution == 'network':
+      image, mask = resize_lib.resize_pair(
+        image, mask.astype(np.uint8), (16, 16), 'stretch'
+      )
+    np.testing.assert_array_equal(example['image'], image)
+    np.testing.assert_array_equal(example['mask'], mask)
+    np.testing.assert_array_equal(
+      example['prediction'], segment(image).argmax(-1)
+    )
+    assert example['score'] == scores[example['name']]
 
 
 def test_tiles_are_counted_at_the_resolution_of_the_network(
@@ -246,7 +282,7 @@ def test_objects(data, tmp_path):
   config = _config(root, eval={'instances': 'land', 'params': 'raw'})
   _, states = runs.save(tmp_path, config)
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(evaluate.inference, 'restore', _all_land(states))
+    patch.setattr(evaluate.restore, 'restore', _all_land(states))
     evaluate.run(config, str(tmp_path))
   found = json.loads((tmp_path / 'eval.json').read_text())
   matched = total = 0
@@ -273,7 +309,7 @@ def _all_land(states):
     params['head']['kernel'] *= 0
     params['head']['bias'] = np.float32([0, 0, 1])
     about = [{'workdir': '', 'step': 1, 'params': 'raw', 'fold': None}]
-    return {'params': params, 'batch_stats': {}}, averaging.NONE, about
+    return {'params': params, 'batch_stats': {}}, ensemble.SINGLE, about
 
   return restore
 

@@ -125,7 +125,7 @@ def test_broken_images(workdir, tmp_path, capsys, monkeypatch):
   assert names <= {'a.png', 'c.tif'}
   fields['data__on_error'] = 'skip'
   predict.run(_read_config(workdir, **fields), str(workdir))
-  assert ' new, 1 left out: ' in capsys.readouterr().out
+  assert ' new, 1 skipped: ' in capsys.readouterr().out
   names = {p.name for p in (tmp_path / 'out/masks').iterdir()}
   assert names == {'a.png', 'c.tif'}
 
@@ -192,14 +192,14 @@ def test_large_images_by_rows(workdir, tmp_path, monkeypatch):
 
 def test_a_writer_that_fails_leaves_nothing(workdir, tmp_path, monkeypatch):
   _images(tmp_path / 'in')
-  write = outputs.PredictionWriter.write
+  write = outputs.PredictionFiles.write
 
-  def fails(self, start, logits):
+  def fails(self, rows):
     if self._size[0] == 29:
       raise OSError(28, 'No space left on device')
-    write(self, start, logits)
+    write(self, rows)
 
-  monkeypatch.setattr(outputs.PredictionWriter, 'write', fails)
+  monkeypatch.setattr(outputs.PredictionFiles, 'write', fails)
   config = _read_config(
     workdir,
     predict__input=str(tmp_path / 'in'),

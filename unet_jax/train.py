@@ -7,9 +7,12 @@ import os
 import pathlib
 import sys
 import time
+from typing import Any
 
 import jax
 import ml_collections
+import optax
+from jax.sharding import Mesh
 
 import unet_jax
 from unet_jax.config import fields
@@ -18,11 +21,10 @@ from unet_jax.data import pipeline, prepare
 from unet_jax.evaluation import counting, files
 from unet_jax.inspection import findings
 from unet_jax.models import unet
-from unet_jax.runtime import errors, locks, program
+from unet_jax.runtime import errors, locks, program, whole_files
 from unet_jax.runtime import mesh as mesh_lib
-from unet_jax.training import checkpoint, metric_writer, steps
+from unet_jax.training import checkpoint, metric_writer, progress, steps
 from unet_jax.training import optimizer as optimizer_lib
-from unet_jax.training import progress as progress_lib
 from unet_jax.training import state as state_lib
 
 _log = logging.getLogger(__name__)
@@ -37,7 +39,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
       figures/, checkpoints/ and eval.json.
 
   Raises:
-    UserError: something that the user can mend.
+    UserError: something that the user can fix.
     SystemExit: 128 + the signal's number, after SIGTERM or Ctrl-C; the state
       is saved.
   """
@@ -46,59 +48,36 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   mesh_lib.log_devices(mesh)
   model = unet.create_model(config)
   program.make_workdir(workdir)
-  lock = contextlib.nullcontext()
-  if jax.process_index() == 0:
-    path = pathlib.Path(workdir, '.lock')
-    lock = locks.lock(path, f'training in {workdir}', wait=False)
-  with lock:
+  with contextlib.ExitStack() as stack:
+    if jax.process_index() == 0:
+      path = pathlib.Path(workdir, '.lock')
+      lock = locks.lock(path, f'training in {workdir}', wait=False)
+      stack.enter_context(lock)
+    checkpoints = checkpoint.Checkpoints(workdir, config)
     # Closed in any case: orbax's threads must not outlive the interpreter.
-    with contextlib.closing(
-      checkpoint.Checkpoints(workdir, config)
-    ) as checkpoints:
-      _train(config, workdir, mesh, model, checkpoints)
+    stack.enter_context(contextlib.closing(checkpoints))
+    _train(config, workdir, mesh, model, checkpoints)
 
 
-def _train(config, workdir: str, mesh, model, checkpoints) -> None:
-  """The run proper; no other run has the workdir."""
-  if checkpoints.steps:
-    saved = checkpoints.saved_config(checkpoints.steps[-1])
-    if checkpoints.steps[-1]:
-      saved_lib.check_resumable(saved, config, workdir)
-    else:
-      saved_lib.check_evaluable(
-        saved, config, workdir, 'Choose another --workdir, or undo the change'
-      )
-  metric_writer.write_json(
-    os.path.join(workdir, 'config.json'), config.to_dict()
-  )
+def _train(
+  config: ml_collections.ConfigDict,
+  workdir: str,
+  mesh: Mesh,
+  model: unet.UNet,
+  checkpoints: checkpoint.Checkpoints,
+) -> None:
+  """Trains while no other run has the workdir."""
+  _check_saved(config, workdir, checkpoints)
+  path = os.path.join(workdir, 'config.json')
+  whole_files.write_json(path, config.to_dict())
   train_set = prepare.prepare(config, config.data.train_split)
   eval_set = prepare.prepare(config, config.data.eval_split)
   if config.data.check:
     _check_data(train_set, eval_set, config)
   optimizer = optimizer_lib.make_optimizer(config)
   batches = pipeline.train_batches(train_set, config, mesh)
-  root = jax.random.key(config.seed)
-
-  # Where a run starts from: the newest whole checkpoint of its workdir (of an
-  # imported one, which has step 0, the parameters alone); without one, a new
-  # state from the seed.
-  if checkpoints.steps == [0]:
-    abstract = state_lib.abstract_train_state(
-      saved, model, optimizer_lib.make_optimizer(saved), mesh
-    )
-    state, _ = checkpoints.restore(0, abstract)
-    state = state_lib.state_of_variables(
-      state.variables(), config, model, optimizer, mesh
-    )
-  elif checkpoints.steps:
-    abstract = state_lib.abstract_train_state(config, model, optimizer, mesh)
-    state, position = checkpoints.restore(checkpoints.steps[-1], abstract)
-    batches.set_state(position)
-  else:
-    state = state_lib.create_train_state(
-      jax.random.fold_in(root, 0), config, model, optimizer, mesh
-    )
-  first = int(state.step)
+  state = _first_state(config, model, optimizer, mesh, checkpoints, batches)
+  first, total = int(state.step), config.train.num_steps
   interrupt = program.Interrupt()
   loop = _Loop(
     config=config,
@@ -107,45 +86,101 @@ def _train(config, workdir: str, mesh, model, checkpoints) -> None:
     checkpoints=checkpoints,
     evaluator=counting.Evaluator(config, model, eval_set, mesh),
     writer=metric_writer.MetricWriter(workdir, first, config.log.tensorboard),
-    progress=progress_lib.Progress(
-      first, config.train.num_steps, config.data.batch_size
-    ),
+    progress=progress.Progress(first, total, config.data.batch_size),
   )
+  parameters = sum(x.size for x in jax.tree.leaves(state.params)) / 1e6
   _log.info(
     '%d images to train on, %d to evaluate, %.2f M parameters, from step %d',
     len(train_set),
     len(eval_set),
-    sum(x.size for x in jax.tree.leaves(state.params)) / 1e6,
+    parameters,
     first,
   )
-  if first == config.train.num_steps:
-    _log.info('all %d steps are done; a larger train.num_steps goes on', first)
+  if first == total:
+    _log.info(
+      'all %d steps are done; a larger train.num_steps continues', total
+    )
   train_step = steps.make_train_step(config, model, optimizer, mesh, state)
-  # The key of the steps, apart from the key of the parameters.
-  key = jax.random.fold_in(root, 1)
+  key = jax.random.fold_in(jax.random.key(config.seed), _STEP_KEY)
   try:
     with interrupt:
       step, stopped = first, loop.catch_up(first, state)
-      while step < config.train.num_steps and not stopped:
+      while step < total and not stopped:
         step += 1
-        state, figures = train_step(state, next(batches), key)
-        loop.after_step(step, figures)
+        state, metrics = train_step(state, next(batches), key)
+        loop.after_step(step, metrics)
         stop = interrupt.requested(step)
         stopped = loop.save_and_evaluate(step, state, batches, stop)
       if stopped:
-        _stop(interrupt.signal, step, workdir)
+        assert interrupt.signal is not None
+        _exit_stopped(interrupt.signal, step, workdir)
     loop.finish()
   finally:
     batches.close()
     loop.close()
   if interrupt.signal is not None:
-    # It came in the last evaluation: all is done here, but what follows this
-    # run in the program is not to start.
+    # It came in the last evaluation: this run is complete, but the program must
+    # not start anything after it.
     sys.exit(128 + interrupt.signal)
 
 
-def _check_data(train_set, eval_set, config) -> None:
-  """Tells what is wrong with the prepared sets; raises UserError on errors.
+# Of the run's root key, folded in: for drawing parameters, and for the steps.
+_PARAMETER_KEY, _STEP_KEY = 0, 1
+
+
+def _check_saved(
+  config: ml_collections.ConfigDict,
+  workdir: str,
+  checkpoints: checkpoint.Checkpoints,
+) -> None:
+  """Refuses to continue from a checkpoint of another config."""
+  if not checkpoints.steps:
+    return
+  step = checkpoints.steps[-1]
+  saved = checkpoints.saved_config(step)
+  if step:
+    saved_lib.check_resumable(saved, config, workdir)
+  else:
+    fix = 'Choose another --workdir, or undo the change'
+    saved_lib.check_evaluable(saved, config, workdir, fix)
+
+
+def _first_state(
+  config: ml_collections.ConfigDict,
+  model: unet.UNet,
+  optimizer: optax.GradientTransformation,
+  mesh: Mesh,
+  checkpoints: checkpoint.Checkpoints,
+  batches: Any,
+) -> state_lib.TrainState:
+  """Returns the state from which a run starts, and sets its data position.
+
+  It is the newest whole checkpoint of the workdir (of an imported one, which
+  has step 0, the parameters alone); without one, a new state from the seed.
+  """
+  step = max(checkpoints.steps, default=None)
+  if step is None:
+    key = jax.random.fold_in(jax.random.key(config.seed), _PARAMETER_KEY)
+    return state_lib.create_train_state(key, config, model, optimizer, mesh)
+  if step:
+    abstract = state_lib.abstract_train_state(config, model, optimizer, mesh)
+    state, position = checkpoints.restore(step, abstract)
+    batches.set_state(position)
+    return state
+  saved = checkpoints.saved_config(step)
+  abstract = state_lib.abstract_train_state(
+    saved, model, optimizer_lib.make_optimizer(saved), mesh
+  )
+  state, _ = checkpoints.restore(step, abstract)
+  return state_lib.state_of_variables(
+    state.variables(), config, model, optimizer, mesh
+  )
+
+
+def _check_data(
+  train_set: Any, eval_set: Any, config: ml_collections.ConfigDict
+) -> None:
+  """Logs warnings about the prepared sets; raises UserError on errors.
 
   With data.cache=none, a few pairs of each are read.
   """
@@ -158,13 +193,13 @@ def _check_data(train_set, eval_set, config) -> None:
   if bad:
     more = f' ({len(bad)} errors in all)' if len(bad) > 1 else ''
     raise errors.UserError(
-      f'{bad[0].kind}: {bad[0].message}{more}. --mode=inspect tells more, '
-      '--config.data.check=false trains all the same'
+      f'{bad[0].kind}: {bad[0].message}{more}. --mode=inspect reports more, '
+      '--config.data.check=false trains anyway'
     )
 
 
-def _stop(signal_number: int, step: int, workdir: str) -> None:
-  """Leaves the program after a signal, once all is saved."""
+def _exit_stopped(signal_number: int, step: int, workdir: str) -> None:
+  """Exits after a signal, once all is saved."""
   if jax.process_index() == 0:
     print(
       f'stopped at step {step} by signal {signal_number}; saved in '
@@ -175,31 +210,31 @@ def _stop(signal_number: int, step: int, workdir: str) -> None:
 
 
 class _Loop:
-  """What happens between the steps; it never waits for the step in flight."""
+  """The work between the steps; it never waits for the step in flight."""
 
   def __init__(
     self,
     *,
-    config,
-    workdir,
-    interrupt,
-    checkpoints,
-    evaluator,
-    writer,
-    progress,
+    config: ml_collections.ConfigDict,
+    workdir: str,
+    interrupt: program.Interrupt,
+    checkpoints: checkpoint.Checkpoints,
+    evaluator: counting.Evaluator,
+    writer: metric_writer.MetricWriter,
+    progress: progress.Progress,
   ):
     self._config, self._workdir = config, workdir
     self._interrupt = interrupt
     self._checkpoints, self._evaluator = checkpoints, evaluator
     self._writer, self._progress = writer, progress
-    # The figures of the last step that was dispatched, not yet read.
+    # The metrics of the last step that was dispatched, not yet read.
     self._pending: tuple[int, dict[str, jax.Array]] | None = None
     self._saved_step = max(checkpoints.steps, default=None)
     self._read_any = False
 
-  def after_step(self, step: int, figures: dict[str, jax.Array]) -> None:
-    """Takes a dispatched step's figures and reads those of the one before."""
-    pending, self._pending = self._pending, (step, figures)
+  def after_step(self, step: int, metrics: dict[str, jax.Array]) -> None:
+    """Takes a dispatched step's metrics and reads those of the one before."""
+    pending, self._pending = self._pending, (step, metrics)
     if pending is not None:
       self._read(*pending)
     self._progress.update(step)
@@ -210,10 +245,10 @@ class _Loop:
       self._read(*self._pending)
       self._pending = None
 
-  def _read(self, step: int, figures: dict[str, jax.Array]) -> None:
-    """Checks a step's figures, and logs them at the interval."""
+  def _read(self, step: int, metrics: dict[str, jax.Array]) -> None:
+    """Checks a step's metrics, and logs them at the interval."""
     values = {
-      f'train/{k}': float(v) for k, v in jax.device_get(figures).items()
+      f'train/{k}': float(v) for k, v in jax.device_get(metrics).items()
     }
     if not all(math.isfinite(v) for v in values.values()):
       kept = self._saved_step
@@ -236,8 +271,10 @@ class _Loop:
     self._writer.write(step, values)
     self._progress.report(step, values)
 
-  def save_and_evaluate(self, step: int, state, batches, stop: bool) -> bool:
-    """Saves and evaluates where it is time to.
+  def save_and_evaluate(
+    self, step: int, state: state_lib.TrainState, batches: Any, stop: bool
+  ) -> bool:
+    """Saves and evaluates after the steps at which these are due.
 
     The state, its data position and the config are saved together, before the
     next batch is drawn; and before an evaluation, which may take long.
@@ -249,7 +286,7 @@ class _Loop:
       stop: save in any case, and leave an evaluation to the continued run.
 
     Returns:
-      Whether the run is to end here: `stop`, or a signal during the evaluation.
+      Whether the run must end here: `stop`, or a signal during the evaluation.
     """
     evaluates = self._evaluates(step) and not stop
     if not (evaluates or stop or step % self._config.checkpoint.every == 0):
@@ -269,8 +306,8 @@ class _Loop:
     last = step == self._config.train.num_steps
     return last or bool(every and step % every == 0)
 
-  def catch_up(self, step: int, state) -> bool:
-    """Makes the evaluation that a stop right after saving `step` left out.
+  def catch_up(self, step: int, state: state_lib.TrainState) -> bool:
+    """Makes the evaluation that a stop right after saving `step` skipped.
 
     Returns:
       Whether a signal ended it.
@@ -280,13 +317,13 @@ class _Loop:
     return False
 
   def _evaluation(self, step: int) -> dict[str, float] | None:
-    """The figures of the evaluation of a step, if it was made."""
+    """The metrics of the evaluation after a step, if it was made."""
     for line in metric_writer.read_metrics(self._workdir):
       if line['step'] == step and 'eval/loss' in line:
         return line
     return None
 
-  def _evaluate(self, step: int, state) -> bool:
+  def _evaluate(self, step: int, state: state_lib.TrainState) -> bool:
     """Evaluates and writes the results; returns False if a signal came."""
     which = self._config.eval.params if state.ema_params is not None else 'raw'
     result = self._evaluator.run(
@@ -294,11 +331,11 @@ class _Loop:
     )
     if result is None:
       return False
-    figures, confusion, examples = result
+    metrics, confusion, examples = result
     files.write(
       self._workdir,
       self._config,
-      figures,
+      metrics,
       confusion,
       examples,
       step=step,
@@ -306,11 +343,11 @@ class _Loop:
       params=which,
       num_examples=self._evaluator.num_examples,
     )
-    # The line comes last: what has one was evaluated whole.
-    self._writer.write(step, figures)
+    # The line comes last: a step with a line was evaluated completely.
+    self._writer.write(step, metrics)
     self._progress.write(
-      f'step {step}: eval loss {figures["eval/loss"]:.4f}, dataset mIoU '
-      f'{figures["eval/dataset_miou"]:.4f} in {figures["eval/seconds"]:.1f} s'
+      f'step {step}: eval loss {metrics["eval/loss"]:.4f}, dataset mIoU '
+      f'{metrics["eval/dataset_miou"]:.4f} in {metrics["eval/seconds"]:.1f} s'
     )
     return True
 
@@ -327,12 +364,9 @@ class _Loop:
         metric_writer.read_metrics(self._workdir),
         self._config.checkpoint.best_metric,
       )
-    print(
-      files.format_table(
-        self._evaluation(self._config.train.num_steps),
-        fields.class_names(self._config),
-      )
-    )
+    metrics = self._evaluation(self._config.train.num_steps)
+    assert metrics is not None, 'the last step was not evaluated'
+    print(files.format_table(metrics, fields.class_names(self._config)))
     _log.info('wrote %s', self._workdir)
 
   def close(self) -> None:

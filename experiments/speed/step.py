@@ -7,9 +7,8 @@ import jax
 import numpy as np
 
 from experiments.speed import rounds
-from unet_jax.evaluation import confusion
 from unet_jax.models import unet
-from unet_jax.prediction import step
+from unet_jax.prediction import probabilities, step
 from unet_jax.runtime import mesh, program
 from unet_jax.training import optimizer as optimizer_lib
 from unet_jax.training import state
@@ -35,7 +34,7 @@ class Ours:
     )
     mean, std = config.data.mean, config.data.std
     self._predict = jax.jit(
-      lambda variables, image: confusion.predict_classes(
+      lambda variables, image: probabilities.predict(
         step.predict_step(variables, image, model=model, mean=mean, std=std)
       ),
       compiler_options=program.compiler_options(self.mesh),

@@ -16,6 +16,11 @@ def _example(num_channels=4, shape=(19, 23), ignored=0.2, seed=0):
   return logits, mask
 
 
+def _measure(logits, mask, bins):
+  prediction = probabilities.predict(logits)
+  return calibration.measure(logits, prediction, mask, bins)
+
+
 def _probabilities(logits):
   """float64 [H, W, C]."""
   z = logits.astype(np.float64)
@@ -33,7 +38,7 @@ def test_errors_are_those_of_torchmetrics(num_channels, bins):
     'torchmetrics.functional.classification', reason='compares with it'
   )
   logits, mask = _example(num_channels)
-  actual = calibration.figures(calibration.measure(logits, mask, bins))
+  actual = calibration.metrics(_measure(logits, mask, bins))
   p = _probabilities(logits).astype(np.float32)
   for name, norm in (('ece', 'l1'), ('mce', 'max')):
     expected = classification.multiclass_calibration_error(
@@ -53,7 +58,7 @@ def test_scores_and_histograms_are_those_of_loops(
 ):
   monkeypatch.setattr(probabilities, '_PIXELS', pixels)
   logits, mask = _example(num_channels)
-  actual = calibration.measure(logits, mask, 5)
+  actual = _measure(logits, mask, 5)
   p = _probabilities(logits)
   count, correct = [0] * 5, [0] * 5
   confidence, nll, brier = [0.0] * 5, 0.0, 0.0
@@ -73,9 +78,9 @@ def test_scores_and_histograms_are_those_of_loops(
   )
   np.testing.assert_allclose(actual['nll'], nll, rtol=1e-6)
   np.testing.assert_allclose(actual['brier'], brier, rtol=1e-6)
-  figures = calibration.figures(actual)
-  assert figures['nll'] == pytest.approx(nll / (mask != 255).sum())
-  assert figures['brier'] == pytest.approx(brier / (mask != 255).sum())
+  metrics = calibration.metrics(actual)
+  assert metrics['nll'] == pytest.approx(nll / (mask != 255).sum())
+  assert metrics['brier'] == pytest.approx(brier / (mask != 255).sum())
 
 
 def test_nll_is_the_cross_entropy_of_pytorch():
@@ -86,40 +91,39 @@ def test_nll_is_the_cross_entropy_of_pytorch():
     torch.from_numpy(mask.astype(np.int64).ravel()),
     ignore_index=255,
   )
-  actual = calibration.figures(calibration.measure(logits, mask, 3))['nll']
+  actual = calibration.metrics(_measure(logits, mask, 3))['nll']
   assert actual == pytest.approx(float(expected), rel=1e-6)
 
 
 def test_large_logits_neither_overflow_nor_leave_the_bins():
   logits = np.array([[[1e4, -1e4], [-1e4, 1e4], [-1e4, 1e4]]], np.float32)
   mask = np.array([[0, 1, 0]], np.uint8)
-  actual = calibration.measure(logits, mask, 4)
+  actual = _measure(logits, mask, 4)
   np.testing.assert_array_equal(actual['calibration_count'], [0, 0, 0, 3])
   np.testing.assert_array_equal(actual['calibration_correct'], [0, 0, 0, 2])
-  figures = calibration.figures(actual)
-  assert figures['ece'] == figures['mce'] == pytest.approx(1 / 3)
-  assert figures['nll'] == pytest.approx(2e4 / 3)
-  assert figures['brier'] == pytest.approx(2 / 3)
+  metrics = calibration.metrics(actual)
+  assert metrics['ece'] == metrics['mce'] == pytest.approx(1 / 3)
+  assert metrics['nll'] == pytest.approx(2e4 / 3)
+  assert metrics['brier'] == pytest.approx(2 / 3)
 
 
 def test_equal_logits_are_the_first_class_in_the_lower_bin():
   # A confidence of 1/2 belongs to (0, 1/2].
   logits, mask = np.zeros((1, 2, 2), np.float32), np.array([[0, 1]], np.uint8)
-  actual = calibration.measure(logits, mask, 2)
+  actual = _measure(logits, mask, 2)
   np.testing.assert_array_equal(actual['calibration_count'], [2, 0])
   np.testing.assert_array_equal(actual['calibration_correct'], [1, 0])
   # So it is for a sigmoid, whose class 1 begins above a logit of 0.
-  again = calibration.measure(logits[..., :1], mask, 2)
+  again = _measure(logits[..., :1], mask, 2)
   for name, value in actual.items():
     np.testing.assert_array_equal(again[name], value)
 
 
 def test_sums_of_images_are_those_of_one():
   logits, mask = _example()
-  whole = calibration.measure(logits, mask, 15)
+  whole = _measure(logits, mask, 15)
   halves = [
-    calibration.measure(logits[rows], mask[rows], 15)
-    for rows in (np.s_[:8], np.s_[8:])
+    _measure(logits[rows], mask[rows], 15) for rows in (np.s_[:8], np.s_[8:])
   ]
   for name, value in whole.items():
     np.testing.assert_allclose(sum(h[name] for h in halves), value, rtol=1e-6)
@@ -127,9 +131,9 @@ def test_sums_of_images_are_those_of_one():
 
 def test_nothing_counts_where_all_is_ignored():
   logits, mask = _example(ignored=1.0)
-  actual = calibration.measure(logits, mask, 15)
+  actual = _measure(logits, mask, 15)
   assert not any(v.any() for v in actual.values())
-  assert all(np.isnan(v) for v in calibration.figures(actual).values())
+  assert all(np.isnan(v) for v in calibration.metrics(actual).values())
   assert np.isnan(calibration.reliability(actual)['accuracy']).all()
 
 

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from unet_jax.config import default, fields
 from unet_jax.evaluation import confusion as confusion_lib
 from unet_jax.prediction import probabilities
 
@@ -144,17 +145,6 @@ def test_counts_of_a_split_are_summed_in_64_bits():
   assert scores['dataset_iou/a'] == pytest.approx(1 / 3)
   assert scores['pixel_accuracy'] == 0.5
   assert scores['image_dice/a'] == 0.5
-
-
-def test_predicted_classes():
-  logits = np.array([[[[0.1, 0.3, 0.2], [2.0, -1.0, 0.0]]]], np.float32)
-  classes = confusion_lib.predict_classes(logits)
-  assert classes.dtype == np.uint8
-  np.testing.assert_array_equal(classes, [[[1, 0]]])
-  sigmoid = np.array([[[[-0.1], [0.0], [0.1]]]], np.float32)
-  classes = confusion_lib.predict_classes(sigmoid)
-  assert classes.dtype == np.uint8
-  np.testing.assert_array_equal(classes, [[[0, 0, 1]]])
 
 
 def test_scores_are_those_of_sets_of_pixels():
@@ -304,3 +294,14 @@ def test_further_scores_of_absent_classes():
   assert actual['dataset_fwiou'] == pytest.approx(3 / 8 / 2)
   nothing = confusion_lib.further_scores(0 * confusion, _NAMES)
   assert np.isnan(list(nothing.values())).all()
+
+
+@pytest.mark.parametrize('foreground', [(), ('class_1', 'class_3')])
+def test_scores_have_the_names_that_the_config_gives(foreground):
+  config = default.get_config()
+  config.eval.foreground = foreground
+  scores = confusion_lib.scores(
+    np.zeros((1, 4, 4), int), fields.class_names(config), foreground
+  )
+  names = {f'eval/{name}' for name in (*scores, 'loss')}
+  assert names == set(fields.metric_names(config))

@@ -53,8 +53,13 @@ def _examples():
   return [*examples, (logits, mask)]
 
 
+def _measure(logits, mask, spec=_SPEC, **instances):
+  prediction = probabilities.predict(logits)
+  return measures.measure_image(logits, prediction, mask, spec, **instances)
+
+
 def _measured(spec=_SPEC):
-  return [measures.measure_image(x, mask, spec) for x, mask in _examples()]
+  return [_measure(x, mask, spec) for x, mask in _examples()]
 
 
 def _pixels():
@@ -70,20 +75,20 @@ def _is_same(actual, expected):
   return actual == pytest.approx(expected, rel=1e-6, nan_ok=True)
 
 
-def test_figures_are_those_of_torchmetrics_and_scikit():
+def test_metrics_are_those_of_torchmetrics_and_scikit():
   torch = pytest.importorskip('torch', reason='torchmetrics needs PyTorch')
   classification = pytest.importorskip(
     'torchmetrics.functional.classification', reason='compares with it'
   )
   sklearn = pytest.importorskip('sklearn.metrics', reason='compares with it')
   measured = _measured()
-  figures, _ = measures.summarize(measured, _SPEC)
+  metrics, _ = measures.summarize(measured, _SPEC)
   truth, found = _pixels()
   np.testing.assert_array_equal(
     measures.confusion(measured), sklearn.confusion_matrix(truth, found)
   )
   assert _is_same(
-    figures['pixel_accuracy'], sklearn.accuracy_score(truth, found)
+    metrics['pixel_accuracy'], sklearn.accuracy_score(truth, found)
   )
   target, preds = torch.from_numpy(truth), torch.from_numpy(found)
   of_classes = {
@@ -95,28 +100,28 @@ def test_figures_are_those_of_torchmetrics_and_scikit():
   for score, function in of_classes.items():
     expected = function(preds, target, 3, average='none').numpy()
     for name, value in zip(_NAMES, expected):
-      assert _is_same(figures[f'{score}/{name}'], float(value))
+      assert _is_same(metrics[f'{score}/{name}'], float(value))
   logits = np.concatenate([x[mask != 255] for x, mask in _examples()])
   p = torch.softmax(torch.from_numpy(logits).double(), -1)
   for name, norm in (('ece', 'l1'), ('mce', 'max')):
     expected = classification.multiclass_calibration_error(
       p, target, 3, n_bins=15, norm=norm
     )
-    assert figures[name] == pytest.approx(float(expected), rel=1e-4)
-  assert figures['nll'] == pytest.approx(
+    assert metrics[name] == pytest.approx(float(expected), rel=1e-4)
+  assert metrics['nll'] == pytest.approx(
     sklearn.log_loss(truth, p.numpy()), rel=1e-5
   )
 
 
-def test_figures_are_made_of_those_of_the_parts():
+def test_metrics_are_made_of_those_of_the_parts():
   measured = _measured()
-  figures, limits = measures.summarize(measured, _SPEC)
+  metrics, limits = measures.summarize(measured, _SPEC)
   stacked = {k: np.stack([m[k] for m in measured]) for k in measured[0]}
   confusion = stacked['confusion']
   scores = confusion_lib.scores(confusion, _NAMES, _SPEC.foreground)
   assert len(scores) == 21
   for name, value in scores.items():
-    assert _is_same(figures[name], value)
+    assert _is_same(metrics[name], value)
   assert limits == bootstrap.bootstrap(
     confusion, _NAMES, _SPEC.foreground, 20, 0
   )
@@ -125,41 +130,41 @@ def test_figures_are_made_of_those_of_the_parts():
     boundary = stacked['boundary'][..., 0] / stacked['boundary'][..., 1]
   hd95 = stacked['hd95']
   for c, name in enumerate(_NAMES):
-    assert _is_same(figures[f'image_nsd/{name}'], np.nanmean(nsd[:, c]))
+    assert _is_same(metrics[f'image_nsd/{name}'], np.nanmean(nsd[:, c]))
     assert _is_same(
-      figures[f'image_hd95/{name}'], hd95[:, c][np.isfinite(hd95[:, c])].mean()
+      metrics[f'image_hd95/{name}'], hd95[:, c][np.isfinite(hd95[:, c])].mean()
     )
     assert _is_same(
-      figures[f'image_boundary_iou/{name}'], np.nanmean(boundary[:, c])
+      metrics[f'image_boundary_iou/{name}'], np.nanmean(boundary[:, c])
     )
     both, either = stacked['boundary'][:, c].sum(0)
-    assert _is_same(figures[f'dataset_boundary_iou/{name}'], both / either)
+    assert _is_same(metrics[f'dataset_boundary_iou/{name}'], both / either)
   # The pet of the last image is predicted, but not there.
   assert np.isinf(hd95[5, 0]) and nsd[5, 0] == 0
-  assert figures['hd95_infinite/pet'] == np.isinf(hd95[:, 0]).sum() >= 1
+  assert metrics['hd95_infinite/pet'] == np.isinf(hd95[:, 0]).sum() >= 1
   # Means over the classes of each image, then over images.
   counts = [0, 1, 2, 3, 5]  # Nothing counts in the fifth.
   assert np.isnan(nsd[4]).all()
   assert _is_same(
-    figures['image_mnsd'], np.mean([np.nanmean(nsd[i]) for i in counts])
+    metrics['image_mnsd'], np.mean([np.nanmean(nsd[i]) for i in counts])
   )
   assert _is_same(
-    figures['dataset_boundary_miou'],
-    np.mean([figures[f'dataset_boundary_iou/{n}'] for n in _NAMES]),
+    metrics['dataset_boundary_miou'],
+    np.mean([metrics[f'dataset_boundary_iou/{n}'] for n in _NAMES]),
   )
 
 
 def test_band_scores_are_those_of_the_pixels_in_the_band():
-  figures, _ = measures.summarize(_measured(), _SPEC)
+  metrics, _ = measures.summarize(_measured(), _SPEC)
   confusion = np.zeros((3, 3), int)
   for logits, mask in _examples():
     near = boundaries.band(mask, 3, _SPEC.band)
     np.add.at(confusion, (mask[near], logits.argmax(-1)[near]), 1)
   iou, _ = confusion_lib.iou_and_dice(confusion)
   for name, value in zip(_NAMES, iou):
-    assert _is_same(figures[f'dataset_band_iou/{name}'], value)
-  assert _is_same(figures['dataset_band_miou'], iou.mean())
-  assert figures['dataset_band_miou'] < figures['dataset_miou']
+    assert _is_same(metrics[f'dataset_band_iou/{name}'], value)
+  assert _is_same(metrics['dataset_band_miou'], iou.mean())
+  assert metrics['dataset_band_miou'] < metrics['dataset_miou']
 
 
 def test_objects_are_summed_and_thresholds_are_those_of_the_split():
@@ -168,23 +173,23 @@ def test_objects_are_summed_and_thresholds_are_those_of_the_split():
   for i, m in enumerate(measured):
     tp = np.arange(10 + i, i, -1)
     m['objects'] = np.stack([tp, 20 - tp, 25 + i - tp], 1)
-  figures, _ = measures.summarize(measured, _SPEC)
+  metrics, _ = measures.summarize(measured, _SPEC)
   counts = sum(m['objects'] for m in measured)
   precision = counts[:, 0] / counts.sum(1)
-  assert _is_same(figures['ap50'], precision[0])
-  assert _is_same(figures['ap75'], precision[5])
-  assert _is_same(figures['ap'], precision.mean())
+  assert _is_same(metrics['ap50'], precision[0])
+  assert _is_same(metrics['ap75'], precision[5])
+  assert _is_same(metrics['ap'], precision.mean())
   for name in _PARTITIONS:
     values = np.stack([m[name] for m in measured])
     # Two images have no pet.
     assert np.isnan(values[4:]).all()
     means = values[:4].mean(0)
-    assert _is_same(figures[name], means[4])
-    assert _is_same(figures[f'{name}_best'], means.max())
-    assert figures[f'{name}_best_threshold'] == (means.argmax() + 1) / 10
+    assert _is_same(metrics[name], means[4])
+    assert _is_same(metrics[f'{name}_best'], means.max())
+    assert metrics[f'{name}_best_threshold'] == (means.argmax() + 1) / 10
 
 
-def test_rows_are_figures_of_one_image():
+def test_rows_are_metrics_of_one_image():
   measured = _measured()
   rows = measures.image_rows(measured, list('abcdef'), _SPEC)
   assert [r['image'] for r in rows] == list('abcdef')
@@ -204,13 +209,13 @@ def test_rows_are_figures_of_one_image():
   }
   assert rows[0].keys() == {'image', *same, *counted}
   for row, m in zip(rows, measured):
-    figures, _ = measures.summarize([m], _SPEC)
+    metrics, _ = measures.summarize([m], _SPEC)
     for column, name in same.items():
       value = row[column]
       if column.startswith('hd95') and np.isinf(value):
-        assert figures[f'hd95_infinite/{column.partition("/")[2]}'] == 1
+        assert metrics[f'hd95_infinite/{column.partition("/")[2]}'] == 1
         value = np.nan
-      assert _is_same(value, figures[name]), column
+      assert _is_same(value, metrics[name]), column
   assert np.isinf(rows[5]['hd95/pet'])
 
 
@@ -236,11 +241,9 @@ def test_rows_need_a_name_for_each_image():
 def test_a_perfect_prediction():
   _, mask = _example(0)
   logits = 50 * (mask[..., None] == np.arange(3)).astype(np.float32)
-  figures, limits = measures.summarize(
-    [measures.measure_image(logits, mask, _SPEC)] * 2, _SPEC
-  )
+  metrics, limits = measures.summarize([_measure(logits, mask)] * 2, _SPEC)
   zero = {'ece', 'mce', 'nll', 'brier'}
-  for name, value in figures.items():
+  for name, value in metrics.items():
     if not name.endswith('threshold'):
       is_zero = name in zero or 'hd95' in name
       assert value == pytest.approx(0 if is_zero else 1, abs=1e-6), name
@@ -254,30 +257,18 @@ def test_one_channel_is_two():
   spec = dataclasses.replace(
     _SPEC, names=('rest', 'cell'), foreground=(), instances='cell'
   )
-  actual, expected = (measures.measure_image(x, mask, spec) for x in (one, two))
+  actual, expected = (_measure(x, mask, spec) for x in (one, two))
   assert actual.keys() == expected.keys()
   for name, value in expected.items():
     np.testing.assert_allclose(actual[name], value, rtol=1e-5, err_msg=name)
   assert actual['confusion'].shape == (2, 2) and actual['confusion'].all()
 
 
-@pytest.mark.parametrize('num_channels', [1, 3])
-def test_predictions_are_those_on_the_device(num_channels, monkeypatch):
-  monkeypatch.setattr(probabilities, '_PIXELS', 50)
-  logits = np.random.default_rng(0).integers(-1, 2, (9, 11, num_channels))
-  logits = logits.astype(np.float32)  # With many that are equal.
-  actual = probabilities.predict(logits)
-  assert actual.dtype == np.uint8
-  np.testing.assert_array_equal(
-    actual, confusion_lib.predict_classes(logits[None])[0]
-  )
-
-
 def test_large_images_go_in_parts(monkeypatch):
   logits, mask = _example(0)
-  whole = measures.measure_image(logits, mask, _SPEC)
+  whole = _measure(logits, mask)
   monkeypatch.setattr(probabilities, '_PIXELS', 100)
-  parts = measures.measure_image(logits, mask, _SPEC)
+  parts = _measure(logits, mask)
   for name, value in whole.items():
     np.testing.assert_allclose(parts[name], value, rtol=1e-6, err_msg=name)
 
@@ -293,17 +284,15 @@ def test_smallest_images_and_those_of_one_class(shape, label):
   mask = np.full(shape, label, np.uint8)
   logits = np.zeros((*shape, 3), np.float32)
   logits[..., 2] = 1
-  figures, limits = measures.summarize(
-    [measures.measure_image(logits, mask, _SPEC)], _SPEC
-  )
+  metrics, limits = measures.summarize([_measure(logits, mask)], _SPEC)
   right = {0: 0.0, 2: 1.0, 255: np.nan}[label]
   for name in ('pixel_accuracy', 'dataset_iou/border', 'image_nsd/border'):
-    assert _is_same(figures[name], right)
-  assert _is_same(figures['dataset_boundary_iou/border'], right)
-  assert figures['hd95_infinite/border'] == (label == 0)
-  assert np.isnan(figures['dataset_band_miou'])
-  assert np.isnan(figures['nll']) == (label == 255)
-  assert np.isnan(figures['v_rand']) == (label != 0)
+    assert _is_same(metrics[name], right)
+  assert _is_same(metrics['dataset_boundary_iou/border'], right)
+  assert metrics['hd95_infinite/border'] == (label == 0)
+  assert np.isnan(metrics['dataset_band_miou'])
+  assert np.isnan(metrics['nll']) == (label == 255)
+  assert np.isnan(metrics['v_rand']) == (label != 0)
   assert np.isnan(limits['dataset_miou']).all() == (label == 255)
 
 
@@ -311,18 +300,18 @@ def test_given_instances_are_the_truth():
   mask = np.zeros((6, 8), np.uint8)
   logits = 9 * (mask[..., None] == np.arange(3)).astype(np.float32)
   numbers = np.repeat([[3, 8]], 4, 1) * np.ones((6, 1), int)
-  given = measures.measure_image(logits, mask, _SPEC, instances=numbers)
+  given = _measure(logits, mask, instances=numbers)
   np.testing.assert_array_equal(given['objects'][0], [1, 0, 1])
-  connected = measures.measure_image(logits, mask, _SPEC)
+  connected = _measure(logits, mask)
   np.testing.assert_array_equal(connected['objects'][0], [1, 0, 0])
 
 
 def test_without_instances_and_intervals():
   spec = dataclasses.replace(_SPEC, instances='', resamples=0, foreground=())
   measured = _measured(spec)
-  figures, limits = measures.summarize(measured, spec)
+  metrics, limits = measures.summarize(measured, spec)
   assert limits == {}
-  names = {*figures, *measures.image_rows(measured, list('abcdef'), spec)[0]}
+  names = {*metrics, *measures.image_rows(measured, list('abcdef'), spec)[0]}
   assert not names & {'ap', 'v_rand', 'iou/pet+border'}
   assert 'iou/border' in names
 
@@ -333,7 +322,9 @@ def test_reliability_is_that_of_all_pixels():
     np.concatenate([x.reshape(1, -1, *x.shape[2:]) for x in arrays], 1)
     for arrays in zip(*_examples())
   )
-  expected = calibration.reliability(calibration.measure(logits, masks, 15))
+  expected = calibration.reliability(
+    calibration.measure(logits, probabilities.predict(logits), masks, 15)
+  )
   assert actual.keys() == expected.keys()
   for name, value in expected.items():
     np.testing.assert_allclose(actual[name], value, rtol=1e-6, err_msg=name)

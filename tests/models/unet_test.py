@@ -15,7 +15,7 @@ import pytest
 from configs import isbi_2012, keras_lesson
 from tests.models import networks
 from unet_jax.config import fields as fields_lib
-from unet_jax.models import blocks, sizes, unet
+from unet_jax.models import resample, sizes, unet
 from unet_jax.runtime import errors
 
 _random, _small = networks.random, networks.small
@@ -283,7 +283,7 @@ def test_every_variant_trains_and_uses_every_parameter(fields):
     for i, one in enumerate((logits[0], *logits[1])):
       assert one.dtype == jnp.float32
       s = 2**i
-      target = blocks.center_crop(mask, *logits[0].shape[1:-1])
+      target = resample.center_crop(mask, *logits[0].shape[1:-1])
       target = target[(slice(None), *(slice(s // 2, None, s) for _ in size))]
       target = target[(slice(None), *(slice(n) for n in one.shape[1:-1]))]
       values = optax.softmax_cross_entropy_with_integer_labels(one, target)
@@ -467,8 +467,8 @@ def test_valid_equals_the_inside_of_same(fields):
   )
   inner = networks.apply(valid, variables, x)
   assert inner.shape[1] == inner_size
-  a = blocks.center_crop(inner, 8, 8)
-  b = blocks.center_crop(whole, 8, 8)
+  a = resample.center_crop(inner, 8, 8)
+  b = resample.center_crop(whole, 8, 8)
   assert np.ptp(a) > 0.1
   np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
@@ -508,7 +508,7 @@ def test_every_valid_logit_is_that_of_a_larger_image(fields):
   whole = networks.apply(same, variables, x)
   inner = networks.apply(valid, variables, x[:, margin:-margin, margin:-margin])
   assert inner.shape[1:-1] == valid.output_size((size, size))
-  expected = blocks.center_crop(whole, *inner.shape[1:-1])
+  expected = resample.center_crop(whole, *inner.shape[1:-1])
   assert np.ptp(expected) > 0.1
   np.testing.assert_allclose(inner, expected, rtol=1e-4, atol=1e-5)
 

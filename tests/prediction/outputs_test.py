@@ -1,4 +1,4 @@
-"""What is read and written for an image, and where."""
+"""Inputs of predictions and the files that they get."""
 
 import json
 import pathlib
@@ -12,7 +12,7 @@ import tifffile
 from PIL import Image
 
 from configs import folder
-from unet_jax.config import default
+from unet_jax.config import checks, default
 from unet_jax.data import decode, masks, rasters, sources
 from unet_jax.prediction import contours, outputs, overlays
 from unet_jax.runtime import errors
@@ -43,15 +43,17 @@ def _raster(config) -> rasters.ArrayRaster:
   return rasters.ArrayRaster(image, config.data)
 
 
+def _open(config, root, source='in/a.png'):
+  paths = outputs.make_paths(pathlib.Path(source), root, config)
+  return outputs.PredictionFiles(_raster(config), paths, config), paths
+
+
 def _predict(config, logits, root, source='in/a.png', heights=()):
   """Writes bands of these heights, and the rest as one."""
-  paths = outputs.make_paths(pathlib.Path(source), root, config)
-  stops = [*np.cumsum(heights, dtype=int), len(logits)]
-  with outputs.PredictionWriter(_raster(config), paths, config) as writer:
-    start = 0
-    for stop in stops:
-      writer.write(start, logits[start:stop])
-      start = stop
+  files, paths = _open(config, root, source)
+  for rows in np.split(logits, np.cumsum(heights, dtype=int)):
+    files.write(rows)
+  files.close()
   return paths
 
 
@@ -112,15 +114,13 @@ def test_masks_are_read_as_the_data(
     ),
   ],
 )
-def test_tables_that_cannot_be_inverted(table, message, tmp_path):
-  config = _config(data__mask_values=table)
+def test_tables_that_cannot_be_inverted(table, message):
+  config = _config(
+    data__source='folder', data__dir='x', data__mask_values=table
+  )
+  checks.validate(config, 'evaluate')
   with pytest.raises(errors.UserError) as e:
-    _predict(config, _logits(3), tmp_path)
-  assert str(e.value) == message
-  assert not _files(tmp_path)
-  config.predict.input = __file__
-  with pytest.raises(errors.UserError) as e:
-    outputs.plan(config, 'run')
+    checks.validate(config, 'predict')
   assert str(e.value) == message
 
 
@@ -167,6 +167,8 @@ def test_overlay(tmp_path):
     '.jpg', overlay.picture(3)[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90]
   )[1]
   assert paths.overlay.read_bytes() == expected.tobytes()
+  with Image.open(paths.overlay) as image:
+    assert image.format == 'JPEG'
 
 
 def test_contours(tmp_path):
@@ -182,7 +184,7 @@ def test_contours(tmp_path):
       ('class_0', 'class_1', 'class_2'),
     )
   )
-  found = json.loads(paths.contours.read_text())['features']
+  found = json.loads(paths.contours.read_text('utf-8'))['features']
   assert [f['geometry'] for f in found] == [f['geometry'] for f in expected]
   for one, other in zip(found, expected):
     assert one['properties'] == pytest.approx(other['properties'], abs=2e-3)
@@ -222,25 +224,31 @@ def test_errors_leave_nothing(kind, rows, tmp_path):
   config = _config(
     predict__overlay=True, predict__contours=True, predict__probabilities=kind
   )
-  paths = outputs.make_paths(pathlib.Path('a.png'), tmp_path, config)
-  with pytest.raises(KeyError):
-    with outputs.PredictionWriter(_raster(config), paths, config) as writer:
-      if rows:
-        writer.write(0, _logits(3)[:rows])
-      raise KeyError
+  files, _ = _open(config, tmp_path)
+  if rows:
+    files.write(_logits(3)[:rows])
+  assert len(_files(tmp_path)) == 4
+  files.abort()
   assert not _files(tmp_path)
 
 
-def test_rows_that_are_missing_or_out_of_order(tmp_path):
+def test_rows_that_are_missing_or_too_many(tmp_path):
   config = _config(predict__probabilities='npz')
-  paths = outputs.make_paths(pathlib.Path('a.png'), tmp_path, config)
-  writer = outputs.PredictionWriter(_raster(config), paths, config)
-  writer.write(0, _logits(3)[:20])
-  with pytest.raises(ValueError, match='rows from 30 .* expected rows from 20'):
-    writer.write(30, _logits(3)[30:])
-  with pytest.raises(ValueError, match='20 of 70 rows were written'):
-    writer.close()
-  assert not _files(tmp_path)
+  for rows, error in (
+    (_logits(3)[:, :9], '70 rows of 9 pixels; expected 70 of 61'),
+    (_logits(3), '90 rows of 61 pixels; expected 70 of 61'),
+    (_logits(3)[:0], None),
+  ):
+    files, _ = _open(config, tmp_path)
+    files.write(_logits(3)[: 0 if rows.shape[1] == 9 else 20])
+    if error:
+      with pytest.raises(ValueError, match=error):
+        files.write(rows)
+      files.abort()
+    else:
+      with pytest.raises(ValueError, match='20 of 70 rows were written'):
+        files.close()
+    assert not _files(tmp_path)
 
 
 def test_existing(tmp_path):
@@ -266,9 +274,10 @@ def test_memory_of_large_images(tmp_path):
   tracemalloc.start()
   try:
     with rasters.open_image(source, config.data) as raster:
-      with outputs.PredictionWriter(raster, paths, config) as writer:
-        for start in range(0, height, 32):
-          writer.write(start, band)
+      files = outputs.PredictionFiles(raster, paths, config)
+      for _ in range(0, height, 32):
+        files.write(band)
+      files.close()
     peak = tracemalloc.get_traced_memory()[1]
   finally:
     tracemalloc.stop()

@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from unet_jax.prediction import overlays
+from unet_jax.prediction import overlays, predictor
 from unet_jax.reports import colors
 
 
@@ -14,6 +15,18 @@ def _add(overlay, image, classes, seed=0):
     overlay.add(image[start:stop], classes[start:stop])
     start = stop
   return overlay
+
+
+def test_file(tmp_path):
+  image = np.full((16, 24, 3), (200, 30, 90), np.uint8)
+  raster, path = predictor.WholeImage(image), tmp_path / 'a.jpg'
+  file = overlays.OverlayFile(path, raster, 2)
+  for rows in (5, 11):
+    file.write(np.zeros((rows, 24), np.uint8))
+  file.close()
+  with Image.open(path) as found:
+    assert found.format == 'JPEG'
+    np.testing.assert_allclose(np.asarray(found), image, atol=3)
 
 
 def test_colors_and_outlines():

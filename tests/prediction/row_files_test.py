@@ -97,21 +97,6 @@ def test_npz(tmp_path):
     assert found['class_names'].tolist() == ['a', 'bc']
 
 
-def test_text_and_jpeg(tmp_path):
-  text = row_files.TextFile(tmp_path / 'a.txt')
-  text.write('größe ')
-  text.write('2')
-  text.close()
-  assert (tmp_path / 'a.txt').read_text('utf-8') == 'größe 2'
-  picture = np.full((16, 24, 3), (200, 30, 90), np.uint8)
-  jpeg = row_files.JpegFile(tmp_path / 'a.jpg')
-  jpeg.write(picture)
-  jpeg.close()
-  with Image.open(tmp_path / 'a.jpg') as image:
-    assert image.format == 'JPEG'
-    np.testing.assert_allclose(np.asarray(image), picture, atol=3)
-
-
 _KINDS = {
   'png': lambda p: row_files.PngFile(p, (9, 8), np.uint8),
   'tif': lambda p: row_files.TiffFile(p, (9, 8), np.uint8),

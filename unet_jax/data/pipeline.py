@@ -7,7 +7,6 @@ same batches.
 
 import functools
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import grain
@@ -122,7 +121,7 @@ def train_batches(dataset, config, mesh: Mesh) -> grain.DatasetIterator:
   return iter(_to_devices(batches, config, mesh))
 
 
-def eval_batches(dataset, config, mesh: Mesh) -> Iterator[Batch]:
+def eval_batches(dataset, config, mesh: Mesh) -> grain.DatasetIterator:
   """Returns every example once, in order, in whole batches.
 
   Args:

@@ -19,8 +19,7 @@ What a window shows beyond the image's border is mirrored.
 
 import dataclasses
 import math
-from collections.abc import Iterator
-from typing import Protocol
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -28,19 +27,6 @@ from unet_jax.data import rasters
 
 # The least weight; without it, far from a middle, sums would be of rounding.
 _LEAST_WEIGHT = 1e-3
-
-
-class Sink(Protocol):
-  """Takes an image in bands of rows, from top to bottom."""
-
-  def write(self, start: int, band: np.ndarray) -> None:
-    """Takes the rows from `start` on: float32 [h, W, K]."""
-
-  def close(self) -> None:
-    """All rows were written."""
-
-  def abort(self) -> None:
-    """There will be no more rows."""
 
 
 def mirrored(start: int, length: int, size: int) -> np.ndarray:
@@ -179,16 +165,21 @@ def read_windows(
 
 
 class Canvas:
-  """Puts outputs together; rows that no later output reaches are handed on.
+  """Puts outputs together; passes on rows that no later output reaches.
 
   Args:
     layout: of the outputs.
     size: height and width of the image.
-    sink: gets its rows, float32 [h, W, K].
+    write: called with its rows, float32 [h, W, K], from top to bottom.
   """
 
-  def __init__(self, layout: Layout, size: tuple[int, int], sink: Sink):
-    self._layout, self._size, self._sink = layout, size, sink
+  def __init__(
+    self,
+    layout: Layout,
+    size: tuple[int, int],
+    write: Callable[[np.ndarray], None],
+  ):
+    self._layout, self._size, self._write = layout, size, write
     rows, _ = layout.starts(size)
     # The row in the image of the first row of what is held.
     self._first = int(rows[0])
@@ -208,7 +199,7 @@ class Canvas:
       self._sums = np.zeros((*shape, output.shape[-1]), np.float32)
       self._weights = np.zeros(shape, np.float32)
     if row > self._first:
-      self._hand_on(row - self._first)
+      self._flush(row - self._first)
     inside = slice(max(column, 0), min(column + output.shape[1], self._size[1]))
     of_output = slice(inside.start - column, inside.stop - column)
     if self._layout.weights is None:
@@ -217,21 +208,20 @@ class Canvas:
       self._sums[:, inside] += output[:, of_output]
       self._weights[:, inside] += self._layout.weights[:, of_output]
 
-  def _hand_on(self, count: int) -> None:
-    """Hands on the first rows of what is held, and moves the others up."""
+  def _flush(self, count: int) -> None:
+    """Writes the first rows of what is held, and moves the others up."""
     low, high = max(self._first, 0), min(self._first + count, self._size[0])
     if low < high:
       rows = slice(low - self._first, high - self._first)
       band = self._sums[rows].copy()
       if self._layout.weights is not None:
         band /= self._weights[rows, :, None]
-      self._sink.write(low, band)
+      self._write(band)
     for held in (self._sums, self._weights):
       held[: len(held) - count] = held[count:].copy()
       held[len(held) - count :] = 0
     self._first += count
 
   def close(self) -> None:
-    """Hands on what is left, and closes the sink."""
-    self._hand_on(len(self._sums))
-    self._sink.close()
+    """Writes the last rows."""
+    self._flush(len(self._sums))

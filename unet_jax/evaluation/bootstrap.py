@@ -2,7 +2,7 @@
 
 The images are drawn again with replacement, as many as there are, and the
 scores computed of each draw (Efron and Tibshirani 1993, ch. 13: percentile
-intervals). The interval says nothing of how a score varies with the training.
+intervals). The intervals do not cover how a score varies between trainings.
 """
 
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ def bootstrap(
     confusion: integers [N, C, C], one matrix per image, N at least 1.
     names: of the C classes.
     foreground: names of classes that are also scored as one, see
-      `metrics.scores`.
+      `confusion.scores`.
     resamples: how often the images are drawn; 0 gives no intervals.
     seed: of the draws.
 
@@ -88,7 +88,7 @@ def resample(
   """Draws images again with replacement, as many as there are.
 
   Args:
-    of_images: figures [N, F] of N images.
+    of_images: numbers [N, F] of N images.
     resamples: how often, R.
     rng: draws them.
 

@@ -136,7 +136,7 @@ def nsd_counts(
   there: np.ndarray, back: np.ndarray, tolerance: float
 ) -> tuple[int, int]:
   """Returns the edge pixels within `tolerance` pixels, and all of them."""
-  within = sum(np.count_nonzero(d <= tolerance) for d in (there, back))
+  within = sum(int((d <= tolerance).sum()) for d in (there, back))
   return within, there.size + back.size
 
 

@@ -1,8 +1,8 @@
 """Whether confidence is accuracy: calibration errors and proper scores.
 
 Per image only sums are kept: a histogram over the confidence of the predicted
-class, and the sums of two scores. The split's figures are those of all its
-pixels, each of which counts alike. Pixels that the mask ignores count nowhere.
+class, and the sums of two scores. The metrics of a split weigh all its pixels
+alike. Pixels that the mask ignores count nowhere.
 """
 
 import numpy as np
@@ -11,7 +11,7 @@ from unet_jax.prediction import probabilities
 
 
 def measure(
-  logits: np.ndarray, mask: np.ndarray, bins: int
+  logits: np.ndarray, prediction: np.ndarray, mask: np.ndarray, bins: int
 ) -> dict[str, np.ndarray]:
   """Returns the sums of one image.
 
@@ -21,6 +21,7 @@ def measure(
 
   Args:
     logits: float32 [H, W, K]; K = 1 is a sigmoid of two classes.
+    prediction: uint8 [H, W], their classes, see `probabilities.predict`.
     mask: uint8 [H, W]; values that are no class are ignored.
     bins: M.
 
@@ -34,13 +35,15 @@ def measure(
   count, correct = (np.zeros(bins, np.int64) for _ in range(2))
   confidence, nll, brier = np.zeros(bins), 0.0, 0.0
   for rows in probabilities.row_bands(mask.shape):
-    z, classes = _valid(logits[rows], mask[rows])
-    p, log_sum = _softmax(z)
+    z = probabilities.by_class(logits[rows]).reshape(-1, mask[rows].size)
+    classes, predicted = mask[rows].ravel(), prediction[rows].ravel()
+    valid = classes < len(z)
+    if not valid.all():
+      z, classes, predicted = z[:, valid], classes[valid], predicted[valid]
+    p, log_sum = probabilities.softmax(z)
     pixels = np.arange(classes.size)
     highest = p.max(0)
-    # The class of the mask counts as predicted as `argmax` has it: the first
-    # of those that are equal.
-    right = z.argmax(0) == classes
+    right = predicted == classes
     index = np.clip(np.ceil(highest * bins).astype(np.intp) - 1, 0, bins - 1)
     count += np.bincount(index, minlength=bins)
     correct += np.bincount(index[right], minlength=bins)
@@ -52,13 +55,13 @@ def measure(
     'calibration_count': count,
     'calibration_correct': correct,
     'calibration_confidence': confidence,
-    'nll': np.float64(nll),
-    'brier': np.float64(brier),
+    'nll': np.array(nll, np.float64),
+    'brier': np.array(brier, np.float64),
   }
 
 
-def figures(sums: dict[str, np.ndarray]) -> dict[str, float]:
-  """Returns the figures of summed `measure`s, NaN where no pixel counts.
+def metrics(sums: dict[str, np.ndarray]) -> dict[str, float]:
+  """Returns the metrics of summed `measure`s, NaN where no pixel counts.
 
   Returns:
     `ece`: the mean over pixels of their bin's |accuracy - confidence| (Guo et
@@ -80,7 +83,7 @@ def figures(sums: dict[str, np.ndarray]) -> dict[str, float]:
 
 
 def reliability(sums: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """Returns what a reliability diagram draws of summed `measure`s.
+  """Returns the bins of a reliability diagram, of summed `measure`s.
 
   Returns:
     `edges` float64 [bins + 1] from 0 to 1; `count` int64 [bins]; `accuracy` and
@@ -101,35 +104,5 @@ def probability(logits: np.ndarray, index: int) -> np.ndarray:
   """Returns the probability of class `index`: [H, W, K] to float32 [H, W]."""
   result = np.empty(logits.shape[:2], np.float32)
   for rows in probabilities.row_bands(logits.shape):
-    p, _ = _softmax(_by_class(logits[rows]))
-    result[rows] = p[index].reshape(result[rows].shape)
+    result[rows] = probabilities.planes(logits[rows])[index]
   return result
-
-
-def _by_class(logits: np.ndarray) -> np.ndarray:
-  """float32 [H, W, K] as [C, H * W]: quick to reduce over the classes.
-
-  A sigmoid's logit z is that of two classes with the logits 0 and z.
-  """
-  z = np.ascontiguousarray(logits.reshape(-1, logits.shape[-1]).T)
-  return np.concatenate([np.zeros_like(z), z]) if len(z) == 1 else z
-
-
-def _valid(
-  logits: np.ndarray, mask: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-  """The logits [C, P] and the classes [P] of the pixels that count."""
-  z, classes = _by_class(logits), mask.ravel()
-  valid = classes < len(z)
-  if valid.all():
-    return z, classes
-  return z[:, valid], classes[valid]
-
-
-def _softmax(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Returns probabilities [C, P] of logits, and log sum exp of them [P]."""
-  highest = z.max(0)
-  p = np.exp(z - highest)
-  total = p.sum(0)
-  p /= total
-  return p, np.log(total) + highest

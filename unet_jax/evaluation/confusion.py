@@ -8,12 +8,13 @@ on the host and divided once. IoU and Dice come with two reductions:
   is in the mask or in the prediction; `image_miou` averages the classes of each
   image first.
 
-A class that is in no mask and no prediction has no score (NaN) and is left out
-of every mean.
+A class that is in no mask and no prediction has no score (NaN) and counts in no
+mean.
 """
 
 import math
 import warnings
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -24,16 +25,6 @@ from unet_jax.prediction import probabilities
 # Pixels whose one-hot products are summed in one float32, which holds integers
 # exactly up to 2**24.
 _EXACT = 2**24
-
-
-def predict_classes(logits: jax.Array) -> jax.Array:
-  """Returns uint8 [B, H, W] class maps of logits [B, H, W, C].
-
-  One channel (C = 1) is a sigmoid: class 1 where the logit is above 0.
-  """
-  if logits.shape[-1] == 1:
-    return (logits[..., 0] > 0).astype(jnp.uint8)
-  return jnp.argmax(logits, axis=-1).astype(jnp.uint8)
 
 
 def confusion_counts(
@@ -67,11 +58,11 @@ def confusion_counts(
     ).astype(jnp.int32)
     for i in range(0, pixels, _EXACT)
   ]
-  return sum(counts)
+  return sum(counts[1:], counts[0])
 
 
 def ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-  """Their quotient, NaN where both are 0."""
+  """Returns the quotient, NaN where both are 0."""
   with np.errstate(invalid='ignore', divide='ignore'):
     return numerator / denominator
 
@@ -86,7 +77,9 @@ def iou_and_dice(confusion: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   return ratio(both, sizes - both), ratio(2 * both, sizes)
 
 
-def merge_foreground(confusion: np.ndarray, foreground) -> np.ndarray:
+def merge_foreground(
+  confusion: np.ndarray, foreground: Sequence[int]
+) -> np.ndarray:
   """Joins classes: [..., C, C] to [..., 2, 2], index 1 is the foreground.
 
   Args:
@@ -99,8 +92,8 @@ def merge_foreground(confusion: np.ndarray, foreground) -> np.ndarray:
   return groups @ confusion @ groups.T
 
 
-def nanmean(values: np.ndarray, axis=None) -> np.ndarray:
-  """The mean of what is not NaN; NaN where all is."""
+def nanmean(values: np.ndarray, axis: int | None = None) -> np.ndarray:
+  """Returns the mean of values that are not NaN; NaN where all are."""
   with warnings.catch_warnings():
     # The mean of nothing is NaN by this module's rule, not a fault.
     warnings.simplefilter('ignore', RuntimeWarning)
@@ -108,7 +101,9 @@ def nanmean(values: np.ndarray, axis=None) -> np.ndarray:
 
 
 def scores(
-  confusion: np.ndarray, names: tuple[str, ...], foreground=()
+  confusion: np.ndarray,
+  names: tuple[str, ...],
+  foreground: tuple[str, ...] = (),
 ) -> dict[str, float]:
   """Returns the scores of a split.
 

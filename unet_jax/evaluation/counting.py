@@ -17,8 +17,8 @@ from unet_jax.config import fields
 from unet_jax.data import pipeline
 from unet_jax.evaluation import confusion as confusion_lib
 from unet_jax.evaluation import step
-from unet_jax.models import averaging as averaging_lib
 from unet_jax.models import unet
+from unet_jax.models.ensemble import Ensemble, SINGLE
 from unet_jax.runtime import mesh as mesh_lib
 from unet_jax.runtime import program
 from unet_jax.training import losses
@@ -34,8 +34,11 @@ class Evaluator:
     model: see `unet.create_model`.
     dataset: see prepare.py.
     mesh: where it runs.
-    averaging: of views and of several networks.
-    returns_logits: whether `run` can hand them on; in one process only.
+    ensemble: of views and of several networks.
+    returns_logits: whether `run` can return them; in one process only.
+
+  Attributes:
+    seconds_waiting: of the last run, time spent only waiting for the device.
   """
 
   def __init__(
@@ -44,15 +47,17 @@ class Evaluator:
     model: unet.UNet,
     dataset: Any,
     mesh: Mesh,
-    averaging: averaging_lib.Averaging = averaging_lib.NONE,
+    ensemble: Ensemble = SINGLE,
     returns_logits: bool = False,
   ):
     self._config, self._dataset, self._mesh = config, dataset, mesh
     self._loss_spec = losses.make_spec(config)
-    everywhere = mesh_lib.replicated(mesh)
-    # What says which image a row of a batch belongs to.
+    self.seconds_waiting = 0.0
+    # Per-example entries passed through eval_step.
     is_tiled = config.data.resize == 'patch'
-    self._of_rows = ('weight', 'example') if is_tiled else ('weight',)
+    self._row_keys = ('weight', 'example') if is_tiled else ('weight',)
+    # Entries per pixel stay where they are computed.
+    self._pixel_keys = ['prediction'] + ['logits', 'mask'] * returns_logits
     self._step = jax.jit(
       functools.partial(
         step.eval_step,
@@ -60,17 +65,15 @@ class Evaluator:
         loss_spec=self._loss_spec,
         mean=config.data.mean,
         std=config.data.std,
-        averaging=averaging,
+        ensemble=ensemble,
         returns_logits=returns_logits,
       ),
       out_shardings={
-        'confusion': everywhere,
-        **dict.fromkeys(self._of_rows, everywhere),
-        'loss_total': everywhere,
-        'loss_count': everywhere,
-        # Stays where it is; only the first batch's is ever fetched.
-        'prediction': None,
-        **({'logits': None} if returns_logits else {}),
+        **dict.fromkeys(
+          ('confusion', 'loss_total', 'loss_count', *self._row_keys),
+          mesh_lib.replicated(mesh),
+        ),
+        **dict.fromkeys(self._pixel_keys),
       },
       compiler_options=program.compiler_options(mesh),
     )
@@ -79,42 +82,25 @@ class Evaluator:
     self,
     variables: dict[str, Any],
     stop: Callable[[], bool] = lambda: False,
-    take_logits: Callable[[int, np.ndarray], None] | None = None,
+    take: Callable[[int, dict[str, np.ndarray]], None] | None = None,
   ) -> tuple[dict[str, float], np.ndarray, list[dict[str, np.ndarray]]] | None:
     """Counts every example once, whole or in tiles.
 
     Args:
       variables: `params` and `batch_stats`.
-      stop: asked between batches; the evaluation is given up once it is true.
-      take_logits: called with the index of each example in the set and its
-        logits, float32 [H', W', K].
+      stop: asked between batches; the evaluation ends early once it is true.
+      take: called with the index of each example in the set and its `logits`,
+        `prediction` and `mask`, see `eval_step`; needs `returns_logits`.
 
     Returns:
-      The figures `eval/...`, the confusion counts of all images together,
+      The metrics `eval/...`, the confusion counts of all images together,
       int64 [C, C], and the first `log.num_examples` examples with `image`,
-      `mask` and `prediction`; None if it was given up.
+      `mask` and `prediction`; None if it ended early.
     """
     start, self.seconds_waiting = time.perf_counter(), 0.0
-    confusion, totals, counts, shown = [], {}, {}, []
-    of_rows = {name: [] for name in self._of_rows}
-    pending = None
+    results: list[dict[str, Any]] = []
+    shown, pending = [], None
     batches = pipeline.eval_batches(self._dataset, self._config, self._mesh)
-
-    def add(result):
-      waited = time.perf_counter()
-      result = jax.device_get(result)
-      self.seconds_waiting += time.perf_counter() - waited
-      if take_logits is not None:
-        first = len(confusion) * self._config.data.batch_size
-        for i in np.flatnonzero(result['weight']):
-          take_logits(first + int(i), result['logits'][i])
-      confusion.append(result['confusion'])
-      for name, values in of_rows.items():
-        values.append(result[name])
-      for sums, name in ((totals, 'loss_total'), (counts, 'loss_count')):
-        for term, value in result[name].items():
-          sums[term] = sums.get(term, 0.0) + float(value)
-
     with contextlib.closing(batches):
       for batch in batches:
         if stop():
@@ -123,44 +109,65 @@ class Evaluator:
         if pending is None:
           shown = self._examples(batch, result['prediction'])
         else:
-          add(pending)  # Of the batch before: the device is never waited for.
-        # All but the predictions, which stay where they are.
-        pending = {k: v for k, v in result.items() if k != 'prediction'}
-    add(pending)
+          # Of the batch before: the device never waits for the host.
+          results.append(self._fetch(pending, len(results), take))
+        pending = result
+    assert pending is not None, 'a split has examples'
+    results.append(self._fetch(pending, len(results), take))
+    metrics, confusion = self._summarize(results)
+    metrics['seconds'] = time.perf_counter() - start
+    return {f'eval/{k}': v for k, v in metrics.items()}, confusion, shown
+
+  def _fetch(
+    self,
+    result: dict[str, Any],
+    number: int,
+    take: Callable[[int, dict[str, np.ndarray]], None] | None,
+  ) -> dict[str, Any]:
+    """Returns the counts of batch `number`, and passes its pixels to `take`."""
+    pixels = {k: result.pop(k) for k in self._pixel_keys}
+    start = time.perf_counter()
+    result = jax.device_get(result)
+    if take is not None:
+      pixels = jax.device_get(pixels)
+    self.seconds_waiting += time.perf_counter() - start
+    if take is not None:
+      for i in np.flatnonzero(result['weight']).tolist():
+        index = number * self._config.data.batch_size + i
+        take(index, {k: v[i] for k, v in pixels.items()})
+    return result
+
+  def _summarize(
+    self, results: list[dict[str, Any]]
+  ) -> tuple[dict[str, float], np.ndarray]:
+    """Returns the metrics and the confusion counts of all batches."""
+    rows = {
+      k: np.concatenate([result[k] for result in results])
+      for k in ('confusion', *self._row_keys)
+    }
     # A mesh may order its devices, and so the rows of a batch, otherwise than
     # the processes are: the padding is not always at the end.
-    of_rows = {name: np.concatenate(v) for name, v in of_rows.items()}
-    real = of_rows['weight'] > 0
-    per_image = np.concatenate(confusion)[real]
-    if 'example' in of_rows:
-      per_image = _sum_tiles(per_image, of_rows['example'][real])
+    real = rows['weight'] > 0
+    per_image = rows['confusion'][real]
+    if 'example' in rows:
+      per_image = _sum_tiles(per_image, rows['example'][real])
     assert len(per_image) == len(self._dataset), 'an example was lost'
-    figures = confusion_lib.scores(
+    metrics = confusion_lib.scores(
       per_image,
       fields.class_names(self._config),
       self._config.eval.foreground,
     )
-    figures['loss'] = float(
+    totals, counts = (
+      {
+        term: sum(float(r[key][term]) for r in results)
+        for term in results[0][key]
+      }
+      for key in ('loss_total', 'loss_count')
+    )
+    metrics['loss'] = float(
       losses.weighted_sum(totals, counts, self._loss_spec)
     )
-    figures['seconds'] = time.perf_counter() - start
-    figures = {f'eval/{k}': v for k, v in figures.items()}
-    return figures, per_image.sum(0, dtype=np.int64), shown
-
-  def predict(
-    self, variables: dict[str, Any], examples: list[dict[str, np.ndarray]]
-  ) -> list[np.ndarray]:
-    """Returns the predicted classes, uint8 [H', W'], of prepared examples."""
-    size, predictions = self._config.data.batch_size, []
-    for start in range(0, len(examples), size):
-      part = examples[start : start + size]
-      rows = [*part, *part[:1] * (size - len(part))]
-      batch = {k: np.stack([row[k] for row in rows]) for k in part[0]}
-      batch['weight'] = np.ones(size, np.float32)
-      batch = mesh_lib.to_devices(batch, self._mesh)
-      result = self._step(variables, batch)['prediction']
-      predictions += list(np.asarray(result)[: len(part)])
-    return predictions
+    return metrics, per_image.sum(0, dtype=np.int64)
 
   @property
   def split(self) -> str:
@@ -173,7 +180,7 @@ class Evaluator:
   def _examples(
     self, batch: dict[str, jax.Array], prediction: jax.Array
   ) -> list[dict[str, np.ndarray]]:
-    """Some examples of a batch with their predictions, for a figure."""
+    """Returns some examples of a batch with their predictions, for a plot."""
     count = self._config.log.num_examples
     if not count:
       return []

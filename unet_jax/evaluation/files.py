@@ -1,10 +1,11 @@
-"""What evaluations print and write."""
+"""The table and the files of evaluations."""
 
 import json
 import logging
 import os
 import shlex
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -12,53 +13,53 @@ import ml_collections
 import numpy as np
 
 from unet_jax.config import fields, saved
-from unet_jax.training import metric_writer
+from unet_jax.runtime import whole_files
 
 _log = logging.getLogger(__name__)
 
 
-def settings(config) -> dict[str, Any]:
-  """Returns what figures depend on besides the parameters, as in JSON."""
+def settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """Returns the sections that change metrics, as in JSON."""
   whole = json.loads(saved.to_json(config))
   return {name: whole[name] for name in ('eval', 'inference')}
 
 
-def scored_names(figures, names: tuple[str, ...]) -> list[str]:
-  """Returns the classes, and the foreground where the figures have it."""
+def scored_names(metrics: Iterable[str], names: tuple[str, ...]) -> list[str]:
+  """Returns the classes, and the foreground where the metrics have it."""
   prefix = 'eval/dataset_iou/'
-  scored = [k.removeprefix(prefix) for k in figures if k.startswith(prefix)]
+  scored = [k.removeprefix(prefix) for k in metrics if k.startswith(prefix)]
   return [*names, *(name for name in scored if name not in names)]
 
 
 def format_table(
-  figures: dict[str, float],
+  metrics: dict[str, float],
   names: tuple[str, ...],
   intervals: dict[str, tuple[float, float]] | None = None,
 ) -> str:
   """Returns the scores of each class, and their means, as aligned text.
 
   Args:
-    figures: `eval/...`, see `metrics.scores`.
+    metrics: `eval/...`, see `confusion.scores`.
     names: of the classes.
-    intervals: of confidence, without `eval/`, where they are known.
+    intervals: of confidence, by names without `eval/`.
   """
   reductions = ('dataset_iou', 'image_iou', 'dataset_dice', 'image_dice')
-  names = scored_names(figures, names)
-  width = max(len(n) for n in (*names, 'mean'))
+  scored = scored_names(metrics, names)
+  width = max(len(n) for n in (*scored, 'mean'))
   lines = [' ' * width + ''.join(f'{r:>14}' for r in reductions)]
 
-  def row(name, keys):
-    cells = [figures.get(k) for k in keys]
+  def row(name: str, keys: list[str]) -> None:
+    cells = [metrics.get(k) for k in keys]
     shown = ['-' if v is None or v != v else f'{v:.4f}' for v in cells]
     lines.append(f'{name:<{width}}' + ''.join(f'{s:>14}' for s in shown))
 
-  for name in names:
+  for name in scored:
     row(name, [f'eval/{r}/{name}' for r in reductions])
   means = [r.replace('_', '_m') for r in reductions]
   row('mean', [f'eval/{m}' for m in means])
-  last = f'pixel accuracy {figures["eval/pixel_accuracy"]:.4f}'
-  if 'eval/loss' in figures:
-    last += f', loss {figures["eval/loss"]:.4f}'
+  last = f'pixel accuracy {metrics["eval/pixel_accuracy"]:.4f}'
+  if 'eval/loss' in metrics:
+    last += f', loss {metrics["eval/loss"]:.4f}'
   lines.append(last)
   if intervals:
     low, high = intervals['dataset_miou']
@@ -71,23 +72,27 @@ def format_table(
 def write(
   workdir: str,
   config: ml_collections.ConfigDict,
-  figures: dict[str, float],
+  metrics: dict[str, float],
   confusion: np.ndarray,
   examples: list[dict[str, np.ndarray]],
   **about: Any,
 ) -> None:
-  """Writes eval.json and the figure of predictions."""
+  """Writes eval.json and the plot of predictions."""
   if jax.process_index():
     return
-  metric_writer.write_json(
+  whole_files.write_json(
     os.path.join(workdir, 'eval.json'),
-    {**about, **figures, 'confusion': confusion.tolist()},
+    {**about, **metrics, 'confusion': confusion.tolist()},
   )
   _draw_examples(workdir, config, examples)
 
 
-def _draw_examples(workdir: str, config, examples) -> None:
-  """Draws figures/predictions.png, if there are any."""
+def _draw_examples(
+  workdir: str,
+  config: ml_collections.ConfigDict,
+  examples: list[dict[str, np.ndarray]],
+) -> None:
+  """Draws figures/predictions.png, if there are examples."""
   if not examples:
     return
   from unet_jax.reports import plots  # matplotlib is slow to import.
@@ -99,8 +104,8 @@ def _draw_examples(workdir: str, config, examples) -> None:
   )
 
 
-def _note(config) -> str:
-  """Says what predictions were compared with."""
+def _note(config: ml_collections.ConfigDict) -> str:
+  """Returns a line on the masks and pixels of a comparison."""
   if config.eval.resolution == 'original':
     return (
       'Logits were brought to the size of each image and compared with its '
@@ -113,21 +118,27 @@ def _note(config) -> str:
   )
 
 
-def write_full(workdir: str, config, about, figures, result) -> None:
+def write_full(
+  workdir: str,
+  config: ml_collections.ConfigDict,
+  about: dict[str, Any],
+  metrics: dict[str, float],
+  result: dict[str, Any],
+) -> None:
   """Writes eval.json, eval.csv, eval.html and figures/ of --mode=evaluate.
 
   Args:
     workdir: of the run.
     config: of the run.
-    about: what was evaluated, for eval.json and the page.
-    figures: `eval/...`.
+    about: the checkpoint and the split, for eval.json and the page.
+    metrics: `eval/...`.
     result: of evaluate.py; with `rows` where images were measured one by one.
   """
-  metric_writer.write_json(
+  whole_files.write_json(
     os.path.join(workdir, 'eval.json'),
     {
       **about,
-      **figures,
+      **metrics,
       'intervals': {f'eval/{k}': v for k, v in result['intervals'].items()},
       'confusion': result['confusion'].tolist(),
     },
@@ -140,8 +151,15 @@ def write_full(workdir: str, config, about, figures, result) -> None:
   from unet_jax.evaluation import page
   from unet_jax.reports import plots
 
-  pass
-
+  path = lambda *parts: os.path.join(workdir, *parts)
+  drawn = {
+    kind: path('figures', f'{kind}.png')
+    for kind in ('confusion', 'reliability')
+  }
+  plots.draw_confusion(drawn['confusion'], result['confusion'], names)
+  plots.draw_reliability(
+    drawn['reliability'], result['reliability'], result['metrics']['ece']
+  )
   report = {
     'title': workdir,
     'about': {
@@ -150,24 +168,16 @@ def write_full(workdir: str, config, about, figures, result) -> None:
       'command': shlex.join(sys.argv),
     },
     'names': names,
-    'figures': result['figures'],
+    'metrics': result['metrics'],
     'intervals': result['intervals'],
     'confusion': result['confusion'],
     'reliability': result['reliability'],
+    'plots': drawn,
     'notes': [_note(config)],
   }
-  path = lambda *parts: os.path.join(workdir, *parts)
-  metric_writer.write_csv(path('eval.csv'), result['rows'])
+  whole_files.write_csv(path('eval.csv'), result['rows'])
   pictures = result['pictures']
   page.write(path('eval.html'), report, result['rows'], pictures)
-  plots.draw_confusion(
-    path('figures', 'confusion.png'), result['confusion'], names
-  )
-  plots.draw_reliability(
-    path('figures', 'reliability.png'),
-    result['reliability'],
-    result['figures']['ece'],
-  )
   for kind, examples in pictures.items():
     if examples:
       plots.draw_predictions(path('figures', f'{kind}.png'), examples, names)

@@ -1,8 +1,8 @@
 """All measures of a full evaluation: of one image, of a split, and a table.
 
-`measure_image` keeps counts, sums and values of fixed shapes, so that images
-are measured once, anywhere and in any order; what is divided or averaged is so
-in `summarize`. The two reductions and the rule for NaN are those of metrics.py.
+`measure_image` returns counts, sums and values of fixed shapes, so that images
+are measured once, anywhere and in any order; `summarize` divides and averages
+them. The two reductions and the rule for NaN are those of confusion.py.
 """
 
 import dataclasses
@@ -14,18 +14,17 @@ import numpy as np
 from unet_jax.config import fields
 from unet_jax.evaluation import bootstrap, boundaries, calibration, objects
 from unet_jax.evaluation import confusion as confusion_lib
-from unet_jax.prediction import probabilities
 
 # Of one image: {name: array}, see `measure_image`.
 Measured = dict[str, np.ndarray]
 
-# Figures of partitions, at thresholds of the probability (instances.py).
+# Metrics of partitions, at thresholds of the probability (objects.py).
 _PARTITIONS = ('v_rand', 'v_info', 'v_rand_thin', 'v_info_thin')
 
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-  """What is measured, see unet_jax/config/default.py, section eval.
+  """What to measure, see unet_jax/config/default.py, section eval.
 
   Attributes:
     names: of the classes; logits of one channel (sigmoid) have two.
@@ -51,7 +50,7 @@ class Spec:
 
 
 def make_spec(config: ml_collections.ConfigDict) -> Spec:
-  """Returns what a config asks for."""
+  """Returns the spec of a config."""
   e = config.eval
   return Spec(
     names=fields.class_names(config),
@@ -68,6 +67,7 @@ def make_spec(config: ml_collections.ConfigDict) -> Spec:
 
 def measure_image(
   logits: np.ndarray,
+  prediction: np.ndarray,
   mask: np.ndarray,
   spec: Spec,
   instances: np.ndarray | None = None,
@@ -76,18 +76,18 @@ def measure_image(
 
   Args:
     logits: float32 [H, W, K], K = 1 or one channel per class.
+    prediction: uint8 [H, W], their classes, see `probabilities.predict`.
     mask: uint8 [H, W]; 255 is ignored.
-    spec: what is measured.
+    spec: what to measure.
     instances: integers [H, W] that number the objects of the truth, 0 is none;
       None takes the connected parts of the class.
 
   Returns:
     `confusion` and `band_confusion` (in the band along outlines), int64 [C, C];
-    what boundaries.py, calibration.py and, where `spec.instances` names a
-    class, instances.py return of one image.
+    and the measures of boundaries.py, calibration.py and, where
+    `spec.instances` names a class, objects.py.
   """
   num_classes = len(spec.names)
-  prediction = probabilities.predict(logits)
   # The mask outside of the band is ignored.
   near = boundaries.band(mask, num_classes, spec.band)
   in_band = np.where(near, mask, np.uint8(fields.IGNORE_LABEL))
@@ -101,7 +101,7 @@ def measure_image(
     **boundaries.measure(
       mask, prediction, num_classes, spec.boundary_ratio, spec.tolerance
     ),
-    **calibration.measure(logits, mask, spec.bins),
+    **calibration.measure(logits, prediction, mask, spec.bins),
   }
   if spec.instances:
     index = spec.names.index(spec.instances)
@@ -121,15 +121,15 @@ def measure_image(
 def summarize(
   measured: list[Measured], spec: Spec
 ) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
-  """Returns the figures of a split, and 95 % intervals of some.
+  """Returns the metrics of a split, and 95 % intervals of some.
 
   Args:
     measured: of each image of the split, at least one.
     spec: what was measured.
 
   Returns:
-    The figures, NaN where nothing counts:
-      those of `metrics.scores` and `metrics.further_scores`;
+    The metrics, NaN where nothing counts:
+      those of `confusion.scores` and `confusion.further_scores`;
       `dataset_boundary_iou/NAME`, `image_boundary_iou/NAME`, and the means over
         classes `dataset_boundary_miou`, `image_boundary_miou`;
       `dataset_band_iou/NAME`, `dataset_band_miou`;
@@ -143,19 +143,19 @@ def summarize(
         `v_info`, `v_rand_thin`, `v_info_thin`: means over images at a
         probability of 0.5, and with `_best` at the threshold that is best for
         the split, which `_best_threshold` is.
-    The intervals {name: (low, high)}, see intervals.py.
+    The intervals {name: (low, high)}, see bootstrap.py.
   """
   stacked = _stack(measured)
   confusion = stacked['confusion']
-  figures = {
+  metrics = {
     **confusion_lib.scores(confusion, spec.names, spec.foreground),
     **confusion_lib.further_scores(confusion, spec.names),
-    **_outline_figures(stacked, spec.names),
-    **calibration.figures(_calibration_sums(stacked)),
+    **_outline_metrics(stacked, spec.names),
+    **calibration.metrics(_calibration_sums(stacked)),
   }
   if spec.instances:
-    figures.update(_object_figures(stacked))
-  return figures, bootstrap.bootstrap(
+    metrics.update(_object_metrics(stacked))
+  return metrics, bootstrap.bootstrap(
     confusion, spec.names, spec.foreground, spec.resamples, spec.seed
   )
 
@@ -171,7 +171,7 @@ def image_rows(
     spec: what was measured.
 
   Returns:
-    {'image': its name, and the figures `pixel_accuracy`, `miou`, `iou/NAME`,
+    {'image': its name, and the metrics `pixel_accuracy`, `miou`, `iou/NAME`,
     `dice/NAME`, `boundary_iou/NAME`, `hd95/NAME`, `nsd/NAME`, `pixels/NAME` and
     `predicted_pixels/NAME` (of each class in the mask and in the prediction,
     without those that the mask ignores), `ece`, `nll`, `brier`, and of objects
@@ -210,7 +210,7 @@ def _calibration_sums(stacked: Measured) -> Measured:
 def _by_class(
   score: str, values: np.ndarray, names: tuple[str, ...], mean: str = ''
 ) -> dict[str, float]:
-  """Means over images of values [N, C], and over the classes of each image."""
+  """Averages values [N, C] over images, and the images' means over classes."""
   result = {
     f'{score}/{name}': float(v)
     for name, v in zip(names, confusion_lib.nanmean(values, 0))
@@ -222,7 +222,7 @@ def _by_class(
   return result
 
 
-def _outline_figures(
+def _outline_metrics(
   stacked: Measured, names: tuple[str, ...]
 ) -> dict[str, float]:
   boundary, hd95 = stacked['boundary'], stacked['hd95']
@@ -253,9 +253,9 @@ def _outline_figures(
   }
 
 
-def _object_figures(stacked: Measured) -> dict[str, float]:
+def _object_metrics(stacked: Measured) -> dict[str, float]:
   precision = objects.average_precision(stacked['objects'].sum(0))
-  figures = {
+  metrics = {
     'ap50': precision[0],
     'ap75': precision[5],
     'ap': precision.mean(),
@@ -264,17 +264,17 @@ def _object_figures(stacked: Measured) -> dict[str, float]:
     means = confusion_lib.nanmean(stacked[name], 0)
     # With no object at all, every mean is NaN and the first stands for them.
     best = np.argmax(means)
-    figures[name] = means[objects.HALF]
-    figures[f'{name}_best'] = means[best]
-    figures[f'{name}_best_threshold'] = objects.THRESHOLDS[best]
-  return {name: float(value) for name, value in figures.items()}
+    metrics[name] = means[objects.HALF]
+    metrics[f'{name}_best'] = means[best]
+    metrics[f'{name}_best_threshold'] = objects.THRESHOLDS[best]
+  return {name: float(value) for name, value in metrics.items()}
 
 
 def _row(m: Measured, spec: Spec) -> dict[str, float]:
-  """The figures of one image."""
+  """Returns the metrics of one image."""
   names, counts = spec.names, m['confusion']
   iou, dice = confusion_lib.iou_and_dice(counts)
-  row = {
+  row: dict[str, Any] = {
     'pixel_accuracy': confusion_lib.ratio(np.trace(counts), counts.sum()),
     'miou': confusion_lib.nanmean(iou),
   }
@@ -293,13 +293,13 @@ def _row(m: Measured, spec: Spec) -> dict[str, float]:
     'boundary_iou': (spec.names, confusion_lib.ratio(*m['boundary'].T)),
     'hd95': (spec.names, m['hd95']),
     'nsd': (spec.names, confusion_lib.ratio(*m['nsd'].T)),
-    # With the IoU these give back what a class's dataset IoU is summed of.
+    # With the IoU these give the counts of a class's dataset IoU.
     'pixels': (spec.names, counts.sum(1)),
     'predicted_pixels': (spec.names, counts.sum(0)),
   }
   for score, (of, values) in columns.items():
     row.update({f'{score}/{name}': v for name, v in zip(of, values)})
-  calibrated = calibration.figures(m)
+  calibrated = calibration.metrics(m)
   row.update({name: calibrated[name] for name in ('ece', 'nll', 'brier')})
   if spec.instances:
     precision = objects.average_precision(m['objects'])

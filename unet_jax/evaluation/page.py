@@ -1,10 +1,9 @@
 """The page of --mode=evaluate for people: one HTML file, nothing beside it.
 
-It opens from disk and can be sent around; pictures are data URIs. Whatever
-comes from the data, names of files above all, is escaped.
+It opens from disk and can be sent around; pictures are data URIs. Jinja2
+escapes all text from the data, names of files above all.
 """
 
-import html
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,109 +11,82 @@ from typing import Any
 import numpy as np
 
 from unet_jax.evaluation import glossary
-from unet_jax.reports import charts, colors
-from unet_jax.reports import html as html_lib
-from unet_jax.reports import pictures as pictures_lib
+from unet_jax.reports import charts, colors, html, pictures
+from unet_jax.reports.html import parts
 
 _WORST = 20
-# Of more classes the list of the worst images has no columns.
+# Above this many classes the list of the worst images has no columns of them.
 _LISTED_CLASSES = 8
-# Decimals of figures in a unit.
+# Decimals of metrics in a unit.
 _DIGITS = {'px': 2, 'images': 0}
-# Figures at the top, as far as there are any.
+# Metrics at the top, as far as there are any, and beside the calibration.
 _HEADLINE = ('dataset_miou', 'image_miou', 'dataset_mdice', 'pixel_accuracy')
+_CALIBRATION = ('ece', 'mce', 'nll', 'brier')
+
+_Rows = Sequence[Mapping[str, Any]]
+_Table = tuple[list[tuple[Any, str]], list[list[Any]]]
 
 
 def write(
   path: str,
   report: dict[str, Any],
-  rows: list[dict[str, Any]],
-  pictures: dict[str, list[dict[str, Any]]],
+  rows: _Rows,
+  predictions: Mapping[str, _Rows],
 ) -> None:
   """Writes the page, whole or not at all.
 
   Args:
     path: of the HTML file.
     report: `title`; `about`, {word: value}, of which `command` stands at the
-      foot; `names` of the C classes; `figures`, {name without eval/: number,
+      foot; `names` of the C classes; `metrics`, {name without eval/: number,
       NaN or None where there is no score}; `intervals`, {name: (low, high)}, of
       95 %, of some of them; `confusion`, integers [C, C], rows are the mask;
-      `reliability`, None or see `report_charts.reliability`; `notes`, lines.
+      `reliability`, None or the bins, see `plots.draw_reliability`; `plots`,
+      {'confusion' and 'reliability': PNG file}, where there are these numbers;
+      `notes`, lines.
     rows: of each image its name as `image`, and `miou`, `pixel_accuracy` and
       `iou/NAME` of each class, in 0..1 or NaN.
-    pictures: {heading: predictions} in their order on the page, each with
-      `name`, `score` and what `report_pictures.predicted_part` takes.
+    predictions: {heading: examples} in their order on the page, each with
+      `name`, `score` and the arrays of `pictures.predicted_part`.
   """
-  figures, about = report['figures'], dict(report['about'])
-  command = about.pop('command', '')
-  page = html_lib.page(
-    f'Evaluation of {report["title"]}',
-    _headline(report, about),
-    {
-      'Figures': _figures(report),
-      'Classes': _classes(report),
-      'Confusion': _confusion(report),
-      'Calibration': _calibration(report),
-      'Images': _images(rows),
-      'Predictions': _predictions(pictures, report['names']),
-      'Measures': _measures(figures),
+  metrics = _Metrics(report['metrics'], report['intervals'])
+  about = dict(report['about'])
+  known, other = _metric_tables(metrics)
+  page = html.render(
+    'evaluation.html',
+    title=f'Evaluation of {report["title"]}',
+    report=report,
+    command=about.pop('command', ''),
+    about={word: _plain(value) for word, value in about.items()},
+    headline=metrics.facts(_HEADLINE),
+    known=known,
+    other=other,
+    overlap=_class_table(metrics, report['names'], glossary.OVERLAPS),
+    borders=_class_table(metrics, report['names'], glossary.BORDERS),
+    confusion=_confusion(report),
+    calibration=_calibration(report),
+    calibration_facts=metrics.facts(_CALIBRATION),
+    images=_images(rows),
+    predictions={
+      heading.capitalize(): _figures(examples, report['names'])
+      for heading, examples in predictions.items()
+      if examples
     },
-    footer=_command(command),
-    has_outlines=False,
+    measures=_measures(metrics),
+    reductions=metrics.reductions(),
   )
-  html_lib.write(path, page)
-
-
-def _has_score(value: float | None) -> bool:
-  return value is not None and math.isfinite(value)
+  html.write(path, page)
 
 
 def _show(value: float | None, unit: str = '') -> str:
-  """A share has four digits; what is counted in pixels or images, fewer."""
+  """A share has four digits; numbers of pixels or images have fewer."""
   if value is None or math.isnan(value):
     return '–'
   return f'{value:,.{_DIGITS.get(unit, 4)}f}'
 
 
-def _interval(report, name: str) -> tuple[float, float] | None:
-  interval = report['intervals'].get(name)
-  # Without a score there is nothing to have an interval.
-  if not _has_score(report['figures'][name]):
-    return None
-  return interval if interval and all(map(_has_score, interval)) else None
-
-
-def _with_interval(report, name: str, unit: str = '') -> str:
-  """Returns a figure with its confidence interval below, as HTML."""
-  between = _between(report, name, unit)
-  below = f'<small>{between}</small>' if between else ''
-  return _show(report['figures'][name], unit) + below
-
-
-def _between(report, name: str, unit: str) -> str:
-  return ' – '.join(_show(x, unit) for x in _interval(report, name) or ())
-
-
-# The sections, each a string of HTML, empty where there is nothing to show.
-
-
-def _headline(report, about) -> str:
-  facts = {
-    _title(name): _with_interval(report, name)
-    for name in _HEADLINE
-    if name in report['figures']
-  }
-  return (
-    '<p class="soft">Evaluation</p>\n'
-    f'<h1>{html.escape(report["title"])}</h1>\n'
-    f'{html_lib.facts(facts, "large")}'
-    f'{html_lib.facts({w: html.escape(_plain(v)) for w, v in about.items()})}'
-  )
-
-
-def _title(figure: str) -> str:
-  entry, reduction = glossary.find(figure)
-  return f'{entry.title}, {reduction}' if reduction else entry.title
+def _has_score(value: float | None) -> bool:
+  return value is not None and math.isfinite(value)
 
 
 def _plain(value: Any) -> str:
@@ -123,252 +95,250 @@ def _plain(value: Any) -> str:
   return f'{value:,}' if isinstance(value, int) else f'{value:.4g}'
 
 
-def _figures(report) -> str:
-  """Figures of all classes at once, and those that nobody described."""
-  known, other = [], []
-  for name, value in report['figures'].items():
-    found = glossary.find(name)
-    if found is None:
-      other.append((f'<code>{html.escape(name)}</code>', _show(value)))
-    elif '/' not in name:
-      known.append(_figure_row(report, name, *found))
-  text = '<h2>Figures</h2>\n'
-  if report['intervals']:
-    text += (
-      '<p class="soft">The intervals are of 95 % confidence, for other images '
-      'like these; they say nothing of how a training varies.</p>\n'
-    )
-  notes = ''.join(f'<li>{html.escape(note)}</li>' for note in report['notes'])
-  if notes:
-    text += f'<ul>{notes}</ul>\n'
-  if known:
-    columns = (
-      ('figure', 'label'),
-      ('reduction', ''),
-      ('value', 'number'),
-      ('95 % interval', 'number'),
-      ('0 to 1', 'bars'),
-    )
-    text += html_lib.table(columns, known, 'fields', shown=len(known))
-  if other:
-    columns = ('figure', ''), ('value', 'number')
-    text += f'<h3>Other figures</h3>\n{html_lib.table(columns, other)}'
-  return text if known or other or notes else ''
+class _Metrics(dict[str, float | None]):
+  """The metrics, and how each is printed."""
 
-
-def _figure_row(report, name, entry: glossary.Entry, reduction) -> list[str]:
-  value = report['figures'][name]
-  has_bar = _has_score(value) and not entry.unit
-  unit = f' {entry.unit}' if entry.unit == 'px' else ''
-  return [
-    html.escape(entry.title),
-    reduction,
-    _show(value, entry.unit) + unit,
-    _between(report, name, entry.unit),
-    html_lib.bar(value, _interval(report, name)) if has_bar else '',
-  ]
-
-
-def _classes(report) -> str:
-  text = ''
-  for title, measures in (
-    ('Overlap', glossary.OVERLAPS),
-    ('Borders', glossary.BORDERS),
+  def __init__(
+    self,
+    metrics: Mapping[str, float | None],
+    intervals: Mapping[str, tuple[float, float]],
   ):
-    table = _class_table(report, measures)
-    text += f'<h3>{title}</h3>\n{table}' if table else ''
-  return f'<h2>Classes</h2>\n{text}' if text else ''
+    super().__init__(metrics)
+    self.entries = {name: glossary.find(name) for name in metrics}
+    self._intervals = intervals
+
+  def interval(self, name: str) -> tuple[float, float] | None:
+    """Returns an interval; a metric without a score has none."""
+    interval = self._intervals.get(name)
+    if interval and all(map(_has_score, (self[name], *interval))):
+      return interval
+    return None
+
+  def show_interval(self, name: str, unit: str) -> str:
+    return ' – '.join(_show(x, unit) for x in self.interval(name) or ())
+
+  def cell(self, name: str, unit: str = '') -> str:
+    """Returns a metric with its interval below; '' if it was not measured."""
+    if name not in self:
+      return ''
+    shown = _show(self[name], unit)
+    return parts.value_with(shown, self.show_interval(name, unit))
+
+  def facts(self, names: Sequence[str]) -> dict[str, str]:
+    """Returns {title: cell} of those of the metrics that were measured."""
+    facts = {}
+    for name in names:
+      if name in self:
+        entry, reduction = self.entries[name]
+        title = f'{entry.title}, {reduction}' if reduction else entry.title
+        facts[title] = self.cell(name)
+    return facts
+
+  def reductions(self) -> dict[str, str]:
+    """Returns {name: meaning} of the reductions of the metrics."""
+    used = {found[1] for found in self.entries.values() if found}
+    return {k: v for k, v in glossary.REDUCTIONS.items() if k in used}
 
 
-def _class_table(report, measures: Mapping[str, glossary.Entry]) -> str:
-  """Measures of each class as columns, with each reduction that there is."""
-  figures, names = report['figures'], list(report['names'])
-  of_classes = [name.partition('/') for name in figures if '/' in name]
-  prefixes = {prefix for prefix, _, _ in of_classes}
+def _metric_tables(metrics: _Metrics) -> tuple[_Table, _Table]:
+  """Metrics of all classes at once, and those that the glossary lacks."""
+  known, other = [], []
+  for name, value in metrics.items():
+    found = metrics.entries[name]
+    if found is None:
+      other.append([parts.code(name), _show(value)])
+    elif '/' not in name:
+      entry, reduction = found
+      interval = metrics.interval(name)
+      has_bar = _has_score(value) and not entry.unit
+      unit = ' px' if entry.unit == 'px' else ''
+      known.append(
+        [
+          entry.title,
+          reduction,
+          _show(value, entry.unit) + unit,
+          metrics.show_interval(name, entry.unit),
+          parts.bar(value, interval) if has_bar else '',
+        ]
+      )
   columns = [
-    (prefix, reduction, measure, entry)
+    ('metric', 'label'),
+    ('reduction', ''),
+    ('value', 'number'),
+    ('95 % interval', 'number'),
+    ('0 to 1', 'bars'),
+  ]
+  return (columns, known), ([('metric', ''), ('value', 'number')], other)
+
+
+def _class_table(
+  metrics: _Metrics,
+  names: Sequence[str],
+  measures: Mapping[str, glossary.Entry],
+) -> tuple[list[tuple[Any, str]], list[list[Any]], list[Any]] | None:
+  """Measures of each class as columns, with each reduction that there is.
+
+  Returns:
+    Columns, rows, and the row of means; None where nothing was measured.
+  """
+  of_classes = [name.partition('/') for name in metrics if '/' in name]
+  prefixes = {prefix for prefix, _, _ in of_classes}
+  # (prefix of the metrics, name of their mean, reduction, entry)
+  measured = [
+    (prefix, f'{reduction}_{glossary.mean_of(measure)}', reduction, entry)
     for measure, entry in measures.items()
     for reduction in (*glossary.REDUCTIONS, '')
     if (prefix := f'{reduction}_{measure}'.lstrip('_')) in prefixes
   ]
-  if not columns:
-    return ''
-  # Classes that were scored as one come after the classes.
-  joined = [n for _, _, n in of_classes if n not in names]
-  shown = [*names, *dict.fromkeys(joined)]
-  tints = {
-    name: html_lib.swatch(color)
+  if not measured:
+    return None
+  titles = {
+    name: parts.swatch(name, color)
     for name, color in zip(names, colors.class_colors(len(names)))
   }
-
-  def row(title: str, keys: Sequence[str]) -> list[str]:
-    """Empty where nothing of the kind was measured."""
-    return [
-      title,
-      *(
-        _with_interval(report, key, entry.unit) if key in figures else ''
-        for key, (*_, entry) in zip(keys, columns)
-      ),
-    ]
-
+  # Classes that were scored as one come after the classes.
+  titles = {**titles, **{n: n for _, _, n in of_classes if n not in titles}}
   rows = []
-  for name in shown:
-    keys = [f'{prefix}/{name}' for prefix, *_ in columns]
-    if any(key in figures for key in keys):
-      rows.append(row(tints.get(name, '') + html.escape(name), keys))
-  means = [f'{r}_{glossary.mean_of(measure)}' for _, r, measure, _ in columns]
-  last = row('<b>mean</b>', means) if any(m in figures for m in means) else ()
-  head = [
+  for name, title in titles.items():
+    keys = [f'{prefix}/{name}' for prefix, *_ in measured]
+    if any(key in metrics for key in keys):
+      cells = [metrics.cell(k, e.unit) for k, (*_, e) in zip(keys, measured)]
+      rows.append([title, *cells])
+  means = [metrics.cell(mean, entry.unit) for _, mean, _, entry in measured]
+  columns = [
     (
-      f'{entry.title}{f", {entry.unit}" if entry.unit else ""}'
-      f'<small>{reduction}</small>',
+      parts.value_with(
+        f'{entry.title}, {entry.unit}' if entry.unit else entry.title, reduction
+      ),
       'number',
     )
-    for _, reduction, _, entry in columns
+    for *_, reduction, entry in measured
   ]
-  return html_lib.table([('class', 'label'), *head], rows, last=last)
+  last = [parts.strong('mean'), *means] if any(means) else []
+  return [('class', 'label'), *columns], rows, last
 
 
-def _confusion(report) -> str:
-  counts = np.asarray(report['confusion'], np.int64)
+def _confusion(report: Mapping[str, Any]) -> dict[str, Any] | None:
+  counts, names = np.asarray(report['confusion'], np.int64), report['names']
   if not counts.size:
-    return ''
-  return (
-    '<h2>Confusion</h2>\n<p>Each row is a class of the mask, and says as what '
-    'its pixels were predicted, in percent; on the diagonal they are right. '
-    f'{html_lib.plural(int(counts.sum()), "pixel")} in all.</p>\n'
-    f'{charts.confusion(counts, report["names"])}'
-  )
-
-
-def _calibration(report) -> str:
-  if report['reliability'] is None:
-    return ''
-  figures = report['figures']
-  facts = {
-    glossary.WHOLES[key].title: _with_interval(report, key)
-    for key in ('ece', 'mce', 'nll', 'brier')
-    if key in figures
+    return None
+  rows = [
+    [name, *(f'{n:,}' for n in row)]
+    for name, row in zip(names, counts.tolist())
+  ]
+  return {
+    'pixels': int(counts.sum()),
+    'figures': _plot(report, 'confusion', 'confusion matrix'),
+    'columns': [
+      ('mask ↓ prediction →', ''),
+      *((name, 'number') for name in names),
+    ],
+    'rows': rows,
   }
-  return (
-    '<h2>Calibration</h2>\n<p>Bars are the accuracy of the pixels of each '
-    'confidence, dots lie at their mean confidence. On the dashed line a '
-    'network is as often right as it claims; below it, it claims too much.'
-    f'</p>\n{html_lib.facts(facts)}'
-    f'{charts.reliability(report["reliability"])}'
-  )
 
 
-def _images(rows: Sequence[Mapping[str, Any]]) -> str:
+def _calibration(report: Mapping[str, Any]) -> dict[str, Any] | None:
+  bins = report['reliability']
+  if bins is None:
+    return None
+  edges = np.linspace(0, 1, len(bins['count']) + 1)
+  rows = [
+    [
+      f'{edges[i]:.2f} to {edges[i + 1]:.2f}',
+      f'{bins["confidence"][i]:.3f}',
+      f'{bins["accuracy"][i]:.3f}',
+      f'{bins["count"][i]:,}',
+    ]
+    for i in np.flatnonzero(bins['count'])
+  ]
+  alt = 'accuracy of the pixels of each confidence'
+  titles = ('bin', 'mean confidence', 'accuracy', 'pixels')
+  return {
+    'figures': _plot(report, 'reliability', alt),
+    'columns': [(title, 'number') for title in titles],
+    'rows': rows,
+  }
+
+
+def _plot(
+  report: Mapping[str, Any], name: str, alt: str
+) -> list[pictures.Figure]:
+  return [pictures.Figure([pictures.file_panel(report['plots'][name], alt)])]
+
+
+def _images(rows: _Rows) -> dict[str, Any] | None:
   """Histogram of the images' mIoU, and the worst images."""
   scored = [row for row in rows if _has_score(row.get('miou'))]
   if not scored:
-    return ''
+    return None
   scored.sort(key=lambda row: row['miou'])
   values = np.array([row['miou'] for row in scored])
   low, middle, high = np.quantile(values, (0.1, 0.5, 0.9))
-  facts = {
-    'images': f'{len(rows):,}',
-    'without a score': f'{len(rows) - len(scored):,}',
-    'median mIoU': _show(middle),
-    'a tenth is below': _show(low),
-    'a tenth is above': _show(high),
+  columns, cells = _worst(scored[:_WORST])
+  return {
+    'facts': {
+      'images': f'{len(rows):,}',
+      'without a score': f'{len(rows) - len(scored):,}',
+      'median mIoU': _show(middle),
+      'a tenth is below': _show(low),
+      'a tenth is above': _show(high),
+    },
+    'histogram': charts.histogram(
+      'mIoU of an image', values, unit='', limits=(0, 1), digits=1
+    ),
+    'columns': columns,
+    'rows': cells,
   }
-  drawn = charts.histogram(
-    'mIoU of an image', values, np.ones(len(values)), '', (0, 1), 1
-  )
-  text = f'<h2>Images</h2>\n{html_lib.facts(facts)}{drawn}'
-  return f'{text}<h3>Worst images</h3>\n{_worst(scored[:_WORST])}'
 
 
-def _worst(rows: Sequence[Mapping[str, Any]]) -> str:
-  # Those that were scored as one too.
+def _worst(rows: _Rows) -> _Table:
+  # Including the classes that were scored as one.
   classes = [key for key in rows[0] if key.startswith('iou/')]
   if len(classes) > _LISTED_CLASSES:
     classes = []
-  columns = (
+  columns = [
     ('image', 'label'),
     ('mIoU', 'number'),
     ('', 'bars'),
     ('accuracy', 'number'),
-    *(
-      (f'IoU {html.escape(key.removeprefix("iou/"))}', 'number')
-      for key in classes
-    ),
-  )
+    *((f'IoU {key.removeprefix("iou/")}', 'number') for key in classes),
+  ]
   cells = [
-    (
-      f'<code>{html.escape(row["image"])}</code>',
+    [
+      parts.code(row['image']),
       _show(row['miou']),
-      html_lib.bar(row['miou']),
-      _show(row.get('pixel_accuracy')),
-      *(_show(row.get(key)) for key in classes),
-    )
+      parts.bar(row['miou']),
+      *(_show(row.get(key)) for key in ('pixel_accuracy', *classes)),
+    ]
     for row in rows
   ]
-  return html_lib.table(columns, cells, shown=_WORST)
+  return columns, cells
 
 
-def _predictions(pictures, names) -> str:
-  text = ''
-  for heading, examples in pictures.items():
-    drawn = [
-      html_lib.figure(
-        pictures_lib.prediction_panels(example, len(names)),
-        f'<code>{html.escape(example["name"])}</code>'
-        f'mIoU {_show(example["score"])}',
-      )
-      for example in examples
-    ]
-    if drawn:
-      title = html.escape(heading.capitalize())
-      text += f'<h3>{title}</h3>\n{html_lib.sheet(drawn, "quads")}'
-  if not text:
-    return ''
-  return (
-    '<h2>Predictions</h2>\n<p>Image, mask, prediction, and the wrong pixels in '
-    f'red.</p>\n{html_lib.legend(names)}{text}'
-  )
-
-
-def _measures(figures) -> str:
-  """A line on each measure that is on the page, and on the reductions."""
-  found = [glossary.find(name) for name in figures]
-  entries = {entry.title: entry for entry, _ in filter(None, found)}
-  if not entries:
-    return ''
-  columns = (
-    ('measure', ''),
-    ('meaning', ''),
-    ('unit', ''),
-    ('better', ''),
-    ('source', ''),
-  )
-  rows = [
-    (
-      html.escape(entry.title),
-      html.escape(entry.meaning),
-      html.escape(entry.unit or '0 to 1'),
-      'lower' if entry.lower_is_better else 'higher',
-      html.escape(entry.source),
+def _figures(examples: _Rows, names: Sequence[str]) -> list[pictures.Figure]:
+  return [
+    pictures.Figure(
+      pictures.prediction_panels(example, len(names)),
+      f'mIoU {_show(example["score"])}',
+      example['name'],
     )
+    for example in examples
+  ]
+
+
+def _measures(metrics: _Metrics) -> _Table:
+  """A line on each measure that is on the page."""
+  found = filter(None, metrics.entries.values())
+  entries = {entry.title: entry for entry, _ in found}
+  titles = ('measure', 'meaning', 'unit', 'better', 'source')
+  rows = [
+    [
+      entry.title,
+      entry.meaning,
+      entry.unit or '0 to 1',
+      'lower' if entry.lower_is_better else 'higher',
+      entry.source,
+    ]
     for entry in entries.values()
   ]
-  used = {reduction for _, reduction in filter(None, found) if reduction}
-  reductions = ''.join(
-    f'<li><b>{name}</b>: {meaning}</li>'
-    for name, meaning in glossary.REDUCTIONS.items()
-    if name in used
-  )
-  return (
-    '<h2>What the measures mean</h2>\n'
-    f'{html_lib.table(columns, rows, "fields", shown=len(rows))}'
-    f'<p>Reductions:</p>\n<ul>{reductions}</ul>\n'
-    '<p>– is no score: the class is in no mask and no prediction.</p>'
-  )
-
-
-def _command(command: str) -> str:
-  if not command:
-    return ''
-  return f'<p class="soft">Made by</p>\n<pre>{html.escape(command)}</pre>'
+  return [(title, '') for title in titles], rows

@@ -6,9 +6,9 @@ import jax.numpy as jnp
 
 from unet_jax.config import fields
 from unet_jax.evaluation import confusion
-from unet_jax.models import averaging as averaging_lib
 from unet_jax.models import unet
-from unet_jax.prediction import step
+from unet_jax.models.ensemble import Ensemble, SINGLE
+from unet_jax.prediction import probabilities, step
 from unet_jax.training import losses, steps
 
 
@@ -20,26 +20,27 @@ def eval_step(
   loss_spec: losses.LossSpec,
   mean: tuple[float, ...],
   std: tuple[float, ...],
-  averaging: averaging_lib.Averaging = averaging_lib.NONE,
+  ensemble: Ensemble = SINGLE,
   returns_logits: bool = False,
 ) -> dict[str, Any]:
-  """Counts what an evaluation adds up over a split.
+  """Predicts a batch and counts what an evaluation sums over a split.
 
   Args:
-    variables: `params` and `batch_stats`.
-    batch: as in `train_step`, and `weight` [B], 0 for padding, which then
-      counts nowhere; of tiles also `example` [B], see pipeline.py.
-    model: evaluated with its running statistics, without dropout.
+    variables: `params` and `batch_stats`; of several networks, stacked.
+    batch: as in `train_step`, and `weight` [B], 0 for padding, which counts
+      nowhere; of tiles also `example` [B], see pipeline.py.
+    model: applied with its running statistics, without dropout.
     loss_spec: see losses.py.
-    mean: per channel, of values in 0..1; likewise std.
-    std: see mean.
-    averaging: of views and of several networks, see averaging.py.
-    returns_logits: whether they are among what is returned.
+    mean: per channel, of values in 0..1.
+    std: likewise.
+    ensemble: of views and of several networks, see models/ensemble.py.
+    returns_logits: whether to return `logits` and `mask`.
 
   Returns:
     `confusion` int32 [B, C, C]; `weight` and `example` [B] as given;
     `loss_total` and `loss_count` {term: scalar}; `prediction` uint8
-    [B, H', W']; perhaps `logits` float32 [B, H', W', K].
+    [B, H', W']; perhaps `logits` float32 [B, H', W', K] and `mask` uint8
+    [B, H', W'].
   """
   logits = step.predict_step(
     variables,
@@ -47,13 +48,13 @@ def eval_step(
     model=model,
     mean=mean,
     std=std,
-    averaging=averaging,
+    ensemble=ensemble,
   )
   size = logits.shape[1:-1]
   mask, weight_map = steps.targets(batch, size)
   padding = (batch['weight'] == 0)[:, *(None for _ in size)]
   mask = jnp.where(padding, fields.IGNORE_LABEL, mask)
-  prediction = confusion.predict_classes(logits)
+  prediction = probabilities.predict(logits)
   return {
     'confusion': confusion.confusion_counts(
       mask, prediction, max(logits.shape[-1], 2)
@@ -62,5 +63,5 @@ def eval_step(
     'loss_total': losses.totals(logits, mask, loss_spec, weight_map),
     'loss_count': losses.counts(mask, loss_spec, weight_map),
     'prediction': prediction,
-    **({'logits': logits} if returns_logits else {}),
+    **({'logits': logits, 'mask': mask} if returns_logits else {}),
   }

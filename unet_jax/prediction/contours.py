@@ -6,10 +6,13 @@ covers the pixels of its part exactly, and its area is their number.
 """
 
 import json
-from collections.abc import Iterator
+import pathlib
+from collections.abc import Iterator, Sequence
 
 import cv2
 import numpy as np
+
+from unet_jax.prediction import row_files
 
 COORDINATES = (
   'pixels: x to the right, y down, (0, 0) is the upper left corner of the image'
@@ -17,20 +20,20 @@ COORDINATES = (
 
 
 def _ring(contour: np.ndarray) -> list[list[int]]:
-  """Returns the corners of what OpenCV found in an image of doubled pixels.
+  """Returns the corners of a contour that OpenCV found in doubled pixels.
 
-  OpenCV names the outermost pixels inside. Of a pixel x, doubled to 2 x and
-  2 x + 1, these are 2 x at its left edge and 2 x + 1 at its right one: (p + 1)
-  // 2 is the corner x or x + 1. Around a hole it is the same from the other
-  side.
+  OpenCV returns the outermost pixels inside. A pixel x is doubled to 2 x and
+  2 x + 1, so these are 2 x at its left edge and 2 x + 1 at its right one:
+  (p + 1) // 2 is the corner x or x + 1. Around a hole it is the same from the
+  other side.
 
   Args:
     contour: integers [N, 1, 2] of x and y.
 
   Returns:
     [[x, y], ...]; the last point is the first one. As RFC 7946 asks, the area
-    by the shoelace formula is positive, of holes negative: the other way round
-    than OpenCV's.
+    by the shoelace formula is positive, of holes negative: the opposite of
+    OpenCV's orientation.
   """
   points = (contour[::-1, 0] + 1) // 2
   # A diagonal step from pixel to pixel is one corner, twice.
@@ -44,7 +47,7 @@ def _polygon(part: np.ndarray, left: int, top: int) -> list:
 
   Args:
     part: uint8 [h, w] of 0 and 1, which is connected over edges.
-    left, top: where it lies in the image.
+    left, top: its position in the image.
   """
   doubled = part.repeat(2, 0).repeat(2, 1)
   contours, hierarchy = cv2.findContours(
@@ -56,7 +59,7 @@ def _polygon(part: np.ndarray, left: int, top: int) -> list:
 
 
 def features(
-  classes: np.ndarray, probabilities: np.ndarray, names
+  classes: np.ndarray, probabilities: np.ndarray, names: Sequence[str]
 ) -> Iterator[dict]:
   """Yields a GeoJSON feature for each part of each class but the first.
 
@@ -102,3 +105,34 @@ def to_text(found: Iterator[dict]) -> Iterator[str]:
   for i, feature in enumerate(found):
     yield (',' if i else '') + '\n' + json.dumps(feature)
   yield '\n]}\n'
+
+
+class ContoursFile(row_files.RowFile):
+  """GeoJSON, written by classes and probabilities of the whole image.
+
+  Rows are uint8 [h, W, 2], see `features`.
+  """
+
+  def __init__(
+    self, path: pathlib.Path, size: tuple[int, int], names: Sequence[str]
+  ):
+    """Begins the file.
+
+    Args:
+      path: of the file.
+      size: height and width of the image.
+      names: of the classes.
+    """
+    super().__init__(path)
+    self._names, self._next = names, 0
+    self._planes = np.zeros((2, *size), np.uint8)
+
+  def write(self, rows: np.ndarray) -> None:
+    stop = self._next + len(rows)
+    self._planes[:, self._next : stop] = np.moveaxis(rows, -1, 0)
+    self._next = stop
+
+  def _finish(self) -> None:
+    classes, probabilities = self._planes
+    for text in to_text(features(classes, probabilities, self._names)):
+      self._file.write(text.encode())

@@ -1,4 +1,4 @@
-"""What --mode=predict reads and writes: inputs, their files, rows of results.
+"""Inputs of --mode=predict, and the files that each gets.
 
 In the output folder an image NAME.ext gets
 
@@ -17,22 +17,32 @@ import dataclasses
 import glob
 import os
 import pathlib
+from collections.abc import Callable, Iterable, Sequence
 
 import ml_collections
 import numpy as np
 
 from unet_jax.config import fields
 from unet_jax.data import decode, examples, rasters
-from unet_jax.prediction import contours, overlays, probabilities, row_files
+from unet_jax.prediction import (
+  contours,
+  overlays,
+  probabilities,
+  row_files,
+  sinks,
+)
 from unet_jax.runtime import errors
 
 _TIFF = ('.tif', '.tiff')
 _FOLDERS = ('masks', 'probabilities', 'overlays', 'contours')
 
+# Pixels whose logits are converted at once, of more than one row.
+_PIXELS = 2**20
+
 
 @dataclasses.dataclass(frozen=True)
 class Paths:
-  """The files that an input gets; None is not asked for."""
+  """The files that an input gets; None where the config asks for none."""
 
   mask: pathlib.Path
   probabilities: pathlib.Path | None
@@ -40,8 +50,10 @@ class Paths:
   contours: pathlib.Path | None
 
 
-def make_paths(source: pathlib.Path, folder: pathlib.Path, config) -> Paths:
-  """Returns where the results of an image go, see above.
+def make_paths(
+  source: pathlib.Path, folder: pathlib.Path, config: ml_collections.ConfigDict
+) -> Paths:
+  """Returns the files of an image, see above.
 
   Args:
     source: the image.
@@ -61,25 +73,28 @@ def make_paths(source: pathlib.Path, folder: pathlib.Path, config) -> Paths:
 
 
 def existing(paths: Paths) -> bool:
-  """Whether all files that are asked for are there."""
+  """Whether all files that the config asks for exist."""
   files = dataclasses.astuple(paths)
   return all(path.is_file() for path in files if path)
 
 
-def plan(config, workdir: str) -> list[tuple[pathlib.Path, Paths]]:
-  """Returns each image that predict.input names, with the files that it gets.
+def plan(
+  config: ml_collections.ConfigDict, workdir: str
+) -> list[tuple[pathlib.Path, Paths]]:
+  """Returns each image that predict.input names, with its files.
 
   Args:
     config: of the run.
-    workdir: of the run; the output is in it unless predict.output says where.
+    workdir: of the run; has the output unless predict.output is set.
 
   Raises:
     UserError: see `find_inputs`, or the output would mix with the input.
   """
   inputs = find_inputs(config.predict.input)
-  folder = config.predict.output or os.path.join(workdir, 'predictions')
-  folder = pathlib.Path(folder).expanduser()
-  # DIR/images with the output in DIR would replace the masks to learn from.
+  folder = pathlib.Path(
+    config.predict.output or os.path.join(workdir, 'predictions')
+  ).expanduser()
+  # DIR/images with the output in DIR would replace the training masks.
   taken = {folder, *(folder / name for name in ('images', *_FOLDERS))}
   taken = {path.resolve() for path in taken}
   for source in inputs:
@@ -122,7 +137,7 @@ def find_inputs(pattern: str) -> list[pathlib.Path]:
       found = 'matches no image files'
   if not files:
     raise errors.UserError(f'{flag}: {found} ({", ".join(decode.EXTENSIONS)})')
-  by_stem = {}
+  by_stem: dict[str, pathlib.Path] = {}
   for file in files:
     other = by_stem.setdefault(file.stem, file)
     if other is not file:
@@ -133,7 +148,7 @@ def find_inputs(pattern: str) -> list[pathlib.Path]:
   return files
 
 
-def _images(paths) -> list[pathlib.Path]:
+def _images(paths: Iterable[pathlib.Path]) -> list[pathlib.Path]:
   """The image files among paths, in natural order."""
   files = [
     path
@@ -162,160 +177,132 @@ def mask_values(data: ml_collections.ConfigDict) -> np.ndarray:
   if not data.mask_values:
     return np.arange(num_names, dtype=np.uint8)
   first = fields.value_of_class(data)
-  values = [first[c] for c in range(num_names)]
-  if any(isinstance(value, tuple) for value, _ in data.mask_values):
-    values = [np.broadcast_to(value, 3) for value in values]
-  table = np.array(values, np.int64)
+  is_color = any(isinstance(value, tuple) for value, _ in data.mask_values)
+  shape = (3,) if is_color else ()
+  table = np.array(
+    [np.broadcast_to(first[c], shape) for c in range(num_names)], np.int64
+  )
   return table.astype(np.uint8 if table.max() < 256 else np.uint16)
 
 
-class _Mask:
-  """The classes as the data's own values."""
-
-  def __init__(self, path: pathlib.Path, size, data):
-    self._values = mask_values(data)
-    is_tiff = path.suffix in _TIFF
-    kind = row_files.TiffFile if is_tiff else row_files.PngFile
-    shape = (*size, *self._values.shape[1:])
-    self._file = kind(path, shape, self._values.dtype)
-    self.close, self.abort = self._file.close, self._file.abort
-
-  def write(self, start: int, classes, planes) -> None:
-    self._file.write(self._values[classes])
+# Makes the rows of a file of the classes, uint8 [h, W], and their
+# probabilities, float32 [classes, h, W], which are empty unless some file
+# needs them.
+_Convert = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
-class _Probabilities:
-  """float16 [H, W, classes]."""
+class PredictionFiles(sinks.RowSink):
+  """Writes the files of an image from its logits.
 
-  def __init__(self, path: pathlib.Path, size, names):
-    shape = (*size, len(names))
-    if path.suffix in _TIFF:
-      # ASCII is all that TIFF allows.
-      text = ', '.join(names).encode('ascii', 'backslashreplace').decode()
-      self._file = row_files.TiffFile(path, shape, np.float16, text)
-    else:
-      self._file = row_files.NpzFile(
-        path, 'probabilities', shape, np.float16, class_names=names
-      )
-    self.close, self.abort = self._file.close, self._file.abort
-
-  def write(self, start: int, classes, planes) -> None:
-    self._file.write(np.moveaxis(planes.astype(np.float16), 0, -1))
-
-
-class _Overlay:
-  """The image under its classes."""
-
-  def __init__(self, path: pathlib.Path, raster: rasters.Raster, names):
-    self._raster, self._num_classes = raster, len(names)
-    self._file = row_files.JpegFile(path)
-    self._overlay = overlays.Overlay(raster.size)
-    self.abort = self._file.abort
-
-  def write(self, start: int, classes, planes) -> None:
-    image = self._raster.read(start, start + len(classes))
-    self._overlay.add(image, classes)
-
-  def close(self) -> None:
-    self._file.write(self._overlay.picture(self._num_classes))
-    self._file.close()
-
-
-class _Contours:
-  """Outlines of the parts, of maps that are held as a whole."""
-
-  def __init__(self, path: pathlib.Path, size, names):
-    self._names = names
-    self._classes = np.zeros(size, np.uint8)
-    self._probabilities = np.zeros(size, np.uint8)
-    self._file = row_files.TextFile(path)
-    self.abort = self._file.abort
-
-  def write(self, start: int, classes, planes) -> None:
-    rows = slice(start, start + len(classes))
-    self._classes[rows] = classes
-    self._probabilities[rows] = np.rint(255 * planes.max(0))
-
-  def close(self) -> None:
-    found = contours.features(self._classes, self._probabilities, self._names)
-    for text in contours.to_text(found):
-      self._file.write(text)
-    self._file.close()
-
-
-class PredictionWriter:
-  """Writes the files of an image, from bands of logits in order.
-
-  A context manager: without an error, `close`, otherwise `abort`. Memory is
-  that of a few hundred rows, apart from contours.
+  Memory is that of a few hundred rows, apart from contours.
   """
 
-  def __init__(self, raster: rasters.Raster, paths: Paths, config):
+  def __init__(
+    self,
+    raster: rasters.Raster,
+    paths: Paths,
+    config: ml_collections.ConfigDict,
+    done: Callable[[], None] = lambda: None,
+  ):
     """Opens the files.
 
     Args:
       raster: the image; read again for the overlay.
-      paths: what is written.
+      paths: the files.
       config: of the run.
+      done: called once all files are complete.
     """
-    self._size, self._next = raster.size, 0
-    self._outputs = []
-    names = fields.class_names(config)
+    self._size, self._next, self._done = raster.size, 0, done
     self._needs_probabilities = bool(paths.probabilities or paths.contours)
-    makers = [
-      (_Mask, paths.mask, (raster.size, config.data)),
-      (_Probabilities, paths.probabilities, (raster.size, names)),
-      (_Overlay, paths.overlay, (raster, names)),
-      (_Contours, paths.contours, (raster.size, names)),
-    ]
+    self._files: list[tuple[_Convert, sinks.RowSink]] = []
     try:
-      for make, path, arguments in makers:
-        if path:
-          self._outputs.append(make(path, *arguments))
+      self._open(raster, paths, config)
     except BaseException:
       self.abort()
       raise
 
-  def write(self, start: int, logits: np.ndarray) -> None:
+  def _open(
+    self,
+    raster: rasters.Raster,
+    paths: Paths,
+    config: ml_collections.ConfigDict,
+  ) -> None:
+    add = lambda convert, file: self._files.append((convert, file))
+    names, size = fields.class_names(config), raster.size
+    values = mask_values(config.data)
+    add(
+      lambda classes, _: values[classes], _mask_file(paths.mask, size, values)
+    )
+    if paths.probabilities:
+      add(
+        lambda _, planes: np.moveaxis(planes.astype(np.float16), 0, -1),
+        _probabilities_file(paths.probabilities, (*size, len(names)), names),
+      )
+    if paths.overlay:
+      add(
+        lambda classes, _: classes,
+        overlays.OverlayFile(paths.overlay, raster, len(names)),
+      )
+    if paths.contours:
+      add(
+        lambda classes, planes: np.stack(
+          [classes, np.rint(255 * planes.max(0)).astype(np.uint8)], -1
+        ),
+        contours.ContoursFile(paths.contours, size, names),
+      )
+
+  def write(self, rows: np.ndarray) -> None:
     """Adds the next rows.
 
     Args:
-      start: the first of them, the number of rows so far.
-      logits: float32 [h, W, num_classes], of a sigmoid where that is 1.
+      rows: logits, float32 [h, W, K], of a sigmoid where K is 1.
     """
-    if start != self._next or logits.shape[1] != self._size[1]:
+    self._next += len(rows)
+    if rows.shape[1] != self._size[1] or self._next > self._size[0]:
       raise ValueError(
-        f'rows from {start} of {logits.shape[1]} pixels; expected rows from '
-        f'{self._next} of {self._size[1]}'
+        f'{self._next} rows of {rows.shape[1]} pixels; expected '
+        f'{self._size[0]} of {self._size[1]}'
       )
-    self._next += len(logits)
-    classes, planes = probabilities.predict(logits), None
-    if self._needs_probabilities:
-      planes = probabilities.planes(logits)
-    for output in self._outputs:
-      output.write(start, classes, planes)
+    for part in probabilities.row_bands(rows.shape, _PIXELS):
+      classes = probabilities.predict(rows[part])
+      planes = np.empty(0, np.float32)
+      if self._needs_probabilities:
+        planes = probabilities.planes(rows[part])
+      for convert, file in self._files:
+        file.write(convert(classes, planes))
 
   def close(self) -> None:
-    """Finishes the files, which are there from now on."""
     try:
       if self._next != self._size[0]:
         raise ValueError(f'{self._next} of {self._size[0]} rows were written')
-      for output in self._outputs:
-        output.close()
+      for _, file in self._files:
+        file.close()
     except BaseException:
       self.abort()
       raise
+    self._done()
 
   def abort(self) -> None:
-    """Removes what is not finished."""
-    for output in self._outputs:
-      output.abort()
+    for _, file in self._files:
+      file.abort()
 
-  def __enter__(self) -> 'PredictionWriter':
-    return self
 
-  def __exit__(self, kind, *error) -> None:
-    if kind is None:
-      self.close()
-    else:
-      self.abort()
+def _mask_file(
+  path: pathlib.Path, size: tuple[int, int], values: np.ndarray
+) -> row_files.RowFile:
+  """Opens a file of `values`, which stand for the classes."""
+  kind = row_files.TiffFile if path.suffix in _TIFF else row_files.PngFile
+  return kind(path, (*size, *values.shape[1:]), values.dtype)
+
+
+def _probabilities_file(
+  path: pathlib.Path, shape: tuple[int, int, int], names: Sequence[str]
+) -> row_files.RowFile:
+  """Opens a file of float16 [H, W, classes]."""
+  if path.suffix in _TIFF:
+    # ASCII is all that TIFF allows.
+    text = ', '.join(names).encode('ascii', 'backslashreplace').decode()
+    return row_files.TiffFile(path, shape, np.float16, text)
+  return row_files.NpzFile(
+    path, 'probabilities', shape, np.float16, class_names=names
+  )

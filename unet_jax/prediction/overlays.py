@@ -1,8 +1,12 @@
 """A picture of an image under its classes, from rows, at most 2000 px large."""
 
+import pathlib
+
 import cv2
 import numpy as np
 
+from unet_jax.data import rasters
+from unet_jax.prediction import row_files
 from unet_jax.reports import colors
 
 # Of the longest side, in pixels.
@@ -72,3 +76,33 @@ class Overlay:
     edge = cv2.morphologyEx(self._classes, cv2.MORPH_GRADIENT, kernel) > 0
     picture = np.where(edge[..., None], colored, blended)
     return np.where((self._classes > 0)[..., None], picture, self._image)
+
+
+class OverlayFile(row_files.RowFile):
+  """A JPEG of an overlay, written by the classes: uint8 [h, W]."""
+
+  def __init__(
+    self, path: pathlib.Path, raster: rasters.Raster, num_classes: int
+  ):
+    """Begins the file.
+
+    Args:
+      path: of the file.
+      raster: the image; its rows are read as those of the classes come.
+      num_classes: classes that have a colour.
+    """
+    super().__init__(path)
+    self._raster, self._num_classes = raster, num_classes
+    self._overlay = Overlay(raster.size)
+    self._next = 0
+
+  def write(self, rows: np.ndarray) -> None:
+    stop = self._next + len(rows)
+    self._overlay.add(self._raster.read(self._next, stop), rows)
+    self._next = stop
+
+  def _finish(self) -> None:
+    picture = self._overlay.picture(self._num_classes)
+    options = [cv2.IMWRITE_JPEG_QUALITY, 90]
+    _, encoded = cv2.imencode('.jpg', picture[..., ::-1], options)
+    self._file.write(encoded.tobytes())

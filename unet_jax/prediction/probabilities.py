@@ -1,39 +1,58 @@
-"""Classes and their probabilities of an image's logits, on the host.
+"""Classes and their probabilities from logits.
 
 Logits of one channel are a sigmoid's: they have two classes, the background
 first.
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
 
-def predict(logits: np.ndarray) -> np.ndarray:
-  """Returns the class of each pixel: float [H, W, K] to uint8 [H, W]."""
+def predict(logits: Any) -> Any:
+  """Returns the class of each pixel: float [..., K] to uint8 [...].
+
+  Args:
+    logits: an array of NumPy or, in a step, of JAX. Of equal logits the first
+      class wins; of one channel it is class 1 where the logit is above 0.
+  """
   if logits.shape[-1] == 1:
     return (logits[..., 0] > 0).astype(np.uint8)
-  result = np.empty(logits.shape[:2], np.uint8)
-  for rows in row_bands(logits.shape):
-    result[rows] = logits[rows].argmax(-1)
-  return result
+  return logits.argmax(-1).astype(np.uint8)
+
+
+def by_class(logits: np.ndarray) -> np.ndarray:
+  """Returns float32 [classes, ...] of float [..., K], on the host.
+
+  NumPy is ten times as fast over planes as over the last axis.
+  """
+  planes = np.moveaxis(logits, -1, 0).astype(np.float32, 'C')
+  if len(planes) == 1:  # Softmax of (0, x) is (1 - sigmoid, sigmoid) of x.
+    planes = np.concatenate([np.zeros_like(planes), planes])
+  return planes
+
+
+def softmax(planes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Returns probabilities that add up to 1, and the log of the sum of exp.
+
+  Args:
+    planes: float32 [classes, ...], see `by_class`.
+
+  Returns:
+    float32 [classes, ...] and [...].
+  """
+  highest = planes.max(0)
+  result = planes - highest
+  np.exp(result, out=result)
+  total = result.sum(0)
+  result /= total
+  return result, np.log(total) + highest
 
 
 def planes(logits: np.ndarray) -> np.ndarray:
-  """Returns probabilities that add up to 1: float32 [classes, H, W].
-
-  NumPy is ten times as fast over planes as over the last axis.
-
-  Args:
-    logits: float [H, W, K].
-  """
-  result = np.moveaxis(logits, -1, 0).astype(np.float32, 'C')
-  if len(result) == 1:  # Softmax of (0, x) is (1 - sigmoid, sigmoid) of x.
-    result = np.concatenate([np.zeros_like(result), result])
-  result -= result.max(0)
-  np.exp(result, out=result)
-  result /= result.sum(0)
-  return result
+  """Returns the probabilities of logits [H, W, K]: float32 [classes, H, W]."""
+  return softmax(by_class(logits))[0]
 
 
 # Pixels of a part: a few megabytes of float32 for some tens of classes, which
@@ -41,9 +60,16 @@ def planes(logits: np.ndarray) -> np.ndarray:
 _PIXELS = 2**16
 
 
-def row_bands(shape: tuple[int, ...]) -> Iterator[slice]:
-  """Yields slices of rows that together cover an array [H, W, ...] once."""
+def row_bands(
+  shape: tuple[int, ...], pixels: int | None = None
+) -> Iterator[slice]:
+  """Yields slices of rows that together cover an array [H, W, ...] once.
+
+  Args:
+    shape: of the array.
+    pixels: of a slice of more than one row, at most; None is the default.
+  """
   height, width = shape[:2]
-  rows = max(_PIXELS // width, 1)
+  rows = max((pixels or _PIXELS) // width, 1)
   for start in range(0, height, rows):
     yield slice(start, min(start + rows, height))

@@ -1,15 +1,18 @@
-"""Which parameters predict: of a checkpoint, of several, of several runs."""
+"""Parameters to predict with: of one checkpoint, several, or several runs."""
 
 import contextlib
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 from jax.sharding import Mesh
 
 from unet_jax.config import saved as saved_lib
-from unet_jax.models import averaging, unet
+from unet_jax.models import unet
+from unet_jax.models.ensemble import Ensemble, make_ensemble
 from unet_jax.runtime import errors
 from unet_jax.training import checkpoint
 from unet_jax.training import optimizer as optimizer_lib
@@ -19,10 +22,13 @@ PyTree = Any
 
 
 def has_checkpoints(workdir: str) -> bool:
+  """Whether a workdir has any."""
   return os.path.isdir(os.path.join(workdir, 'checkpoints'))
 
 
-def member_workdirs(config, workdir: str) -> list[str]:
+def member_workdirs(
+  config: ml_collections.ConfigDict, workdir: str
+) -> list[str]:
   """Returns the runs whose networks predict together.
 
   Args:
@@ -51,26 +57,31 @@ def member_workdirs(config, workdir: str) -> list[str]:
 
 
 def restore(
-  config, workdir: str, mesh: Mesh
-) -> tuple[PyTree, averaging.Averaging, list[dict[str, Any]]]:
+  config: ml_collections.ConfigDict,
+  workdir: str,
+  mesh: Mesh,
+  members: Sequence[str] = (),
+) -> tuple[PyTree, Ensemble, list[dict[str, Any]]]:
   """Returns the variables that a config asks for.
 
   Args:
     config: `checkpoint.which`, `checkpoint.step`, `eval.params` and
-      `inference.ensemble` say which.
+      `inference.ensemble` choose them.
     workdir: absolute path.
     mesh: where they go.
+    members: `member_workdirs`, if they are known.
 
   Returns:
-    `params` and `batch_stats`, of several networks stacked; what is averaged;
-    and, of each network, its `workdir`, `step`, `params` (`ema` or `raw`) and
-    `fold`, the name of the one that it was not trained on, or None.
+    `params` and `batch_stats`, of several networks stacked; the average of
+    views and networks; and, of each network, its `workdir`, `step`, `params`
+    (`ema` or `raw`) and `fold`, the name of the one that it was not trained on,
+    or None.
 
   Raises:
     UserError: there is no such checkpoint, or it is of another network.
   """
-  members, about = [], []
-  for path in member_workdirs(config, workdir):
+  networks, about = [], []
+  for path in members or member_workdirs(config, workdir):
     with contextlib.closing(
       checkpoint.Checkpoints(path, config, read_only=True)
     ) as checkpoints:
@@ -80,20 +91,25 @@ def restore(
         saved = checkpoints.saved_config(step)
         _check_member(saved, config, path, workdir)
         which, variables = _restore_step(checkpoints, step, saved, config, mesh)
-        members.append(variables)
+        networks.append(variables)
         data = saved.data
         fold = f'fold_{data.fold}' if data.num_folds else None
         about.append(
           {'workdir': path, 'step': step, 'params': which, 'fold': fold}
         )
-  average = averaging.make_averaging(config, len(members))
-  if len(members) == 1:
-    return members[0], average, about
-  return jax.tree.map(lambda *x: jnp.stack(x), *members), average, about
+  ensemble = make_ensemble(config, len(networks))
+  if len(networks) == 1:
+    return networks[0], ensemble, about
+  return jax.tree.map(lambda *x: jnp.stack(x), *networks), ensemble, about
 
 
-def _check_member(saved, config, path: str, workdir: str) -> None:
-  """Refuses another network, or one of an average that means other things."""
+def _check_member(
+  saved: ml_collections.ConfigDict,
+  config: ml_collections.ConfigDict,
+  path: str,
+  workdir: str,
+) -> None:
+  """Refuses another network, or classes and images of another meaning."""
   saved_lib.check_evaluable(saved, config, path)
   if path == workdir:
     return
@@ -105,7 +121,13 @@ def _check_member(saved, config, path: str, workdir: str) -> None:
       )
 
 
-def _restore_step(checkpoints, step: int, saved, config, mesh):
+def _restore_step(
+  checkpoints: checkpoint.Checkpoints,
+  step: int,
+  saved: ml_collections.ConfigDict,
+  config: ml_collections.ConfigDict,
+  mesh: Mesh,
+) -> tuple[str, PyTree]:
   """Returns `ema` or `raw`, and the variables of one checkpoint."""
   # The optimiser's state has the shape that the checkpoint was saved with.
   abstract = state_lib.abstract_train_state(

@@ -1,80 +1,61 @@
-"""Files of images of any size, written from rows as they come.
+"""Image files of any size, written by rows.
 
-Each is written under another name in the same folder, and gets its own once it
-is whole.
+Each is written under another name in the same folder, and renamed once it is
+whole.
 """
 
 import contextlib
-import io
+import itertools
 import os
 import pathlib
 import struct
 import zipfile
 import zlib
 
-import cv2
 import imagecodecs
 import numpy as np
+import numpy.typing as npt
+import tifffile
+
+from unet_jax.prediction import sinks
 
 # Of deflate: with 4, class maps are a fifth smaller and take twice as long.
 _LEVEL = 3
 
-# Bytes from which on a TIFF file is a BigTIFF, with places of 64 bit.
+# From this many bytes on a TIFF file is a BigTIFF, with 64-bit offsets.
 _BIG = 2**32
 
 # Side of a tile in pixels; TIFF wants a multiple of 16.
 _TILE = 256
 
-# TIFF: number and format (of struct) of a type.
-_ASCII, _SHORT, _LONG, _LONG8 = (2, 's'), (3, 'H'), (4, 'I'), (16, 'Q')
 
-
-class _WholeFile:
-  """A file that is there once `close` has returned, or not at all."""
+class RowFile(sinks.RowSink):
+  """A file that exists whole once `close` has returned, or not at all."""
 
   def __init__(self, path: pathlib.Path):
     self._path = path
     self._part = path.with_name(f'.{path.name}.part')
     path.parent.mkdir(parents=True, exist_ok=True)
-    self._file = open(self._part, 'wb')
-
-  def write(self, rows: np.ndarray) -> None:
-    """Adds the next rows [h, W] or [h, W, C]."""
-    raise NotImplementedError
+    self._file = open(self._part, 'w+b')
 
   def _finish(self) -> None:
-    """Writes what is left."""
+    """Writes the rest."""
 
   def close(self) -> None:
-    """Writes what is left and gives the file its name."""
+    """Writes the rest and gives the file its name."""
     self._finish()
     self._file.close()
     os.replace(self._part, self._path)
 
   def abort(self) -> None:
-    """Removes what was written; nothing happens after `close`."""
-    # Of a full disk, what was being done has told.
+    """Removes what was written; does nothing after `close`."""
+    # The error that led here has reported a full disk already.
     with contextlib.suppress(OSError):
       self._file.close()
     self._part.unlink(missing_ok=True)
 
 
-class TextFile(_WholeFile):
-  """UTF-8 text."""
-
-  def write(self, text: str) -> None:
-    self._file.write(text.encode())
-
-
-class JpegFile(_WholeFile):
-  """One RGB image [H, W, 3], given at once."""
-
-  def write(self, rows: np.ndarray) -> None:
-    options = [cv2.IMWRITE_JPEG_QUALITY, 90]
-    self._file.write(cv2.imencode('.jpg', rows[..., ::-1], options)[1])
-
-
-class PngFile(_WholeFile):
+class PngFile(RowFile):
   """Grey of 8 or 16 bit, or RGB of 8 (PNG specification, W3C 2003)."""
 
   def __init__(self, path: pathlib.Path, shape, dtype):
@@ -103,7 +84,7 @@ class PngFile(_WholeFile):
     filtered[0, 1:] = stored[0] - self._above
     filtered[1:, 1:] = stored[1:] - stored[:-1]
     self._above = stored[-1].copy()
-    self._chunk(b'IDAT', self._deflate.compress(filtered))
+    self._chunk(b'IDAT', self._deflate.compress(filtered.data))
 
   def _finish(self) -> None:
     self._chunk(b'IDAT', self._deflate.flush())
@@ -116,14 +97,20 @@ class PngFile(_WholeFile):
       self._file.write(struct.pack('>I', zlib.crc32(name + data)))
 
 
-class TiffFile(_WholeFile):
-  """Tiles of deflate (TIFF 6.0, Adobe 1992); BigTIFF where 4 GiB may be full.
+class TiffFile(RowFile):
+  """Tiles of deflate; BigTIFF where the file may exceed 4 GiB.
 
-  Channels other than one or RGB are stored as what TIFF calls extra samples of
-  a grey image.
+  tifffile writes the tags first, with empty tiles. Tiles are appended as their
+  rows come, and in the end their places and sizes are put in the tags.
   """
 
-  def __init__(self, path: pathlib.Path, shape, dtype, description: str = ''):
+  def __init__(
+    self,
+    path: pathlib.Path,
+    shape: tuple[int, ...],
+    dtype: npt.DTypeLike,
+    description: str | None = None,
+  ):
     """Begins the file.
 
     Args:
@@ -133,95 +120,71 @@ class TiffFile(_WholeFile):
       description: ASCII text for the tag ImageDescription.
     """
     super().__init__(path)
-    self._height, self._width, self._channels = (*shape, 1)[:3]
-    self._dtype = np.dtype(dtype).newbyteorder('<')
-    self._description = description
+    dtype = np.dtype(dtype).newbyteorder('<')
+    height, width, channels = (*shape, 1)[:3]
+    self._shape = (width, channels)
     # Floats do not shrink by a longer search.
-    self._level = 1 if self._dtype.kind == 'f' else _LEVEL
-    # A row of tiles, the rows that it holds, and the tiles that are written.
-    across = -(-self._width // _TILE)
-    full = (_TILE, across * _TILE, self._channels)
-    self._tiles, self._filled = np.zeros(full, self._dtype), 0
-    self._offsets, self._counts = [], []
+    self._level = 1 if dtype.kind == 'f' else _LEVEL
+    # A row of tiles, and how many of its rows are filled.
+    across = -(-width // _TILE)
+    self._tiles = np.zeros((_TILE, across * _TILE, channels), dtype)
+    self._filled = 0
+    self._offsets: list[int] = []
+    self._counts: list[int] = []
     # Tiles that deflate cannot shrink grow by less than a thousandth.
-    stored = self._height * full[1] * self._channels * self._dtype.itemsize
+    stored = -(-height // _TILE) * self._tiles.nbytes
     self._is_big = stored * 1.001 + 2**24 > _BIG
-    # The place of the tags is not known yet, see `_finish`.
-    self._file.write(b'\0' * (16 if self._is_big else 8))
+    is_rgb = channels == 3 and dtype == np.uint8
+    with tifffile.TiffWriter(
+      self._file, bigtiff=self._is_big, byteorder='<'
+    ) as tiff:
+      tiff.write(
+        itertools.repeat(b''),
+        shape=(height, width, channels)[: 2 if channels == 1 else 3],
+        dtype=dtype,
+        tile=(_TILE, _TILE),
+        photometric='rgb' if is_rgb else 'minisblack',
+        planarconfig=None if channels == 1 else 'contig',
+        compression='adobe_deflate',
+        description=description,
+        metadata=None,
+        software=False,
+      )
+    self._file.seek(0, os.SEEK_END)
 
   def write(self, rows: np.ndarray) -> None:
-    rows = rows.reshape(len(rows), self._width, self._channels)
+    rows = rows.reshape(len(rows), *self._shape)
     while len(rows):
       part, rows = np.split(rows, [min(_TILE - self._filled, len(rows))])
       stop = self._filled + len(part)
-      self._tiles[self._filled : stop, : self._width] = part
+      self._tiles[self._filled : stop, : self._shape[0]] = part
       self._filled = stop % _TILE
       if stop == _TILE:
         self._write_tiles()
 
   def _write_tiles(self) -> None:
     for left in range(0, self._tiles.shape[1], _TILE):
-      tile = np.ascontiguousarray(self._tiles[:, left : left + _TILE])
+      tile = self._tiles[:, left : left + _TILE]
       # libdeflate is three times as fast as zlib.
-      data = imagecodecs.deflate_encode(tile, self._level)
+      data = imagecodecs.deflate_encode(tile.tobytes(), self._level)
       self._offsets.append(self._file.tell())
       self._counts.append(len(data))
       self._file.write(data)
 
   def _finish(self) -> None:
     if self._filled:
-      self._tiles[self._filled :] = 0  # Of the rows before.
+      # Clear rows left over from the previous tile row.
+      self._tiles[self._filled :] = 0
       self._write_tiles()
-    self._file.write(b'\0' * (-self._file.tell() % 8))
-    start = self._file.tell()
-    self._file.write(self._tags(start))
     self._file.seek(0)
-    if self._is_big:
-      self._file.write(b'II' + struct.pack('<HHHQ', 43, 8, 0, start))
-    else:
-      self._file.write(b'II' + struct.pack('<HI', 42, start))
-
-  def _tags(self, start: int) -> bytes:
-    """Returns the directory that begins at byte `start`, and its values."""
-    n, is_rgb = self._channels, self._channels == 3 and self._dtype == np.uint8
-    text = self._description.encode('ascii') + b'\0'
-    sample_format = 3 if self._dtype.kind == 'f' else 1
-    tags = [
-      (256, _LONG, [self._width]),
-      (257, _LONG, [self._height]),
-      (258, _SHORT, [8 * self._dtype.itemsize] * n),
-      (259, _SHORT, [8]),  # Compression: deflate.
-      (262, _SHORT, [2 if is_rgb else 1]),  # RGB, or grey with black as 0.
-      (270, _ASCII, [text]),
-      (277, _SHORT, [n]),
-      (284, _SHORT, [1]),  # Channels of a pixel lie together.
-      (322, _LONG, [_TILE]),
-      (323, _LONG, [_TILE]),
-      (324, _LONG8 if self._is_big else _LONG, self._offsets),
-      (325, _LONG, self._counts),
-      (338, _SHORT, [0] * (0 if is_rgb else n - 1)),
-      (339, _SHORT, [sample_format] * n),
-    ]
-    tags = [tag for tag in tags if tag[2] and tag[2] != [b'\0']]
-    # An entry: tag, type, count, and the values or, where longer, their place.
-    word, number = ('Q', 'Q') if self._is_big else ('I', 'H')
-    head, room = struct.pack('<' + number, len(tags)), struct.calcsize(word)
-    size = len(head) + len(tags) * (4 + 2 * room) + room
-    entries, values = io.BytesIO(), io.BytesIO()
-    for tag, (kind, code), content in tags:
-      count = len(content[0]) if code == 's' else len(content)
-      packed = struct.pack(f'<{count}{code}', *content)
-      if len(packed) > room:
-        place = start + size + values.tell()
-        values.write(packed + b'\0' * (-len(packed) % 8))
-        packed = struct.pack('<' + word, place)
-      entries.write(struct.pack('<HH' + word, tag, kind, count))
-      entries.write(packed.ljust(room, b'\0'))
-    # Then where the next image is: nowhere.
-    return head + entries.getvalue() + b'\0' * room + values.getvalue()
+    with tifffile.TiffFile(self._file) as tiff:
+      tags = tiff.pages.first.tags
+      kind = 'Q' if self._is_big else 'I'
+      tags['TileOffsets'].overwrite(self._offsets, dtype=kind)
+      tags['TileByteCounts'].overwrite(self._counts, dtype=kind)
 
 
-class NpzFile(_WholeFile):
+class NpzFile(RowFile):
   """One large array, and small ones, for np.load."""
 
   def __init__(self, path: pathlib.Path, name: str, shape, dtype, **arrays):

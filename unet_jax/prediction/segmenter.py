@@ -1,9 +1,10 @@
 """A trained network as a function of images, for programs and notebooks."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+import ml_collections
 import numpy as np
 
 from unet_jax.config import checks, saved
@@ -53,13 +54,13 @@ class Segmenter:
     class_names: of the probabilities.
   """
 
-  def __init__(self, config, workdir: str):
+  def __init__(self, config: ml_collections.ConfigDict, workdir: str):
     self.config = config
     self.class_names = fields_lib.class_names(config)
     mesh = mesh_lib.make_prediction_mesh(config)
-    variables, average, _ = restore.restore(config, workdir, mesh)
+    variables, ensemble, _ = restore.restore(config, workdir, mesh)
     self._predictor = predictor.Predictor(
-      config, unet.create_model(config), variables, average, mesh
+      config, unet.create_model(config), variables, ensemble, mesh
     )
 
   def __call__(
@@ -88,19 +89,17 @@ class Segmenter:
       return np.reshape(self._of_list(images), shape).astype(np.float32)
     return self._of_list([images])[0]
 
-  def _of_list(self, images) -> list[np.ndarray]:
+  def _of_list(self, images: Iterable[Any]) -> list[np.ndarray]:
     data = self.config.data
     opened = [
       rasters.ArrayRaster(_as_stored(image, data.intensity), data)
       for image in images
     ]
-    sinks = [predictor.ArraySink(raster.size) for raster in opened]
-    self._predictor.run(range(len(opened)), lambda i: (opened[i], sinks[i]))
-    planes = [probabilities.planes(sink.array) for sink in sinks]
+    planes = map(probabilities.planes, self._predictor.logits(opened))
     return [np.ascontiguousarray(np.moveaxis(p, 0, -1)) for p in planes]
 
 
-def _as_stored(image, intensity: str) -> np.ndarray:
+def _as_stored(image: Any, intensity: str) -> np.ndarray:
   """Returns an array as a file would hold it, without alpha.
 
   Raises:

@@ -1,9 +1,10 @@
 """The prediction step: a pure function, jitted by its callers."""
 
+from collections.abc import Callable
 from typing import Any
 
-from unet_jax.models import averaging as averaging_lib
 from unet_jax.models import unet
+from unet_jax.models.ensemble import Ensemble, ensemble_logits, SINGLE
 from unet_jax.training import steps
 
 
@@ -14,12 +15,24 @@ def predict_step(
   model: unet.UNet,
   mean: tuple[float, ...],
   std: tuple[float, ...],
-  averaging: averaging_lib.Averaging = averaging_lib.NONE,
+  ensemble: Ensemble = SINGLE,
 ) -> steps.Array:
-  """Returns float32 logits [B, H', W', classes] of uint8 images.
+  """Predicts a batch.
 
-  With `averaging` they are those of averaged probabilities, see averaging.py.
+  Args:
+    variables: `params` and `batch_stats`; of several networks, stacked.
+    image: uint8 [B, H, W, C], or [B, D, H, W, C] of volumes.
+    model: applied with its running statistics, without dropout.
+    mean: per channel, of values in 0..1.
+    std: likewise.
+    ensemble: of views and of several networks, see models/ensemble.py.
+
+  Returns:
+    Logits, float32 [B, H', W', K] with one channel per class, or K = 1 for a
+    sigmoid; with `ensemble`, logits of the averaged probabilities.
   """
-  apply = lambda variables, image: model.apply(variables, image, train=False)
+  apply: Callable[..., Any] = lambda variables, image: model.apply(
+    variables, image, train=False
+  )
   image = steps.normalize(image, mean, std)
-  return averaging_lib.averaged_logits(apply, variables, image, averaging)
+  return ensemble_logits(apply, variables, image, ensemble)

@@ -4,8 +4,11 @@ import colorsys
 
 import numpy as np
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart; white is
-# what is ignored.
+# Wrong pixels of a prediction.
+WRONG = (220, 40, 40)
+
+# Okabe and Ito's colours, which colour-blind readers can tell apart. Ignored
+# pixels are white.
 _CLASSES = np.array(
   [
     [0, 0, 0],
@@ -19,7 +22,7 @@ _CLASSES = np.array(
   ],
   np.uint8,
 )
-# The golden ratio less 1: steps of it around the colour wheel never meet.
+# The golden ratio minus 1: steps of it around the colour wheel never meet.
 _STEP = 0.618034
 
 # 16 even steps of matplotlib's viridis, which is perceptually uniform.

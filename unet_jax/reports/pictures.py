@@ -1,34 +1,75 @@
 """Pictures of an HTML page: images, outlines, masks, weights, errors.
 
-Each panel is an <svg> of layers that lie in the page as data URIs, of at most
-240 x 240 px, but for files of their own; an image that several panels show lies
-there once.
+A panel is a stack of layers, which templates/parts.html draws. Layers lie in
+the page as data URIs, of at most 240 x 240 px, but for files of their own; an
+image that several panels show lies there once.
 """
 
 import base64
+import dataclasses
 import hashlib
-import html
 import io
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from unet_jax.config import fields
+from unet_jax.data import resize
 from unet_jax.reports import colors
 
 # Longest edge of a picture, in pixels.
 _VIEW = 240
-# Up to this edge, in pixels, an image is kept without loss.
+# Up to this edge, in pixels, an image is stored without loss.
 _LOSSLESS = 64
-# Opacity, of 255, of the veil over the part of an image that has no mask.
-_VEIL = 140
-# Of the errors of a prediction: their colour, as in figures.py, and the opacity
-# of the veil over what is right.
-_WRONG, _PALE = (220, 40, 40), 190
+# Opacity, of 255, of the veil over the part of an image that has no mask, and
+# over the pixels of a prediction that are right.
+_VEIL, _PALE = 140, 190
 
 
-def example_panels(example: dict[str, Any], num_classes: int) -> list[str]:
+@dataclasses.dataclass(frozen=True)
+class Layer:
+  """A picture that fills its panel.
+
+  Attributes:
+    uri: data URI; '' shows the layer of the same key again.
+    kind: CSS class.
+    key: by which other layers show this one again.
+  """
+
+  uri: str
+  kind: str = ''
+  key: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
+class Panel:
+  """Layers above one another.
+
+  Attributes:
+    alt: names the picture for those who cannot see it.
+    size: height and width in the page, in pixels.
+    layers: lowest first.
+    kind: CSS classes.
+  """
+
+  alt: str
+  size: tuple[int, int]
+  layers: list[Layer]
+  kind: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+  """Panels side by side above a caption, which starts with a file's name."""
+
+  panels: list[Panel]
+  caption: str = ''
+  name: str = ''
+
+
+def example_panels(example: Mapping[str, Any], num_classes: int) -> list[Panel]:
   """Returns image, outline and overlay, or the image alone without a mask.
 
   Args:
@@ -37,50 +78,50 @@ def example_panels(example: dict[str, Any], num_classes: int) -> list[str]:
   """
   name, mask = example['name'], example['mask']
   size, photo, again = _photo(example['image'])
-  panels = [_panel(f'image {name}', size, photo)]
+  panels = [_panel(f'image {name}', size, [photo])]
   if mask is not None:
     lines = _outline_layer(mask, mask.shape, num_classes)
-    overlay = _layer(colors.color_mask(_nearest(mask, size), num_classes))
+    classes = _layer(colors.color_mask(_nearest(mask, size), num_classes))
     panels += [
-      _panel(f'{name}, mask outlined', size, again + lines),
-      _panel(f'{name}, mask as overlay', size, f'{again}{overlay}', 'overlay'),
+      _panel(f'{name}, mask outlined', size, [again, lines]),
+      _panel(f'{name}, mask as overlay', size, [again, classes], 'overlay'),
     ]
   return panels
 
 
 def batch_panels(
-  picture: dict[str, Any], what: str, num_classes: int, top: float
-) -> list[str]:
+  picture: Mapping[str, Any], alt: str, num_classes: int, top: float
+) -> list[Panel]:
   """Returns the image with an outline, its mask and perhaps its weights.
 
   Args:
     picture: with `image` uint8 [H, W, C]; `mask` uint8 [H', W'] and perhaps
       `weight_map` float [H', W'], of the middle of the image.
-    what: names the image for those who cannot see it.
+    alt: names the image for those who cannot see it.
     num_classes: classes that have a colour; others are shown as ignored.
     top: the weight that gets the last colour of the scale.
   """
   mask = picture['mask']
   size, photo, _ = _photo(picture['image'])
   lines = _outline_layer(mask, picture['image'].shape[:2], num_classes)
-  size_of_mask = _view_size(mask.shape)
-  classes = colors.color_mask(_nearest(mask, size_of_mask), num_classes)
+  mask_size = _view_size(mask.shape)
+  classes = colors.color_mask(_nearest(mask, mask_size), num_classes)
   panels = [
-    _panel(f'{what}, mask outlined', size, photo + lines),
-    _panel(f'{what}, mask', size_of_mask, _layer(classes)),
+    _panel(f'{alt}, mask outlined', size, [photo, lines]),
+    _panel(f'{alt}, mask', mask_size, [_layer(classes)]),
   ]
   if 'weight_map' in picture:
-    shares = _nearest(picture['weight_map'], size_of_mask) / top
+    shares = _nearest(picture['weight_map'], mask_size) / top
     weights = _layer(colors.color_scale(shares))
-    panels.append(_panel(f'{what}, weight map', size_of_mask, weights))
+    panels.append(_panel(f'{alt}, weight map', mask_size, [weights]))
   return panels
 
 
-def prediction_panels(example: dict[str, Any], num_classes: int) -> list[str]:
-  """Returns image, mask, prediction, and the errors in red on the dim image.
+def prediction_panels(example: Mapping[str, Any], num_classes: int) -> list[Panel]:
+  """Returns image, mask, prediction, and the errors in red on the pale image.
 
   Args:
-    example: with `name`, and what `predicted_part` takes.
+    example: with `name`, and the arrays that `predicted_part` takes.
     num_classes: classes that have a colour; others are shown as ignored.
   """
   name = example['name']
@@ -91,21 +132,24 @@ def prediction_panels(example: dict[str, Any], num_classes: int) -> list[str]:
   # A white veil, so that red stands out on any image.
   errors = np.full((*size, 4), (255, 255, 255, _PALE), np.uint8)
   errors[ignored] = 255
-  errors[(mask != prediction) & ~ignored] = (*_WRONG, 255)
+  errors[(mask != prediction) & ~ignored] = (*colors.WRONG, 255)
+  classes = {'mask': mask, 'prediction': prediction}
   return [
-    _panel(f'image {name}', size, photo),
+    _panel(f'image {name}', size, [photo]),
     *(
-      _panel(f'{name}, {what}', size, _layer(colors.color_mask(m, num_classes)))
-      for what, m in (('mask', mask), ('prediction', prediction))
+      _panel(
+        f'{name}, {what}', size, [_layer(colors.color_mask(m, num_classes))]
+      )
+      for what, m in classes.items()
     ),
-    _panel(f'{name}, errors', size, again + _layer(errors)),
+    _panel(f'{name}, errors', size, [again, _layer(errors)]),
   ]
 
 
 def predicted_part(
-  example: dict[str, Any],
+  example: Mapping[str, Any],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Returns image, mask and prediction of what was predicted.
+  """Returns the part of image and mask that was predicted, and the prediction.
 
   Args:
     example: `image` uint8 [H, W, C], `mask` uint8 [H, W], `prediction` uint8
@@ -132,8 +176,8 @@ def outline(mask: np.ndarray, num_classes: int) -> np.ndarray:
   """Returns a line of two pixels along each border between classes.
 
   The side of the higher class has its colour, the other side is black, so that
-  one of the two shows on any image. What is ignored, white, counts as higher
-  than class 0 and lower than the others.
+  one of the two shows on any image. Ignored pixels, white, count as higher than
+  class 0 and lower than the others.
 
   Args:
     mask: integers [H, W], -1 where there is neither class nor border.
@@ -156,37 +200,32 @@ def outline(mask: np.ndarray, num_classes: int) -> np.ndarray:
   return layer
 
 
-def file_panel(path: str, alt: str) -> tuple[str, int]:
-  """Returns a PNG as it is, and its width in pixels.
+def file_panel(path: str, alt: str) -> Panel:
+  """Returns a PNG file as it is, in its own size.
 
   Args:
     path: of the file.
-    alt: what it shows, for those who cannot see it.
+    alt: names the picture for those who cannot see it.
   """
   with open(path, 'rb') as f:
     stored = f.read()
   width, height = Image.open(io.BytesIO(stored)).size
-  uri = f'data:image/png;base64,{base64.b64encode(stored).decode()}'
-  layer = _markup(uri, 'class="plot"', (height, width))
-  return _panel(alt, (height, width), layer), width
+  return Panel(alt, (height, width), [Layer(_uri(stored, 'png'))], 'plot')
 
 
-def _view_size(size: tuple[int, int]) -> tuple[int, int]:
+def _view_size(size: tuple[int, ...]) -> tuple[int, int]:
   """Returns (height, width), shrunk where it is too large."""
   scale = min(1, _VIEW / max(size))
-  return tuple(max(1, round(n * scale)) for n in size)
+  height, width = (max(1, round(n * scale)) for n in size)
+  return height, width
 
 
 def _nearest(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
   """Returns values [H, W] at the centres of the pixels of another size."""
-  rows, columns = [
-    ((np.arange(n) + 0.5) * full / n).astype(int)
-    for n, full in zip(size, values.shape)
-  ]
-  return values[rows[:, None], columns]
+  return resize.resize_labels(values, size, 'stretch', 0)
 
 
-def _photo(image: np.ndarray) -> tuple[tuple[int, int], str, str]:
+def _photo(image: np.ndarray) -> tuple[tuple[int, int], Layer, Layer]:
   """Returns the size in the page, the layer, and a reference to the layer."""
   size = _view_size(image.shape[:2])
   picture = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
@@ -196,31 +235,31 @@ def _photo(image: np.ndarray) -> tuple[tuple[int, int], str, str]:
     )
   uri = _encode(picture, lossless=max(size) <= _LOSSLESS)
   key = f'i{hashlib.sha1(uri.encode()).hexdigest()[:12]}'
-  return size, _markup(uri, f'id="{key}"', size), f'<use href="#{key}"/>'
+  return size, Layer(uri, key=key), Layer('', key=key)
 
 
-def _layer(rgb: np.ndarray) -> str:
-  """Returns the layer of a drawing, uint8 [h, w, 3], or 4 with opacity."""
-  uri = _encode(Image.fromarray(rgb), lossless=True)
-  return _markup(uri, 'class="drawing"', rgb.shape[:2])
+def _layer(rgb: np.ndarray, kind: str = 'drawing') -> Layer:
+  """Returns the layer of uint8 [h, w, 3], or 4 with opacity."""
+  return Layer(_encode(Image.fromarray(rgb), lossless=True), kind)
 
 
-def _outline_layer(mask, full: tuple[int, int], num_classes: int) -> str:
-  """Returns the layer of the outline of a mask in the middle of an image.
+def _outline_layer(
+  mask: np.ndarray, full: tuple[int, ...], num_classes: int
+) -> Layer:
+  """Returns the outline of a mask in the middle of an image of size `full`.
 
-  Of a small image the line is drawn at a whole multiple of its size, so that
+  On a small image the line is drawn at a whole multiple of its size, so that
   it stays thin.
   """
   canvas = np.full(full, -1, np.int16)
   top, left = [(a - b) // 2 for a, b in zip(full, mask.shape)]
   canvas[top : top + mask.shape[0], left : left + mask.shape[1]] = mask
-  size = _view_size(full)
+  height, width = _view_size(full)
   multiple = max(1, _VIEW // max(full))
-  canvas = _nearest(canvas, tuple(n * multiple for n in size))
+  canvas = _nearest(canvas, (height * multiple, width * multiple))
   layer = outline(canvas, num_classes)
   layer[canvas < 0, 3] = _VEIL
-  uri = _encode(Image.fromarray(layer), lossless=True)
-  return _markup(uri, 'class="outline"', size)
+  return _layer(layer, 'outline')
 
 
 def _encode(picture: Image.Image, lossless: bool) -> str:
@@ -228,25 +267,16 @@ def _encode(picture: Image.Image, lossless: bool) -> str:
   kind, options = ('png', {}) if lossless else ('jpeg', {'quality': 85})
   stream = io.BytesIO()
   picture.save(stream, kind, **options)
-  encoded = base64.b64encode(stream.getvalue()).decode()
-  return f'data:image/{kind};base64,{encoded}'
+  return _uri(stream.getvalue(), kind)
 
 
-def _markup(uri: str, attribute: str, size: tuple[int, int]) -> str:
-  height, width = size
-  return (
-    f'<image {attribute} href="{uri}" width="{width}" height="{height}" '
-    'preserveAspectRatio="none"/>'
-  )
+def _uri(stored: bytes, kind: str) -> str:
+  return f'data:image/{kind};base64,{base64.b64encode(stored).decode()}'
 
 
-def _panel(alt: str, size: tuple[int, int], layers: str, kind: str = '') -> str:
-  """Returns the layers above one another; few pixels are shown as squares."""
-  height, width = size
-  if max(size) <= _VIEW // 2:
-    kind += ' pixels'
-  alt = html.escape(alt)
-  return (
-    f'<svg class="panel {kind}" viewBox="0 0 {width} {height}" role="img" '
-    f'aria-label="{alt}">{layers}</svg>'
-  )
+def _panel(
+  alt: str, size: tuple[int, int], layers: list[Layer], kind: str = ''
+) -> Panel:
+  """Returns a panel; few pixels are shown as squares."""
+  pixels = ' pixels' if max(size) <= _VIEW // 2 else ''
+  return Panel(alt, size, layers, kind + pixels)

@@ -1,7 +1,10 @@
-"""Pictures in a workdir: predictions and curves (matplotlib, as PNG)."""
+"""Plots of a workdir as PNG files: predictions, curves, confusion, calibration.
+
+Pages show the same files.
+"""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -9,16 +12,19 @@ import matplotlib
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure
 
 from unet_jax.config import fields
-from unet_jax.reports import charts, colors, pictures
+from unet_jax.reports import colors, pictures
 
-# A confusion matrix of more classes has no counts, and a longer name is cut.
-_ROOMY_CLASSES, _LABEL = 10, 24
+# Above this many classes a confusion matrix has no counts.
+_ROOMY_CLASSES = 10
+# Longest printed name of a class, in characters.
+_LABEL = 24
 
 
 def draw_predictions(
-  path: str, examples: list[dict[str, np.ndarray]], names: tuple[str, ...]
+  path: str, examples: Sequence[Mapping[str, Any]], names: Sequence[str]
 ) -> None:
   """Draws input, mask, prediction and errors side by side, an example a row.
 
@@ -43,7 +49,7 @@ def draw_predictions(
       colors.color_mask(prediction, len(names)),
       np.where(
         wrong[..., None],
-        np.uint8([220, 40, 40]),
+        np.uint8(colors.WRONG),
         np.where(ignored, 255, 225)[..., None].astype(np.uint8),
       ),
     )
@@ -81,7 +87,7 @@ def draw_curves(
   Args:
     path: of the PNG.
     lines: see `metric_writer.read_metrics`.
-    best_metric: the figure of the right-hand panel, beside dataset mIoU.
+    best_metric: of the right-hand axes, beside dataset mIoU.
   """
   figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2))
   for axis, names in (
@@ -130,7 +136,7 @@ def draw_confusion(
     elif has_counts:
       text = f'{100 * shares[i, j]:.1f} %\n{n:,}'
     else:
-      text = charts.whole_percent(n, total)
+      text = _whole_percent(n, total)
     color = 'white' if shares[i, j] > 0.5 else 'black'
     size = 8 if has_counts else 6.5
     axis.text(j, i, text, ha='center', va='center', color=color, fontsize=size)
@@ -146,8 +152,14 @@ def draw_confusion(
   _save(figure, path)
 
 
+def _whole_percent(n: int, total: int) -> str:
+  """Returns 0 and 100 for none and for all alone, else 1 to 99."""
+  share = round(100 * n / total)
+  return str(min(max(share, 1), 99) if 0 < n < total else share)
+
+
 def draw_reliability(
-  path: str, reliability: dict[str, np.ndarray], ece: float
+  path: str, reliability: Mapping[str, np.ndarray], ece: float
 ) -> None:
   """Draws accuracy against confidence, above the histogram of confidences.
 
@@ -188,7 +200,7 @@ def draw_reliability(
   _save(figure, path)
 
 
-def _save(figure, path: str) -> None:
+def _save(figure: Figure, path: str) -> None:
   os.makedirs(os.path.dirname(path), exist_ok=True)
   figure.savefig(path, dpi=110)
   plt.close(figure)

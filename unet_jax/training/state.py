@@ -1,30 +1,32 @@
 """The state of a training run: arrays only."""
 
-import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import ml_collections
 import optax
 from jax.sharding import Mesh
 
+from unet_jax.models import unet
 from unet_jax.runtime import mesh as mesh_lib
 from unet_jax.runtime import program
 
 PyTree = Any
 
 
-@flax.struct.dataclass
-class TrainState:
-  """What a step reads and writes.
+class TrainState(flax.struct.PyTreeNode):
+  """The arrays that a step reads and writes.
 
   Attributes:
     step: int32 scalar, number of updates done.
     params: float32 parameters.
     batch_stats: running statistics of batch norm; {} without it.
     opt_state: optax's state.
-    ema_params: moving average of params; None where it is off.
+    ema_params: exponential moving average (EMA) of params; None where it is
+      off.
     ema_batch_stats: moving average of batch_stats, kept with ema_params so that
       the averaged network is normalised by its own statistics; None likewise.
   """
@@ -37,33 +39,104 @@ class TrainState:
   ema_batch_stats: PyTree
 
   def variables(self, which: str = 'raw') -> dict[str, PyTree]:
-    """The collections that the model takes: of `ema` (where kept) or `raw`."""
+    """Returns the model's collections: of the `ema` (where kept) or `raw`."""
     if which == 'ema' and self.ema_params is not None:
       return {'params': self.ema_params, 'batch_stats': self.ema_batch_stats}
     return {'params': self.params, 'batch_stats': self.batch_stats}
 
 
-def _create(
+def create_train_state(
   key: jax.Array,
-  model,
+  config: ml_collections.ConfigDict,
+  model: unet.UNet,
   optimizer: optax.GradientTransformation,
-  image_shape: tuple[int, int, int],
-  ema: bool,
+  mesh: Mesh,
 ) -> TrainState:
-  """Returns the state at step 0; `image_shape` is (H, W, C)."""
+  """Returns the state at step 0 with drawn parameters, made where it lives."""
+  create = lambda key: _drawn(key, config, model, optimizer)
+  return _jit(create, config, model, optimizer, mesh)(key)
+
+
+def state_of_variables(
+  variables: dict[str, PyTree],
+  config: ml_collections.ConfigDict,
+  model: unet.UNet,
+  optimizer: optax.GradientTransformation,
+  mesh: Mesh,
+) -> TrainState:
+  """Returns the state at step 0 of a network that has its parameters already.
+
+  Args:
+    variables: `params` and `batch_stats` of the model, on host or devices.
+    config: of the run.
+    model: of the run.
+    optimizer: of the run.
+    mesh: where the state lives.
+  """
+
+  def create(variables: dict[str, PyTree]) -> TrainState:
+    # Copies, not aliases: the state's buffers are donated.
+    params, batch_stats = jax.tree.map(
+      jnp.copy, (variables['params'], variables['batch_stats'])
+    )
+    return _state_at_0(params, batch_stats, config, optimizer)
+
+  return _jit(create, config, model, optimizer, mesh)(variables)
+
+
+def abstract_train_state(
+  config: ml_collections.ConfigDict,
+  model: unet.UNet,
+  optimizer: optax.GradientTransformation,
+  mesh: Mesh,
+) -> TrainState:
+  """Returns shapes, types and shardings of a config's state, no arrays."""
+  shapes = jax.eval_shape(
+    lambda key: _drawn(key, config, model, optimizer), jax.random.key(0)
+  )
+  return jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+    shapes,
+    mesh_lib.state_sharding(mesh, shapes),
+  )
+
+
+def _jit(
+  create: Callable[..., TrainState],
+  config: ml_collections.ConfigDict,
+  model: unet.UNet,
+  optimizer: optax.GradientTransformation,
+  mesh: Mesh,
+) -> Callable[..., TrainState]:
+  abstract = abstract_train_state(config, model, optimizer, mesh)
+  return jax.jit(
+    create,
+    out_shardings=jax.tree.map(lambda x: x.sharding, abstract),
+    compiler_options=program.compiler_options(mesh, for_init=True),
+  )
+
+
+def _drawn(
+  key: jax.Array,
+  config: ml_collections.ConfigDict,
+  model: unet.UNet,
+  optimizer: optax.GradientTransformation,
+) -> TrainState:
+  image_shape = (*config.data.image_size, config.data.num_channels)
   variables = model.init(key, jnp.zeros((1, *image_shape)), train=False)
-  params = variables['params']
-  return _state_at_0(params, variables.get('batch_stats', {}), optimizer, ema)
+  batch_stats = variables.get('batch_stats', {})
+  return _state_at_0(variables['params'], batch_stats, config, optimizer)
 
 
 def _state_at_0(
   params: PyTree,
   batch_stats: PyTree,
+  config: ml_collections.ConfigDict,
   optimizer: optax.GradientTransformation,
-  ema: bool,
 ) -> TrainState:
+  has_ema = bool(config.optimizer.ema_decay)
   # Copies, not aliases: the state's buffers are donated one by one.
-  copy = lambda tree: jax.tree.map(jnp.copy, tree) if ema else None
+  copy = lambda tree: jax.tree.map(jnp.copy, tree) if has_ema else None
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     params=params,
@@ -72,69 +145,3 @@ def _state_at_0(
     ema_params=copy(params),
     ema_batch_stats=copy(batch_stats),
   )
-
-
-def _creator(config, model, optimizer):
-  image_shape = (*config.data.image_size, config.data.num_channels)
-  return functools.partial(
-    _create,
-    model=model,
-    optimizer=optimizer,
-    image_shape=image_shape,
-    ema=bool(config.optimizer.ema_decay),
-  )
-
-
-def abstract_train_state(config, model, optimizer, mesh: Mesh) -> TrainState:
-  """Returns shapes, types and shardings of a config's state, no arrays."""
-  create = _creator(config, model, optimizer)
-  shapes = jax.eval_shape(create, jax.random.key(0))
-  return jax.tree.map(
-    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-    shapes,
-    mesh_lib.state_sharding(mesh, shapes),
-  )
-
-
-def state_of_variables(
-  variables: dict[str, PyTree], config, model, optimizer, mesh: Mesh
-) -> TrainState:
-  """Returns the state at step 0 of a network that has its parameters already.
-
-  Args:
-    variables: `params` and `batch_stats`, on host or devices.
-    config: of the run.
-    model: whose variables they are.
-    optimizer: of the run.
-    mesh: where the state lives.
-  """
-  abstract = abstract_train_state(config, model, optimizer, mesh)
-  shardings = jax.tree.map(lambda x: x.sharding, abstract)
-
-  def create(variables):
-    return _state_at_0(
-      # Copies, not what was given: the state's buffers are donated.
-      *jax.tree.map(jnp.copy, (variables['params'], variables['batch_stats'])),
-      optimizer,
-      bool(config.optimizer.ema_decay),
-    )
-
-  return jax.jit(
-    create,
-    out_shardings=shardings,
-    compiler_options=program.compiler_options(mesh, for_init=True),
-  )(variables)
-
-
-def create_train_state(
-  key: jax.Array, config, model, optimizer, mesh: Mesh
-) -> TrainState:
-  """Returns the state at step 0, made where it lives."""
-  abstract = abstract_train_state(config, model, optimizer, mesh)
-  shardings = jax.tree.map(lambda x: x.sharding, abstract)
-  create = _creator(config, model, optimizer)
-  return jax.jit(
-    create,
-    out_shardings=shardings,
-    compiler_options=program.compiler_options(mesh, for_init=True),
-  )(key)

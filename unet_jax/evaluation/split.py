@@ -1,0 +1,134 @@
+"""The images of a split as they are measured one by one, in any order."""
+
+import os
+import tempfile
+import threading
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import ml_collections
+import numpy as np
+
+from unet_jax.evaluation import measures
+from unet_jax.runtime import errors
+
+# Compressed predictions stay in memory up to this many bytes, on disk above.
+_IN_MEMORY = 256 * 2**20
+
+
+class MeasuredSplit:
+  """Measures and predictions of a split's images, added from many threads.
+
+  Predictions are kept so that the worst, median and best images, which are
+  known at the end, need not be predicted again. A class map shrinks to a few
+  per cent.
+  """
+
+  def __init__(self, config: ml_collections.ConfigDict):
+    self._config, self._spec = config, measures.make_spec(config)
+    self._lock = threading.Lock()
+    self._file = tempfile.SpooledTemporaryFile(_IN_MEMORY)
+    # By the image's index: its name, its measures, and where in the file its
+    # prediction is: first byte, number of bytes, height and width.
+    self._images: dict[int, tuple[str, measures.Measured, tuple]] = {}
+
+  def close(self) -> None:
+    self._file.close()
+
+  def add(
+    self,
+    index: int,
+    name: str,
+    logits: np.ndarray,
+    prediction: np.ndarray,
+    mask: np.ndarray,
+    instances: np.ndarray | None = None,
+  ) -> None:
+    """Measures an image, see `measures.measure_image`.
+
+    Args:
+      index: of the image in the split.
+      name: of the image, for people.
+      logits: float32 [H, W, K].
+      prediction: uint8 [H, W], their classes.
+      mask: uint8 [H, W].
+      instances: integers [H, W] that number objects, or None.
+    """
+    measured = measures.measure_image(
+      logits, prediction, mask, self._spec, instances
+    )
+    stored = zlib.compress(prediction.tobytes(), 1)
+    with self._lock:
+      self._file.seek(0, os.SEEK_END)
+      place = (self._file.tell(), len(stored), prediction.shape)
+      self._file.write(stored)
+      self._images[index] = (name, measured, place)
+
+  def results(self) -> dict[str, Any]:
+    """Returns metrics, and the numbers of the page, of the images in order.
+
+    Raises:
+      UserError: there is no image.
+    """
+    if not self._images:
+      raise errors.UserError(
+        'no image of the split could be decoded; the log names each'
+      )
+    names, measured, _ = zip(*(self._images[i] for i in sorted(self._images)))
+    metrics, intervals = measures.summarize(measured, self._spec)
+    return {
+      'metrics': metrics,
+      'intervals': intervals,
+      'num_examples': len(measured),
+      'rows': measures.image_rows(measured, names, self._spec),
+      'confusion': measures.confusion(measured),
+      'reliability': measures.reliability(measured),
+    }
+
+  def examples(
+    self,
+    rows: list[dict[str, Any]],
+    read: Callable[[int], dict[str, np.ndarray]],
+  ) -> dict[str, list[dict[str, Any]]]:
+    """Returns the `worst`, `median` and `best` images by their mIoU.
+
+    Args:
+      rows: of `results`.
+      read: returns `image` and `mask` of the image of an index.
+
+    Returns:
+      For each kind up to eval.num_examples images: what `read` returns, and
+      `prediction`, `name` and `score`.
+    """
+    indices = sorted(self._images)
+    scores = np.array([row['miou'] for row in rows])
+    order = [i for i in np.argsort(scores, kind='stable') if scores[i] >= 0]
+    # Of few images, none is shown three times.
+    count = min(self._config.eval.num_examples, -(-len(order) // 3))
+    middle = (len(order) - count) // 2
+    chosen = {
+      'worst': order[:count],
+      'median': order[middle : middle + count],
+      'best': order[::-1][:count],
+    }
+    return {
+      kind: [
+        {
+          **read(indices[i]),
+          'prediction': self._prediction(indices[i]),
+          'name': rows[i]['image'],
+          'score': float(scores[i]),
+        }
+        for i in places
+      ]
+      for kind, places in chosen.items()
+    }
+
+  def _prediction(self, index: int) -> np.ndarray:
+    """Returns the prediction of an image: uint8 [H, W]."""
+    start, length, shape = self._images[index][2]
+    with self._lock:
+      self._file.seek(start)
+      stored = self._file.read(length)
+    return np.frombuffer(zlib.decompress(stored), np.uint8).reshape(shape)
