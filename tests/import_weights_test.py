@@ -133,7 +133,7 @@ def test_another_network_is_told_by_its_flags(tmp_path):
     ({'features': (4, 6, 16), 'convs': 3, 'kernel_size': 5}, ''),
     ({'max_features': 10}, ''),
     ({'norm': 'group'}, 'group, instance or layer, and model.norm_groups'),
-    ({'norm': 'instance'}, 'instance from group and layer'),
+    ({'norm': 'instance'}, 'instance, group or layer'),
     ({'upsample': 'nearest', 'upsample_kernel': 0}, 'nearest from bilinear'),
   ],
   ids=str,

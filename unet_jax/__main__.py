@@ -4,11 +4,9 @@ In a checkout `python main.py` is the same.
 """
 
 import importlib
-import io
 import os
 import sys
 import types
-from typing import cast
 
 import ml_collections
 from absl import app, flags
@@ -77,7 +75,7 @@ def _config(mode: str, workdir: str) -> ml_collections.ConfigDict:
 def _run(_: list[str]) -> None:
   logs.set_up()
   # Names of files may be no text.
-  cast(io.TextIOWrapper, sys.stdout).reconfigure(errors='backslashreplace')
+  sys.stdout.reconfigure(errors='backslashreplace')  # type: ignore[union-attr]
   name = config_flags.get_config_filename(flags.FLAGS['config'])
   workdir = _WORKDIR.value or command_line.default_workdir(name)
   workdir = os.path.abspath(workdir)
