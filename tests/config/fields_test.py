@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 
 from unet_jax.config import default, fields
-from unet_jax.data import sources
+from unet_jax.data import augment_geometry, sources
 from unet_jax.evaluation import confusion
-from unet_jax.models import blocks, unet
+from unet_jax.models import blocks, resample
 from unet_jax.runtime import errors
 from unet_jax.training import losses
+from unet_jax.weights import match
 
 
 def test_tables_of_functions_have_the_allowed_values():
@@ -16,7 +17,10 @@ def test_tables_of_functions_have_the_allowed_values():
   assert set(sources.SOURCES) == set(choices['data.source'])
   assert set(blocks.ACTIVATIONS) == set(choices['model.activation'])
   # `conv` has parameters.
-  assert {*unet._POOLS, 'conv'} == set(choices['model.downsample'])
+  assert {*resample.POOLINGS, 'conv'} == set(choices['model.downsample'])
+  assert set(match.UP_FIRST) == set(choices['weights.concat'])
+  interpolations = augment_geometry.INTERPOLATIONS
+  assert set(interpolations) == set(choices['augment.interpolation'])
   terms = default.get_config().loss.weights
   assert set(losses.LOSSES) == set(terms)
 

@@ -66,8 +66,8 @@ def _single_fields(config: ml_collections.ConfigDict, mode: str) -> Table:
     'model.kernel_size: must be odd, so that a convolution has a middle': (
       config.model.kernel_size % 2 == 0
     ),
-    'inference.flips: takes horizontal and vertical, or () for none': (
-      set(flips) - {'horizontal', 'vertical'}
+    f'inference.flips: takes {" and ".join(fields.FLIPS)}, or () for none': (
+      set(flips) - set(fields.FLIPS)
     ),
   }
 

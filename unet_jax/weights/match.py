@@ -15,6 +15,10 @@ from unet_jax.weights import deduce, files, keras_graph, naming
 
 _log = logging.getLogger(__name__)
 
+# By weights.concat: whether `Concatenate` takes the features from below first;
+# None: as the file shows.
+UP_FIRST = {'auto': None, 'skip_first': False, 'up_first': True}
+
 
 def variables_of_file(
   file: files.WeightFile, config: ml_collections.ConfigDict
@@ -51,9 +55,7 @@ def _named(
     return naming.from_milesial(file)
   if not file.layers:
     return naming.from_ours(file)
-  up_first = {'auto': None, 'skip_first': False, 'up_first': True}[
-    config.weights.concat
-  ]
+  up_first = UP_FIRST[config.weights.concat]
   if up_first is None and file.graph is not None:
     up_first = keras_graph.concat_has_up_first(file.graph)
   if up_first is None and config.model.skip == 'concat' and config.model.depth:
