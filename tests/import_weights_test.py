@@ -108,7 +108,7 @@ def test_names_that_do_not_match_are_listed_on_both_sides(tmp_path, caplog):
   ]
 
 
-def test_another_network_is_told_by_its_flags(tmp_path):
+def test_another_network_is_named_by_its_flags(tmp_path):
   other = tiny.make_config(
     model={'depth': 2, 'base_features': 3, 'max_features': 6},
     data={'num_classes': 5},
@@ -122,7 +122,7 @@ def test_another_network_is_told_by_its_flags(tmp_path):
 
 
 @pytest.mark.parametrize(
-  'model,told',
+  'model,open_choices',
   [
     ({'upsample': 'pixel_shuffle', 'upsample_kernel': 3}, ''),
     (
@@ -134,19 +134,19 @@ def test_another_network_is_told_by_its_flags(tmp_path):
     ({'max_features': 10}, ''),
     ({'norm': 'group'}, 'group, instance or layer, and model.norm_groups'),
     ({'norm': 'instance'}, 'instance, group or layer'),
-    ({'upsample': 'nearest', 'upsample_kernel': 0}, 'nearest from bilinear'),
+    ({'upsample': 'nearest', 'upsample_kernel': 0}, 'is nearest or bilinear'),
   ],
   ids=str,
 )
-def test_shapes_tell_the_network(model, told, tmp_path, caplog):
+def test_shapes_show_the_network(model, open_choices, tmp_path, caplog):
   config = tiny.make_config(model={'depth': 2, **model})
   path = str(tmp_path / 'weights.npz')
   np.savez(path, **_arrays(config))
   with caplog.at_level('INFO', 'unet_jax'):
     deduced = match.deduced_config({'weights.path': path})
   assert deduced.model == config.model
-  assert '; '.join(caplog.messages[2:]).endswith(told)
-  # By name, what no shape tells.
+  assert '; '.join(caplog.messages[2:]).endswith(open_choices)
+  # By name, what no shape shows.
   assumed = (
     "--config.data.mean='(0.5,0.5,0.5)' --config.data.std='(0.25,0.25,0.25)' "
     '--config.model.downsample=max --config.model.norm_epsilon=1e-05 '

@@ -64,8 +64,6 @@ _TESTED_IN = {
   'unet_jax.reports.diagram_parts': 'reports/diagram_test.py',
   'unet_jax.runtime.errors': 'main_test.py',
   'unet_jax.runtime.logs': 'main_test.py',
-  'unet_jax.runtime.processes': 'train_test.py',
-  'unet_jax.runtime.program': 'train_test.py',
   'unet_jax.training.checkpoint': 'train_test.py',
   'unet_jax.training.state': 'training/steps_test.py',
   'unet_jax.weights.deduce': 'import_weights_test.py',
