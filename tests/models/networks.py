@@ -34,6 +34,13 @@ def draw(init, *args):
   return jax.tree.map_with_path(leaf_value, shapes)
 
 
+def shapes(model, *shape):
+  """Shapes of the variables for images of a shape, without a computation."""
+  x = jax.ShapeDtypeStruct(shape, np.float32)
+  init = functools.partial(model.init, train=False)
+  return jax.eval_shape(init, jax.random.key(0), x)
+
+
 def variables(model, x):
   """Variables of a network for images `x`."""
   return draw(functools.partial(model.init, train=False), x)

@@ -38,9 +38,7 @@ def _setup(config):
 
 def _assert_close(actual, expected, **tolerance):
   jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, **tolerance),
-    actual,
-    expected,
+    lambda a, b: np.testing.assert_allclose(a, b, **tolerance), actual, expected
   )
 
 
@@ -49,18 +47,22 @@ def _numpy(tree):
   return jax.tree.map(np.array, tree)
 
 
+_NO_FLIPS = {'flip_horizontal': 0.0, 'flip_vertical': 0.0}
+
+
+def _config(**sections):
+  return tiny.make_config(augment=_NO_FLIPS, **sections)
+
+
 @pytest.fixture(scope='module')
 def whole():
   """A config without norm, its state after a step of the whole batch."""
-  config = tiny.make_config(model={'norm': 'none'}, augment=_NO_FLIPS)
+  config = _config(model={'norm': 'none'})
   state, step = _setup(config)
   batch = tiny.make_batch(config)
   before = _numpy(state)
-  after, figures = step(state, batch, _KEY)
-  return config, batch, before, _numpy(after), _numpy(figures), step
-
-
-_NO_FLIPS = {'flip_horizontal': 0.0, 'flip_vertical': 0.0}
+  after, metrics = step(state, batch, _KEY)
+  return config, batch, before, _numpy(after), _numpy(metrics), step
 
 
 def test_normalize():
@@ -73,13 +75,13 @@ def test_normalize():
 
 
 def test_loss_falls_on_a_fixed_batch():
-  config = tiny.make_config(augment=_NO_FLIPS, optimizer={'learning_rate': 0.5})
+  config = _config(optimizer={'learning_rate': 0.5})
   state, step = _setup(config)
   batch = tiny.make_batch(config)
   history = []
   for _ in range(12):
-    state, figures = step(state, batch, _KEY)
-    history.append(float(figures['loss']))
+    state, metrics = step(state, batch, _KEY)
+    history.append(float(metrics['loss']))
   assert int(state.step) == 12
   assert history[-1] < 0.8 * history[0]
   # Statistics of the batch norm move as well.
@@ -88,7 +90,7 @@ def test_loss_falls_on_a_fixed_batch():
 
 def test_step_is_gradient_descent_on_the_mean_loss(whole):
   """Loss, gradient norm and update against a plain jax.grad."""
-  config, batch, before, after, figures, _ = whole
+  config, batch, before, after, metrics, _ = whole
   model = unet.create_model(config)
 
   @jax.jit
@@ -103,9 +105,9 @@ def test_step_is_gradient_descent_on_the_mean_loss(whole):
 
   loss, gradient = loss_of(before.params)
   norm = np.sqrt(sum((g**2).sum() for g in jax.tree.leaves(gradient)))
-  np.testing.assert_allclose(figures['loss'], loss, rtol=1e-5)
-  np.testing.assert_allclose(figures['grad_norm'], norm, rtol=1e-4)
-  assert set(figures) == {'loss', 'grad_norm', 'learning_rate'}
+  np.testing.assert_allclose(metrics['loss'], loss, rtol=1e-5)
+  np.testing.assert_allclose(metrics['grad_norm'], norm, rtol=1e-4)
+  assert set(metrics) == {'loss', 'grad_norm', 'learning_rate'}
   scale = min(1, config.optimizer.clip_norm / norm)
   decay = lambda path: 1e-4 * (path[-1].key == 'kernel')
   expected = jax.tree.map_with_path(
@@ -125,15 +127,11 @@ def test_weight_map_weighs_loss_and_gradient(whole):
   chosen = np.random.default_rng(0).random(batch['mask'].shape) < 0.4
   ignored = {**batch, 'mask': np.where(chosen, batch['mask'], 255)}
   weighted = {**batch, 'weight_map': 3 * chosen.astype(np.float16)}
-  expected, figures = step(_setup(config)[0], ignored, _KEY)
-  in_parts = tiny.make_config(
-    model={'norm': 'none'},
-    augment=_NO_FLIPS,
-    optimizer={'accumulate_steps': 2},
-  )
+  expected, metrics = step(_setup(config)[0], ignored, _KEY)
+  in_parts = _config(model={'norm': 'none'}, optimizer={'accumulate_steps': 2})
   state, step = _setup(in_parts)
-  actual, actual_figures = step(state, weighted, _KEY)
-  np.testing.assert_allclose(actual_figures['loss'], figures['loss'], rtol=1e-5)
+  actual, actual_metrics = step(state, weighted, _KEY)
+  np.testing.assert_allclose(actual_metrics['loss'], metrics['loss'], rtol=1e-5)
   _assert_close(actual.params, expected.params, rtol=1e-4, atol=1e-6)
 
   config = tiny.make_config(model={'depth': 0, 'norm': 'none'})
@@ -156,32 +154,29 @@ def test_weight_map_weighs_loss_and_gradient(whole):
 @pytest.mark.parametrize('parts', [2, 8])
 def test_accumulated_parts_give_the_step_of_the_whole(parts, whole):
   """Though the ignored pixels are unevenly spread over the parts."""
-  config, batch, _, after, figures, _ = whole
+  config, batch, _, after, metrics, _ = whole
   ignored = (batch['mask'] == 255).mean((1, 2))
   assert ignored[0] > 0.8 and ignored[-1] < 0.1
-  accumulated = tiny.make_config(
-    model={'norm': 'none'},
-    augment=_NO_FLIPS,
-    optimizer={'accumulate_steps': parts},
+  accumulated = _config(
+    model={'norm': 'none'}, optimizer={'accumulate_steps': parts}
   )
   state, step = _setup(accumulated)
-  actual, actual_figures = step(state, batch, _KEY)
+  actual, actual_metrics = step(state, batch, _KEY)
   _assert_close(actual.params, after.params, rtol=1e-4, atol=1e-6)
-  _assert_close(actual_figures, figures, rtol=1e-5)
+  _assert_close(actual_metrics, metrics, rtol=1e-5)
   assert int(actual.step) == 1
 
 
 def test_terms_of_the_loss_are_logged_by_name():
-  config = tiny.make_config(
+  config = _config(
     model={'depth': 0},
-    augment=_NO_FLIPS,
     loss={'label_smoothing': 0.1, 'class_weights': (1.0, 2.0, 3.0)},
     optimizer={'accumulate_steps': 2},
   )
   config.loss.weights.update(cross_entropy=0.5, dice=2.0)
   state, step = _setup(config)
-  _, figures = step(state, tiny.make_batch(config), _KEY)
-  assert set(figures) == {
+  _, metrics = step(state, tiny.make_batch(config), _KEY)
+  assert set(metrics) == {
     'loss',
     'grad_norm',
     'learning_rate',
@@ -189,18 +184,16 @@ def test_terms_of_the_loss_are_logged_by_name():
     'loss/dice',
   }
   np.testing.assert_allclose(
-    figures['loss'],
-    0.5 * figures['loss/cross_entropy'] + 2 * figures['loss/dice'],
+    metrics['loss'],
+    0.5 * metrics['loss/cross_entropy'] + 2 * metrics['loss/dice'],
     rtol=1e-6,
   )
-  assert 0 < figures['loss/dice'] < 1
+  assert 0 < metrics['loss/dice'] < 1
 
 
 def test_averages_follow_the_parameters():
-  config = tiny.make_config(
-    model={'depth': 0},
-    augment=_NO_FLIPS,
-    optimizer={'ema_decay': 0.25, 'learning_rate': 1.0},
+  config = _config(
+    model={'depth': 0}, optimizer={'ema_decay': 0.25, 'learning_rate': 1.0}
   )
   state, step = _setup(config)
   batch = tiny.make_batch(config)
@@ -229,7 +222,7 @@ def test_averages_follow_the_parameters():
 
 
 def test_state_without_average():
-  config = tiny.make_config(augment=_NO_FLIPS, optimizer={'ema_decay': 0.0})
+  config = _config(optimizer={'ema_decay': 0.0})
   state, _ = _setup(config)
   assert state.ema_params is None and state.ema_batch_stats is None
   assert state.variables('ema') == state.variables('raw')
@@ -343,11 +336,10 @@ def _identity(config):
 @pytest.mark.parametrize('padding,kept', [('same', 9), ('valid', 5)])
 def test_mask_is_cropped_to_the_centre_of_the_image(padding, kept):
   """Any other crop of this mask is wrong by some pixels, at 100 nats each."""
-  config = tiny.make_config(
+  config = _config(
     data={'image_size': (9, 9), 'num_classes': 2, 'batch_size': 2},
     model={'depth': 0, 'norm': 'none', 'padding': padding},
     optimizer={'ema_decay': 0.0},
-    augment=_NO_FLIPS,
   )
   state, model, optimizer = _identity(config)
   mask = np.random.default_rng(0).integers(0, 2, (2, 9, 9)).astype(np.uint8)
@@ -365,8 +357,8 @@ def test_mask_is_cropped_to_the_centre_of_the_image(padding, kept):
   confusion = np.asarray(result['confusion']).sum(0)
   np.testing.assert_array_equal(confusion, np.diag(np.bincount(middle.ravel())))
   step = steps.make_train_step(config, model, optimizer, _mesh(), state)
-  _, figures = step(_on_device(state), batch, _KEY)
-  assert figures['loss'] < 1e-6
+  _, metrics = step(_on_device(state), batch, _KEY)
+  assert metrics['loss'] < 1e-6
 
 
 def _on_device(state):
@@ -398,11 +390,10 @@ def test_evaluation_uses_running_statistics_of_the_parameters_asked_for():
 
 @pytest.mark.parametrize('accumulate', [1, 2])
 def test_deep_supervision_adds_the_losses_of_the_coarser_heads(accumulate):
-  config = tiny.make_config(
+  config = _config(
     model={'depth': 3, 'norm': 'none', 'deep_supervision': (0.5, 0.25)},
     optimizer={'accumulate_steps': accumulate},
     data={'image_size': (16, 24)},
-    augment=_NO_FLIPS,
   )
   state, step = _setup(config)
   model = unet.create_model(config)
@@ -431,13 +422,13 @@ def test_deep_supervision_adds_the_losses_of_the_coarser_heads(accumulate):
   by_hand = jax.jit(jax.value_and_grad(expected, has_aux=True))
   (_, parts), grads = by_hand(state.params)
   old, grads = _numpy(state.params), _numpy(grads)
-  new_state, figures = step(state, batch, _KEY)
-  np.testing.assert_allclose(figures['loss'], parts[0], rtol=1e-5)
+  new_state, metrics = step(state, batch, _KEY)
+  np.testing.assert_allclose(metrics['loss'], parts[0], rtol=1e-5)
   np.testing.assert_allclose(
-    figures['loss/deep_supervision'], parts[1] + parts[2], rtol=1e-5
+    metrics['loss/deep_supervision'], parts[1] + parts[2], rtol=1e-5
   )
   np.testing.assert_allclose(
-    figures['grad_norm'], optax.tree.norm(grads), rtol=1e-5
+    metrics['grad_norm'], optax.tree.norm(grads), rtol=1e-5
   )
   changed = jax.tree.map(
     lambda a, b: np.abs(a - b).max(), new_state.params, old
