@@ -88,18 +88,7 @@ def _train(
     writer=metric_writer.MetricWriter(workdir, first, config.log.tensorboard),
     progress=progress.Progress(first, total, config.data.batch_size),
   )
-  parameters = sum(x.size for x in jax.tree.leaves(state.params)) / 1e6
-  _log.info(
-    '%d images to train on, %d to evaluate, %.2f M parameters, from step %d',
-    len(train_set),
-    len(eval_set),
-    parameters,
-    first,
-  )
-  if first == total:
-    _log.info(
-      'all %d steps are done; a larger train.num_steps continues', total
-    )
+  _log_start(len(train_set), len(eval_set), state, total)
   train_step = steps.make_train_step(config, model, optimizer, mesh, state)
   key = jax.random.fold_in(jax.random.key(config.seed), _STEP_KEY)
   try:
@@ -175,6 +164,23 @@ def _first_state(
   return state_lib.state_of_variables(
     state.variables(), config, model, optimizer, mesh
   )
+
+
+def _log_start(
+  num_train: int, num_eval: int, state: state_lib.TrainState, total: int
+) -> None:
+  first = int(state.step)
+  _log.info(
+    '%d images to train on, %d to evaluate, %.2f M parameters, from step %d',
+    num_train,
+    num_eval,
+    sum(x.size for x in jax.tree.leaves(state.params)) / 1e6,
+    first,
+  )
+  if first == total:
+    _log.info(
+      'all %d steps are done; a larger train.num_steps continues', total
+    )
 
 
 def _check_data(

@@ -29,8 +29,8 @@ _PHOTOMETRIC = (
   'noise',
   'cutout',
 )
-# {row: transforms that are on, other fields of the section}: measured in training
-# steps, and, since a step takes far longer than one of them, alone.
+# {row: transforms that are on, other fields of the section}: measured in steps,
+# and, since a step takes far longer than one of them, alone.
 _IN_STEP = {
   _OFF: ((), {}),
   'flips': (('flip_horizontal', 'flip_vertical'), {}),
