@@ -179,7 +179,7 @@ def _log_start(
   )
   if first == total:
     _log.info(
-      'all %d steps are done; a larger train.num_steps continues', total
+      'all %d steps are done; a larger train.num_steps goes on', total
     )
 
 

@@ -192,10 +192,17 @@ def _dice_loop(logits, mask, class_weights):
 
 
 @pytest.mark.parametrize(
-  'num_classes,class_weights', [(1, ()), (3, ()), (3, _WEIGHTS), (1, (1, 5))]
+  'num_classes,class_weights,shape',
+  [
+    (1, (), (3, 5, 4)),
+    (3, (), (3, 5, 4)),
+    (3, _WEIGHTS, (3, 5, 4)),
+    (1, (1, 5), (3, 5, 4)),
+    (3, (), (3, 4, 5, 6)),  # Volumes.
+  ],
 )
-def test_soft_dice_is_the_loop(num_classes, class_weights):
-  logits, mask = _example(num_classes)
+def test_soft_dice_is_the_loop(num_classes, class_weights, shape):
+  logits, mask = _example(num_classes, shape=shape)
   mask[1] = 255  # An image that does not count.
   spec = _spec('dice', class_weights=class_weights)
   np.testing.assert_allclose(
@@ -203,6 +210,7 @@ def test_soft_dice_is_the_loop(num_classes, class_weights):
     _dice_loop(logits, mask, class_weights),
     rtol=1e-5,
   )
+  assert losses.counts(jnp.asarray(mask), spec)['dice'] == 2
 
 
 def test_soft_dice_of_a_perfect_and_of_an_absent_class():
