@@ -1,7 +1,5 @@
 """Steps against NumPy, the formulas that they implement, and themselves."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,31 +7,12 @@ import optax
 import pytest
 
 from tests import tiny
-from unet_jax.evaluation import step as step_lib
 from unet_jax.models import unet
-from unet_jax.runtime import mesh
+from unet_jax.runtime import mesh as mesh_lib
 from unet_jax.training import losses, steps
 from unet_jax.training import optimizer as optimizer_lib
 
 _KEY = jax.random.key(7)
-
-
-def _mesh():
-  """Of one device: a batch of the tests may have any size."""
-  return jax.make_mesh(
-    (1, 1, 1),
-    ('data', 'fsdp', 'spatial'),
-    axis_types=(jax.sharding.AxisType.Auto,) * 3,
-    devices=jax.devices()[:1],
-  )
-
-
-def _setup(config):
-  """Returns a fresh state and the jitted step of a config."""
-  model = unet.create_model(config)
-  optimizer = optimizer_lib.make_optimizer(config)
-  state = tiny.make_state(config, model, optimizer, _mesh())
-  return state, steps.make_train_step(config, model, optimizer, _mesh(), state)
 
 
 def _assert_close(actual, expected, **tolerance):
@@ -58,7 +37,7 @@ def _config(**sections):
 def whole():
   """A config without norm, its state after a step of the whole batch."""
   config = _config(model={'norm': 'none'})
-  state, step = _setup(config)
+  state, step = tiny.setup(config)
   batch = tiny.make_batch(config)
   before = _numpy(state)
   after, metrics = step(state, batch, _KEY)
@@ -76,7 +55,7 @@ def test_normalize():
 
 def test_loss_falls_on_a_fixed_batch():
   config = _config(optimizer={'learning_rate': 0.5})
-  state, step = _setup(config)
+  state, step = tiny.setup(config)
   batch = tiny.make_batch(config)
   history = []
   for _ in range(12):
@@ -127,18 +106,19 @@ def test_weight_map_weighs_loss_and_gradient(whole):
   chosen = np.random.default_rng(0).random(batch['mask'].shape) < 0.4
   ignored = {**batch, 'mask': np.where(chosen, batch['mask'], 255)}
   weighted = {**batch, 'weight_map': 3 * chosen.astype(np.float16)}
-  expected, metrics = step(_setup(config)[0], ignored, _KEY)
+  expected, metrics = step(tiny.setup(config)[0], ignored, _KEY)
   in_parts = _config(model={'norm': 'none'}, optimizer={'accumulate_steps': 2})
-  state, step = _setup(in_parts)
+  state, step = tiny.setup(in_parts)
   actual, actual_metrics = step(state, weighted, _KEY)
   np.testing.assert_allclose(actual_metrics['loss'], metrics['loss'], rtol=1e-5)
   _assert_close(actual.params, expected.params, rtol=1e-4, atol=1e-6)
 
   config = tiny.make_config(model={'depth': 0, 'norm': 'none'})
-  state, _ = _setup(config)
+  state, _ = tiny.setup(config)
   weight = np.ones(len(batch['mask']), np.float32)
   of_ignored, of_weighted = (
-    _eval(config, state, {**b, 'weight': weight}) for b in (ignored, weighted)
+    tiny.evaluate(config, state, {**b, 'weight': weight})
+    for b in (ignored, weighted)
   )
   for name in ('loss_total', 'loss_count'):
     np.testing.assert_allclose(
@@ -160,7 +140,7 @@ def test_accumulated_parts_give_the_step_of_the_whole(parts, whole):
   accumulated = _config(
     model={'norm': 'none'}, optimizer={'accumulate_steps': parts}
   )
-  state, step = _setup(accumulated)
+  state, step = tiny.setup(accumulated)
   actual, actual_metrics = step(state, batch, _KEY)
   _assert_close(actual.params, after.params, rtol=1e-4, atol=1e-6)
   _assert_close(actual_metrics, metrics, rtol=1e-5)
@@ -174,7 +154,7 @@ def test_terms_of_the_loss_are_logged_by_name():
     optimizer={'accumulate_steps': 2},
   )
   config.loss.weights.update(cross_entropy=0.5, dice=2.0)
-  state, step = _setup(config)
+  state, step = tiny.setup(config)
   _, metrics = step(state, tiny.make_batch(config), _KEY)
   assert set(metrics) == {
     'loss',
@@ -195,7 +175,7 @@ def test_averages_follow_the_parameters():
   config = _config(
     model={'depth': 0}, optimizer={'ema_decay': 0.25, 'learning_rate': 1.0}
   )
-  state, step = _setup(config)
+  state, step = tiny.setup(config)
   batch = tiny.make_batch(config)
   average = _numpy((state.params, state.batch_stats))
   # (1 + step) / (10 + step): 0.1, 0.1818, then the decay of 0.25.
@@ -223,7 +203,7 @@ def test_averages_follow_the_parameters():
 
 def test_state_without_average():
   config = _config(optimizer={'ema_decay': 0.0})
-  state, _ = _setup(config)
+  state, _ = tiny.setup(config)
   assert state.ema_params is None and state.ema_batch_stats is None
   assert state.variables('ema') == state.variables('raw')
 
@@ -234,11 +214,11 @@ def test_what_is_random_depends_on_key_and_step_alone():
     # The state stands still; only what is random can change the loss.
     optimizer={'learning_rate': 0.0},
   )
-  _, step = _setup(config)
+  _, step = tiny.setup(config)
   batch = tiny.make_batch(config)
 
   def loss(key, number):
-    state, _ = _setup(config)
+    state, _ = tiny.setup(config)
     state = state.replace(step=jnp.asarray(number, jnp.int32))
     return float(step(state, batch, key)[1]['loss'])
 
@@ -273,7 +253,7 @@ def test_augmentation_changes_with_the_step_and_has_its_own_key():
     )
     return jax.random.key_data(seen[0])
 
-  state = tiny.make_state(config, model, optimizer, _mesh())
+  state = tiny.make_state(config, model, optimizer, tiny.one_device())
   batch = tiny.make_batch(config)
   run = jax.jit(keys)
   at = lambda n, key: tuple(
@@ -284,46 +264,11 @@ def test_augmentation_changes_with_the_step_and_has_its_own_key():
   assert len(set(drawn)) == 4
 
 
-def _eval(config, state, batch, which='raw'):
-  step = functools.partial(
-    step_lib.eval_step,
-    model=unet.create_model(config),
-    loss_spec=losses.make_spec(config),
-    mean=config.data.mean,
-    std=config.data.std,
-  )
-  return jax.jit(step)(state.variables(which), batch)
-
-
-def test_padding_counts_nowhere():
-  config = tiny.make_config()
-  config.loss.weights.dice = 1.0
-  state, _ = _setup(config)
-  batch = tiny.make_batch(config)
-  weight = np.ones(8, np.float32)
-  weight[[2, 7]] = 0
-  padded = _eval(config, state, {**batch, 'weight': weight})
-  real = jax.tree.map(lambda x: x[weight == 1], batch)
-  alone = _eval(config, state, {**real, 'weight': np.ones(6, np.float32)})
-  assert np.all(np.asarray(padded['confusion'])[weight == 0] == 0)
-  np.testing.assert_array_equal(
-    padded['confusion'][weight == 1], alone['confusion']
-  )
-  assert np.asarray(alone['confusion']).sum() == (real['mask'] != 255).sum()
-  for name in ('loss_total', 'loss_count'):
-    assert set(padded[name]) == {'cross_entropy', 'dice'}
-    _assert_close(padded[name], alone[name], rtol=1e-5)
-  assert alone['loss_count']['dice'] == 6
-  np.testing.assert_array_equal(
-    padded['prediction'][weight == 1], alone['prediction']
-  )
-
-
 def _identity(config):
   """Parameters of a depth-0 network whose logits tell red from the rest."""
   model = unet.create_model(config)
   optimizer = optax.sgd(0.0)
-  state = tiny.make_state(config, model, optimizer, _mesh())
+  state = tiny.make_state(config, model, optimizer, tiny.one_device())
   params = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), state.params)
   for conv in ('conv1', 'conv2'):
     params['bottleneck'][conv]['kernel'][1, 1, 0, 0] = 1
@@ -346,7 +291,9 @@ def test_mask_is_cropped_to_the_centre_of_the_image(padding, kept):
   image = np.zeros((2, 9, 9, 3), np.uint8)
   image[..., 0] = 255 * mask
   batch = {'image': image, 'mask': mask}
-  result = _eval(config, state, {**batch, 'weight': np.ones(2, np.float32)})
+  result = tiny.evaluate(
+    config, state, {**batch, 'weight': np.ones(2, np.float32)}
+  )
   assert result['prediction'].shape == (2, kept, kept)
   assert result['prediction'].dtype == np.uint8
   assert result['loss_count']['cross_entropy'] == 2 * kept**2
@@ -356,36 +303,16 @@ def test_mask_is_cropped_to_the_centre_of_the_image(padding, kept):
   np.testing.assert_array_equal(result['prediction'], middle)
   confusion = np.asarray(result['confusion']).sum(0)
   np.testing.assert_array_equal(confusion, np.diag(np.bincount(middle.ravel())))
-  step = steps.make_train_step(config, model, optimizer, _mesh(), state)
+  step = steps.make_train_step(
+    config, model, optimizer, tiny.one_device(), state
+  )
   _, metrics = step(_on_device(state), batch, _KEY)
   assert metrics['loss'] < 1e-6
 
 
 def _on_device(state):
   """Arrays on the device, which the step may give away."""
-  return jax.device_put(state, mesh.replicated(_mesh()))
-
-
-def test_evaluation_uses_running_statistics_of_the_parameters_asked_for():
-  config = tiny.make_config(model={'depth': 0, 'dropout': 0.5})
-  state, _ = _setup(config)
-  state = state.replace(
-    ema_params=jax.tree.map(lambda x: x * 0, state.ema_params)
-  )
-  batch = {**tiny.make_batch(config), 'weight': np.ones(8, np.float32)}
-  raw, ema = _eval(config, state, batch), _eval(config, state, batch, 'ema')
-  valid = (batch['mask'] != 255).sum()
-  # Zero parameters: equal logits, log 3 a pixel, class 0 everywhere.
-  np.testing.assert_allclose(
-    ema['loss_total']['cross_entropy'], valid * np.log(3), rtol=1e-5
-  )
-  assert not np.any(ema['prediction'])
-  assert np.any(raw['prediction'])
-  # One image alone gives the same as among others: no batch statistics.
-  one = jax.tree.map(lambda x: x[3:4], batch)
-  np.testing.assert_array_equal(
-    _eval(config, state, one)['prediction'][0], raw['prediction'][3]
-  )
+  return jax.device_put(state, mesh_lib.replicated(tiny.one_device()))
 
 
 @pytest.mark.parametrize('accumulate', [1, 2])
@@ -395,7 +322,7 @@ def test_deep_supervision_adds_the_losses_of_the_coarser_heads(accumulate):
     optimizer={'accumulate_steps': accumulate},
     data={'image_size': (16, 24)},
   )
-  state, step = _setup(config)
+  state, step = tiny.setup(config)
   model = unet.create_model(config)
   batch = tiny.make_batch(config)
   image = steps.normalize(batch['image'], config.data.mean, config.data.std)
