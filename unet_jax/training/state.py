@@ -1,6 +1,6 @@
 """The state of a training run: arrays only."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.struct
@@ -125,7 +125,7 @@ def _drawing(
 
 
 def _state_at_0(
-  variables: dict[str, PyTree],
+  variables: Mapping[str, PyTree],
   config: ml_collections.ConfigDict,
   optimizer: optax.GradientTransformation,
 ) -> TrainState:
