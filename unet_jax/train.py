@@ -1,6 +1,7 @@
 """Training: build, restore, loop, close."""
 
 import contextlib
+import dataclasses
 import logging
 import math
 import os
@@ -23,11 +24,14 @@ from unet_jax.inspection import findings
 from unet_jax.models import unet
 from unet_jax.runtime import errors, locks, program, whole_files
 from unet_jax.runtime import mesh as mesh_lib
-from unet_jax.training import checkpoint, metric_writer, progress, steps
+from unet_jax.training import checkpoint, metric_writer, steps
 from unet_jax.training import optimizer as optimizer_lib
+from unet_jax.training import progress as progress_lib
 from unet_jax.training import state as state_lib
 
 _log = logging.getLogger(__name__)
+# Folded into the root key of a run, to draw parameters and for its steps.
+_PARAMETER_KEY, _STEP_KEY = 0, 1
 
 
 def run(config: ml_collections.ConfigDict, workdir: str) -> None:
@@ -86,20 +90,10 @@ def _train(
     checkpoints=checkpoints,
     evaluator=counting.Evaluator(config, model, eval_set, mesh),
     writer=metric_writer.MetricWriter(workdir, first, config.log.tensorboard),
-    progress=progress.Progress(first, total, config.data.batch_size),
+    progress=progress_lib.Progress(first, total, config.data.batch_size),
+    saved_step=max(checkpoints.steps, default=None),
   )
-  parameters = sum(x.size for x in jax.tree.leaves(state.params)) / 1e6
-  _log.info(
-    '%d images to train on, %d to evaluate, %.2f M parameters, from step %d',
-    len(train_set),
-    len(eval_set),
-    parameters,
-    first,
-  )
-  if first == total:
-    _log.info(
-      'all %d steps are done; a larger train.num_steps continues', total
-    )
+  _log_start(len(train_set), len(eval_set), state, total)
   train_step = steps.make_train_step(config, model, optimizer, mesh, state)
   key = jax.random.fold_in(jax.random.key(config.seed), _STEP_KEY)
   try:
@@ -122,10 +116,6 @@ def _train(
     # It came in the last evaluation: this run is complete, but the program must
     # not start anything after it.
     sys.exit(128 + interrupt.signal)
-
-
-# Of the run's root key, folded in: for drawing parameters, and for the steps.
-_PARAMETER_KEY, _STEP_KEY = 0, 1
 
 
 def _check_saved(
@@ -177,6 +167,21 @@ def _first_state(
   )
 
 
+def _log_start(
+  num_train: int, num_eval: int, state: state_lib.TrainState, total: int
+) -> None:
+  first = int(state.step)
+  _log.info(
+    '%d images to train on, %d to evaluate, %.2f M parameters, from step %d',
+    num_train,
+    num_eval,
+    sum(x.size for x in jax.tree.leaves(state.params)) / 1e6,
+    first,
+  )
+  if first == total:
+    _log.info('all %d steps are done; a larger train.num_steps goes on', total)
+
+
 def _check_data(
   train_set: Any, eval_set: Any, config: ml_collections.ConfigDict
 ) -> None:
@@ -209,41 +214,34 @@ def _exit_stopped(signal_number: int, step: int, workdir: str) -> None:
   sys.exit(128 + signal_number)
 
 
+@dataclasses.dataclass
 class _Loop:
   """The work between the steps; it never waits for the step in flight."""
 
-  def __init__(
-    self,
-    *,
-    config: ml_collections.ConfigDict,
-    workdir: str,
-    interrupt: program.Interrupt,
-    checkpoints: checkpoint.Checkpoints,
-    evaluator: counting.Evaluator,
-    writer: metric_writer.MetricWriter,
-    progress: progress.Progress,
-  ):
-    self._config, self._workdir = config, workdir
-    self._interrupt = interrupt
-    self._checkpoints, self._evaluator = checkpoints, evaluator
-    self._writer, self._progress = writer, progress
-    # The metrics of the last step that was dispatched, not yet read.
-    self._pending: tuple[int, dict[str, jax.Array]] | None = None
-    self._saved_step = max(checkpoints.steps, default=None)
-    self._read_any = False
+  config: ml_collections.ConfigDict
+  workdir: str
+  interrupt: program.Interrupt
+  checkpoints: checkpoint.Checkpoints
+  evaluator: counting.Evaluator
+  writer: metric_writer.MetricWriter
+  progress: progress_lib.Progress
+  # The last step that was dispatched, with its metrics, which are not yet read.
+  pending: tuple[int, dict[str, jax.Array]] | None = None
+  saved_step: int | None = None
+  read_any: bool = False
 
   def after_step(self, step: int, metrics: dict[str, jax.Array]) -> None:
     """Takes a dispatched step's metrics and reads those of the one before."""
-    pending, self._pending = self._pending, (step, metrics)
+    pending, self.pending = self.pending, (step, metrics)
     if pending is not None:
       self._read(*pending)
-    self._progress.update(step)
+    self.progress.update(step)
 
   def _flush(self) -> None:
     """Waits for the step in flight."""
-    if self._pending is not None:
-      self._read(*self._pending)
-      self._pending = None
+    if self.pending is not None:
+      self._read(*self.pending)
+      self.pending = None
 
   def _read(self, step: int, metrics: dict[str, jax.Array]) -> None:
     """Checks a step's metrics, and logs them at the interval."""
@@ -251,25 +249,25 @@ class _Loop:
       f'train/{k}': float(v) for k, v in jax.device_get(metrics).items()
     }
     if not all(math.isfinite(v) for v in values.values()):
-      kept = self._saved_step
+      kept = self.saved_step
       raise errors.UserError(
         f'step {step}: loss {values["train/loss"]}, gradient norm '
         f'{values["train/grad_norm"]}: not finite. The last checkpoint, '
         f'{"none" if kept is None else f"step {kept}"}, is kept. Lower '
         'optimizer.learning_rate or clip_norm, or lengthen warmup_steps'
       )
-    if not self._read_any:
-      self._read_any = True
+    if not self.read_any:
+      self.read_any = True
       seconds = time.perf_counter() - unet_jax.STARTED
-      self._progress.write(f'first step done {seconds:.1f} s after the start')
-    if step % self._config.log.every and step != self._config.train.num_steps:
+      self.progress.write(f'first step done {seconds:.1f} s after the start')
+    if step % self.config.log.every and step != self.config.train.num_steps:
       return
-    self._checkpoints.check()
-    self._progress.mark()
-    if self._progress.images_per_second is not None:
-      values['train/images_per_second'] = self._progress.images_per_second
-    self._writer.write(step, values)
-    self._progress.report(step, values)
+    self.checkpoints.check()
+    self.progress.mark()
+    if self.progress.images_per_second is not None:
+      values['train/images_per_second'] = self.progress.images_per_second
+    self.writer.write(step, values)
+    self.progress.report(step, values)
 
   def save_and_evaluate(
     self, step: int, state: state_lib.TrainState, batches: Any, stop: bool
@@ -289,21 +287,21 @@ class _Loop:
       Whether the run must end here: `stop`, or a signal during the evaluation.
     """
     evaluates = self._evaluates(step) and not stop
-    if not (evaluates or stop or step % self._config.checkpoint.every == 0):
+    if not (evaluates or stop or step % self.config.checkpoint.every == 0):
       return False
     self._flush()
-    self._progress.pause()
-    self._checkpoints.save(state, step, batches.get_state())
-    self._saved_step = step
+    self.progress.pause()
+    self.checkpoints.save(state, step, batches.get_state())
+    self.saved_step = step
     if evaluates:
       stop = not self._evaluate(step, state)
-    if stop or step == self._config.train.num_steps:
-      self._checkpoints.wait()
+    if stop or step == self.config.train.num_steps:
+      self.checkpoints.wait()
     return stop
 
   def _evaluates(self, step: int) -> bool:
-    every = self._config.eval.every
-    last = step == self._config.train.num_steps
+    every = self.config.eval.every
+    last = step == self.config.train.num_steps
     return last or bool(every and step % every == 0)
 
   def catch_up(self, step: int, state: state_lib.TrainState) -> bool:
@@ -318,34 +316,34 @@ class _Loop:
 
   def _evaluation(self, step: int) -> dict[str, float] | None:
     """The metrics of the evaluation after a step, if it was made."""
-    for line in metric_writer.read_metrics(self._workdir):
+    for line in metric_writer.read_metrics(self.workdir):
       if line['step'] == step and 'eval/loss' in line:
         return line
     return None
 
   def _evaluate(self, step: int, state: state_lib.TrainState) -> bool:
     """Evaluates and writes the results; returns False if a signal came."""
-    which = self._config.eval.params if state.ema_params is not None else 'raw'
-    result = self._evaluator.run(
-      state.variables(which), lambda: self._interrupt.signal is not None
+    which = self.config.eval.params if state.ema_params is not None else 'raw'
+    result = self.evaluator.run(
+      state.variables(which), lambda: self.interrupt.signal is not None
     )
     if result is None:
       return False
     metrics, confusion, examples = result
     files.write(
-      self._workdir,
-      self._config,
+      self.workdir,
+      self.config,
       metrics,
       confusion,
       examples,
       step=step,
-      split=self._evaluator.split,
+      split=self.evaluator.split,
       params=which,
-      num_examples=self._evaluator.num_examples,
+      num_examples=self.evaluator.num_examples,
     )
     # The line comes last: a step with a line was evaluated completely.
-    self._writer.write(step, metrics)
-    self._progress.write(
+    self.writer.write(step, metrics)
+    self.progress.write(
       f'step {step}: eval loss {metrics["eval/loss"]:.4f}, dataset mIoU '
       f'{metrics["eval/dataset_miou"]:.4f} in {metrics["eval/seconds"]:.1f} s'
     )
@@ -353,22 +351,22 @@ class _Loop:
 
   def finish(self) -> None:
     """Prints the table of the last evaluation and draws the curves."""
-    self._progress.close()
+    self.progress.close()
     if jax.process_index():
       return
-    if self._config.log.num_examples:
+    if self.config.log.num_examples:
       from unet_jax.reports import plots  # Slow to import.
 
       plots.draw_curves(
-        os.path.join(self._workdir, 'figures', 'curves.png'),
-        metric_writer.read_metrics(self._workdir),
-        self._config.checkpoint.best_metric,
+        os.path.join(self.workdir, 'figures', 'curves.png'),
+        metric_writer.read_metrics(self.workdir),
+        self.config.checkpoint.best_metric,
       )
-    metrics = self._evaluation(self._config.train.num_steps)
+    metrics = self._evaluation(self.config.train.num_steps)
     assert metrics is not None, 'the last step was not evaluated'
-    print(files.format_table(metrics, fields.class_names(self._config)))
-    _log.info('wrote %s', self._workdir)
+    print(files.format_table(metrics, fields.class_names(self.config)))
+    _log.info('wrote %s', self.workdir)
 
   def close(self) -> None:
-    self._progress.close()
-    self._writer.close()
+    self.progress.close()
+    self.writer.close()

@@ -46,8 +46,8 @@ def _probabilities(logits):
 @pytest.mark.parametrize('rotate', [False, True])
 def test_views_are_the_group_that_is_asked_for(flips, rotate):
   views = _ensemble(flips=flips, rotate_90=rotate).views
-  image = np.arange(9).reshape(1, 3, 3, 1)
-  got = {view.apply(image).tobytes() for view in views}
+  image = np.arange(9, dtype=np.int32).reshape(1, 3, 3, 1)
+  got = {np.asarray(ensemble._view(image, view)).tobytes() for view in views}
   turns = range(4) if rotate else (0,)
   want = set()
   for turn, mirror, top in itertools.product(

@@ -1,5 +1,7 @@
 """Resampling against the stock layers and SciPy, in 2-D and 3-D."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -35,15 +37,17 @@ def test_bilinear_equals_image_resize(size):
   )
 
 
-@pytest.mark.parametrize('size', [(6, 5), (3, 4, 5)])
-def test_bilinear_equals_scipy_zoom(size):
+@pytest.mark.parametrize('size', [(6, 5), (3, 4, 5)], ids=str)
+@pytest.mark.parametrize('align_corners', [False, True])
+def test_bilinear_equals_scipy_zoom(size, align_corners):
   x = _random(1, *size, 1)
-  expected = scipy.ndimage.zoom(
-    x[0, ..., 0], 2, order=1, mode='nearest', grid_mode=True
+  settings = {} if align_corners else dict(mode='nearest', grid_mode=True)
+  expected = scipy.ndimage.zoom(x[0, ..., 0], 2, order=1, **settings)
+  bilinear = functools.partial(
+    resample.bilinear_2x, align_corners=align_corners
   )
-  np.testing.assert_allclose(
-    jax.jit(resample.bilinear_2x)(x)[0, ..., 0], expected, rtol=1e-5, atol=1e-6
-  )
+  actual = jax.jit(bilinear)(x)[0, ..., 0]
+  np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize('size', [(3, 4), (2, 3, 4)])
@@ -67,11 +71,3 @@ def test_space_to_depth_lists_windows_and_depth_to_space_undoes_it(size):
     np.testing.assert_array_equal(y[..., 3 * i : 3 * i + 3], x[:, *window])
   even = (slice(n // 2 * 2) for n in size)
   np.testing.assert_array_equal(resample.depth_to_space_2x(y), x[:, *even])
-
-
-@pytest.mark.parametrize('size', [(6, 5), (4, 3, 5)], ids=str)
-def test_bilinear_with_aligned_corners_equals_scipy_zoom(size):
-  x = _random(1, *size, 1)
-  expected = scipy.ndimage.zoom(x[0, ..., 0], 2, order=1)
-  actual = resample.bilinear_2x(x, align_corners=True)[0, ..., 0]
-  np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)

@@ -134,7 +134,7 @@ class ConvTranspose2x(nn.Module):
 
 
 class SqueezeExcite(nn.Module):
-  """Scales each channel, depending on the means of all: same shape.
+  """Scales each channel of [B, H, W, C] by a factor from the means of all.
 
   Hu et al. 2018 (arXiv 1709.01507), eq. 2 to 4: mean over the pixels, a layer
   to C / ratio channels with ReLU, a layer back to C with a sigmoid.
@@ -316,14 +316,16 @@ def make_norm(
       epsilon=epsilon,
       dtype=dtype,
     )
-  group_norm = functools.partial(_GroupNorm, epsilon=epsilon, dtype=dtype)
-  if kind == 'group':  # Wu and He 2018, arXiv 1803.08494.
-    return functools.partial(group_norm, groups=groups)
-  if kind == 'instance':  # Ulyanov et al. 2016, arXiv 1607.08022.
-    return functools.partial(group_norm, groups=None)
-  if kind == 'layer':  # Ba et al. 2016, arXiv 1607.06450: H, W and C together.
-    return functools.partial(group_norm, groups=1)
-  return None
+  groups_of = {
+    'group': groups,  # Wu and He 2018, arXiv 1803.08494.
+    'instance': None,  # Ulyanov et al. 2016, arXiv 1607.08022.
+    'layer': 1,  # Ba et al. 2016, arXiv 1607.06450: H, W and C together.
+  }
+  if kind not in groups_of:
+    return None
+  return functools.partial(
+    _GroupNorm, groups=groups_of[kind], epsilon=epsilon, dtype=dtype
+  )
 
 
 class _GroupNorm(nn.Module):

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import ml_collections
-import numpy as np
 
 Array = jax.Array
 PyTree = Any
@@ -25,14 +24,6 @@ class View(NamedTuple):
   transpose: bool = False
   flip_rows: bool = False
   flip_columns: bool = False
-
-  def apply(self, image: np.ndarray) -> np.ndarray:
-    """Returns the view of [..., H, W, C]."""
-    if self.transpose:
-      image = image.swapaxes(-3, -2)
-    if self.flip_rows:
-      image = image[..., ::-1, :, :]
-    return image[..., ::-1, :] if self.flip_columns else image
 
 
 _VIEWS = [View(*(i >> k & 1 == 1 for k in range(3))) for i in range(8)]
@@ -70,20 +61,19 @@ def make_ensemble(config: ml_collections.ConfigDict, members: int) -> Ensemble:
     members: how many networks there are.
   """
   inference = config.inference
-  square = np.arange(4).reshape(1, 2, 2, 1)
-  turned = [square]
-  if inference.rotate_90:
-    turned = [np.rot90(square, k, (1, 2)) for k in range(4)]
-  if 'horizontal' in inference.flips:
-    turned += [image[:, :, ::-1] for image in turned]
-  if 'vertical' in inference.flips:
-    turned += [image[:, ::-1] for image in turned]
-  # A half turn is both flips, and so on: each view once.
-  views = tuple(
-    view
-    for view in _VIEWS
-    if any(np.array_equal(view.apply(square), image) for image in turned)
-  )
+
+  def is_included(view: View) -> bool:
+    if inference.rotate_90:
+      # Turns mirror an even number of times; with a flip, all views are made.
+      return bool(inference.flips) or sum(view) % 2 == 0
+    allowed = (
+      False,
+      'vertical' in inference.flips,
+      'horizontal' in inference.flips,
+    )
+    return all(a <= b for a, b in zip(view, allowed))
+
+  views = tuple(filter(is_included, _VIEWS))
   return Ensemble(members, views, tuple(map(float, inference.scales)))
 
 
@@ -139,8 +129,8 @@ def ensemble_logits(
   return _logits(total / ensemble.count)
 
 
-def _view(x: Array, view: Array, has_transposed: bool) -> Array:
-  """As `View.apply`, of a traced view."""
+def _view(x: Array, view: Any, has_transposed: bool = True) -> Array:
+  """Returns a view of [..., H, W, C]; only of squares with `has_transposed`."""
   if has_transposed:
     x = jnp.where(view[0], x.swapaxes(-3, -2), x)
   x = jnp.where(view[1], x[..., ::-1, :, :], x)

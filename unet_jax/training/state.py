@@ -1,6 +1,6 @@
 """The state of a training run: arrays only."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.struct
@@ -53,8 +53,9 @@ def create_train_state(
   mesh: Mesh,
 ) -> TrainState:
   """Returns the state at step 0 with drawn parameters, made where it lives."""
-  create = lambda key: _drawn(key, config, model, optimizer)
-  return _jit(create, config, model, optimizer, mesh)(key)
+  create = _drawing(config, model, optimizer)
+  abstract = abstract_train_state(config, model, optimizer, mesh)
+  return _jit(create, abstract, mesh)(key)
 
 
 def state_of_variables(
@@ -76,12 +77,10 @@ def state_of_variables(
 
   def create(variables: dict[str, PyTree]) -> TrainState:
     # Copies, not aliases: the state's buffers are donated.
-    params, batch_stats = jax.tree.map(
-      jnp.copy, (variables['params'], variables['batch_stats'])
-    )
-    return _state_at_0(params, batch_stats, config, optimizer)
+    return _state_at_0(jax.tree.map(jnp.copy, variables), config, optimizer)
 
-  return _jit(create, config, model, optimizer, mesh)(variables)
+  abstract = abstract_train_state(config, model, optimizer, mesh)
+  return _jit(create, abstract, mesh)(variables)
 
 
 def abstract_train_state(
@@ -91,9 +90,8 @@ def abstract_train_state(
   mesh: Mesh,
 ) -> TrainState:
   """Returns shapes, types and shardings of a config's state, no arrays."""
-  shapes = jax.eval_shape(
-    lambda key: _drawn(key, config, model, optimizer), jax.random.key(0)
-  )
+  create = _drawing(config, model, optimizer)
+  shapes = jax.eval_shape(create, jax.random.key(0))
   return jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
     shapes,
@@ -102,13 +100,8 @@ def abstract_train_state(
 
 
 def _jit(
-  create: Callable[..., TrainState],
-  config: ml_collections.ConfigDict,
-  model: unet.UNet,
-  optimizer: optax.GradientTransformation,
-  mesh: Mesh,
+  create: Callable[..., TrainState], abstract: TrainState, mesh: Mesh
 ) -> Callable[..., TrainState]:
-  abstract = abstract_train_state(config, model, optimizer, mesh)
   return jax.jit(
     create,
     out_shardings=jax.tree.map(lambda x: x.sharding, abstract),
@@ -116,24 +109,27 @@ def _jit(
   )
 
 
-def _drawn(
-  key: jax.Array,
+def _drawing(
   config: ml_collections.ConfigDict,
   model: unet.UNet,
   optimizer: optax.GradientTransformation,
-) -> TrainState:
-  image_shape = (*config.data.image_size, config.data.num_channels)
-  variables = model.init(key, jnp.zeros((1, *image_shape)), train=False)
-  batch_stats = variables.get('batch_stats', {})
-  return _state_at_0(variables['params'], batch_stats, config, optimizer)
+) -> Callable[[jax.Array], TrainState]:
+  """Returns key -> state at step 0."""
+  image_shape = (1, *config.data.image_size, config.data.num_channels)
+
+  def create(key: jax.Array) -> TrainState:
+    variables = model.init(key, jnp.zeros(image_shape), train=False)
+    return _state_at_0(variables, config, optimizer)
+
+  return create
 
 
 def _state_at_0(
-  params: PyTree,
-  batch_stats: PyTree,
+  variables: Mapping[str, PyTree],
   config: ml_collections.ConfigDict,
   optimizer: optax.GradientTransformation,
 ) -> TrainState:
+  params, batch_stats = variables['params'], variables.get('batch_stats', {})
   has_ema = bool(config.optimizer.ema_decay)
   # Copies, not aliases: the state's buffers are donated one by one.
   copy = lambda tree: jax.tree.map(jnp.copy, tree) if has_ema else None
