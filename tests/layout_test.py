@@ -45,7 +45,7 @@ _CORE = (
 _TESTED_IN = {
   'unet_jax': 'prediction/restore_test.py',
   'unet_jax.__main__': 'main_test.py',
-  'unet_jax.config.output_size': 'models/unet_test.py',
+  'unet_jax.config.output_size': 'models/sizes_test.py',
   'unet_jax.data.examples': 'data/decode_test.py',
   'unet_jax.data.tfds_source': 'data/oxford_iiit_pet_test.py',
   'unet_jax.evaluation.counting': 'runtime/mesh_test.py',
@@ -54,7 +54,6 @@ _TESTED_IN = {
   'unet_jax.export_weights': 'import_weights_test.py',
   'unet_jax.inspection.network': 'inspect_data_test.py',
   'unet_jax.inspection.records': 'inspection/scan_test.py',
-  'unet_jax.models.sizes': 'models/unet_test.py',
   'unet_jax.models.trace': 'models/graph_test.py',
   'unet_jax.prediction.segmenter': 'prediction/restore_test.py',
   'unet_jax.prediction.sinks': 'prediction/predictor_test.py',
