@@ -272,21 +272,14 @@ def _object_metrics(stacked: Measured) -> dict[str, float]:
 
 def _row(m: Measured, spec: Spec) -> dict[str, float]:
   """Returns the metrics of one image."""
-  names, counts = spec.names, m['confusion']
-  iou, dice = confusion_lib.iou_and_dice(counts)
+  counts = m['confusion']
+  names, iou, dice = confusion_lib.class_scores(
+    counts, spec.names, spec.foreground
+  )
   row: dict[str, Any] = {
     'pixel_accuracy': confusion_lib.ratio(np.trace(counts), counts.sum()),
-    'miou': confusion_lib.nanmean(iou),
+    'miou': confusion_lib.nanmean(iou[: len(spec.names)]),
   }
-  if spec.foreground:
-    binary = confusion_lib.merge_foreground(
-      counts, [names.index(n) for n in spec.foreground]
-    )
-    names = (*names, '+'.join(spec.foreground))
-    iou, dice = (
-      np.append(x, y[1])
-      for x, y in zip((iou, dice), confusion_lib.iou_and_dice(binary))
-    )
   columns = {
     'iou': (names, iou),
     'dice': (names, dice),
