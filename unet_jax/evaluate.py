@@ -48,8 +48,8 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   """Evaluates a checkpoint of a workdir; prints a table.
 
   Args:
-    config: its `eval`, `inference` and `checkpoint` sections say what to
-      evaluate, and how.
+    config: `eval`, `inference` and `checkpoint` choose the checkpoint, the
+      split and the measures.
     workdir: absolute path of a training run, or of a cross-validation; gets
       eval.json, eval.csv, eval.html and figures/.
 
@@ -101,7 +101,7 @@ def _check_folds(split: str, members: list[dict[str, Any]]) -> None:
     if split.startswith('fold_') and fold is not None and split != fold:
       raise errors.UserError(
         f'{member["workdir"]} was trained on {split}, as on all folds but '
-        f'{fold}: its scores there say nothing. Evaluate it alone, or all on '
+        f'{fold}: its scores there mean nothing. Evaluate it alone, or all on '
         'another split with --config.eval.split'
       )
 

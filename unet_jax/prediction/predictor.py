@@ -144,7 +144,7 @@ class Predictor:
   image; `patch` slides over the image as it is.
 
   Args:
-    config: of the run; `inference` says how windows overlap.
+    config: of the run; `inference` sets how windows overlap.
     model: see `unet.create_model`.
     variables: of the network, or of several, stacked.
     averaging: of views and networks.

@@ -48,7 +48,7 @@ class RowFile(sinks.RowSink):
     os.replace(self._part, self._path)
 
   def abort(self) -> None:
-    """Removes what was written; does nothing after `close`."""
+    """Removes the unfinished file; does nothing after `close`."""
     # The error that led here has reported a full disk already.
     with contextlib.suppress(OSError):
       self._file.close()
