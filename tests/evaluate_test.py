@@ -16,7 +16,7 @@ from unet_jax import evaluate
 from unet_jax.config import checks, saved
 from unet_jax.data import resize as resize_lib
 from unet_jax.evaluation import confusion, counting, files
-from unet_jax.models import averaging
+from unet_jax.models import ensemble
 from unet_jax.prediction import predictor
 from unet_jax.runtime import errors
 
@@ -287,7 +287,7 @@ def _all_land(states):
     params['head']['kernel'] *= 0
     params['head']['bias'] = np.float32([0, 0, 1])
     about = [{'workdir': '', 'step': 1, 'params': 'raw', 'fold': None}]
-    return {'params': params, 'batch_stats': {}}, averaging.NONE, about
+    return {'params': params, 'batch_stats': {}}, ensemble.SINGLE, about
 
   return restore
 

@@ -8,7 +8,8 @@ import jax
 from tests import tiny
 from unet_jax.models import unet
 from unet_jax.runtime import mesh as mesh_lib
-from unet_jax.training import checkpoint, metric_writer
+from unet_jax.runtime import whole_files
+from unet_jax.training import checkpoint
 from unet_jax.training import optimizer as optimizer_lib
 
 
@@ -27,7 +28,7 @@ def save(workdir, config, seed=0, steps=(1,)):
   model, mesh = unet.create_model(config), mesh_lib.make_mesh(config)
   optimizer = optimizer_lib.make_optimizer(config)
   os.makedirs(workdir, exist_ok=True)
-  metric_writer.write_json(
+  whole_files.write_json(
     os.path.join(workdir, 'config.json'), config.to_dict()
   )
   states = {}

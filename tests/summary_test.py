@@ -7,11 +7,11 @@ import jax
 import pytest
 from PIL import Image
 
-from configs import isbi_2012, keras_lesson
+from configs import keras_lesson
 from tests import program, tiny
 from unet_jax import summary
 from unet_jax.config import checks
-from unet_jax.models import graph, unet
+from unet_jax.models import unet
 from unet_jax.runtime import errors
 from unet_jax.runtime import mesh as mesh_lib
 from unet_jax.training import optimizer
@@ -143,21 +143,6 @@ def test_backend_that_tells_nothing():
   assert told['FLOP, 3 x forward x images'] == '12'
   for name in ('arguments', 'temporaries', 'all memory'):
     assert told[name] == 'not given'
-
-
-@pytest.mark.parametrize(
-  'config,parameters,output',
-  [
-    (keras_lesson.get_config(), 7_696_193, (256, 256, 1)),
-    (keras_lesson.get_config('bilinear'), 7_696_193, (256, 256, 1)),
-    (isbi_2012.get_config(), 31_030_658, (388, 388, 2)),
-  ],
-)
-def test_named_networks(config, parameters, output):
-  image = (*config.data.image_size, config.data.num_channels)
-  network = graph.read(unet.create_model(config), image)
-  assert network.parameters == parameters
-  assert network.heads[-1].output == output
 
 
 def test_validation_without_data():

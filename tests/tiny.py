@@ -1,11 +1,16 @@
 """A tiny network, its state and its data, for the tests of steps."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from unet_jax.config import default
-from unet_jax.training import state
+from unet_jax.evaluation import step as step_lib
+from unet_jax.models import unet
+from unet_jax.training import losses, state, steps
+from unet_jax.training import optimizer as optimizer_lib
 
 
 def make_config(**sections):
@@ -71,3 +76,35 @@ def make_examples(config, count, seed=0):
 def make_batch(config, seed=0):
   examples = make_examples(config, config.data.batch_size, seed)
   return {k: np.stack([e[k] for e in examples]) for k in ('image', 'mask')}
+
+
+def one_device():
+  """A mesh of one device, on which a batch may have any size."""
+  return jax.make_mesh(
+    (1, 1, 1),
+    ('data', 'fsdp', 'spatial'),
+    axis_types=(jax.sharding.AxisType.Auto,) * 3,
+    devices=jax.devices()[:1],
+  )
+
+
+def setup(config):
+  """Returns a fresh state and the jitted step of a config."""
+  model = unet.create_model(config)
+  optimizer = optimizer_lib.make_optimizer(config)
+  state = make_state(config, model, optimizer, one_device())
+  return state, steps.make_train_step(
+    config, model, optimizer, one_device(), state
+  )
+
+
+def evaluate(config, state, batch, which='raw'):
+  """Runs the evaluation step with variables of a state."""
+  step = functools.partial(
+    step_lib.eval_step,
+    model=unet.create_model(config),
+    loss_spec=losses.make_spec(config),
+    mean=config.data.mean,
+    std=config.data.std,
+  )
+  return jax.jit(step)(state.variables(which), batch)

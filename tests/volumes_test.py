@@ -1,4 +1,4 @@
-"""Volumes from the drawing to the figures, against NumPy and themselves."""
+"""Volumes from the drawing to the metrics, against NumPy and themselves."""
 
 import json
 import pathlib
@@ -7,7 +7,6 @@ import subprocess
 import sys
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import ndimage
@@ -22,8 +21,8 @@ from unet_jax.prediction import step as step_lib
 from unet_jax.reports import plots
 from unet_jax.runtime import errors
 from unet_jax.runtime import mesh as mesh_lib
-from unet_jax.training import losses, steps
 from unet_jax.training import optimizer as optimizer_lib
+from unet_jax.training import steps
 
 _SIZE = (8, 16, 12)
 _MANY = [shapes.draw((0, 0, i), (24, 32, 32)) for i in range(20)]
@@ -101,27 +100,6 @@ def test_outlines_of_ball_shell_and_rod():
   places = np.argwhere(rod) - 40.0
   _, vectors = np.linalg.eigh(places.T @ places)
   assert abs(vectors[:, -1] @ direction) > 0.999
-
-
-def test_dice_loss_of_volumes():
-  rng = np.random.default_rng(0)
-  logits = rng.normal(size=(3, 4, 5, 6, 3)).astype(np.float32)
-  mask = rng.integers(0, 3, (3, 4, 5, 6)).astype(np.uint8)
-  mask[rng.random(mask.shape) < 0.2] = 255
-  mask[2] = 255
-  expected = []
-  for x, m in zip(logits[:2].astype(float), mask[:2]):
-    p = np.exp(x) / np.exp(x).sum(-1, keepdims=True)
-    p, m = p[m != 255], m[m != 255]
-    dice = [
-      (2 * p[m == c, c].sum() + 1) / (p[:, c].sum() + (m == c).sum() + 1)
-      for c in range(3)
-    ]
-    expected.append(1 - np.mean(dice))
-  spec = losses.LossSpec(weights=(('dice', 1.0),))
-  total = losses.totals(jnp.asarray(logits), jnp.asarray(mask), spec)['dice']
-  np.testing.assert_allclose(total, sum(expected), rtol=1e-5)
-  assert losses.counts(jnp.asarray(mask), spec)['dice'] == 2
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,7 @@
 """Cross-validation: a training for each fold, and the scores of all.
 
-Each fold has a workdir of its own, WORKDIR/fold_0, WORKDIR/fold_1, ..., which
-is that of a training run with data.fold set: to be continued, evaluated or
-looked at as any other.
+Each fold has its own workdir, WORKDIR/fold_0, WORKDIR/fold_1, ..., that of a
+training run with data.fold set, which any other mode takes as well.
 """
 
 import contextlib
@@ -23,14 +22,15 @@ from unet_jax.config import fields
 from unet_jax.config import saved as saved_lib
 from unet_jax.evaluation import confusion as confusion_lib
 from unet_jax.evaluation import files
-from unet_jax.runtime import errors, program
+from unet_jax.reports import text_table
+from unet_jax.runtime import errors, program, whole_files
 from unet_jax.runtime import mesh as mesh_lib
-from unet_jax.training import checkpoint, metric_writer
+from unet_jax.training import checkpoint
 
 _log = logging.getLogger(__name__)
 
-# Further figures that are printed, where an evaluation has them.
-_TOLD = (
+# Further metrics that are printed, where an evaluation has them.
+_FURTHER = (
   'loss',
   'dataset_boundary_miou',
   'image_mhd95',
@@ -46,7 +46,7 @@ _TOLD = (
 
 
 def run(config: ml_collections.ConfigDict, workdir: str) -> None:
-  """Trains what is not yet trained, and prints and writes the scores of all.
+  """Trains the folds that are not done, and writes and prints their scores.
 
   Args:
     config: a valid config with data.num_folds; data.fold is set for each run.
@@ -54,8 +54,8 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
       cross_validation.json.
 
   Raises:
-    UserError: something that the user can mend, in the fold that is named.
-    SystemExit: as `train.run`; the same command goes on from there.
+    UserError: something that the user can fix, in the fold that is named.
+    SystemExit: as `train.run`; the same command continues from there.
   """
   program.initialize(fields.cache_dir(config))
   mesh_lib.check_processes(config, 'cross_validate')
@@ -64,9 +64,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   for fold_config, fold_workdir in zip(folds, workdirs):
     _check_resumable(fold_config, fold_workdir)
   program.make_workdir(workdir)
-  metric_writer.write_json(
-    os.path.join(workdir, 'config.json'), config.to_dict()
-  )
+  whole_files.write_json(os.path.join(workdir, 'config.json'), config.to_dict())
   for i, (fold_config, fold_workdir) in enumerate(zip(folds, workdirs)):
     if _is_evaluated(fold_config, fold_workdir):
       _log.info('fold %d of %d is done: %s', i, len(folds), fold_workdir)
@@ -78,15 +76,17 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
       evaluate.run(fold_config, fold_workdir)
     except errors.UserError as e:
       raise errors.UserError(f'fold {i}: {e}') from e
-    # The state of a finished run is held by reference cycles; it must not lie
-    # on the devices beside that of the next.
+    # Reference cycles hold the state of a finished run; free its device memory
+    # before the next run.
     gc.collect()
   if jax.process_index() == 0:
     _report(config, workdir, [_read_evaluation(w) for w in workdirs])
 
 
-def _of_fold(config, fold: int) -> ml_collections.ConfigDict:
-  """The config of a fold's run, whose last state is what is evaluated."""
+def _of_fold(
+  config: ml_collections.ConfigDict, fold: int
+) -> ml_collections.ConfigDict:
+  """Returns the config of a fold's run, whose last state is evaluated."""
   config = config.copy_and_resolve_references()
   config.data.fold = fold
   config.eval.split = ''
@@ -95,7 +95,7 @@ def _of_fold(config, fold: int) -> ml_collections.ConfigDict:
   return config
 
 
-def _check_resumable(config, workdir: str) -> None:
+def _check_resumable(config: ml_collections.ConfigDict, workdir: str) -> None:
   """Refuses another config before any fold is trained."""
   if not os.path.isdir(os.path.join(workdir, 'checkpoints')):
     return
@@ -112,14 +112,14 @@ def _read_evaluation(workdir: str) -> dict[str, Any]:
   return json.loads(path.read_text()) if path.exists() else {}
 
 
-def _is_evaluated(config, workdir: str) -> bool:
+def _is_evaluated(config: ml_collections.ConfigDict, workdir: str) -> bool:
   """Whether eval.json is the full evaluation of the training on its fold."""
   found = _read_evaluation(workdir)
-  has_average = config.optimizer.ema_decay > 0
+  has_ema = config.optimizer.ema_decay > 0
   expected = {
     'step': config.train.num_steps,
     'split': f'fold_{config.data.fold}',
-    'params': config.eval.params if has_average else 'raw',
+    'params': config.eval.params if has_ema else 'raw',
     'settings': files.settings(config),
   }
   # Not a comparison of sets: settings are dicts themselves.
@@ -139,13 +139,12 @@ def summarize(
     config: of the cross-validation.
 
   Returns:
-    {figure: {'mean', 'std', 'folds'[, 'pooled']}} of each figure `eval/...`
-    that all folds have: mean and standard deviation (divided by K - 1) over
-    those K folds where it is defined, the values of all folds, and, of what
-    follows from counts, the one of all examples together, each counted once,
-    where it was held out.
+    {metric: {'mean', 'std', 'folds'[, 'pooled']}} of each `eval/...` that all
+    folds have: mean and standard deviation (divided by K - 1) over the K folds
+    where it is defined, the values of all folds and, for metrics of counts, the
+    one of all examples together, each counted once, where it was held out.
   """
-  confusion = np.sum([e['confusion'] for e in evaluations], 0, np.int64)
+  confusion = np.array([e['confusion'] for e in evaluations], np.int64).sum(0)
   names = fields.class_names(config)
   pooled = {
     **confusion_lib.scores(confusion[None], names, config.eval.foreground),
@@ -166,56 +165,52 @@ def summarize(
       'folds': values,
     }
     short = name.removeprefix('eval/')
-    # The counts of all images together say nothing of means over images.
+    # Pooled counts do not give means over images.
     if short in pooled and not short.startswith('image_'):
       result[name]['pooled'] = pooled[short]
   return result
 
 
+# Title, metric of a class, that of the mean, and whether it is pooled.
+_COLUMNS = (
+  ('dataset_iou', 'eval/dataset_iou/{}', 'eval/dataset_miou', False),
+  ('image_iou', 'eval/image_iou/{}', 'eval/image_miou', False),
+  ('dataset_dice', 'eval/dataset_dice/{}', 'eval/dataset_mdice', False),
+  ('image_dice', 'eval/image_dice/{}', 'eval/image_mdice', False),
+  ('pooled_iou', 'eval/dataset_iou/{}', 'eval/dataset_miou', True),
+  ('pooled_dice', 'eval/dataset_dice/{}', 'eval/dataset_mdice', True),
+)
+
+
 def format_table(
-  figures: dict[str, dict[str, Any]], names: tuple[str, ...]
+  metrics: dict[str, dict[str, Any]], names: tuple[str, ...]
 ) -> str:
   """Returns mean +- standard deviation and pooled scores, as aligned text.
 
   Args:
-    figures: see `summarize`.
+    metrics: see `summarize`.
     names: of the classes.
   """
-  columns = [
-    (reduction, pooled)
-    for pooled in (False, True)
-    for reduction in ('dataset_iou', 'image_iou', 'dataset_dice', 'image_dice')
-    if not (pooled and reduction.startswith('image_'))
-  ]
-  names = files.scored_names(figures, names)
-  width = max(len(n) for n in (*names, 'mean'))
-  headers = [
-    f'{reduction.replace("dataset", "pooled"):>14}'
-    if pooled
-    else f'{reduction:>18}'
-    for reduction, pooled in columns
-  ]
-  lines = [' ' * width + ''.join(headers)]
-  rows = {name: f'{{}}/{name}' for name in names}
-  for name, key in {**rows, 'mean': '{}'}.items():
-    cells = []
-    for reduction, pooled in columns:
-      score = reduction if name in rows else reduction.replace('_', '_m')
-      figure = figures['eval/' + key.format(score)]
-      cells.append(
-        f'{_shown(figure["pooled"]):>14}'
-        if pooled
-        else f'{_spread(figure):>18}'
-      )
-    lines.append(f'{name:<{width}}' + ''.join(cells))
-  accuracy = figures['eval/pixel_accuracy']
+
+  def cell(key: str, is_pooled: bool) -> str:
+    return (
+      _shown(metrics[key]['pooled']) if is_pooled else _spread(metrics[key])
+    )
+
+  rows = [['', *(title for title, *_ in _COLUMNS)]]
+  for name in files.scored_names(metrics, names):
+    cells = (cell(key.format(name), pooled) for _, key, _, pooled in _COLUMNS)
+    rows.append([name, *cells])
+  rows.append(['mean', *(cell(key, pooled) for *_, key, pooled in _COLUMNS)])
+  lines = text_table.aligned(rows, width=12)
+  accuracy = metrics['eval/pixel_accuracy']
   lines.append(
     f'pixel accuracy {_spread(accuracy)}, pooled {_shown(accuracy["pooled"])}'
   )
   lines += [
-    f'{name} {_spread(figures[f"eval/{name}"])}'
-    for name in _TOLD
-    if f'eval/{name}' in figures
+    f'{name} {_spread(metrics[f"eval/{name}"])}'
+    for name in _FURTHER
+    if f'eval/{name}' in metrics
   ]
   return '\n'.join(lines)
 
@@ -224,23 +219,27 @@ def _shown(value: float | None) -> str:
   return '-' if value is None or value != value else f'{value:.4f}'
 
 
-def _spread(figure: dict[str, Any]) -> str:
-  return f'{_shown(figure["mean"])} +- {_shown(figure["std"])}'
+def _spread(metric: dict[str, Any]) -> str:
+  return f'{_shown(metric["mean"])} +- {_shown(metric["std"])}'
 
 
-def _report(config, workdir: str, evaluations) -> None:
+def _report(
+  config: ml_collections.ConfigDict,
+  workdir: str,
+  evaluations: list[dict[str, Any]],
+) -> None:
   """Writes cross_validation.json and prints the table."""
-  figures = summarize(evaluations, config)
+  metrics = summarize(evaluations, config)
   counts = [e['num_examples'] for e in evaluations]
   path = os.path.join(workdir, 'cross_validation.json')
-  metric_writer.write_json(
+  whole_files.write_json(
     path,
     {
       'num_folds': len(evaluations),
       'split': config.data.train_split,
       'step': config.train.num_steps,
       'num_examples': counts,
-      'figures': figures,
+      'figures': metrics,
     },
   )
   print(
@@ -248,5 +247,5 @@ def _report(config, workdir: str, evaluations) -> None:
     'images, each evaluated by the network that was not trained on it; mean '
     '+- standard deviation over the folds, and pooled over the images'
   )
-  print(format_table(figures, fields.class_names(config)))
+  print(format_table(metrics, fields.class_names(config)))
   _log.info('wrote %s', path)

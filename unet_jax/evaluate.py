@@ -23,8 +23,8 @@ from unet_jax.config import fields
 from unet_jax.data import examples, prepare, prepared, rasters, sources
 from unet_jax.evaluation import counting, files
 from unet_jax.evaluation import split as split_lib
-from unet_jax.models import averaging as averaging_lib
 from unet_jax.models import unet
+from unet_jax.models.ensemble import Ensemble
 from unet_jax.prediction import predictor, probabilities, restore, sinks
 from unet_jax.runtime import errors, program
 from unet_jax.runtime import mesh as mesh_lib
@@ -40,7 +40,7 @@ class _Network(NamedTuple):
 
   model: unet.UNet
   variables: dict[str, Any]
-  averaging: averaging_lib.Averaging
+  ensemble: Ensemble
   mesh: Mesh
 
 
@@ -60,11 +60,11 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   program.initialize(fields.cache_dir(config))
   mesh_lib.check_processes(config, 'evaluate')
   mesh = mesh_lib.make_mesh(config)
-  variables, averaging, members = restore.restore(config, workdir, mesh)
+  variables, ensemble, members = restore.restore(config, workdir, mesh)
   split = config.eval.split or config.data.eval_split
   source = sources.make_source(config, split)
   _check_folds(source.split, members)
-  network = _Network(unet.create_model(config), variables, averaging, mesh)
+  network = _Network(unet.create_model(config), variables, ensemble, mesh)
   result = _choose(config)(config, source, network)
   seconds = time.perf_counter() - start
   steps = sorted({member['step'] for member in members})
@@ -76,7 +76,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     'num_examples': result['num_examples'],
     'resolution': config.eval.resolution,
     'networks': len(members),
-    'views': averaging.count // averaging.members,
+    'views': ensemble.count // ensemble.members,
     'seconds': seconds,
     'seconds_waiting_for_device': result['seconds_waiting'],
     'settings': files.settings(config),
@@ -132,7 +132,7 @@ def _count(
   """Evaluates as a training run does: counts and losses, on the devices."""
   dataset = prepare.prepare_source(source, config)
   evaluator = counting.Evaluator(
-    config, network.model, dataset, network.mesh, network.averaging
+    config, network.model, dataset, network.mesh, network.ensemble
   )
   counted = evaluator.run(network.variables)
   assert counted is not None, 'nothing stops it'
@@ -157,7 +157,7 @@ def _measure_prepared(
     network.model,
     dataset,
     network.mesh,
-    network.averaging,
+    network.ensemble,
     returns_logits=True,
   )
   workers = prepared.num_workers(config)

@@ -9,9 +9,9 @@ import ml_collections
 
 from unet_jax.config import fields, saved
 from unet_jax.models import unet
-from unet_jax.runtime import errors, program
+from unet_jax.runtime import errors, program, whole_files
 from unet_jax.runtime import mesh as mesh_lib
-from unet_jax.training import checkpoint, metric_writer
+from unet_jax.training import checkpoint
 from unet_jax.training import optimizer as optimizer_lib
 from unet_jax.training import state as state_lib
 from unet_jax.weights import files, match
@@ -47,9 +47,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     )
     checkpoints.save(state, 0, {})
     checkpoints.wait()
-  metric_writer.write_json(
-    os.path.join(workdir, 'config.json'), config.to_dict()
-  )
+  whole_files.write_json(os.path.join(workdir, 'config.json'), config.to_dict())
   if jax.process_index() == 0:
     count = sum(x.size for x in jax.tree.leaves(variables['params']))
     print(

@@ -28,9 +28,9 @@ from unet_jax.data import masks as masks_lib
 from unet_jax.inspection import alignment, findings, scan, suggest
 from unet_jax.inspection import page as page_lib
 from unet_jax.models import unet
-from unet_jax.runtime import errors, program
+from unet_jax.runtime import errors, program, whole_files
 from unet_jax.runtime import mesh as mesh_lib
-from unet_jax.training import losses, metric_writer, steps
+from unet_jax.training import losses, steps
 from unet_jax.training import optimizer as optimizer_lib
 from unet_jax.training import state as state_lib
 
@@ -98,7 +98,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     'examples': _pictures(by_split, by_source, found, config),
     'batch': batch,
   }
-  metric_writer.write_json(os.path.join(workdir, 'inspect.json'), report)
+  whole_files.write_json(os.path.join(workdir, 'inspect.json'), report)
   page = os.path.join(workdir, 'inspect.html')
   page_lib.write(page, report, pictures)
   _tell(report, suggestions, workdir)

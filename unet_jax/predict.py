@@ -40,15 +40,15 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   skipped = 0
   if left:
     mesh = mesh_lib.make_prediction_mesh(config)
-    variables, average, _ = restore.restore(config, workdir, mesh, members)
-    if average.count > 1:
+    variables, ensemble, _ = restore.restore(config, workdir, mesh, members)
+    if ensemble.count > 1:
       _log.info(
         'averaging %d network(s), %d view(s)',
-        average.members,
-        average.count // average.members,
+        ensemble.members,
+        ensemble.count // ensemble.members,
       )
     network = predictor.Predictor(
-      config, unet.create_model(config), variables, average, mesh
+      config, unet.create_model(config), variables, ensemble, mesh
     )
     skipped = _predict(network, left, config)
   folder = planned[0][1].mask.parent.parent

@@ -1,4 +1,4 @@
-"""--mode=summary: what a network costs, as a table, and what it is, drawn."""
+"""--mode=summary: the layers and costs of a network, and its drawing."""
 
 import logging
 import os
@@ -13,17 +13,17 @@ from jax.stages import Compiled, Lowered
 from unet_jax.config import fields
 from unet_jax.data import weight_map
 from unet_jax.models import graph, sizes, unet
-from unet_jax.reports import diagram
-from unet_jax.runtime import errors, program
+from unet_jax.reports import diagram, diagram_parts, text_table
 from unet_jax.runtime import mesh as mesh_lib
-from unet_jax.training import metric_writer, steps
+from unet_jax.runtime import program, whole_files
 from unet_jax.training import optimizer as optimizer_lib
 from unet_jax.training import state as state_lib
+from unet_jax.training import steps
 
 _log = logging.getLogger(__name__)
 
-# Names in the compiler's report, and in words. Its peak is left as it is told:
-# on CPUs it leaves out the temporaries.
+# Names in the compiler's report, and in words. Its peak is shown as it is: on
+# CPUs it does not count the temporaries.
 _MEMORY = {
   'argument_bytes': ('argument_size_in_bytes', 'arguments'),
   'output_bytes': ('output_size_in_bytes', 'outputs'),
@@ -50,6 +50,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   model = unet.create_model(config)
   image = (*config.data.image_size, config.data.num_channels)
   network = graph.read(model, image)
+  compiles = config.summary.compile
   summary = {
     'image': image,
     'output': network.heads[-1].output,
@@ -59,9 +60,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     'activation_bytes': network.bytes,
     'receptive_field': sizes.receptive_field(model),
     'layers': [layer._asdict() for layer in network.layers],
-    'train_step': _train_step(config, model)
-    if config.summary.compile
-    else None,
+    'train_step': _train_step(config, model) if compiles else None,
   }
   text = format_summary(summary)
   if jax.process_index():
@@ -71,21 +70,15 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   _log.info('wrote summary.* and network.* into %s', workdir)
 
 
-def _write(workdir: str, summary, text: str, network: graph.Network) -> None:
-  try:
-    os.makedirs(workdir, exist_ok=True)
-    with open(os.path.join(workdir, 'summary.txt'), 'w') as f:
-      f.write(text + '\n')
-  except OSError as e:
-    raise errors.UserError(
-      f'--workdir={workdir}: cannot be written ({e.strerror}); choose another'
-    ) from e
-  metric_writer.write_json(os.path.join(workdir, 'summary.json'), summary)
-  diagram.draw(
-    network,
-    os.path.join(workdir, 'network.svg'),
-    os.path.join(workdir, 'network.png'),
-  )
+def _write(
+  workdir: str, summary: dict[str, Any], text: str, network: graph.Network
+) -> None:
+  program.make_workdir(workdir)
+  path = lambda name: os.path.join(workdir, name)
+  with whole_files.replacing(path('summary.txt')) as f:
+    f.write(text + '\n')
+  whole_files.write_json(path('summary.json'), summary)
+  diagram.draw(network, path('network.svg'), path('network.png'))
 
 
 def _forward_flops(model: unet.UNet, image: graph.Shape) -> float | None:
@@ -109,8 +102,10 @@ def _forward_flops(model: unet.UNet, image: graph.Shape) -> float | None:
   return (cost or {}).get('flops')
 
 
-def lower_train_step(config, model: unet.UNet, mesh: Mesh) -> Lowered:
-  """Returns the train step of a config, traced for arrays that are not made."""
+def lower_train_step(
+  config: ml_collections.ConfigDict, model: unet.UNet, mesh: Mesh
+) -> Lowered:
+  """Returns the train step of a config, traced for abstract arrays."""
   optimizer = optimizer_lib.make_optimizer(config)
   state = state_lib.abstract_train_state(config, model, optimizer, mesh)
   size, batch = config.data.image_size, config.data.batch_size
@@ -130,23 +125,24 @@ def lower_train_step(config, model: unet.UNet, mesh: Mesh) -> Lowered:
 
 
 def costs(compiled: Compiled) -> dict[str, float | None]:
-  """Returns FLOP and bytes of a program, per device; None: not told."""
+  """Returns FLOP and bytes of a program, per device; None: not reported."""
   memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
-  # Backends that do not tell return None.
-  told = {k: getattr(memory, name, None) for k, (name, _) in _MEMORY.items()}
+  known = {k: getattr(memory, name, None) for k, (name, _) in _MEMORY.items()}
   total = None
   if memory is not None:
-    total = told['argument_bytes'] + told['output_bytes'] + told['temp_bytes']
-    total -= told['alias_bytes']
-  return {'flops': (cost or {}).get('flops'), **told, 'total_bytes': total}
+    total = memory.argument_size_in_bytes + memory.output_size_in_bytes
+    total += memory.temp_size_in_bytes - memory.alias_size_in_bytes
+  return {'flops': (cost or {}).get('flops'), **known, 'total_bytes': total}
 
 
-def _train_step(config, model: unet.UNet) -> dict[str, Any]:
-  """What the compiler says of the train step."""
+def _train_step(
+  config: ml_collections.ConfigDict, model: unet.UNet
+) -> dict[str, Any]:
+  """Returns the compiler's costs of the train step."""
   mesh = mesh_lib.make_mesh(config)
   compiled = lower_train_step(config, model, mesh).compile()
   return {
-    'backend': jax.default_backend(),
+    'backend': mesh.devices.flat[0].platform,
     'devices': mesh.size,
     'batch_size': config.data.batch_size,
     **costs(compiled),
@@ -162,29 +158,15 @@ def _memory(n: float | None) -> str:
 
 
 def _flop(n: float | None) -> str:
-  return 'not given' if n is None else diagram.quantity(n).strip()
+  return 'not given' if n is None else diagram_parts.quantity(n).strip()
 
 
-def _sides(shape) -> str:
+def _sides(shape: graph.Shape) -> str:
   return ' x '.join(map(str, shape))
 
 
-def _table(rows: list[tuple[str, ...]]) -> list[str]:
-  """Aligned lines, the first two columns to the left; the last row apart."""
-  widths = [max(map(len, column)) for column in zip(*rows)]
-  lines = []
-  for row in rows:
-    cells = [
-      cell.ljust(width) if i < 2 else cell.rjust(width)
-      for i, (cell, width) in enumerate(zip(row, widths))
-    ]
-    lines.append('  '.join(cells).rstrip())
-  rule = '-' * len(lines[0])
-  return [lines[0], rule, *lines[1:-1], rule, lines[-1]]
-
-
 def format_summary(summary: dict[str, Any]) -> str:
-  """Returns the table of layers and what follows it, as text.
+  """Returns the table of layers, the totals and the train step, as text.
 
   Args:
     summary: as in summary.json.
@@ -224,20 +206,24 @@ def format_summary(summary: dict[str, Any]) -> str:
       'padding',
     ),
   ]
-  lines = [*_table(rows), '', *notes, '', *_aligned(facts), '']
-  return '\n'.join(lines + _step_lines(summary))
+  header, *layers, total = text_table.aligned(rows, left=2)
+  rule = '-' * len(header)
+  return '\n'.join(
+    [header, rule, *layers, rule, total, '', *notes, '', *_lines(facts), '']
+    + _step_lines(summary)
+  )
 
 
-def _aligned(facts: list[tuple[str, str]]) -> list[str]:
+def _lines(facts: list[tuple[str, str]]) -> list[str]:
   return [f'{name:<30}{value}' for name, value in facts]
 
 
 def _step_lines(summary: dict[str, Any]) -> list[str]:
-  """What the compiler says of the train step."""
+  """The compiler's costs of the train step."""
   step = summary['train_step']
   if step is None:
     return ['The train step was not compiled (summary.compile=False).']
-  # A convolution's gradients, by its input and its kernel, cost as much each.
+  # Each of a convolution's two gradients, by input and kernel, costs as much.
   ours = 3 * summary['flops'] * step['batch_size'] / step['devices']
   facts = [
     ('FLOP, 3 x forward x images', _flop(ours)),
@@ -249,4 +235,4 @@ def _step_lines(summary: dict[str, Any]) -> list[str]:
     f'Train step of {step["batch_size"]} images, for each of '
     f'{step["devices"]} {step["backend"]} device(s), from the compiler:'
   )
-  return [title, '', *_aligned(facts)]
+  return [title, '', *_lines(facts)]

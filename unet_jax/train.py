@@ -1,15 +1,19 @@
 """Training: build, restore, loop, close."""
 
 import contextlib
+import dataclasses
 import logging
 import math
 import os
 import pathlib
 import sys
 import time
+from typing import Any
 
 import jax
 import ml_collections
+import optax
+from jax.sharding import Mesh
 
 import unet_jax
 from unet_jax.config import fields
@@ -18,7 +22,7 @@ from unet_jax.data import pipeline, prepare
 from unet_jax.evaluation import counting, files
 from unet_jax.inspection import findings
 from unet_jax.models import unet
-from unet_jax.runtime import errors, locks, program
+from unet_jax.runtime import errors, locks, program, whole_files
 from unet_jax.runtime import mesh as mesh_lib
 from unet_jax.training import checkpoint, metric_writer, steps
 from unet_jax.training import optimizer as optimizer_lib
@@ -26,6 +30,8 @@ from unet_jax.training import progress as progress_lib
 from unet_jax.training import state as state_lib
 
 _log = logging.getLogger(__name__)
+# Folded into the root key of a run, to draw parameters and for its steps.
+_PARAMETER_KEY, _STEP_KEY = 0, 1
 
 
 def run(config: ml_collections.ConfigDict, workdir: str) -> None:
@@ -37,7 +43,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
       figures/, checkpoints/ and eval.json.
 
   Raises:
-    UserError: something that the user can mend.
+    UserError: something that the user can fix.
     SystemExit: 128 + the signal's number, after SIGTERM or Ctrl-C; the state
       is saved.
   """
@@ -46,59 +52,36 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   mesh_lib.log_devices(mesh)
   model = unet.create_model(config)
   program.make_workdir(workdir)
-  lock = contextlib.nullcontext()
-  if jax.process_index() == 0:
-    path = pathlib.Path(workdir, '.lock')
-    lock = locks.lock(path, f'training in {workdir}', wait=False)
-  with lock:
+  with contextlib.ExitStack() as stack:
+    if jax.process_index() == 0:
+      path = pathlib.Path(workdir, '.lock')
+      lock = locks.lock(path, f'training in {workdir}', wait=False)
+      stack.enter_context(lock)
+    checkpoints = checkpoint.Checkpoints(workdir, config)
     # Closed in any case: orbax's threads must not outlive the interpreter.
-    with contextlib.closing(
-      checkpoint.Checkpoints(workdir, config)
-    ) as checkpoints:
-      _train(config, workdir, mesh, model, checkpoints)
+    stack.enter_context(contextlib.closing(checkpoints))
+    _train(config, workdir, mesh, model, checkpoints)
 
 
-def _train(config, workdir: str, mesh, model, checkpoints) -> None:
-  """The run proper; no other run has the workdir."""
-  if checkpoints.steps:
-    saved = checkpoints.saved_config(checkpoints.steps[-1])
-    if checkpoints.steps[-1]:
-      saved_lib.check_resumable(saved, config, workdir)
-    else:
-      saved_lib.check_evaluable(
-        saved, config, workdir, 'Choose another --workdir, or undo the change'
-      )
-  metric_writer.write_json(
-    os.path.join(workdir, 'config.json'), config.to_dict()
-  )
+def _train(
+  config: ml_collections.ConfigDict,
+  workdir: str,
+  mesh: Mesh,
+  model: unet.UNet,
+  checkpoints: checkpoint.Checkpoints,
+) -> None:
+  """Trains while no other run has the workdir."""
+  _check_saved(config, workdir, checkpoints)
+  path = os.path.join(workdir, 'config.json')
+  whole_files.write_json(path, config.to_dict())
   train_set = prepare.prepare(config, config.data.train_split)
   eval_set = prepare.prepare(config, config.data.eval_split)
   if config.data.check:
     _check_data(train_set, eval_set, config)
   optimizer = optimizer_lib.make_optimizer(config)
   batches = pipeline.train_batches(train_set, config, mesh)
-  root = jax.random.key(config.seed)
-
-  # Where a run starts from: the newest whole checkpoint of its workdir (of an
-  # imported one, which has step 0, the parameters alone); without one, a new
-  # state from the seed.
-  if checkpoints.steps == [0]:
-    abstract = state_lib.abstract_train_state(
-      saved, model, optimizer_lib.make_optimizer(saved), mesh
-    )
-    state, _ = checkpoints.restore(0, abstract)
-    state = state_lib.state_of_variables(
-      state.variables(), config, model, optimizer, mesh
-    )
-  elif checkpoints.steps:
-    abstract = state_lib.abstract_train_state(config, model, optimizer, mesh)
-    state, position = checkpoints.restore(checkpoints.steps[-1], abstract)
-    batches.set_state(position)
-  else:
-    state = state_lib.create_train_state(
-      jax.random.fold_in(root, 0), config, model, optimizer, mesh
-    )
-  first = int(state.step)
+  state = _first_state(config, model, optimizer, mesh, checkpoints, batches)
+  first, total = int(state.step), config.train.num_steps
   interrupt = program.Interrupt()
   loop = _Loop(
     config=config,
@@ -107,45 +90,102 @@ def _train(config, workdir: str, mesh, model, checkpoints) -> None:
     checkpoints=checkpoints,
     evaluator=counting.Evaluator(config, model, eval_set, mesh),
     writer=metric_writer.MetricWriter(workdir, first, config.log.tensorboard),
-    progress=progress_lib.Progress(
-      first, config.train.num_steps, config.data.batch_size
-    ),
+    progress=progress_lib.Progress(first, total, config.data.batch_size),
+    saved_step=max(checkpoints.steps, default=None),
   )
-  _log.info(
-    '%d images to train on, %d to evaluate, %.2f M parameters, from step %d',
-    len(train_set),
-    len(eval_set),
-    sum(x.size for x in jax.tree.leaves(state.params)) / 1e6,
-    first,
-  )
-  if first == config.train.num_steps:
-    _log.info('all %d steps are done; a larger train.num_steps goes on', first)
+  _log_start(len(train_set), len(eval_set), state, total)
   train_step = steps.make_train_step(config, model, optimizer, mesh, state)
-  # The key of the steps, apart from the key of the parameters.
-  key = jax.random.fold_in(root, 1)
+  key = jax.random.fold_in(jax.random.key(config.seed), _STEP_KEY)
   try:
     with interrupt:
       step, stopped = first, loop.catch_up(first, state)
-      while step < config.train.num_steps and not stopped:
+      while step < total and not stopped:
         step += 1
-        state, figures = train_step(state, next(batches), key)
-        loop.after_step(step, figures)
+        state, metrics = train_step(state, next(batches), key)
+        loop.after_step(step, metrics)
         stop = interrupt.requested(step)
         stopped = loop.save_and_evaluate(step, state, batches, stop)
       if stopped:
-        _stop(interrupt.signal, step, workdir)
+        assert interrupt.signal is not None
+        _exit_stopped(interrupt.signal, step, workdir)
     loop.finish()
   finally:
     batches.close()
     loop.close()
   if interrupt.signal is not None:
-    # It came in the last evaluation: all is done here, but what follows this
-    # run in the program is not to start.
+    # It came in the last evaluation: this run is complete, but the program must
+    # not start anything after it.
     sys.exit(128 + interrupt.signal)
 
 
-def _check_data(train_set, eval_set, config) -> None:
-  """Tells what is wrong with the prepared sets; raises UserError on errors.
+def _check_saved(
+  config: ml_collections.ConfigDict,
+  workdir: str,
+  checkpoints: checkpoint.Checkpoints,
+) -> None:
+  """Refuses to continue from a checkpoint of another config."""
+  if not checkpoints.steps:
+    return
+  step = checkpoints.steps[-1]
+  saved = checkpoints.saved_config(step)
+  if step:
+    saved_lib.check_resumable(saved, config, workdir)
+  else:
+    fix = 'Choose another --workdir, or undo the change'
+    saved_lib.check_evaluable(saved, config, workdir, fix)
+
+
+def _first_state(
+  config: ml_collections.ConfigDict,
+  model: unet.UNet,
+  optimizer: optax.GradientTransformation,
+  mesh: Mesh,
+  checkpoints: checkpoint.Checkpoints,
+  batches: Any,
+) -> state_lib.TrainState:
+  """Returns the state from which a run starts, and sets its data position.
+
+  It is the newest whole checkpoint of the workdir (of an imported one, which
+  has step 0, the parameters alone); without one, a new state from the seed.
+  """
+  step = max(checkpoints.steps, default=None)
+  if step is None:
+    key = jax.random.fold_in(jax.random.key(config.seed), _PARAMETER_KEY)
+    return state_lib.create_train_state(key, config, model, optimizer, mesh)
+  if step:
+    abstract = state_lib.abstract_train_state(config, model, optimizer, mesh)
+    state, position = checkpoints.restore(step, abstract)
+    batches.set_state(position)
+    return state
+  saved = checkpoints.saved_config(step)
+  abstract = state_lib.abstract_train_state(
+    saved, model, optimizer_lib.make_optimizer(saved), mesh
+  )
+  state, _ = checkpoints.restore(step, abstract)
+  return state_lib.state_of_variables(
+    state.variables(), config, model, optimizer, mesh
+  )
+
+
+def _log_start(
+  num_train: int, num_eval: int, state: state_lib.TrainState, total: int
+) -> None:
+  first = int(state.step)
+  _log.info(
+    '%d images to train on, %d to evaluate, %.2f M parameters, from step %d',
+    num_train,
+    num_eval,
+    sum(x.size for x in jax.tree.leaves(state.params)) / 1e6,
+    first,
+  )
+  if first == total:
+    _log.info('all %d steps are done; a larger train.num_steps goes on', total)
+
+
+def _check_data(
+  train_set: Any, eval_set: Any, config: ml_collections.ConfigDict
+) -> None:
+  """Logs warnings about the prepared sets; raises UserError on errors.
 
   With data.cache=none, a few pairs of each are read.
   """
@@ -158,13 +198,13 @@ def _check_data(train_set, eval_set, config) -> None:
   if bad:
     more = f' ({len(bad)} errors in all)' if len(bad) > 1 else ''
     raise errors.UserError(
-      f'{bad[0].kind}: {bad[0].message}{more}. --mode=inspect tells more, '
-      '--config.data.check=false trains all the same'
+      f'{bad[0].kind}: {bad[0].message}{more}. --mode=inspect reports more, '
+      '--config.data.check=false trains anyway'
     )
 
 
-def _stop(signal_number: int, step: int, workdir: str) -> None:
-  """Leaves the program after a signal, once all is saved."""
+def _exit_stopped(signal_number: int, step: int, workdir: str) -> None:
+  """Exits after a signal, once all is saved."""
   if jax.process_index() == 0:
     print(
       f'stopped at step {step} by signal {signal_number}; saved in '
@@ -174,70 +214,65 @@ def _stop(signal_number: int, step: int, workdir: str) -> None:
   sys.exit(128 + signal_number)
 
 
+@dataclasses.dataclass
 class _Loop:
-  """What happens between the steps; it never waits for the step in flight."""
+  """The work between the steps; it never waits for the step in flight."""
 
-  def __init__(
-    self,
-    *,
-    config,
-    workdir,
-    interrupt,
-    checkpoints,
-    evaluator,
-    writer,
-    progress,
-  ):
-    self._config, self._workdir = config, workdir
-    self._interrupt = interrupt
-    self._checkpoints, self._evaluator = checkpoints, evaluator
-    self._writer, self._progress = writer, progress
-    # The figures of the last step that was dispatched, not yet read.
-    self._pending: tuple[int, dict[str, jax.Array]] | None = None
-    self._saved_step = max(checkpoints.steps, default=None)
-    self._read_any = False
+  config: ml_collections.ConfigDict
+  workdir: str
+  interrupt: program.Interrupt
+  checkpoints: checkpoint.Checkpoints
+  evaluator: counting.Evaluator
+  writer: metric_writer.MetricWriter
+  progress: progress_lib.Progress
+  # The last step that was dispatched, with its metrics, which are not yet read.
+  pending: tuple[int, dict[str, jax.Array]] | None = None
+  saved_step: int | None = None
+  read_any: bool = False
 
-  def after_step(self, step: int, figures: dict[str, jax.Array]) -> None:
-    """Takes a dispatched step's figures and reads those of the one before."""
-    pending, self._pending = self._pending, (step, figures)
+  def after_step(self, step: int, metrics: dict[str, jax.Array]) -> None:
+    """Takes a dispatched step's metrics and reads those of the one before."""
+    pending, self.pending = self.pending, (step, metrics)
     if pending is not None:
       self._read(*pending)
-    self._progress.update(step)
+    self.progress.update(step)
 
   def _flush(self) -> None:
     """Waits for the step in flight."""
-    if self._pending is not None:
-      self._read(*self._pending)
-      self._pending = None
+    if self.pending is not None:
+      self._read(*self.pending)
+      self.pending = None
 
-  def _read(self, step: int, figures: dict[str, jax.Array]) -> None:
-    """Checks a step's figures, and logs them at the interval."""
+  def _read(self, step: int, metrics: dict[str, jax.Array]) -> None:
+    """Checks a step's metrics, and logs them at the interval."""
     values = {
-      f'train/{k}': float(v) for k, v in jax.device_get(figures).items()
+      f'train/{k}': float(v) for k, v in jax.device_get(metrics).items()
     }
     if not all(math.isfinite(v) for v in values.values()):
-      kept = self._saved_step
+      kept = self.saved_step
       raise errors.UserError(
         f'step {step}: loss {values["train/loss"]}, gradient norm '
         f'{values["train/grad_norm"]}: not finite. The last checkpoint, '
         f'{"none" if kept is None else f"step {kept}"}, is kept. Lower '
         'optimizer.learning_rate or clip_norm, or lengthen warmup_steps'
       )
-    if not self._read_any:
-      self._read_any = True
+    if not self.read_any:
+      self.read_any = True
       seconds = time.perf_counter() - unet_jax.STARTED
-      self._progress.write(f'first step done {seconds:.1f} s after the start')
-    if step % self._config.log.every and step != self._config.train.num_steps:
+      self.progress.write(f'first step done {seconds:.1f} s after the start')
+    if step % self.config.log.every and step != self.config.train.num_steps:
       return
-    self._checkpoints.check()
-    self._progress.mark()
-    if self._progress.images_per_second is not None:
-      values['train/images_per_second'] = self._progress.images_per_second
-    self._writer.write(step, values)
-    self._progress.report(step, values)
+    self.checkpoints.check()
+    self.progress.mark()
+    if self.progress.images_per_second is not None:
+      values['train/images_per_second'] = self.progress.images_per_second
+    self.writer.write(step, values)
+    self.progress.report(step, values)
 
-  def save_and_evaluate(self, step: int, state, batches, stop: bool) -> bool:
-    """Saves and evaluates where it is time to.
+  def save_and_evaluate(
+    self, step: int, state: state_lib.TrainState, batches: Any, stop: bool
+  ) -> bool:
+    """Saves and evaluates after the steps at which these are due.
 
     The state, its data position and the config are saved together, before the
     next batch is drawn; and before an evaluation, which may take long.
@@ -249,28 +284,28 @@ class _Loop:
       stop: save in any case, and leave an evaluation to the continued run.
 
     Returns:
-      Whether the run is to end here: `stop`, or a signal during the evaluation.
+      Whether the run must end here: `stop`, or a signal during the evaluation.
     """
     evaluates = self._evaluates(step) and not stop
-    if not (evaluates or stop or step % self._config.checkpoint.every == 0):
+    if not (evaluates or stop or step % self.config.checkpoint.every == 0):
       return False
     self._flush()
-    self._progress.pause()
-    self._checkpoints.save(state, step, batches.get_state())
-    self._saved_step = step
+    self.progress.pause()
+    self.checkpoints.save(state, step, batches.get_state())
+    self.saved_step = step
     if evaluates:
       stop = not self._evaluate(step, state)
-    if stop or step == self._config.train.num_steps:
-      self._checkpoints.wait()
+    if stop or step == self.config.train.num_steps:
+      self.checkpoints.wait()
     return stop
 
   def _evaluates(self, step: int) -> bool:
-    every = self._config.eval.every
-    last = step == self._config.train.num_steps
+    every = self.config.eval.every
+    last = step == self.config.train.num_steps
     return last or bool(every and step % every == 0)
 
-  def catch_up(self, step: int, state) -> bool:
-    """Makes the evaluation that a stop right after saving `step` left out.
+  def catch_up(self, step: int, state: state_lib.TrainState) -> bool:
+    """Makes the evaluation that a stop right after saving `step` skipped.
 
     Returns:
       Whether a signal ended it.
@@ -280,61 +315,58 @@ class _Loop:
     return False
 
   def _evaluation(self, step: int) -> dict[str, float] | None:
-    """The figures of the evaluation of a step, if it was made."""
-    for line in metric_writer.read_metrics(self._workdir):
+    """The metrics of the evaluation after a step, if it was made."""
+    for line in metric_writer.read_metrics(self.workdir):
       if line['step'] == step and 'eval/loss' in line:
         return line
     return None
 
-  def _evaluate(self, step: int, state) -> bool:
+  def _evaluate(self, step: int, state: state_lib.TrainState) -> bool:
     """Evaluates and writes the results; returns False if a signal came."""
-    which = self._config.eval.params if state.ema_params is not None else 'raw'
-    result = self._evaluator.run(
-      state.variables(which), lambda: self._interrupt.signal is not None
+    which = self.config.eval.params if state.ema_params is not None else 'raw'
+    result = self.evaluator.run(
+      state.variables(which), lambda: self.interrupt.signal is not None
     )
     if result is None:
       return False
-    figures, confusion, examples = result
+    metrics, confusion, examples = result
     files.write(
-      self._workdir,
-      self._config,
-      figures,
+      self.workdir,
+      self.config,
+      metrics,
       confusion,
       examples,
       step=step,
-      split=self._evaluator.split,
+      split=self.evaluator.split,
       params=which,
-      num_examples=self._evaluator.num_examples,
+      num_examples=self.evaluator.num_examples,
     )
-    # The line comes last: what has one was evaluated whole.
-    self._writer.write(step, figures)
-    self._progress.write(
-      f'step {step}: eval loss {figures["eval/loss"]:.4f}, dataset mIoU '
-      f'{figures["eval/dataset_miou"]:.4f} in {figures["eval/seconds"]:.1f} s'
+    # The line comes last: a step with a line was evaluated completely.
+    self.writer.write(step, metrics)
+    self.progress.write(
+      f'step {step}: eval loss {metrics["eval/loss"]:.4f}, dataset mIoU '
+      f'{metrics["eval/dataset_miou"]:.4f} in {metrics["eval/seconds"]:.1f} s'
     )
     return True
 
   def finish(self) -> None:
     """Prints the table of the last evaluation and draws the curves."""
-    self._progress.close()
+    self.progress.close()
     if jax.process_index():
       return
-    if self._config.log.num_examples:
+    if self.config.log.num_examples:
       from unet_jax.reports import plots  # Slow to import.
 
       plots.draw_curves(
-        os.path.join(self._workdir, 'figures', 'curves.png'),
-        metric_writer.read_metrics(self._workdir),
-        self._config.checkpoint.best_metric,
+        os.path.join(self.workdir, 'figures', 'curves.png'),
+        metric_writer.read_metrics(self.workdir),
+        self.config.checkpoint.best_metric,
       )
-    print(
-      files.format_table(
-        self._evaluation(self._config.train.num_steps),
-        fields.class_names(self._config),
-      )
-    )
-    _log.info('wrote %s', self._workdir)
+    metrics = self._evaluation(self.config.train.num_steps)
+    assert metrics is not None, 'the last step was not evaluated'
+    print(files.format_table(metrics, fields.class_names(self.config)))
+    _log.info('wrote %s', self.workdir)
 
   def close(self) -> None:
-    self._progress.close()
-    self._writer.close()
+    self.progress.close()
+    self.writer.close()

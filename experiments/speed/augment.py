@@ -1,4 +1,4 @@
-"""What augmentation adds to the training step."""
+"""Time that augmentation adds to the training step."""
 
 import functools
 import itertools
@@ -29,8 +29,8 @@ _PHOTOMETRIC = (
   'noise',
   'cutout',
 )
-# {row: what is on, and other fields of the section}: in training steps, and
-# what is measured alone besides, for which a step is too long a yardstick.
+# {row: transforms that are on, other fields of the section}: measured in steps,
+# and, since a step takes far longer than one of them, alone.
 _IN_STEP = {
   _OFF: ((), {}),
   'flips': (('flip_horizontal', 'flip_vertical'), {}),
@@ -59,14 +59,14 @@ def _config(config, names, fields):
 
 
 def _configs(config, groups):
-  """{row: its config}, of what the config's images can have."""
+  """{row: its config}, for the transforms that suit the config's images."""
   square = len(set(config.data.image_size)) == 1
-  left_out = set() if square else {'rotate_90'}
+  skipped = set() if square else {'rotate_90'}
   if config.data.num_channels == 1:
-    left_out |= {'saturation', 'hue'}
+    skipped |= {'saturation', 'hue'}
   configs = {}
   for row, (names, fields) in groups.items():
-    kept = tuple(n for n in names if n not in left_out)
+    kept = tuple(n for n in names if n not in skipped)
     if kept or row == _OFF:
       configs[row] = _config(config, kept, fields)
   return configs
@@ -122,9 +122,9 @@ def measure(config, repeats: int, steps: int) -> dict:
   off = results['training'][_OFF]['median']
   results['share'] = shares = {}
   print('share of the step in %: alone, and by the difference of steps')
-  for row, figures in results['alone'].items():
+  for row, measured in results['alone'].items():
     # Of the step that it is a part of.
-    shares[row] = {'alone': figures['median'] / (off + figures['median'])}
+    shares[row] = {'alone': measured['median'] / (off + measured['median'])}
     if row in in_step:
       difference = 1 - 1 / results['training'][row]['ratio']
       shares[row]['difference'] = difference

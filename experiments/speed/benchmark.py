@@ -4,7 +4,7 @@
     [--what=step,pipeline,start,augment,loader] [--repeats=N]
     [--output=FILE.json]
 
-What is compared runs in turn, round after round, in one process (the starts:
+Contenders run in turn, round after round, in one process (the starts:
 in processes of their own). README.md says how to read the tables.
 """
 
@@ -75,7 +75,7 @@ def _processor() -> str:
 
 
 def _machine() -> dict:
-  """What the figures were measured on."""
+  """The machine of the measurements."""
   packages = ['jax', 'jaxlib', 'flax']
   devices = [d.device_kind for d in jax.devices()]
   if step.HAS_TORCH:
@@ -111,7 +111,7 @@ def main(_) -> None:
     os.environ.setdefault('OMP_WAIT_POLICY', 'passive')
     # On a GPU, PyTorch needs a share of the memory that JAX would take.
     os.environ.setdefault('XLA_PYTHON_CLIENT_MEM_FRACTION', '0.5')
-    # Compiled programs are not kept: what compilation takes is measured.
+    # Compiled programs are not kept: the time of compilation is measured.
     jax.config.update('jax_enable_compilation_cache', False)
     machine = _machine()
     print('\n'.join(f'{name}: {value}' for name, value in machine.items()))

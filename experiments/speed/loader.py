@@ -222,7 +222,7 @@ def measure(config, repeats: int, steps: int) -> dict:
     if step.HAS_TORCH:
       peer = _Peer(config, pairs)
     else:
-      print('PyTorch is left out: it is not installed')
+      print('PyTorch is skipped: it is not installed')
     cores = sorted(os.sched_getaffinity(0))
     for n in sorted({1, len(cores)}):
       workers = n if n > 1 else 0

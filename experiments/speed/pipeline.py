@@ -1,4 +1,4 @@
-"""What the input pipeline costs: in training, alone, preparing the arrays."""
+"""Costs of the input pipeline: in training, alone, preparing the arrays."""
 
 import itertools
 import time

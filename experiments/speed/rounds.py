@@ -1,4 +1,4 @@
-"""Contenders in turn, and the table of what they took."""
+"""Rounds of contenders in turn, and the table of their times."""
 
 import statistics
 import time
@@ -8,7 +8,7 @@ import jax
 
 
 def in_turn(contenders: dict[str, Callable[[], float]], repeats: int):
-  """Returns {name: [what the contender returned in each round]}."""
+  """Returns {name: [value of each round]}."""
   values = {name: [] for name in contenders}
   for _ in range(repeats):
     for name, contender in contenders.items():
@@ -30,18 +30,18 @@ def report(title: str, values: dict[str, list[float]], images: int = 0):
   print(f'\n{title}\n' + ' ' * width + ''.join(f'{h:>10}' for h in heads))
   rows = {}
   for name, row in values.items():
-    rows[name] = figures = {
+    rows[name] = measured = {
       'median': statistics.median(row),
       'min': min(row),
       'max': max(row),
       'ratio': statistics.median(a / b for a, b in zip(row, first)),
     }
-    cells = [f'{v:10.4g}' for v in figures.values()]
+    cells = [f'{v:10.4g}' for v in measured.values()]
     if images:
-      figures['images_per_second'] = images / figures['median']
-      cells.append(f'{figures["images_per_second"]:10.1f}')
+      measured['images_per_second'] = images / measured['median']
+      cells.append(f'{measured["images_per_second"]:10.1f}')
     print(f'{name:<{width}}' + ''.join(cells), flush=True)
-    figures['values'] = row
+    measured['values'] = row
   return rows
 
 

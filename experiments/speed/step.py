@@ -45,13 +45,13 @@ class Ours:
     return sum(x.size for x in jax.tree.leaves(self.state.params))
 
   def train(self, batches, count: int) -> None:
-    """Trains as train.py does: figures are read one step late."""
+    """Trains as train.py does: metrics are read one step late."""
     pending = None
     for _ in range(count):
-      self.state, figures = self._step(self.state, next(batches), self._key)
+      self.state, metrics = self._step(self.state, next(batches), self._key)
       if pending is not None:
         jax.device_get(pending)
-      pending = figures
+      pending = metrics
     jax.block_until_ready(self.state)
 
   def predict(self, image, count: int) -> None:
@@ -111,15 +111,15 @@ def _torch_contender(config, batch, layout: str, compiles: bool):
 
 
 def _torch_contenders(config, batch, compiles: bool):
-  """{name: contender} of PyTorch; says so where it is left out."""
+  """{name: contender} of PyTorch; reports where it is skipped."""
   if not HAS_TORCH:
-    print('PyTorch is left out: it is not installed')
+    print('PyTorch is skipped: it is not installed')
     return {}
   from experiments.speed import torch_unet
 
   field = torch_unet.unsupported(config)
   if field:
-    print(f'PyTorch is left out: its U-Net here has no {field}')
+    print(f'PyTorch is skipped: its U-Net here has no {field}')
     return {}
   variants = {
     'PyTorch, channels_last': ('channels_last', False),

@@ -64,17 +64,15 @@ def main(_) -> None:
     image, _ = torch_unet.to_device(batch, device)
     predictions.append(torch_unet.predict(model, image, config).cpu().numpy())
     masks.append(batch['mask'])
-  from unet_jax.evaluation import (
-    confusion as confusion_lib,  # Imports jax, which takes a second.
-  )
+  from unet_jax.evaluation import confusion  # Importing jax takes a second.
 
   names = fields.class_names(config)
-  confusion = [
-    confusion_lib.confusion_counts(m, p, len(names))
+  counts = [
+    confusion.confusion_counts(m, p, len(names))
     for m, p in zip(masks, predictions)
   ]
-  scores = confusion_lib.scores(
-    np.concatenate(confusion), names, config.eval.foreground
+  scores = confusion.scores(
+    np.concatenate(counts), names, config.eval.foreground
   )
   print('\n'.join(f'{name}: {value:.4f}' for name, value in scores.items()))
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from unet_jax.config import fields
 
-# What this network is, in the words of the config.
+# The only values that this network has for these fields of `model`.
 _FIXED = {
   'spatial_dims': 2,
   'features': (),
@@ -80,12 +80,12 @@ class UNet(nn.Module):
 
 
 def unsupported(config) -> str | None:
-  """What a config asks for that this network is not; None where they agree."""
+  """Returns a field of a config that this network does not support, or None."""
   for field, value in _FIXED.items():
     if config.model[field] != value:
       return f'model.{field}={config.model[field]}'
-  n, sides = config.data.num_classes, config.data.image_size
-  if n == 1:
+  sides = config.data.image_size
+  if config.data.num_classes == 1:
     return 'data.num_classes=1'
   if any(side % 2**config.model.depth for side in sides):
     return f'data.image_size={sides}'
@@ -94,10 +94,7 @@ def unsupported(config) -> str | None:
 
 def create_network(config) -> UNet:
   """Returns the network of a config that is not `unsupported`."""
-  m = config.model
-  widths = [
-    min(m.base_features * 2**i, m.max_features) for i in range(m.depth + 1)
-  ]
+  widths = list(fields.stage_features(config.model))
   return UNet(config.data.num_channels, config.data.num_classes, widths)
 
 

@@ -7,8 +7,9 @@ import jax
 import numpy as np
 import pytest
 
+from unet_jax.config import output_size
 from unet_jax.data import tiling
-from unet_jax.models import sizes, unet
+from unet_jax.models import unet
 from unet_jax.prediction import predictor, sinks
 
 
@@ -185,9 +186,11 @@ def test_weights_equal_monai():
 def test_tiles_of_valid_networks_equal_one_pass_over_the_whole(fields):
   """The overlap-tile strategy, figure 2 of the 2015 paper."""
   model = _model(padding='valid', **fields)
-  fits = [n for n in range(1, 200) if sizes.valid_output(n, model)]
+  fits = [n for n in range(1, 200) if output_size.valid_output(n, model)]
   grid = 2 ** (model.depth + (model.stem == 'space_to_depth'))
-  window = next(n for n in fits if sizes.valid_output(n, model) >= 2 * grid + 1)
+  window = next(
+    n for n in fits if output_size.valid_output(n, model) >= 2 * grid + 1
+  )
   layout = tiling.make_layout(model, (window, window), 0.5, 'gaussian')
   assert layout.step[0] % grid == 0
   image = _image(61, 75)

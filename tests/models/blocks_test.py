@@ -1,4 +1,4 @@
-"""Fast forms against the stock layers, in 2-D and 3-D; gates against Torch."""
+"""Layers against the stock ones, in 2-D and 3-D; gates against Torch."""
 
 import functools
 
@@ -7,68 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import scipy.ndimage
 
 from tests.models import networks
-from unet_jax.models import blocks
+from unet_jax.models import blocks, resample
 
 _random = networks.random
 _assert_same = networks.assert_same_value_and_gradient
-
-
-@pytest.mark.parametrize('size', [(7, 10), (2, 3), (4, 5, 7)])
-@pytest.mark.parametrize('kind', ['max', 'average'])
-def test_pooling_equals_the_stock_layer(kind, size):
-  ours, stock = {
-    'max': (blocks.max_pool_2x, nn.max_pool),
-    'average': (blocks.average_pool_2x, nn.avg_pool),
-  }[kind]
-  two = (2,) * len(size)
-  _assert_same(ours, lambda x: stock(x, two, two), _random(2, *size, 3))
-
-
-@pytest.mark.parametrize('size', [(5, 6), (1, 1), (2, 3, 1)])
-def test_bilinear_equals_image_resize(size):
-  shape = (2, *(2 * n for n in size), 3)
-  _assert_same(
-    blocks.bilinear_2x,
-    lambda x: jax.image.resize(x, shape, 'bilinear'),
-    _random(2, *size, 3),
-  )
-
-
-@pytest.mark.parametrize('size', [(6, 5), (3, 4, 5)])
-def test_bilinear_equals_scipy_zoom(size):
-  x = _random(1, *size, 1)
-  expected = scipy.ndimage.zoom(
-    x[0, ..., 0], 2, order=1, mode='nearest', grid_mode=True
-  )
-  np.testing.assert_allclose(
-    jax.jit(blocks.bilinear_2x)(x)[0, ..., 0], expected, rtol=1e-5, atol=1e-6
-  )
-
-
-@pytest.mark.parametrize('size', [(3, 4), (2, 3, 4)])
-def test_nearest_repeats_pixels(size):
-  x = _random(2, *size, 5)
-  expected = x
-  for axis in range(1, 1 + len(size)):
-    expected = np.repeat(expected, 2, axis=axis)
-  np.testing.assert_array_equal(blocks.nearest_2x(x), expected)
-
-
-@pytest.mark.parametrize('size', [(4, 6), (7, 5), (2, 4, 3)])
-def test_space_to_depth_lists_windows_and_depth_to_space_undoes_it(size):
-  x = np.asarray(_random(2, *size, 3))
-  y = blocks.space_to_depth_2x(jnp.asarray(x))
-  # The window's pixels in row-major order, each with its channels.
-  for i, offset in enumerate(np.ndindex(*(2,) * len(size))):
-    window = tuple(
-      slice(o, n // 2 * 2, 2) for o, n in zip(offset, size, strict=True)
-    )
-    np.testing.assert_array_equal(y[..., 3 * i : 3 * i + 3], x[:, *window])
-  even = (slice(n // 2 * 2) for n in size)
-  np.testing.assert_array_equal(blocks.depth_to_space_2x(y), x[:, *even])
 
 
 @pytest.mark.parametrize('size', [(5, 6), (2, 3, 4)])
@@ -91,20 +35,14 @@ def test_product_equals_the_stock_convolution_with_its_parameters(kind, size):
   )
 
 
-@pytest.mark.parametrize('size', [(6, 5), (4, 3, 5)], ids=str)
-def test_bilinear_with_aligned_corners_equals_scipy_zoom(size):
-  x = _random(1, *size, 1)
-  expected = scipy.ndimage.zoom(x[0, ..., 0], 2, order=1)
-  actual = blocks.bilinear_2x(x, align_corners=True)[0, ..., 0]
-  np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
-
-
 @pytest.mark.parametrize('kind', ['bilinear', 'nearest'])
 def test_1x1_convolution_before_interpolating_equals_after(kind):
   x = _random(2, 4, 5, 8)
   up = blocks.Upsample(4, kind, 1, functools.partial(nn.Conv), jnp.float32)
   conv = {'kernel': _random(1, 1, 8, 4), 'bias': _random(4)}
-  resize = {'bilinear': blocks.bilinear_2x, 'nearest': blocks.nearest_2x}[kind]
+  resize = {'bilinear': resample.bilinear_2x, 'nearest': resample.nearest_2x}[
+    kind
+  ]
   expected = nn.Conv(4, (1, 1)).apply({'params': conv}, resize(x))
   np.testing.assert_allclose(
     jax.jit(up.apply)({'params': {'conv': conv}}, x),

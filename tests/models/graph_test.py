@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from tests.models import networks
-from unet_jax.models import blocks, graph, unet
+from unet_jax.models import graph, resample, unet
 from unet_jax.runtime import errors
 
 _VARIANTS = {
@@ -222,7 +222,7 @@ def test_residual_without_a_shortcut_layer():
 def test_it_is_the_network_that_is_read_not_its_fields(monkeypatch):
   model = networks.small(skip='concat', downsample='max')
   monkeypatch.setattr(unet.UNet, '_join', lambda self, x, skip: x)
-  monkeypatch.setitem(unet._POOLS, 'max', blocks.average_pool_2x)
+  monkeypatch.setitem(resample.POOLINGS, 'max', resample.average_pool_2x)
   network = graph.read(model, (16, 16, 3))
   assert [s.skip for s in network.stages] == [None] * 5
   assert network.stages[1].entry_kind == 'average pool 2x2'

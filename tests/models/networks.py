@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from unet_jax.models import unet
@@ -15,6 +16,18 @@ def random(*shape, seed=0):
 def small(**fields):
   defaults = dict(num_classes=3, depth=2, base_features=4, norm='batch')
   return unet.UNet(**{**defaults, **fields})
+
+
+def logits_shape(model, *shape, train=False):
+  """Shapes of the logits for images of a shape, without a computation."""
+  output = jax.eval_shape(
+    lambda: model.init_with_output(
+      {'params': jax.random.key(0), 'dropout': jax.random.key(1)},
+      jnp.zeros(shape),
+      train=train,
+    )[0]
+  )
+  return jax.tree.map(jnp.shape, output)
 
 
 def draw(init, *args):
@@ -32,6 +45,13 @@ def draw(init, *args):
 
   shapes = jax.eval_shape(init, jax.random.key(0), *args)
   return jax.tree.map_with_path(leaf_value, shapes)
+
+
+def shapes(model, *shape):
+  """Shapes of the variables for images of a shape, without a computation."""
+  x = jax.ShapeDtypeStruct(shape, np.float32)
+  init = functools.partial(model.init, train=False)
+  return jax.eval_shape(init, jax.random.key(0), x)
 
 
 def variables(model, x):

@@ -1,8 +1,7 @@
-"""The network and its variants: sizes, wiring, training, what a logit sees."""
+"""The network and its variants: parameters, wiring, training."""
 
 import functools
 import math
-import re
 
 import flax.linen as nn
 import flax.serialization
@@ -15,106 +14,10 @@ import pytest
 from configs import isbi_2012, keras_lesson
 from tests.models import networks
 from unet_jax.config import fields as fields_lib
-from unet_jax.models import blocks, sizes, unet
-from unet_jax.runtime import errors
+from unet_jax.models import graph, resample, unet
 
 _random, _small = networks.random, networks.small
-
-
-def _shape(model, *shape, train=False):
-  """Of the logits, without a computation."""
-  output = jax.eval_shape(
-    lambda: model.init_with_output(
-      {'params': jax.random.key(0), 'dropout': jax.random.key(1)},
-      jnp.zeros(shape),
-      train=train,
-    )[0]
-  )
-  return jax.tree.map(jnp.shape, output)
-
-
-def _num_parameters(model, *shape):
-  variables = jax.eval_shape(
-    lambda: model.init(jax.random.key(0), jnp.zeros(shape), train=False)
-  )
-  return sum(x.size for x in jax.tree.leaves(variables['params']))
-
-
-@pytest.mark.parametrize(
-  'depth,size', [(6, (64, 64)), *((depth, (67, 81)) for depth in range(7))]
-)
-def test_same_padding_takes_any_size(depth, size):
-  model = _small(depth=depth, base_features=2, max_features=8)
-  assert _shape(model, 1, *size, 3) == (1, *size, 3)
-
-
-@pytest.mark.parametrize('stem', ['none', 'space_to_depth'])
-@pytest.mark.parametrize('size', [(9, 10, 11), (15, 8, 13)])
-def test_volumes_of_any_size(size, stem):
-  model = _small(spatial_dims=3, stem=stem)
-  assert _shape(model, 1, *size, 2) == (1, *size, 3)
-
-
-@pytest.mark.parametrize(
-  'fields,message',
-  [
-    (
-      {'depth': 4},
-      'an image of 64 x 15 pixels cannot be halved 4 times (model.depth=4); '
-      'use at least 16 pixels or a smaller depth',
-    ),
-    (
-      {'depth': 3, 'stem': 'space_to_depth'},
-      'an image of 64 x 15 pixels cannot be halved 4 times (model.depth=3, '
-      'model.stem=space_to_depth); use at least 16 pixels or a smaller depth',
-    ),
-  ],
-)
-def test_image_too_small_for_the_depth_is_refused(fields, message):
-  with pytest.raises(errors.UserError) as e:
-    _small(**fields).output_size((64, 15))
-  assert str(e.value) == message
-
-
-def test_other_number_of_axes_is_refused():
-  with pytest.raises(errors.UserError) as e:
-    _shape(_small(spatial_dims=3), 1, 16, 16, 3)
-  assert str(e.value) == (
-    'model.spatial_dims=3 takes a batch of 5 axes (the first of images, the '
-    'last of channels), not one of shape (1, 16, 16, 3)'
-  )
-
-
-@pytest.mark.parametrize(
-  'size,fields,expected',
-  [
-    (572, dict(depth=4), 388),
-    (188, dict(depth=4), 4),
-    (140, dict(depth=3), 52),
-    (9, dict(depth=0), 5),
-    (44, dict(convs=1, kernel_size=5), 4),
-    (66, dict(convs=3), 6),
-    (12, dict(kernel_size=1), 12),
-    (88, dict(stem='space_to_depth'), 8),
-    (44, dict(upsample='nearest', upsample_kernel=0), 4),
-    (48, dict(upsample='nearest', upsample_kernel=3), 2),
-    (52, dict(upsample='bilinear'), 6),
-    (56, dict(upsample='bilinear', upsample_kernel=3), 4),
-    (52, dict(block='residual', skip='attention', downsample='conv'), 8),
-  ],
-)
-def test_valid_output_size(size, fields, expected):
-  model = _small(padding='valid', base_features=2, **fields)
-  assert model.output_size((size, size)) == (expected, expected)
-  assert _shape(model, 1, size, size, 3) == (1, expected, expected, 3)
-
-
-@pytest.mark.parametrize(
-  'size,nearest', [(512, '508 or 524'), (10, '188'), (570, '556 or 572')]
-)
-def test_valid_size_that_does_not_fit_names_the_nearest_two(size, nearest):
-  with pytest.raises(errors.UserError, match=f'nearest that do are {nearest} '):
-    _small(depth=4, padding='valid').output_size((size, size))
+_shape = networks.logits_shape
 
 
 def _count(widths, channels, classes):
@@ -129,36 +32,43 @@ def _count(widths, channels, classes):
   return total + widths[0] * classes + classes
 
 
-def test_paper_network():
-  model = unet.create_model(isbi_2012.get_config())
-  shape = (1, 572, 572, 1)
-  assert _shape(model, *shape) == (1, 388, 388, 2)
-  expected = _count((64, 128, 256, 512, 1024), 1, 2)
-  assert _num_parameters(model, *shape) == expected == 31030658
+_LESSON = ((256, 256, 1), (256, 256, 1), (64, 128, 256, 512), 7696193)
 
 
-@pytest.mark.parametrize('upsample', ['transpose', 'bilinear'])
-def test_lesson_network(upsample):
-  model = unet.create_model(keras_lesson.get_config(upsample))
-  shape = (1, 256, 256, 1)
+@pytest.mark.parametrize(
+  'config,upsample,image,output,widths,parameters',
+  [
+    (
+      isbi_2012.get_config(),
+      'transpose',
+      (572, 572, 1),
+      (388, 388, 2),
+      (64, 128, 256, 512, 1024),
+      31030658,
+    ),
+    (keras_lesson.get_config(), 'transpose', *_LESSON),
+    (keras_lesson.get_config('bilinear'), 'bilinear', *_LESSON),
+  ],
+  ids=['paper', 'lesson', 'lesson_bilinear'],
+)
+def test_published_networks(
+  config, upsample, image, output, widths, parameters
+):
+  model = unet.create_model(config)
   assert model.upsample == upsample
-  assert _shape(model, *shape) == shape
-  expected = _count((64, 128, 256, 512), 1, 1)
-  assert _num_parameters(model, *shape) == expected == 7696193
+  assert (*config.data.image_size, config.data.num_channels) == image
+  assert _shape(model, 1, *image) == (1, *output)
+  assert _count(widths, image[-1], output[-1]) == parameters
+  leaves = jax.tree.leaves(networks.shapes(model, 1, *image)['params'])
+  assert sum(x.size for x in leaves) == parameters
+  network = graph.read(model, image)
+  assert network.parameters == parameters
+  assert network.heads[-1].output == output
 
 
 def test_widths_one_by_one():
-  model = _small(features=(3, 5, 4))
-  shapes = jax.eval_shape(
-    lambda: model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 2)), train=False)[
-      'params'
-    ]
-  )
-  kernel = lambda *path: (
-    functools.reduce(
-      lambda tree, name: tree[name], (*path, 'kernel'), shapes
-    ).shape
-  )
+  params = networks.shapes(_small(features=(3, 5, 4)), 1, 8, 8, 2)['params']
+  kernel = lambda stage, layer: params[stage][layer]['kernel'].shape
   assert kernel('down_0', 'conv2') == (3, 3, 3, 3)
   assert kernel('down_1', 'conv1') == (3, 3, 3, 5)
   assert kernel('bottleneck', 'conv2') == (3, 3, 4, 4)
@@ -283,7 +193,7 @@ def test_every_variant_trains_and_uses_every_parameter(fields):
     for i, one in enumerate((logits[0], *logits[1])):
       assert one.dtype == jnp.float32
       s = 2**i
-      target = blocks.center_crop(mask, *logits[0].shape[1:-1])
+      target = resample.center_crop(mask, *logits[0].shape[1:-1])
       target = target[(slice(None), *(slice(s // 2, None, s) for _ in size))]
       target = target[(slice(None), *(slice(n) for n in one.shape[1:-1]))]
       values = optax.softmax_cross_entropy_with_integer_labels(one, target)
@@ -391,177 +301,6 @@ def test_each_skip_stage_and_head_is_wired(fields):
       assert np.any(output != plain), name
 
 
-@pytest.mark.parametrize(
-  'fields',
-  [
-    dict(),
-    dict(depth=0, convs=3),
-    dict(depth=3),
-    dict(downsample='max', convs=1, kernel_size=5, upsample='nearest'),
-    dict(upsample='bilinear', upsample_kernel=2),
-    dict(upsample='bilinear_corners', upsample_kernel=0),
-    dict(upsample='pixel_shuffle', upsample_kernel=3),
-    dict(skip='attention', block='residual', downsample='conv', convs=1),
-    dict(stem='space_to_depth', convs=1),
-  ],
-  ids=str,
-)
-def test_receptive_field_is_what_has_a_gradient(fields):
-  defaults = dict(norm='none', activation='gelu', downsample='average')
-  model = _small(num_classes=1, **{**defaults, **fields})
-  expected = sizes.receptive_field(model)
-  period = 2 ** (model.depth + (model.stem == 'space_to_depth'))
-  start = -(-expected // period) * period
-  x = _random(1, 2 * start + period, period, 1)
-  variables = networks.variables(model, x)
-  # All positions in the grid of the coarsest stage: they see differently many.
-  logits = lambda x: model.apply(variables, x, train=False)[
-    0, start : start + period, 0, 0
-  ]
-  rows = jax.jit(jax.jacrev(logits))(x)[:, 0, :, :, 0]
-  seen = [np.flatnonzero(np.any(r != 0, axis=1)) for r in rows]
-  assert max(s[-1] - s[0] + 1 for s in seen) == expected
-  # The image is large enough to tell.
-  assert all(s[0] > 0 and s[-1] < x.shape[1] - 1 for s in seen)
-
-
-@pytest.mark.parametrize(
-  'depth,pixels', [(0, 5), (1, 18), (2, 44), (3, 100), (4, 204)]
-)
-def test_receptive_field_of_the_plain_network(depth, pixels):
-  assert sizes.receptive_field(_small(depth=depth)) == pixels
-  assert sizes.receptive_field(_small(depth=depth, padding='valid')) == pixels
-
-
-@pytest.mark.parametrize(
-  'fields',
-  [
-    dict(),
-    dict(block='residual', skip='attention', downsample='conv', convs=3),
-    dict(stem='space_to_depth', downsample='average', convs=1),
-    dict(upsample='bilinear', convs=1),
-  ],
-  ids=str,
-)
-def test_valid_equals_the_inside_of_same(fields):
-  """Away from borders the two paddings compute the same function."""
-  same = _small(norm='none', **fields)
-  valid = same.clone(padding='valid')
-  scale = 2 if same.stem == 'space_to_depth' else 1
-  # Each stage's unpadded convolutions move the grid of the next one's windows.
-  lost = same.convs
-  shift = scale * (lost + 2 * lost) % (4 * scale)
-  # The zeros around the image reach as far in as a logit sees.
-  margin = sizes.receptive_field(same) // 2 + 4 * scale
-  size = 2 * margin + 16 * scale
-  while True:
-    try:
-      (inner_size, _) = valid.output_size((size, size))
-      break
-    except errors.UserError:
-      size += 1
-  x = _random(1, size, size, 2)
-  variables = networks.variables(same, x)
-  whole = networks.apply(
-    same, variables, x[:, shift : size - shift, shift : size - shift]
-  )
-  inner = networks.apply(valid, variables, x)
-  assert inner.shape[1] == inner_size
-  a = blocks.center_crop(inner, 8, 8)
-  b = blocks.center_crop(whole, 8, 8)
-  assert np.ptp(a) > 0.1
-  np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
-
-
-_UPSAMPLINGS = [
-  dict(upsample='transpose', upsample_kernel=2),
-  *(dict(upsample='nearest', upsample_kernel=k) for k in (0, 1, 3)),
-  *(dict(upsample='bilinear', upsample_kernel=k) for k in (0, 1, 3)),
-  *(dict(upsample='pixel_shuffle', upsample_kernel=k) for k in (1, 3)),
-]
-
-
-@pytest.mark.parametrize(
-  'fields',
-  [
-    *_UPSAMPLINGS,
-    dict(skip='attention', block='residual'),
-    dict(skip='attention', upsample='bilinear', upsample_kernel=3),
-    dict(skip='add', upsample='bilinear', stem='space_to_depth'),
-  ],
-  ids=str,
-)
-def test_every_valid_logit_is_that_of_a_larger_image(fields):
-  """Up to the outermost, no logit knows that the image ends there."""
-  same = _small(norm='none', convs=1, **fields)
-  valid = same.clone(padding='valid')
-  scale = 2 if same.stem == 'space_to_depth' else 1
-  size = 32 * scale
-  while not _fits(valid, size):
-    size += 1
-  # The zeros around the larger image reach as far in as a logit sees. Windows
-  # start in the same places: a convolution takes a pixel on each side.
-  margin = sizes.receptive_field(same) // 2
-  margin += (scale - margin) % (4 * scale)
-  x = _random(1, size + 2 * margin, size + 2 * margin, 2)
-  variables = networks.variables(same, x)
-  whole = networks.apply(same, variables, x)
-  inner = networks.apply(valid, variables, x[:, margin:-margin, margin:-margin])
-  assert inner.shape[1:-1] == valid.output_size((size, size))
-  expected = blocks.center_crop(whole, *inner.shape[1:-1])
-  assert np.ptp(expected) > 0.1
-  np.testing.assert_allclose(inner, expected, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize('fields', _UPSAMPLINGS, ids=str)
-def test_sizes_that_are_named_as_the_nearest_fit(fields):
-  model = _small(padding='valid', **fields)
-  message = ''
-  for size in range(1, 80):
-    try:
-      (height, _) = model.output_size((size, size))
-      assert height > 0
-      assert _shape(model, 1, size, size, 1) == (1, height, height, 3)
-    except errors.UserError as e:
-      message = str(e)
-      named = re.search(r'nearest that do are ([\d or]+) ', message)[1]
-      assert all(_fits(model, int(n)) for n in named.split(' or ')), message
-  assert message
-
-
-def _fits(model, size):
-  try:
-    model.output_size((size, size))
-  except errors.UserError:
-    return False
-  return True
-
-
-@pytest.mark.parametrize(
-  'fields',
-  [
-    dict(),
-    dict(upsample='bilinear', downsample='average'),
-    dict(block='residual', skip='attention', stem='space_to_depth', convs=1),
-    dict(spatial_dims=3, convs=1, downsample='conv'),
-  ],
-  ids=str,
-)
-def test_translation_by_the_stride_translates_the_output(fields):
-  model = _small(norm='none', **fields)
-  stride = 2 ** (model.depth + (model.stem == 'space_to_depth'))
-  # Along the first axis; further than the zeros at its ends reach.
-  length = -(-sizes.receptive_field(model) // stride) * stride + 4 * stride
-  x = _random(1, length, *(stride,) * (model.spatial_dims - 1), 1)
-  variables = networks.variables(model, x)
-  a = networks.apply(model, variables, x)
-  b = networks.apply(model, variables, jnp.roll(x, stride, axis=1))
-  middle = slice(length // 2 - 1, length // 2 + 1)
-  moved = jnp.roll(a, stride, axis=1)[:, middle]
-  np.testing.assert_allclose(moved, b[:, middle], rtol=1e-4, atol=1e-5)
-  assert np.any(np.abs(a[:, middle] - moved) > 1e-3)
-
-
 def test_remat_changes_no_number_but_saves_less():
   x = _random(1, 16, 16, 3)
   plain, remat = _small(depth=1), _small(depth=1, remat=True)
@@ -570,10 +309,7 @@ def test_remat_changes_no_number_but_saves_less():
   def gradient(model):
     def loss(params):
       logits, _ = model.apply(
-        {**variables, 'params': params},
-        x,
-        train=True,
-        mutable=['batch_stats'],
+        {**variables, 'params': params}, x, train=True, mutable=['batch_stats']
       )
       return jnp.sum(logits**2)
 
@@ -590,45 +326,13 @@ def test_remat_changes_no_number_but_saves_less():
   assert count(remat) > count(plain)
 
 
-def _dropped(model, variables, x, train):
-  """Stages whose output has many zeros where a plain one has none, by name."""
-  _, state = model.apply(
-    variables,
-    x,
-    train=train,
-    rngs={'dropout': jax.random.key(0)},
-    capture_intermediates=lambda module, _: isinstance(module, nn.Dropout),
-  )
-  outputs = jax.tree.leaves_with_path(state['intermediates'])
-  return {
-    path[0].key: out.shape[-1] for path, out in outputs if np.mean(out == 0) > 0
-  }
+# Without zeros of their own, but for dropout.
+_NO_ZEROS = dict(norm='none', activation='gelu')
 
 
-@pytest.mark.parametrize(
-  'stages,widths',
-  [(1, {16}), (2, {16, 8}), (3, {16, 8, 4})],
-)
-def test_the_deepest_stages_end_in_dropout(stages, widths):
-  # Without zeros of its own.
-  fields = dict(norm='none', activation='gelu')
-  model = _small(dropout=0.5, dropout_stages=stages, **fields)
-  x = _random(1, 16, 16, 3)
-  variables = networks.variables(model, x)
-  dropped = _dropped(model, variables, x, train=True)
-  assert set(dropped.values()) == widths and len(dropped) == stages
-  assert not _dropped(model, variables, x, train=False)
-  np.testing.assert_array_equal(
-    networks.apply(model, variables, x),
-    networks.apply(_small(**fields), variables, x),
-  )
-
-
-def test_the_skip_comes_from_the_dropped_features():
-  model = _small(dropout=0.5, dropout_stages=2, norm='none', skip='add')
-  x = _random(1, 16, 16, 3)
-  variables = networks.variables(model, x)
-  skips = []
+def _run_dropout(model, train=True):
+  """Outputs of dropout layers that have many zeros, and of `_join`."""
+  x, skips = _random(1, 16, 16, 3), []
 
   def interceptor(next_fun, args, kwargs, context):
     if context.method_name == '_join':
@@ -637,14 +341,36 @@ def test_the_skip_comes_from_the_dropped_features():
 
   with nn.intercept_methods(interceptor):
     _, state = model.apply(
-      variables,
+      networks.variables(model, x),
       x,
-      train=True,
+      train=train,
       rngs={'dropout': jax.random.key(0)},
       capture_intermediates=lambda module, _: isinstance(module, nn.Dropout),
     )
-  (dropped,) = state['intermediates']['dropout_1']['__call__']
-  np.testing.assert_array_equal(skips[0], dropped)
+  outputs = jax.tree.leaves_with_path(state['intermediates'])
+  dropped = {p[0].key: x for p, x in outputs if np.mean(x == 0) > 0}
+  return dropped, skips
+
+
+@pytest.mark.parametrize('widths', [{16}, {16, 8}, {16, 8, 4}])
+def test_the_deepest_stages_end_in_dropout(widths):
+  model = _small(dropout=0.5, dropout_stages=len(widths), **_NO_ZEROS)
+  dropped, _ = _run_dropout(model)
+  assert {x.shape[-1] for x in dropped.values()} == widths
+  assert len(dropped) == len(widths)
+  assert not _run_dropout(model, train=False)[0]
+  x = _random(1, 16, 16, 3)
+  variables = networks.variables(model, x)
+  np.testing.assert_array_equal(
+    networks.apply(model, variables, x),
+    networks.apply(_small(**_NO_ZEROS), variables, x),
+  )
+
+
+def test_the_skip_comes_from_the_dropped_features():
+  model = _small(dropout=0.5, dropout_stages=2, skip='add', **_NO_ZEROS)
+  dropped, skips = _run_dropout(model)
+  np.testing.assert_array_equal(skips[0], dropped['dropout_1'])
   assert np.any(skips[0] == 0)
 
 

@@ -11,7 +11,7 @@ from tests import tiny
 from tests.prediction.resampling_test import torch_resize
 from unet_jax.data import resize as resize_lib
 from unet_jax.data import tiling
-from unet_jax.models import averaging, unet
+from unet_jax.models import ensemble, unet
 from unet_jax.prediction import predictor, sinks, step
 from unet_jax.runtime import errors
 from unet_jax.runtime import mesh as mesh_lib
@@ -31,7 +31,7 @@ def _predictor(inference=(), model=(), **data):
     np.zeros((1, *config.data.image_size, config.data.num_channels)),
     train=False,
   )
-  network = predictor.Predictor(config, model, variables, averaging.NONE, mesh)
+  network = predictor.Predictor(config, model, variables, ensemble.SINGLE, mesh)
   one_window = functools.partial(
     step.predict_step,
     variables,

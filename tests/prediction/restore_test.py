@@ -21,9 +21,9 @@ def _assert_same(got, want):
 
 def test_one_checkpoint(workdir):
   path, config, _, states = workdir
-  variables, averaging, about = _restore(config, path)
+  variables, ensemble, about = _restore(config, path)
   _assert_same(variables['params'], states[2].ema_params)
-  assert averaging.count == 1
+  assert ensemble.count == 1
   run = {'workdir': str(path), 'fold': None}
   assert about == [{**run, 'step': 2, 'params': 'ema'}]
 
@@ -40,8 +40,8 @@ def test_raw_parameters_of_a_step(workdir):
 def test_all_checkpoints(workdir):
   path, _, _, states = workdir
   config = make_config(checkpoint={'which': 'all'})
-  variables, averaging, about = _restore(config, path)
-  assert averaging.members == 2 and [a['step'] for a in about] == [1, 2]
+  variables, ensemble, about = _restore(config, path)
+  assert ensemble.members == 2 and [a['step'] for a in about] == [1, 2]
   for i, step in enumerate((1, 2)):
     member = jax.tree.map(lambda x, i=i: x[i], variables['params'])
     _assert_same(member, states[step].ema_params)
@@ -60,8 +60,8 @@ def test_several_runs_and_folds(workdir, tmp_path):
     *(str(tmp_path / 'cv' / f'fold_{fold}') for fold in range(2)),
     str(path),
   ]
-  variables, averaging, about = _restore(config, tmp_path / 'cv')
-  assert averaging.members == 3
+  variables, ensemble, about = _restore(config, tmp_path / 'cv')
+  assert ensemble.members == 3
   assert [a['fold'] for a in about] == ['fold_0', 'fold_1', None]
   last = jax.tree.map(lambda x: x[-1], variables['params'])
   _assert_same(last, states[2].ema_params)

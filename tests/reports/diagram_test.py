@@ -12,13 +12,13 @@ from PIL import Image
 
 from tests.models import networks
 from unet_jax.models import graph
-from unet_jax.reports import diagram
+from unet_jax.reports import diagram, diagram_layout, diagram_parts
 
 _SVG = '{http://www.w3.org/2000/svg}'
 
 
 def _layout(image=(64, 64, 3), **fields):
-  return diagram.make_layout(graph.read(networks.small(**fields), image))
+  return diagram_layout.make_layout(graph.read(networks.small(**fields), image))
 
 
 def _arrows(layout):
@@ -35,7 +35,7 @@ def _overlap(a, b):
 
 
 def _text_box(text):
-  width = diagram._text_width(text.text, text.size)
+  width = diagram_parts.text_width(text.text, text.size)
   height = 0.75 * text.size
   if text.rotation:
     width, height = height, width
@@ -207,7 +207,7 @@ def test_svg_has_the_sizes_of_a_run(tmp_path):
     (tmp_path / 'network.svg').read_text()
   )
   with Image.open(png) as image:
-    layout = diagram.make_layout(network)
+    layout = diagram_layout.make_layout(network)
     assert image.width / image.height == pytest.approx(
       layout.width / layout.height, rel=0.01
     )
@@ -229,4 +229,4 @@ def test_svg_has_the_sizes_of_a_run(tmp_path):
   ],
 )
 def test_quantity(n, text):
-  assert diagram.quantity(n) == text
+  assert diagram_parts.quantity(n) == text

@@ -192,10 +192,17 @@ def _dice_loop(logits, mask, class_weights):
 
 
 @pytest.mark.parametrize(
-  'num_classes,class_weights', [(1, ()), (3, ()), (3, _WEIGHTS), (1, (1, 5))]
+  'num_classes,class_weights,shape',
+  [
+    (1, (), (3, 5, 4)),
+    (3, (), (3, 5, 4)),
+    (3, _WEIGHTS, (3, 5, 4)),
+    (1, (1, 5), (3, 5, 4)),
+    (3, (), (3, 4, 5, 6)),  # Volumes.
+  ],
 )
-def test_soft_dice_is_the_loop(num_classes, class_weights):
-  logits, mask = _example(num_classes)
+def test_soft_dice_is_the_loop(num_classes, class_weights, shape):
+  logits, mask = _example(num_classes, shape=shape)
   mask[1] = 255  # An image that does not count.
   spec = _spec('dice', class_weights=class_weights)
   np.testing.assert_allclose(
@@ -203,6 +210,7 @@ def test_soft_dice_is_the_loop(num_classes, class_weights):
     _dice_loop(logits, mask, class_weights),
     rtol=1e-5,
   )
+  assert losses.counts(jnp.asarray(mask), spec)['dice'] == 2
 
 
 def test_soft_dice_of_a_perfect_and_of_an_absent_class():
@@ -215,29 +223,19 @@ def test_soft_dice_of_a_perfect_and_of_an_absent_class():
 
 @pytest.mark.parametrize('num_classes', [1, 3])
 @pytest.mark.parametrize('name', sorted(losses.LOSSES))
-def test_ignored_pixels_have_no_gradient(name, num_classes):
+def test_ignored_pixels_count_nowhere(name, num_classes):
+  """Neither single ones, nor a whole image, nor a whole batch."""
   logits, mask = _example(num_classes)
-  gradient = np.asarray(_gradient(logits, mask, _spec(name)))
+  spec = _spec(name)
+  gradient = np.asarray(_gradient(logits, mask, spec))
   assert np.all(gradient[mask == 255] == 0)
   assert np.all(np.abs(gradient[mask != 255]).max(-1) > 0)
-
-
-@pytest.mark.parametrize('num_classes', [1, 3])
-@pytest.mark.parametrize('name', sorted(losses.LOSSES))
-def test_nothing_but_ignored_pixels_is_zero(name, num_classes):
-  logits, mask = _example(num_classes)
-  mask[:] = 255
-  assert _loss(logits, mask, _spec(name)) == 0
-  assert np.all(np.asarray(_gradient(logits, mask, _spec(name))) == 0)
-
-
-@pytest.mark.parametrize('num_classes', [1, 3])
-@pytest.mark.parametrize('name', sorted(losses.LOSSES))
-def test_an_ignored_image_changes_nothing(name, num_classes):
-  logits, mask = _example(num_classes)
   mask[2] = 255
-  alone = _loss(logits[:2], mask[:2], _spec(name))
-  np.testing.assert_allclose(_loss(logits, mask, _spec(name)), alone, rtol=1e-6)
+  alone = _loss(logits[:2], mask[:2], spec)
+  np.testing.assert_allclose(_loss(logits, mask, spec), alone, rtol=1e-6)
+  mask[:] = 255
+  assert _loss(logits, mask, spec) == 0
+  assert np.all(np.asarray(_gradient(logits, mask, spec)) == 0)
 
 
 @pytest.mark.parametrize('name', sorted(losses.LOSSES))

@@ -1,7 +1,5 @@
 """Steps against NumPy, the formulas that they implement, and themselves."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,38 +7,17 @@ import optax
 import pytest
 
 from tests import tiny
-from unet_jax.evaluation import step as step_lib
 from unet_jax.models import unet
-from unet_jax.runtime import mesh
+from unet_jax.runtime import mesh as mesh_lib
 from unet_jax.training import losses, steps
 from unet_jax.training import optimizer as optimizer_lib
 
 _KEY = jax.random.key(7)
 
 
-def _mesh():
-  """Of one device: a batch of the tests may have any size."""
-  return jax.make_mesh(
-    (1, 1, 1),
-    ('data', 'fsdp', 'spatial'),
-    axis_types=(jax.sharding.AxisType.Auto,) * 3,
-    devices=jax.devices()[:1],
-  )
-
-
-def _setup(config):
-  """Returns a fresh state and the jitted step of a config."""
-  model = unet.create_model(config)
-  optimizer = optimizer_lib.make_optimizer(config)
-  state = tiny.make_state(config, model, optimizer, _mesh())
-  return state, steps.make_train_step(config, model, optimizer, _mesh(), state)
-
-
 def _assert_close(actual, expected, **tolerance):
   jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, **tolerance),
-    actual,
-    expected,
+    lambda a, b: np.testing.assert_allclose(a, b, **tolerance), actual, expected
   )
 
 
@@ -49,18 +26,22 @@ def _numpy(tree):
   return jax.tree.map(np.array, tree)
 
 
+_NO_FLIPS = {'flip_horizontal': 0.0, 'flip_vertical': 0.0}
+
+
+def _config(**sections):
+  return tiny.make_config(augment=_NO_FLIPS, **sections)
+
+
 @pytest.fixture(scope='module')
 def whole():
   """A config without norm, its state after a step of the whole batch."""
-  config = tiny.make_config(model={'norm': 'none'}, augment=_NO_FLIPS)
-  state, step = _setup(config)
+  config = _config(model={'norm': 'none'})
+  state, step = tiny.setup(config)
   batch = tiny.make_batch(config)
   before = _numpy(state)
-  after, figures = step(state, batch, _KEY)
-  return config, batch, before, _numpy(after), _numpy(figures), step
-
-
-_NO_FLIPS = {'flip_horizontal': 0.0, 'flip_vertical': 0.0}
+  after, metrics = step(state, batch, _KEY)
+  return config, batch, before, _numpy(after), _numpy(metrics), step
 
 
 def test_normalize():
@@ -73,13 +54,13 @@ def test_normalize():
 
 
 def test_loss_falls_on_a_fixed_batch():
-  config = tiny.make_config(augment=_NO_FLIPS, optimizer={'learning_rate': 0.5})
-  state, step = _setup(config)
+  config = _config(optimizer={'learning_rate': 0.5})
+  state, step = tiny.setup(config)
   batch = tiny.make_batch(config)
   history = []
   for _ in range(12):
-    state, figures = step(state, batch, _KEY)
-    history.append(float(figures['loss']))
+    state, metrics = step(state, batch, _KEY)
+    history.append(float(metrics['loss']))
   assert int(state.step) == 12
   assert history[-1] < 0.8 * history[0]
   # Statistics of the batch norm move as well.
@@ -88,7 +69,7 @@ def test_loss_falls_on_a_fixed_batch():
 
 def test_step_is_gradient_descent_on_the_mean_loss(whole):
   """Loss, gradient norm and update against a plain jax.grad."""
-  config, batch, before, after, figures, _ = whole
+  config, batch, before, after, metrics, _ = whole
   model = unet.create_model(config)
 
   @jax.jit
@@ -103,9 +84,9 @@ def test_step_is_gradient_descent_on_the_mean_loss(whole):
 
   loss, gradient = loss_of(before.params)
   norm = np.sqrt(sum((g**2).sum() for g in jax.tree.leaves(gradient)))
-  np.testing.assert_allclose(figures['loss'], loss, rtol=1e-5)
-  np.testing.assert_allclose(figures['grad_norm'], norm, rtol=1e-4)
-  assert set(figures) == {'loss', 'grad_norm', 'learning_rate'}
+  np.testing.assert_allclose(metrics['loss'], loss, rtol=1e-5)
+  np.testing.assert_allclose(metrics['grad_norm'], norm, rtol=1e-4)
+  assert set(metrics) == {'loss', 'grad_norm', 'learning_rate'}
   scale = min(1, config.optimizer.clip_norm / norm)
   decay = lambda path: 1e-4 * (path[-1].key == 'kernel')
   expected = jax.tree.map_with_path(
@@ -125,22 +106,19 @@ def test_weight_map_weighs_loss_and_gradient(whole):
   chosen = np.random.default_rng(0).random(batch['mask'].shape) < 0.4
   ignored = {**batch, 'mask': np.where(chosen, batch['mask'], 255)}
   weighted = {**batch, 'weight_map': 3 * chosen.astype(np.float16)}
-  expected, figures = step(_setup(config)[0], ignored, _KEY)
-  in_parts = tiny.make_config(
-    model={'norm': 'none'},
-    augment=_NO_FLIPS,
-    optimizer={'accumulate_steps': 2},
-  )
-  state, step = _setup(in_parts)
-  actual, actual_figures = step(state, weighted, _KEY)
-  np.testing.assert_allclose(actual_figures['loss'], figures['loss'], rtol=1e-5)
+  expected, metrics = step(tiny.setup(config)[0], ignored, _KEY)
+  in_parts = _config(model={'norm': 'none'}, optimizer={'accumulate_steps': 2})
+  state, step = tiny.setup(in_parts)
+  actual, actual_metrics = step(state, weighted, _KEY)
+  np.testing.assert_allclose(actual_metrics['loss'], metrics['loss'], rtol=1e-5)
   _assert_close(actual.params, expected.params, rtol=1e-4, atol=1e-6)
 
   config = tiny.make_config(model={'depth': 0, 'norm': 'none'})
-  state, _ = _setup(config)
+  state, _ = tiny.setup(config)
   weight = np.ones(len(batch['mask']), np.float32)
   of_ignored, of_weighted = (
-    _eval(config, state, {**b, 'weight': weight}) for b in (ignored, weighted)
+    tiny.evaluate(config, state, {**b, 'weight': weight})
+    for b in (ignored, weighted)
   )
   for name in ('loss_total', 'loss_count'):
     np.testing.assert_allclose(
@@ -156,32 +134,29 @@ def test_weight_map_weighs_loss_and_gradient(whole):
 @pytest.mark.parametrize('parts', [2, 8])
 def test_accumulated_parts_give_the_step_of_the_whole(parts, whole):
   """Though the ignored pixels are unevenly spread over the parts."""
-  config, batch, _, after, figures, _ = whole
+  config, batch, _, after, metrics, _ = whole
   ignored = (batch['mask'] == 255).mean((1, 2))
   assert ignored[0] > 0.8 and ignored[-1] < 0.1
-  accumulated = tiny.make_config(
-    model={'norm': 'none'},
-    augment=_NO_FLIPS,
-    optimizer={'accumulate_steps': parts},
+  accumulated = _config(
+    model={'norm': 'none'}, optimizer={'accumulate_steps': parts}
   )
-  state, step = _setup(accumulated)
-  actual, actual_figures = step(state, batch, _KEY)
+  state, step = tiny.setup(accumulated)
+  actual, actual_metrics = step(state, batch, _KEY)
   _assert_close(actual.params, after.params, rtol=1e-4, atol=1e-6)
-  _assert_close(actual_figures, figures, rtol=1e-5)
+  _assert_close(actual_metrics, metrics, rtol=1e-5)
   assert int(actual.step) == 1
 
 
 def test_terms_of_the_loss_are_logged_by_name():
-  config = tiny.make_config(
+  config = _config(
     model={'depth': 0},
-    augment=_NO_FLIPS,
     loss={'label_smoothing': 0.1, 'class_weights': (1.0, 2.0, 3.0)},
     optimizer={'accumulate_steps': 2},
   )
   config.loss.weights.update(cross_entropy=0.5, dice=2.0)
-  state, step = _setup(config)
-  _, figures = step(state, tiny.make_batch(config), _KEY)
-  assert set(figures) == {
+  state, step = tiny.setup(config)
+  _, metrics = step(state, tiny.make_batch(config), _KEY)
+  assert set(metrics) == {
     'loss',
     'grad_norm',
     'learning_rate',
@@ -189,20 +164,18 @@ def test_terms_of_the_loss_are_logged_by_name():
     'loss/dice',
   }
   np.testing.assert_allclose(
-    figures['loss'],
-    0.5 * figures['loss/cross_entropy'] + 2 * figures['loss/dice'],
+    metrics['loss'],
+    0.5 * metrics['loss/cross_entropy'] + 2 * metrics['loss/dice'],
     rtol=1e-6,
   )
-  assert 0 < figures['loss/dice'] < 1
+  assert 0 < metrics['loss/dice'] < 1
 
 
 def test_averages_follow_the_parameters():
-  config = tiny.make_config(
-    model={'depth': 0},
-    augment=_NO_FLIPS,
-    optimizer={'ema_decay': 0.25, 'learning_rate': 1.0},
+  config = _config(
+    model={'depth': 0}, optimizer={'ema_decay': 0.25, 'learning_rate': 1.0}
   )
-  state, step = _setup(config)
+  state, step = tiny.setup(config)
   batch = tiny.make_batch(config)
   average = _numpy((state.params, state.batch_stats))
   # (1 + step) / (10 + step): 0.1, 0.1818, then the decay of 0.25.
@@ -229,8 +202,8 @@ def test_averages_follow_the_parameters():
 
 
 def test_state_without_average():
-  config = tiny.make_config(augment=_NO_FLIPS, optimizer={'ema_decay': 0.0})
-  state, _ = _setup(config)
+  config = _config(optimizer={'ema_decay': 0.0})
+  state, _ = tiny.setup(config)
   assert state.ema_params is None and state.ema_batch_stats is None
   assert state.variables('ema') == state.variables('raw')
 
@@ -241,11 +214,11 @@ def test_what_is_random_depends_on_key_and_step_alone():
     # The state stands still; only what is random can change the loss.
     optimizer={'learning_rate': 0.0},
   )
-  _, step = _setup(config)
+  _, step = tiny.setup(config)
   batch = tiny.make_batch(config)
 
   def loss(key, number):
-    state, _ = _setup(config)
+    state, _ = tiny.setup(config)
     state = state.replace(step=jnp.asarray(number, jnp.int32))
     return float(step(state, batch, key)[1]['loss'])
 
@@ -280,7 +253,7 @@ def test_augmentation_changes_with_the_step_and_has_its_own_key():
     )
     return jax.random.key_data(seen[0])
 
-  state = tiny.make_state(config, model, optimizer, _mesh())
+  state = tiny.make_state(config, model, optimizer, tiny.one_device())
   batch = tiny.make_batch(config)
   run = jax.jit(keys)
   at = lambda n, key: tuple(
@@ -291,46 +264,11 @@ def test_augmentation_changes_with_the_step_and_has_its_own_key():
   assert len(set(drawn)) == 4
 
 
-def _eval(config, state, batch, which='raw'):
-  step = functools.partial(
-    step_lib.eval_step,
-    model=unet.create_model(config),
-    loss_spec=losses.make_spec(config),
-    mean=config.data.mean,
-    std=config.data.std,
-  )
-  return jax.jit(step)(state.variables(which), batch)
-
-
-def test_padding_counts_nowhere():
-  config = tiny.make_config()
-  config.loss.weights.dice = 1.0
-  state, _ = _setup(config)
-  batch = tiny.make_batch(config)
-  weight = np.ones(8, np.float32)
-  weight[[2, 7]] = 0
-  padded = _eval(config, state, {**batch, 'weight': weight})
-  real = jax.tree.map(lambda x: x[weight == 1], batch)
-  alone = _eval(config, state, {**real, 'weight': np.ones(6, np.float32)})
-  assert np.all(np.asarray(padded['confusion'])[weight == 0] == 0)
-  np.testing.assert_array_equal(
-    padded['confusion'][weight == 1], alone['confusion']
-  )
-  assert np.asarray(alone['confusion']).sum() == (real['mask'] != 255).sum()
-  for name in ('loss_total', 'loss_count'):
-    assert set(padded[name]) == {'cross_entropy', 'dice'}
-    _assert_close(padded[name], alone[name], rtol=1e-5)
-  assert alone['loss_count']['dice'] == 6
-  np.testing.assert_array_equal(
-    padded['prediction'][weight == 1], alone['prediction']
-  )
-
-
 def _identity(config):
   """Parameters of a depth-0 network whose logits tell red from the rest."""
   model = unet.create_model(config)
   optimizer = optax.sgd(0.0)
-  state = tiny.make_state(config, model, optimizer, _mesh())
+  state = tiny.make_state(config, model, optimizer, tiny.one_device())
   params = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), state.params)
   for conv in ('conv1', 'conv2'):
     params['bottleneck'][conv]['kernel'][1, 1, 0, 0] = 1
@@ -343,18 +281,19 @@ def _identity(config):
 @pytest.mark.parametrize('padding,kept', [('same', 9), ('valid', 5)])
 def test_mask_is_cropped_to_the_centre_of_the_image(padding, kept):
   """Any other crop of this mask is wrong by some pixels, at 100 nats each."""
-  config = tiny.make_config(
+  config = _config(
     data={'image_size': (9, 9), 'num_classes': 2, 'batch_size': 2},
     model={'depth': 0, 'norm': 'none', 'padding': padding},
     optimizer={'ema_decay': 0.0},
-    augment=_NO_FLIPS,
   )
   state, model, optimizer = _identity(config)
   mask = np.random.default_rng(0).integers(0, 2, (2, 9, 9)).astype(np.uint8)
   image = np.zeros((2, 9, 9, 3), np.uint8)
   image[..., 0] = 255 * mask
   batch = {'image': image, 'mask': mask}
-  result = _eval(config, state, {**batch, 'weight': np.ones(2, np.float32)})
+  result = tiny.evaluate(
+    config, state, {**batch, 'weight': np.ones(2, np.float32)}
+  )
   assert result['prediction'].shape == (2, kept, kept)
   assert result['prediction'].dtype == np.uint8
   assert result['loss_count']['cross_entropy'] == 2 * kept**2
@@ -364,47 +303,26 @@ def test_mask_is_cropped_to_the_centre_of_the_image(padding, kept):
   np.testing.assert_array_equal(result['prediction'], middle)
   confusion = np.asarray(result['confusion']).sum(0)
   np.testing.assert_array_equal(confusion, np.diag(np.bincount(middle.ravel())))
-  step = steps.make_train_step(config, model, optimizer, _mesh(), state)
-  _, figures = step(_on_device(state), batch, _KEY)
-  assert figures['loss'] < 1e-6
+  step = steps.make_train_step(
+    config, model, optimizer, tiny.one_device(), state
+  )
+  _, metrics = step(_on_device(state), batch, _KEY)
+  assert metrics['loss'] < 1e-6
 
 
 def _on_device(state):
   """Arrays on the device, which the step may give away."""
-  return jax.device_put(state, mesh.replicated(_mesh()))
-
-
-def test_evaluation_uses_running_statistics_of_the_parameters_asked_for():
-  config = tiny.make_config(model={'depth': 0, 'dropout': 0.5})
-  state, _ = _setup(config)
-  state = state.replace(
-    ema_params=jax.tree.map(lambda x: x * 0, state.ema_params)
-  )
-  batch = {**tiny.make_batch(config), 'weight': np.ones(8, np.float32)}
-  raw, ema = _eval(config, state, batch), _eval(config, state, batch, 'ema')
-  valid = (batch['mask'] != 255).sum()
-  # Zero parameters: equal logits, log 3 a pixel, class 0 everywhere.
-  np.testing.assert_allclose(
-    ema['loss_total']['cross_entropy'], valid * np.log(3), rtol=1e-5
-  )
-  assert not np.any(ema['prediction'])
-  assert np.any(raw['prediction'])
-  # One image alone gives the same as among others: no batch statistics.
-  one = jax.tree.map(lambda x: x[3:4], batch)
-  np.testing.assert_array_equal(
-    _eval(config, state, one)['prediction'][0], raw['prediction'][3]
-  )
+  return jax.device_put(state, mesh_lib.replicated(tiny.one_device()))
 
 
 @pytest.mark.parametrize('accumulate', [1, 2])
 def test_deep_supervision_adds_the_losses_of_the_coarser_heads(accumulate):
-  config = tiny.make_config(
+  config = _config(
     model={'depth': 3, 'norm': 'none', 'deep_supervision': (0.5, 0.25)},
     optimizer={'accumulate_steps': accumulate},
     data={'image_size': (16, 24)},
-    augment=_NO_FLIPS,
   )
-  state, step = _setup(config)
+  state, step = tiny.setup(config)
   model = unet.create_model(config)
   batch = tiny.make_batch(config)
   image = steps.normalize(batch['image'], config.data.mean, config.data.std)
@@ -431,13 +349,13 @@ def test_deep_supervision_adds_the_losses_of_the_coarser_heads(accumulate):
   by_hand = jax.jit(jax.value_and_grad(expected, has_aux=True))
   (_, parts), grads = by_hand(state.params)
   old, grads = _numpy(state.params), _numpy(grads)
-  new_state, figures = step(state, batch, _KEY)
-  np.testing.assert_allclose(figures['loss'], parts[0], rtol=1e-5)
+  new_state, metrics = step(state, batch, _KEY)
+  np.testing.assert_allclose(metrics['loss'], parts[0], rtol=1e-5)
   np.testing.assert_allclose(
-    figures['loss/deep_supervision'], parts[1] + parts[2], rtol=1e-5
+    metrics['loss/deep_supervision'], parts[1] + parts[2], rtol=1e-5
   )
   np.testing.assert_allclose(
-    figures['grad_norm'], optax.tree.norm(grads), rtol=1e-5
+    metrics['grad_norm'], optax.tree.norm(grads), rtol=1e-5
   )
   changed = jax.tree.map(
     lambda a, b: np.abs(a - b).max(), new_state.params, old

@@ -17,8 +17,8 @@ from unet_jax.config import fields
 from unet_jax.data import pipeline
 from unet_jax.evaluation import confusion as confusion_lib
 from unet_jax.evaluation import step
-from unet_jax.models import averaging as averaging_lib
 from unet_jax.models import unet
+from unet_jax.models.ensemble import Ensemble, SINGLE
 from unet_jax.runtime import mesh as mesh_lib
 from unet_jax.runtime import program
 from unet_jax.training import losses
@@ -34,7 +34,7 @@ class Evaluator:
     model: see `unet.create_model`.
     dataset: see prepare.py.
     mesh: where it runs.
-    averaging: of views and of several networks.
+    ensemble: of views and of several networks.
     returns_logits: whether `run` can return them; in one process only.
 
   Attributes:
@@ -47,7 +47,7 @@ class Evaluator:
     model: unet.UNet,
     dataset: Any,
     mesh: Mesh,
-    averaging: averaging_lib.Averaging = averaging_lib.NONE,
+    ensemble: Ensemble = SINGLE,
     returns_logits: bool = False,
   ):
     self._config, self._dataset, self._mesh = config, dataset, mesh
@@ -65,7 +65,7 @@ class Evaluator:
         loss_spec=self._loss_spec,
         mean=config.data.mean,
         std=config.data.std,
-        averaging=averaging,
+        ensemble=ensemble,
         returns_logits=returns_logits,
       ),
       out_shardings={

@@ -13,7 +13,7 @@ import ml_collections
 import numpy as np
 
 from unet_jax.config import fields, saved
-from unet_jax.training import metric_writer
+from unet_jax.runtime import whole_files
 
 _log = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ def write(
   """Writes eval.json and the plot of predictions."""
   if jax.process_index():
     return
-  metric_writer.write_json(
+  whole_files.write_json(
     os.path.join(workdir, 'eval.json'),
     {**about, **metrics, 'confusion': confusion.tolist()},
   )
@@ -134,7 +134,7 @@ def write_full(
     metrics: `eval/...`.
     result: of evaluate.py; with `rows` where images were measured one by one.
   """
-  metric_writer.write_json(
+  whole_files.write_json(
     os.path.join(workdir, 'eval.json'),
     {
       **about,
@@ -175,7 +175,7 @@ def write_full(
     'plots': drawn,
     'notes': [_note(config)],
   }
-  metric_writer.write_csv(path('eval.csv'), result['rows'])
+  whole_files.write_csv(path('eval.csv'), result['rows'])
   pictures = result['pictures']
   page.write(path('eval.html'), report, result['rows'], pictures)
   for kind, examples in pictures.items():

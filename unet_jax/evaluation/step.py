@@ -6,8 +6,8 @@ import jax.numpy as jnp
 
 from unet_jax.config import fields
 from unet_jax.evaluation import confusion
-from unet_jax.models import averaging as averaging_lib
 from unet_jax.models import unet
+from unet_jax.models.ensemble import Ensemble, SINGLE
 from unet_jax.prediction import probabilities, step
 from unet_jax.training import losses, steps
 
@@ -20,7 +20,7 @@ def eval_step(
   loss_spec: losses.LossSpec,
   mean: tuple[float, ...],
   std: tuple[float, ...],
-  averaging: averaging_lib.Averaging = averaging_lib.NONE,
+  ensemble: Ensemble = SINGLE,
   returns_logits: bool = False,
 ) -> dict[str, Any]:
   """Predicts a batch and counts what an evaluation sums over a split.
@@ -33,7 +33,7 @@ def eval_step(
     loss_spec: see losses.py.
     mean: per channel, of values in 0..1.
     std: likewise.
-    averaging: of views and of several networks, see averaging.py.
+    ensemble: of views and of several networks, see models/ensemble.py.
     returns_logits: whether to return `logits` and `mask`.
 
   Returns:
@@ -48,7 +48,7 @@ def eval_step(
     model=model,
     mean=mean,
     std=std,
-    averaging=averaging,
+    ensemble=ensemble,
   )
   size = logits.shape[1:-1]
   mask, weight_map = steps.targets(batch, size)

@@ -1,10 +1,10 @@
-"""The parts of a U-Net, for images [B, H, W, C] and volumes [B, D, H, W, C].
+"""The layers of a U-Net, for images [B, H, W, C] and volumes [B, D, H, W, C].
 
-Each takes either: the number of spatial axes is that of its input, and sizes in
-the docstrings are written for images. Pooling, strided and transposed
-convolutions and bilinear upsampling are written in the form that XLA compiles
-to fast code on all backends; each computes the same function, from the same
-parameters, as the stock layer that its docstring names.
+Each takes either: the number of spatial axes is that of its input. Shapes in
+docstrings are those of images. Strided and transposed convolutions are written
+in the form that XLA compiles to fast code on all backends; each computes the
+same function, from the same parameters, as the stock layer that its docstring
+names.
 """
 
 import functools
@@ -16,6 +16,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from unet_jax.models import resample
+
 Array = jax.Array
 ModuleDef = Callable[..., Any]
 
@@ -26,146 +28,14 @@ ACTIVATIONS = {
   'gelu': nn.gelu,
   'silu': nn.silu,
 }
-# He et al. 2015 (arXiv 1502.01852), eq. 10, as the 2015 paper asks for of all
+# He et al. 2015 (arXiv 1502.01852), eq. 10, which the 2015 paper uses for all
 # weights: a standard deviation of sqrt(2 / N), N inputs of one output.
 KERNEL_INIT = nn.initializers.he_normal()
 
 
-def _even(x: Array) -> Array:
-  """Drops the last row, column or plane of each axis of odd size."""
-  return x[(slice(None), *(slice(n // 2 * 2) for n in x.shape[1:-1]))]
-
-
-def _pool_2x(x: Array, combine: Callable[[Array, Array], Array]) -> Array:
-  """Combines the values of 2x2 windows, two at a time."""
-  *outer, last = (n // 2 for n in x.shape[1:-1])
-  b, c = x.shape[0], x.shape[-1]
-  pairs = [n for size in outer for n in (size, 2)]
-  x = _even(x).reshape(b, *pairs, last, 2 * c)
-  for axis in range(2, 2 + len(outer)):
-    before = (slice(None),) * axis
-    x = combine(x[*before, 0], x[*before, 1])
-  return combine(x[..., :c], x[..., c:])
-
-
-def max_pool_2x(x: Array) -> Array:
-  """Returns the maxima of 2x2 windows; an odd last row or column is dropped.
-
-  Equals `nn.max_pool(x, (2, 2), (2, 2))`, whose gradient, a select-and-scatter,
-  is slow on CPUs; that of a maximum of two is a comparison. Where two values
-  are equal, each gets half of the gradient.
-
-  Args:
-    x: [B, H, W, C].
-
-  Returns:
-    [B, H // 2, W // 2, C].
-  """
-  return _pool_2x(x, jnp.maximum)
-
-
-def average_pool_2x(x: Array) -> Array:
-  """Returns the means of 2x2 windows, as `nn.avg_pool(x, (2, 2), (2, 2))`.
-
-  [B, H, W, C] to [B, H // 2, W // 2, C]; an odd last row or column is dropped.
-  """
-  return _pool_2x(x, jnp.add) * 0.5 ** (x.ndim - 2)
-
-
-def depth_to_space_2x(x: Array) -> Array:
-  """[B, H, W, 4C] to [B, 2H, 2W, C]; channels are ordered (row, column, C)."""
-  b, *size, channels = x.shape
-  n = len(size)
-  c = channels // 2**n
-  x = x.reshape(b, *size, *(2,) * n, c)
-  axes = [axis for i in range(n) for axis in (1 + i, 1 + n + i)]
-  return x.transpose(0, *axes, 1 + 2 * n).reshape(b, *(2 * s for s in size), c)
-
-
-def space_to_depth_2x(x: Array) -> Array:
-  """The inverse of `depth_to_space_2x`: [B, 2H, 2W, C] to [B, H, W, 4C].
-
-  An odd last row or column is dropped.
-  """
-  b, *size, c = x.shape
-  n = len(size)
-  size = [s // 2 for s in size]
-  x = _even(x).reshape(b, *(m for s in size for m in (s, 2)), c)
-  axes = [*range(1, 1 + 2 * n, 2), *range(2, 2 + 2 * n, 2)]
-  return x.transpose(0, *axes, 1 + 2 * n).reshape(b, *size, 2**n * c)
-
-
-def nearest_2x(x: Array) -> Array:
-  """Repeats each pixel along both sides: [B, H, W, C] to [B, 2H, 2W, C]."""
-  b, *size, c = x.shape
-  pairs = [n for s in size for n in (s, 2)]
-  after_each = [slice(None), *(slice(None), None) * len(size)]
-  x = jnp.broadcast_to(x[*after_each], (b, *pairs, c))
-  return x.reshape(b, *(2 * s for s in size), c)
-
-
-def bilinear_2x(x: Array, align_corners: bool = False) -> Array:
-  """Doubles height and width: [B, H, W, C] to [B, 2H, 2W, C].
-
-  Equals `jax.image.resize(x, ..., 'bilinear')` (pixel centres aligned, borders
-  repeated), as two shifted sums per axis instead of a dense matrix product.
-  Volumes: trilinear.
-
-  Args:
-    x: [B, H, W, C].
-    align_corners: the middles of the corner pixels stay where they are instead,
-      as in `torch.nn.Upsample(2, mode='bilinear', align_corners=True)`: pixel i
-      of the 2 N is interpolated at i (N - 1) / (2 N - 1).
-  """
-  for axis in range(1, x.ndim - 1):
-    n = x.shape[axis]
-    before_weight = after_weight = 0.25
-    if align_corners:
-      shape = [n if i == axis else 1 for i in range(x.ndim)]
-      ramp = jnp.arange(n).reshape(shape) / (2 * n - 1)
-      before_weight = ramp.astype(x.dtype)
-      after_weight = jnp.flip(before_weight, axis)
-    first = jax.lax.slice_in_dim(x, 0, 1, axis=axis)
-    last = jax.lax.slice_in_dim(x, n - 1, n, axis=axis)
-    before = jnp.concatenate(
-      [first, jax.lax.slice_in_dim(x, 0, n - 1, axis=axis)], axis
-    )
-    after = jnp.concatenate(
-      [jax.lax.slice_in_dim(x, 1, n, axis=axis), last], axis
-    )
-    pair = [
-      (1 - before_weight) * x + before_weight * before,
-      (1 - after_weight) * x + after_weight * after,
-    ]
-    shape = x.shape[:axis] + (2 * n,) + x.shape[axis + 1 :]
-    x = jnp.stack(pair, axis + 1).reshape(shape)
-  return x
-
-
-def center_crop(x: Array, *size: int) -> Array:
-  """Returns the middle `size` (height, width) of [B, H, W, ...]."""
-  starts = [(n - s) // 2 for n, s in zip(x.shape[1:], size)]
-  return x[(slice(None), *(slice(a, a + s) for a, s in zip(starts, size)))]
-
-
-def crop_to_common(x: Array, y: Array) -> tuple[Array, Array]:
-  """Returns the middles of two arrays [B, H, W, ...], of the smaller size."""
-  size = [min(a, b) for a, b in zip(x.shape[1:-1], y.shape[1:-1])]
-  return center_crop(x, *size), center_crop(y, *size)
-
-
-def _without_border(x: Array) -> Array:
-  """Drops the outermost pixels: [B, H, W, C] to [B, H - 2, W - 2, C]."""
-  return x[(slice(None), *(slice(1, n - 1) for n in x.shape[1:-1]))]
-
-
-def pad_to(x: Array, *size: int, mode: str = 'constant') -> Array:
-  """Appends zeros: [B, H, W, C] to [B, *size, C]; `edge` repeats the last."""
-  after = [(0, s - n) for n, s in zip(x.shape[1:], size)]
-  return jnp.pad(x, ((0, 0), *after, (0, 0)), mode=mode)
-
-
-def convolve(x: Array, kernel: Array, strides, padding, **kwargs) -> Array:
+def convolve(
+  x: Array, kernel: Array, strides: Any, padding: Any, **kwargs: Any
+) -> Array:
   """`jax.lax.conv_general_dilated`, for `nn.Conv`; faster in 3-D on CPUs.
 
   There, XLA's 3-D convolutions and their gradients run at a quarter of the rate
@@ -177,31 +47,38 @@ def convolve(x: Array, kernel: Array, strides, padding, **kwargs) -> Array:
     kernel: [K, K, C, F] or [K, K, K, C, F].
     strides: 1 along each axis.
     padding: `SAME` or `VALID`.
-    **kwargs: of `conv_general_dilated`; without dilation nor groups.
+    **kwargs: of `conv_general_dilated`, without dilation or groups.
 
   Returns:
     [B, H', W', F] or [B, D', H', W', F].
   """
-  taps = kernel.shape[0]
-  if x.ndim < 5 or taps == 1 or jax.default_backend() != 'cpu':
+
+  def direct(x: Array, kernel: Array) -> Array:
     return jax.lax.conv_general_dilated(x, kernel, strides, padding, **kwargs)
-  if padding == 'SAME':
-    around = ((taps - 1) // 2, taps // 2)
-    x = jnp.pad(x, ((0, 0), around, *((0, 0),) * 3))
-  b, depth = x.shape[0], x.shape[1] - taps + 1
-  x = jnp.concatenate([x[:, i : i + depth] for i in range(taps)], -1)
-  # [K, K, K, C, F] to [K, K, K C, F].
-  kernel = kernel.transpose(1, 2, 0, 3, 4)
-  kernel = kernel.reshape(*kernel.shape[:2], -1, kernel.shape[-1])
-  x = jax.lax.conv_general_dilated(
-    x.reshape(-1, *x.shape[2:]),
-    kernel,
-    strides[1:],
-    padding,
-    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-    precision=kwargs.get('precision'),
-  )
-  return x.reshape(b, depth, *x.shape[1:])
+
+  def by_planes(x: Array, kernel: Array) -> Array:
+    taps = kernel.shape[0]
+    if padding == 'SAME':
+      around = ((taps - 1) // 2, taps // 2)
+      x = jnp.pad(x, ((0, 0), around, *((0, 0),) * 3))
+    b, depth = x.shape[0], x.shape[1] - taps + 1
+    x = jnp.concatenate([x[:, i : i + depth] for i in range(taps)], -1)
+    # [K, K, K, C, F] to [K, K, K C, F].
+    kernel = kernel.transpose(1, 2, 0, 3, 4)
+    kernel = kernel.reshape(*kernel.shape[:2], -1, kernel.shape[-1])
+    x = jax.lax.conv_general_dilated(
+      x.reshape(-1, *x.shape[2:]),
+      kernel,
+      strides[1:],
+      padding,
+      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+      precision=kwargs.get('precision'),
+    )
+    return x.reshape(b, depth, *x.shape[1:])
+
+  if x.ndim < 5 or kernel.shape[0] == 1:
+    return direct(x, kernel)
+  return jax.lax.platform_dependent(x, kernel, cpu=by_planes, default=direct)
 
 
 class Conv2x(nn.Module):
@@ -224,7 +101,7 @@ class Conv2x(nn.Module):
     if self.use_bias:
       bias = self.param('bias', nn.initializers.zeros, (self.features,))
     x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-    x = space_to_depth_2x(x) @ kernel.reshape(-1, self.features)
+    x = resample.space_to_depth_2x(x) @ kernel.reshape(-1, self.features)
     return x if bias is None else x + bias
 
 
@@ -253,11 +130,11 @@ class ConvTranspose2x(nn.Module):
     kernel = kernel[(slice(None, None, -1),) * n]
     kernel = kernel.transpose(n, *range(n), n + 1)
     x = x @ kernel.reshape(x.shape[-1], -1)
-    return depth_to_space_2x(x) + bias
+    return resample.depth_to_space_2x(x) + bias
 
 
 class SqueezeExcite(nn.Module):
-  """Scales each channel by what all pixels say of it: [B, H, W, C] to the same.
+  """Scales each channel of [B, H, W, C] by a factor from the means of all.
 
   Hu et al. 2018 (arXiv 1709.01507), eq. 2 to 4: mean over the pixels, a layer
   to C / ratio channels with ReLU, a layer back to C with a sigmoid.
@@ -278,7 +155,7 @@ class SqueezeExcite(nn.Module):
 
 
 class AttentionGate(nn.Module):
-  """Weakens a skip where the coarser stage sees nothing of interest.
+  """Weakens a skip where the coarser stage finds nothing relevant.
 
   The additive gate of Oktay et al. 2018 (arXiv 1804.03999), eq. 1 and 2 and
   figure 2: the skip, brought to half its size by a 2x2 convolution of stride 2,
@@ -288,8 +165,8 @@ class AttentionGate(nn.Module):
   Attributes:
     conv: makes a convolution.
     dtype: of the activations.
-    is_valid: leave out the outermost pixels, whose coefficients a repeated
-      border has reached.
+    is_valid: drop the outermost pixels, whose coefficients depend on a
+      repeated border.
   """
 
   conv: ModuleDef
@@ -315,9 +192,9 @@ class AttentionGate(nn.Module):
     # As in the paper, an untrained gate lets (nearly) everything pass.
     opened = nn.initializers.constant(3.0)
     x = nn.sigmoid(conv(1, bias_init=opened, name='psi')(x))
-    x = pad_to(bilinear_2x(x), *skip.shape[1:-1], mode='edge')
+    x = resample.pad_to(resample.bilinear_2x(x), *skip.shape[1:-1], mode='edge')
     if self.is_valid:
-      skip, x = _without_border(skip), _without_border(x)
+      skip, x = resample.drop_border(skip), resample.drop_border(x)
     return skip * x
 
 
@@ -369,7 +246,7 @@ class ConvBlock(nn.Module):
       )
     if not self.residual:
       return x
-    shortcut = center_crop(shortcut, *x.shape[1:-1])
+    shortcut = resample.center_crop(shortcut, *x.shape[1:-1])
     if shortcut.shape[-1] != self.out_features:
       conv = self.conv(self.out_features, (1,) * n, name='shortcut')
       shortcut = conv(shortcut)
@@ -381,13 +258,9 @@ class ConvBlock(nn.Module):
 class Upsample(nn.Module):
   """Doubles height and width: [B, H, W, C] to [B, H', W', F].
 
-  `transpose` learns the upsampling. The others are fixed and followed by a
-  convolution: `bilinear`, `bilinear_corners` (see `bilinear_2x`), `nearest` and
-  `pixel_shuffle` (Shi et al. 2016, arXiv 1609.05158: C channels become C/4 at
-  twice the size). With a `kernel_size` of 0 there is no convolution, and F = C.
-
-  H' is 2H; without padding 2H less
-  `config.output_size.upsampling_loss(kind, kernel_size)`.
+  `transpose` learns the upsampling. The others, `resample.UPSAMPLINGS`, are
+  fixed and followed by a convolution; with a `kernel_size` of 0 there is none,
+  and F = C. H' is 2H, less `output_size.upsampling_loss` without padding.
 
   Attributes:
     features: F.
@@ -395,8 +268,8 @@ class Upsample(nn.Module):
     kernel_size: pixels along each axis of the convolution.
     conv: makes a convolution; its padding is bound.
     dtype: of the activations.
-    is_valid: leave out the outermost pixels of a bilinear interpolation, which
-      a repeated border has reached.
+    is_valid: drop the outermost pixels of a bilinear interpolation, which
+      depend on a repeated border.
   """
 
   features: int
@@ -410,15 +283,8 @@ class Upsample(nn.Module):
   def __call__(self, x: Array) -> Array:
     if self.kind == 'transpose':
       return ConvTranspose2x(self.features, dtype=self.dtype, name='conv')(x)
-    cropped_2x = lambda x: _without_border(bilinear_2x(x))
-    resize = {
-      'bilinear': cropped_2x if self.is_valid else bilinear_2x,
-      'bilinear_corners': functools.partial(bilinear_2x, align_corners=True),
-      'nearest': nearest_2x,
-      'pixel_shuffle': depth_to_space_2x,
-    }[self.kind]
     if self.kernel_size == 0:
-      return resize(x)
+      return self._resize(x)
     conv = self.conv(
       self.features,
       (self.kernel_size,) * (x.ndim - 2),
@@ -428,8 +294,14 @@ class Upsample(nn.Module):
     if self.kernel_size == 1 and self.kind != 'pixel_shuffle':
       # A 1x1 convolution and an interpolation commute, borders and bias too;
       # this order has a quarter of the products.
-      return resize(conv(x))
-    return conv(resize(x))
+      return self._resize(conv(x))
+    return conv(self._resize(x))
+
+  def _resize(self, x: Array) -> Array:
+    x = resample.UPSAMPLINGS[self.kind](x)
+    if self.is_valid and self.kind == 'bilinear':
+      x = resample.drop_border(x)
+    return x
 
 
 def make_norm(
@@ -444,14 +316,16 @@ def make_norm(
       epsilon=epsilon,
       dtype=dtype,
     )
-  group_norm = functools.partial(_GroupNorm, epsilon=epsilon, dtype=dtype)
-  if kind == 'group':  # Wu and He 2018, arXiv 1803.08494.
-    return functools.partial(group_norm, groups=groups)
-  if kind == 'instance':  # Ulyanov et al. 2016, arXiv 1607.08022.
-    return functools.partial(group_norm, groups=None)
-  if kind == 'layer':  # Ba et al. 2016, arXiv 1607.06450: H, W and C together.
-    return functools.partial(group_norm, groups=1)
-  return None
+  groups_of = {
+    'group': groups,  # Wu and He 2018, arXiv 1803.08494.
+    'instance': None,  # Ulyanov et al. 2016, arXiv 1607.08022.
+    'layer': 1,  # Ba et al. 2016, arXiv 1607.06450: H, W and C together.
+  }
+  if kind not in groups_of:
+    return None
+  return functools.partial(
+    _GroupNorm, groups=groups_of[kind], epsilon=epsilon, dtype=dtype
+  )
 
 
 class _GroupNorm(nn.Module):

@@ -5,19 +5,19 @@ One module for all of them, on images [B, H, W, C] and volumes [B, D, H, W, C]
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import ml_collections
 
-from unet_jax.config import fields as fields_lib
-from unet_jax.config import output_size
-from unet_jax.models import blocks
+from unet_jax.config import fields, output_size
+from unet_jax.models import blocks, resample
 from unet_jax.runtime import errors
 
 Array = jax.Array
-_POOLS = {'max': blocks.max_pool_2x, 'average': blocks.average_pool_2x}
 
 
 class UNet(nn.Module):
@@ -27,7 +27,7 @@ class UNet(nn.Module):
     num_classes: channels of the logits (1: one sigmoid channel).
     depth: number of 2x downsamplings; 4 in the 2015 paper.
     base_features: channels of the first stage, doubled at each further one up
-      to `max_features`, where `features` does not give them one by one.
+      to `max_features`, unless `features` lists them one by one.
     dtype: of activations and products; parameters and logits are float32.
   """
 
@@ -75,7 +75,7 @@ class UNet(nn.Module):
       the logits of decoder stages i = 1, 2, ..., float32 [B, h, w,
       num_classes], whose losses `deep_supervision[i - 1]` weighs. Their pixel
       (y, x) covers 2**i x 2**i pixels of the image from (2**i * y, 2**i * x)
-      on; of a mask [B, H, W] it is to be compared with the pixel nearest to the
+      on. Compare it with the pixel of a mask [B, H, W] that is nearest to the
       middle of those: `mask[:, s // 2 :: s, s // 2 :: s][:, :h, :w]` with
       s = 2**i. h and w are at most H // s and W // s, and smaller by one at
       most, where an odd size was halved.
@@ -92,94 +92,125 @@ class UNet(nn.Module):
       )
     size = x.shape[1:-1]
     logits_size = self.output_size(size)
-    norm = blocks.make_norm(
-      self.norm, self.norm_groups, self.norm_epsilon, train, self.dtype
-    )
-    conv = functools.partial(
+    conv = self._conv()
+    block = self._block(conv, train)
+    features = fields.stage_features(self)
+    # Output channels of each stage. With upsample_kernel=0 upsampling keeps the
+    # channel count, so a stage must already output the next one's.
+    out_features = features
+    if self.upsample_kernel == 0:
+      out_features = (features[0], *features)
+
+    x = x.astype(self.dtype)
+    if self.stem == 'space_to_depth':
+      x = resample.pad_to(x, *(n + n % 2 for n in size))
+      x = resample.space_to_depth_2x(x)
+    skips: list[Array] = []
+    coarse_logits: list[Array] = []
+    for i in range(self.depth):
+      x = block(features[i], features[i], name=f'down_{i}')(x)
+      if i > self.depth - self.dropout_stages:
+        x = self._dropout(train, name=f'dropout_{i}')(x)
+      skips.append(x)
+      x = self._downsample(x, f'downsample_{i}')
+    x = block(features[-1], out_features[self.depth], name='bottleneck')(x)
+    x = self._dropout(train)(x)
+    for i in reversed(range(self.depth)):
+      x = self._upsample(x, skips.pop(), features[i], conv, i)
+      x = block(features[i], out_features[i], name=f'up_{i}')(x)
+      if 0 < i <= len(self.deep_supervision):
+        # In evaluation too, so that `init` makes their parameters; the compiler
+        # drops logits that are not returned.
+        logits = self._head(x, f'head_{i}', [n // 2**i for n in size])
+        coarse_logits.insert(0, logits)
+    logits = self._head(x, 'head', logits_size)
+    if train and self.deep_supervision:
+      return logits, tuple(coarse_logits)
+    return logits
+
+  def _conv(self) -> Callable[..., nn.Module]:
+    """Makes convolutions: `conv(features, kernel_size, name=...)`."""
+    return functools.partial(
       nn.Conv,
       padding=self.padding.upper(),
-      # These norms subtract the mean of each channel, so that a bias before
-      # them would do nothing. The others subtract that of several channels.
+      # These norms subtract the mean of each channel, which cancels a bias
+      # before them. The others subtract a mean over several channels.
       use_bias=self.norm not in ('batch', 'instance'),
       kernel_init=blocks.KERNEL_INIT,
       conv_general_dilated=blocks.convolve,
       dtype=self.dtype,
     )
-    block = functools.partial(
+
+  def _block(
+    self, conv: Callable[..., nn.Module], train: bool
+  ) -> Callable[..., nn.Module]:
+    """Makes the blocks of stages: `block(features, out_features, name=...)`."""
+    return functools.partial(
       nn.remat(blocks.ConvBlock) if self.remat else blocks.ConvBlock,
       conv=conv,
-      norm=norm,
+      norm=blocks.make_norm(
+        self.norm, self.norm_groups, self.norm_epsilon, train, self.dtype
+      ),
       activation=blocks.ACTIVATIONS[self.activation],
       convs=self.convs,
       kernel_size=self.kernel_size,
       residual=self.block == 'residual',
       squeeze_excite=self.squeeze_excite,
     )
-    features = fields_lib.stage_features(self)
-    # What a decoder stage, or the bottleneck, hands up. Without a convolution
-    # in between, it already has the channels of the next stage.
-    handed_up = features
-    if self.upsample_kernel == 0:
-      handed_up = (features[0], *features)
 
-    is_valid = self.padding == 'valid'
-    x = x.astype(self.dtype)
-    if self.stem == 'space_to_depth':
-      x = blocks.pad_to(x, *(n + n % 2 for n in size))
-      x = blocks.space_to_depth_2x(x)
-    skips, aux_logits = [], []
-    for i in range(self.depth):
-      x = block(features[i], features[i], name=f'down_{i}')(x)
-      if i > self.depth - self.dropout_stages:
-        dropout = nn.Dropout(
-          self.dropout, deterministic=not train, name=f'dropout_{i}'
-        )
-        x = dropout(x)
-      skips.append(x)
-      x = self._downsample(x, f'downsample_{i}')
-    x = block(features[-1], handed_up[self.depth], name='bottleneck')(x)
-    x = nn.Dropout(self.dropout, deterministic=not train)(x)
-    for i in reversed(range(self.depth)):
-      coarse, skip = x, skips.pop()
-      x = blocks.Upsample(
-        features[i],
-        self.upsample,
-        self.upsample_kernel,
-        conv,
-        self.dtype,
-        is_valid,
-        name=f'upsample_{i}',
-      )(x)
-      if is_valid:
-        double = (2 * n for n in coarse.shape[1:-1])
-        skip = blocks.center_crop(skip, *double)
-      else:
-        # Pooling dropped an odd last row or column; the mask still has it.
-        x = blocks.pad_to(x, *skip.shape[1:-1])
-      # As in the paper, the first stage's features, which see least, have none.
-      if self.skip == 'attention' and i > 0:
-        gate = blocks.AttentionGate(
-          conv, self.dtype, is_valid, name=f'gate_{i}'
-        )
-        skip = gate(skip, coarse)
-      x, skip = blocks.crop_to_common(x, skip)
-      x = self._join(x, skip)
-      x = block(features[i], handed_up[i], name=f'up_{i}')(x)
-      if 0 < i <= len(self.deep_supervision):
-        # Not for training only, so that they are initialised in any case; the
-        # compiler drops what is not returned.
-        logits = self._head(x, f'head_{i}', [n // 2**i for n in size])
-        aux_logits.insert(0, logits)
-    logits = self._head(x, 'head', logits_size)
-    if train and self.deep_supervision:
-      return logits, tuple(aux_logits)
-    return logits
+  def _dropout(self, train: bool, name: str | None = None) -> nn.Module:
+    return nn.Dropout(self.dropout, deterministic=not train, name=name)
 
   def _downsample(self, x: Array, name: str) -> Array:
     """Halves height and width; an odd last row or column is dropped."""
     if self.downsample == 'conv':
       return blocks.Conv2x(x.shape[-1], dtype=self.dtype, name=name)(x)
-    return _POOLS[self.downsample](x)
+    return resample.POOLINGS[self.downsample](x)
+
+  def _upsample(
+    self,
+    coarse: Array,
+    skip: Array,
+    features: int,
+    conv: Callable[..., nn.Module],
+    stage: int,
+  ) -> Array:
+    """Doubles height and width, and joins the encoder's features.
+
+    Args:
+      coarse: [B, h, w, F] of the stage below.
+      skip: [B, H, W, C] of the encoder.
+      features: of the upsampling.
+      conv: see `_conv`.
+      stage: its index.
+
+    Returns:
+      What the block of the stage takes, [B, H', W', C'].
+    """
+    is_valid = self.padding == 'valid'
+    x = blocks.Upsample(
+      features,
+      self.upsample,
+      self.upsample_kernel,
+      conv,
+      self.dtype,
+      is_valid,
+      name=f'upsample_{stage}',
+    )(coarse)
+    if is_valid:
+      double = (2 * n for n in coarse.shape[1:-1])
+      skip = resample.center_crop(skip, *double)
+    else:
+      # Pooling dropped an odd last row or column; the mask still has it.
+      x = resample.pad_to(x, *skip.shape[1:-1])
+    # As in the paper, the skip of the first stage, whose receptive field is
+    # smallest, has no gate.
+    if self.skip == 'attention' and stage > 0:
+      gate = blocks.AttentionGate(
+        conv, self.dtype, is_valid, name=f'gate_{stage}'
+      )
+      skip = gate(skip, coarse)
+    return self._join(*resample.crop_to_common(x, skip))
 
   def _join(self, x: Array, skip: Array) -> Array:
     """Joins the decoder's features and the skip, of one size."""
@@ -187,7 +218,7 @@ class UNet(nn.Module):
       return jnp.concatenate([skip, x], axis=-1)
     return x + skip if self.skip == 'add' else x
 
-  def _head(self, x: Array, name: str, size) -> Array:
+  def _head(self, x: Array, name: str, size: Any) -> Array:
     """Returns the logits, at most as large as `size`, of a stage's features."""
     has_stem = self.stem == 'space_to_depth'
     channels = self.num_classes * (2**self.spatial_dims if has_stem else 1)
@@ -200,7 +231,7 @@ class UNet(nn.Module):
     # Logits in float32: the loss exponentiates them. One cast, here.
     logits = head(x.astype(jnp.float32))
     if has_stem:
-      logits = blocks.depth_to_space_2x(logits)
+      logits = resample.depth_to_space_2x(logits)
       logits = logits[(slice(None), *(slice(n) for n in size))]
     return logits
 
@@ -217,8 +248,8 @@ class UNet(nn.Module):
     return output_size.output_size(size, self)
 
 
-def create_model(config) -> UNet:
+def create_model(config: ml_collections.ConfigDict) -> UNet:
   """Returns the network of a config."""
-  fields = config.model.to_dict()
-  fields['dtype'] = jnp.dtype(fields['dtype'])
-  return UNet(num_classes=config.data.num_classes, **fields)
+  values = config.model.to_dict()
+  values['dtype'] = jnp.dtype(values['dtype'])
+  return UNet(num_classes=config.data.num_classes, **values)

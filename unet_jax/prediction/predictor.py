@@ -27,8 +27,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from unet_jax.data import prepared, rasters, resize, tiling
-from unet_jax.models import averaging as averaging_lib
 from unet_jax.models import unet
+from unet_jax.models.ensemble import Ensemble
 from unet_jax.prediction import resampling, sinks, step
 from unet_jax.runtime import errors, program
 from unet_jax.runtime import mesh as mesh_lib
@@ -147,7 +147,7 @@ class Predictor:
     config: of the run; `inference` sets how windows overlap.
     model: see `unet.create_model`.
     variables: of the network, or of several, stacked.
-    averaging: of views and networks.
+    ensemble: of views and networks.
     mesh: where it runs; of one process.
 
   Attributes:
@@ -159,7 +159,7 @@ class Predictor:
     config: ml_collections.ConfigDict,
     model: unet.UNet,
     variables: PyTree,
-    averaging: averaging_lib.Averaging,
+    ensemble: Ensemble,
     mesh: Mesh,
   ):
     self._config, self._variables, self._mesh = config, variables, mesh
@@ -182,7 +182,7 @@ class Predictor:
         model=model,
         mean=config.data.mean,
         std=config.data.std,
-        averaging=averaging,
+        ensemble=ensemble,
       ),
       compiler_options=program.compiler_options(mesh),
     )

@@ -11,7 +11,8 @@ import ml_collections
 from jax.sharding import Mesh
 
 from unet_jax.config import saved as saved_lib
-from unet_jax.models import averaging, unet
+from unet_jax.models import unet
+from unet_jax.models.ensemble import Ensemble, make_ensemble
 from unet_jax.runtime import errors
 from unet_jax.training import checkpoint
 from unet_jax.training import optimizer as optimizer_lib
@@ -60,7 +61,7 @@ def restore(
   workdir: str,
   mesh: Mesh,
   members: Sequence[str] = (),
-) -> tuple[PyTree, averaging.Averaging, list[dict[str, Any]]]:
+) -> tuple[PyTree, Ensemble, list[dict[str, Any]]]:
   """Returns the variables that a config asks for.
 
   Args:
@@ -96,10 +97,10 @@ def restore(
         about.append(
           {'workdir': path, 'step': step, 'params': which, 'fold': fold}
         )
-  average = averaging.make_averaging(config, len(networks))
+  ensemble = make_ensemble(config, len(networks))
   if len(networks) == 1:
-    return networks[0], average, about
-  return jax.tree.map(lambda *x: jnp.stack(x), *networks), average, about
+    return networks[0], ensemble, about
+  return jax.tree.map(lambda *x: jnp.stack(x), *networks), ensemble, about
 
 
 def _check_member(

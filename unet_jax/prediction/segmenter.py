@@ -58,9 +58,9 @@ class Segmenter:
     self.config = config
     self.class_names = fields_lib.class_names(config)
     mesh = mesh_lib.make_prediction_mesh(config)
-    variables, average, _ = restore.restore(config, workdir, mesh)
+    variables, ensemble, _ = restore.restore(config, workdir, mesh)
     self._predictor = predictor.Predictor(
-      config, unet.create_model(config), variables, average, mesh
+      config, unet.create_model(config), variables, ensemble, mesh
     )
 
   def __call__(

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
-from unet_jax.models import averaging as averaging_lib
 from unet_jax.models import unet
+from unet_jax.models.ensemble import Ensemble, ensemble_logits, SINGLE
 from unet_jax.training import steps
 
 
@@ -15,7 +15,7 @@ def predict_step(
   model: unet.UNet,
   mean: tuple[float, ...],
   std: tuple[float, ...],
-  averaging: averaging_lib.Averaging = averaging_lib.NONE,
+  ensemble: Ensemble = SINGLE,
 ) -> steps.Array:
   """Predicts a batch.
 
@@ -25,14 +25,14 @@ def predict_step(
     model: applied with its running statistics, without dropout.
     mean: per channel, of values in 0..1.
     std: likewise.
-    averaging: of views and of several networks, see averaging.py.
+    ensemble: of views and of several networks, see models/ensemble.py.
 
   Returns:
     Logits, float32 [B, H', W', K] with one channel per class, or K = 1 for a
-    sigmoid; with `averaging`, logits of the averaged probabilities.
+    sigmoid; with `ensemble`, logits of the averaged probabilities.
   """
   apply: Callable[..., Any] = lambda variables, image: model.apply(
     variables, image, train=False
   )
   image = steps.normalize(image, mean, std)
-  return averaging_lib.averaged_logits(apply, variables, image, averaging)
+  return ensemble_logits(apply, variables, image, ensemble)

@@ -1,19 +1,22 @@
 """Checkpoints in a workdir: state, data position and config together.
 
-Orbax writes them asynchronously into a temporary folder and renames it when all
-is on disk, so that a run that dies in the middle leaves the earlier ones whole.
+Orbax writes them asynchronously into a temporary folder and renames it once all
+is on disk, so that a run that dies meanwhile leaves the earlier ones whole.
 """
 
+import contextlib
 import dataclasses
 import json
 import logging
 import os
 import shutil
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import ml_collections
 import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as policies
 
 from unet_jax.config import saved
 from unet_jax.runtime import errors
@@ -22,7 +25,16 @@ from unet_jax.training.state import TrainState
 
 _log = logging.getLogger(__name__)
 
-_policies = ocp.checkpoint_managers
+# Parts of messages of the system and of Orbax, with the fix.
+_FIXES = {
+  'no space': 'free space there',
+  'resource_exhausted': 'free space there',
+  'are free': 'free space there',
+  'quota': 'free space there',
+  'permission denied': 'make it writable',
+  'read-only': 'make it writable',
+  'file too large': 'raise the limit on the size of files',
+}
 
 
 def best_scores(workdir: str, best_metric: str) -> dict[int, float]:
@@ -30,7 +42,7 @@ def best_scores(workdir: str, best_metric: str) -> dict[int, float]:
 
   Args:
     workdir: of the run.
-    best_metric: name of a figure; '-name' turns it round.
+    best_metric: name of a metric; of '-name', smaller is better.
   """
   sign = -1 if best_metric.startswith('-') else 1
   name = best_metric.removeprefix('-')
@@ -42,7 +54,7 @@ def best_scores(workdir: str, best_metric: str) -> dict[int, float]:
 
 
 @dataclasses.dataclass
-class _Best(_policies.PreservationPolicy):
+class _Best(policies.PreservationPolicy):
   """Keeps the n best of the checkpoints whose evaluation is known by now."""
 
   n: int
@@ -53,7 +65,9 @@ class _Best(_policies.PreservationPolicy):
     del context
     scores = best_scores(self.workdir, self.best_metric)
     known = [c.step for c in checkpoints if c.step in scores]
-    best = sorted(known, key=scores.get)[-self.n :] if self.n else []
+    best = (
+      sorted(known, key=lambda step: scores[step])[-self.n :] if self.n else []
+    )
     return [c.step in best for c in checkpoints]
 
 
@@ -62,8 +76,8 @@ class Checkpoints:
 
   Args:
     workdir: absolute path; they are in `workdir/checkpoints/STEP`.
-    config: of the run that is asked for; saved with each checkpoint.
-    read_only: nothing is written, nor cleaned up.
+    config: of the run; saved with each checkpoint.
+    read_only: write nothing and clean nothing up.
   """
 
   def __init__(
@@ -76,14 +90,14 @@ class Checkpoints:
     self._directory = os.path.join(workdir, 'checkpoints')
     c = config.checkpoint
     keep = [
-      _policies.LatestN(c.keep_latest),
+      policies.LatestN(c.keep_latest),
       _Best(c.keep_best, workdir, c.best_metric),
     ]
     self._manager = ocp.CheckpointManager(
       self._directory,
       options=ocp.CheckpointManagerOptions(
-        save_decision_policy=_policies.FixedIntervalPolicy(1),
-        preservation_policy=_policies.AnyPreservationPolicy(keep),
+        save_decision_policy=policies.FixedIntervalPolicy(1),
+        preservation_policy=policies.AnyPreservationPolicy(keep),
         # Not orbax's read_only, which says so in two warnings: without a save,
         # nothing else is written.
         create=not read_only,
@@ -115,7 +129,7 @@ class Checkpoints:
     """
     if step in self._manager.all_steps():
       return
-    try:
+    with self._one_line_errors():
       self._check_space(state)
       self._manager.save(
         step,
@@ -126,29 +140,23 @@ class Checkpoints:
         ),
         force=True,
       )
-    except Exception as e:
-      raise self._save_error(e) from e
 
   def wait(self) -> None:
-    """Returns when what was saved is on disk; raises like `save`."""
-    try:
+    """Returns once all saved checkpoints are on disk; raises like `save`."""
+    with self._one_line_errors():
       self._manager.wait_until_finished()
       self._manager.check_for_errors()
-    except Exception as e:
-      raise self._save_error(e) from e
 
   def check(self) -> None:
-    """Raises like `save` if what is being saved has failed by now."""
-    try:
+    """Raises like `save` if a save in progress has failed by now."""
+    with self._one_line_errors():
       self._manager.check_for_errors()
-    except Exception as e:
-      raise self._save_error(e) from e
 
   def close(self) -> None:
     self._manager.close()
 
   def _check_space(self, state: TrainState) -> None:
-    """A full disk is found before anything is written, where it can be."""
+    """Raises OSError if the disk is too full, before anything is written."""
     needed = sum(x.nbytes for x in jax.tree.leaves(state))
     free = shutil.disk_usage(self._directory).free
     if free < needed:
@@ -156,28 +164,23 @@ class Checkpoints:
         f'it needs {needed / 1e6:.0f} MB, {free / 1e6:.0f} MB are free'
       )
 
-  def _save_error(self, e: Exception) -> Exception:
-    """One line for what a user can mend; other exceptions stay as they are."""
-    text = ' '.join(str(e).split())
-    remedies = {
-      'no space': 'free space there',
-      'resource_exhausted': 'free space there',
-      'are free': 'free space there',
-      'quota': 'free space there',
-      'permission denied': 'make it writable',
-      'read-only': 'make it writable',
-      'file too large': 'raise the limit on the size of files',
-    }
-    known = (v for k, v in remedies.items() if k in text.lower())
-    remedy = next(known, 'mend that' if isinstance(e, OSError) else None)
-    if remedy is None:
-      return e
-    whole = ', '.join(map(str, self.steps)) or 'none'
-    return errors.UserError(
-      f'{self._directory}: the checkpoint could not be saved '
-      f'({text[:200]}); {remedy} and run the same command again. '
-      f'Whole checkpoints: {whole}'
-    )
+  @contextlib.contextmanager
+  def _one_line_errors(self) -> Iterator[None]:
+    """Reports in one line what a user can fix; raises other errors as is."""
+    try:
+      yield
+    except Exception as e:
+      text = ' '.join(str(e).split())
+      known = (fix for key, fix in _FIXES.items() if key in text.lower())
+      fix = next(known, 'fix that' if isinstance(e, OSError) else None)
+      if fix is None:
+        raise
+      whole = ', '.join(map(str, self.steps)) or 'none'
+      raise errors.UserError(
+        f'{self._directory}: the checkpoint could not be saved '
+        f'({text[:200]}); {fix} and run the same command again. '
+        f'Whole checkpoints: {whole}'
+      ) from e
 
   def saved_config(self, step: int) -> ml_collections.ConfigDict:
     """Returns the config that a checkpoint was saved with."""
@@ -207,9 +210,9 @@ class Checkpoints:
       if 'tree structure' not in str(e):
         raise
       raise errors.UserError(
-        f'{self._directory}: step {step} has other arrays than the network of '
-        'its config has in this version; evaluate it with the version that it '
-        'was made with, or export it there and import it here'
+        f'{self._directory}: step {step} has other arrays than its config '
+        'makes in this version; evaluate it with the version that made it, or '
+        'export it there and import it here'
       ) from e
     _log.info('restored step %d from %s', step, self._directory)
     return restored.state, restored.data
@@ -245,8 +248,8 @@ class Checkpoints:
     known = [s for s in steps if s in scores]
     if not known:
       raise errors.UserError(
-        f'{self._workdir} has no checkpoint with the figure '
+        f'{self._workdir} has no checkpoint with the metric '
         f'{self._config.checkpoint.best_metric} in metrics.jsonl; use '
         '--config.checkpoint.which=latest'
       )
-    return [max(known, key=scores.get)]
+    return [max(known, key=lambda step: scores[step])]

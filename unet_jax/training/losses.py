@@ -5,11 +5,13 @@ on the masks alone, so that totals of parts of a batch, or of a whole split, add
 up to exactly the loss of the whole.
 """
 
+import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import optax
 
 from unet_jax.config import fields
@@ -17,12 +19,13 @@ from unet_jax.config import fields
 Array = jax.Array
 
 
-class Loss(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Loss:
   """`total(logits, mask, spec, weight_map)`, `count(mask, spec, weight_map)`.
 
   Both are scalars. `weight_map` is floats [B, H, W], at least 0, or None where
-  all pixels count alike; only the cross-entropy uses it. Shapes are written for
-  images; of volumes, masks are [B, D, H, W].
+  all pixels count alike; only the cross-entropy uses it. Shapes are those of
+  images; masks of volumes are [B, D, H, W].
   """
 
   total: Callable[..., Array]
@@ -30,7 +33,7 @@ class Loss(NamedTuple):
 
 
 class LossSpec(NamedTuple):
-  """What losses share, see unet_jax/config/default.py, section loss.
+  """Settings of all losses, see unet_jax/config/default.py, section loss.
 
   Attributes:
     weights: ((name in LOSSES, weight), ...).
@@ -129,7 +132,7 @@ def _dice_total(
 
 
 def _pixel_axes(mask: Array) -> tuple[int, ...]:
-  """The axes of [B, H, W] that are summed over: all but the first."""
+  """All axes of [B, H, W] but the first."""
   return tuple(range(1, mask.ndim))
 
 
@@ -150,8 +153,8 @@ LOSSES = {
 }
 
 
-def make_spec(config) -> LossSpec:
-  """Returns the settings of a config; terms of weight 0 are left out."""
+def make_spec(config: ml_collections.ConfigDict) -> LossSpec:
+  """Returns the settings of a config, without terms of weight 0."""
   weights = sorted(config.loss.weights.items())
   return LossSpec(
     weights=tuple((name, w) for name, w in weights if w),
@@ -179,7 +182,7 @@ def totals(
   }
 
 
-def weighted_sum(total, count, spec: LossSpec):
+def weighted_sum(total: Any, count: Any, spec: LossSpec) -> Any:
   """Returns the loss of totals and counts; a term that counts nothing is 0."""
   return sum(
     weight * total[name] / jnp.maximum(count[name], 1e-12)

@@ -1,10 +1,13 @@
 """Optimiser and learning-rate schedule of a config, from optax."""
 
+from typing import Any
+
 import jax
+import ml_collections
 import optax
 
 
-def make_schedule(config) -> optax.Schedule:
+def make_schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
   """Returns step -> learning rate: linear warm-up, then the schedule."""
   o = config.optimizer
   peak, end = o.learning_rate, o.learning_rate * o.end_factor
@@ -25,14 +28,16 @@ def make_schedule(config) -> optax.Schedule:
   return optax.join_schedules([warmup, after], [o.warmup_steps])
 
 
-def _decay_mask(params):
-  """True for kernels: weight decay leaves biases and norm parameters alone."""
+def _decay_mask(params: Any) -> Any:
+  """True for kernels: biases and norm parameters are not decayed."""
   return jax.tree.map_with_path(
     lambda path, _: path[-1].key == 'kernel', params
   )
 
 
-def make_optimizer(config) -> optax.GradientTransformation:
+def make_optimizer(
+  config: ml_collections.ConfigDict,
+) -> optax.GradientTransformation:
   """Returns the chain: clip, moments, decoupled decay of kernels, schedule."""
   o = config.optimizer
   parts = []

@@ -1,4 +1,4 @@
-"""Tells how far a loop is: a bar in a terminal, plain lines in a log."""
+"""Progress of training: a bar in a terminal, plain lines in a log."""
 
 import logging
 import sys
@@ -22,7 +22,8 @@ class Progress:
   def __init__(self, first: int, total: int, batch_size: int):
     self._total, self._batch_size = total, batch_size
     self._step = self._marked_step = first
-    self._seconds, self._since = 0.0, None
+    self._seconds = 0.0
+    self._since: float | None = None
     # The last measured rate; None until a whole interval was measured.
     self.images_per_second: float | None = None
     self._bar = None
@@ -32,7 +33,7 @@ class Progress:
       )
 
   def start(self) -> None:
-    """Starts the clock; what comes before (compilation) does not count."""
+    """Starts the clock; compilation, which comes before, does not count."""
     self._since = time.perf_counter()
 
   def pause(self) -> None:
@@ -60,9 +61,9 @@ class Progress:
     self._seconds, self._marked_step = 0.0, self._step
     self.start()
 
-  def report(self, step: int, figures: dict[str, float]) -> None:
-    """Shows the figures of a step."""
-    shown = {'loss': f'{figures["train/loss"]:.4f}'}
+  def report(self, step: int, metrics: dict[str, float]) -> None:
+    """Shows the loss, the rate and the time left."""
+    shown = {'loss': f'{metrics["train/loss"]:.4f}'}
     if self.images_per_second:
       shown['images/s'] = f'{self.images_per_second:.1f}'
     if self._bar is not None:

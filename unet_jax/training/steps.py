@@ -1,33 +1,139 @@
-"""The steps that run on the device: pure functions, jitted by their callers.
+"""The training step: a pure function, and its jitted form for a config.
 
 Batches are dicts with `image` uint8 [B, H, W, C], `mask` uint8 [B, H, W] and,
-where the config asks for one, `weight_map` float16 [B, H, W]; normalising,
-augmenting and cropping masks to the logits happen in here. Of volumes, there is
+where the config asks for one, `weight_map` float16 [B, H, W]. Normalising,
+augmenting and cropping masks to the logits are part of the step. Volumes have
 an axis D before H.
 """
 
 import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import optax
+from jax.sharding import Mesh
 
 from unet_jax.data import augment
-from unet_jax.models import blocks, unet
+from unet_jax.models import resample, unet
 from unet_jax.runtime import mesh as mesh_lib
 from unet_jax.runtime import program
 from unet_jax.training import losses
 from unet_jax.training import optimizer as optimizer_lib
-from unet_jax.training.state import TrainState
+from unet_jax.training.state import PyTree, TrainState
 
 Array = jax.Array
 Batch = dict[str, Array]
+# Mask and weight map (or None), [B, H, W].
+Target = tuple[Array, Array | None]
 
 
-def normalize(image: Array, mean, std) -> Array:
+def make_train_step(
+  config: ml_collections.ConfigDict,
+  model: unet.UNet,
+  optimizer: optax.GradientTransformation,
+  mesh: Mesh,
+  state: TrainState,
+) -> jax.stages.Wrapped:
+  """Returns `step(state, batch, key)`, jitted, which donates the state.
+
+  Args:
+    config: of the run.
+    model: see `unet.create_model`.
+    optimizer: see `make_optimizer`.
+    mesh: where it runs.
+    state: arrays or their shapes.
+  """
+  shardings = mesh_lib.state_sharding(mesh, state)
+  return jax.jit(
+    functools.partial(
+      train_step,
+      model=model,
+      optimizer=optimizer,
+      schedule=optimizer_lib.make_schedule(config),
+      augmentation=augment.make_augmentation(config),
+      loss_spec=losses.make_spec(config),
+      mean=config.data.mean,
+      std=config.data.std,
+      ema_decay=config.optimizer.ema_decay,
+      accumulate_steps=config.optimizer.accumulate_steps,
+    ),
+    out_shardings=(shardings, mesh_lib.replicated(mesh)),
+    donate_argnums=0,
+    compiler_options=program.compiler_options(mesh),
+  )
+
+
+def train_step(
+  state: TrainState,
+  batch: Batch,
+  key: Array,
+  *,
+  model: unet.UNet,
+  optimizer: optax.GradientTransformation,
+  schedule: optax.Schedule,
+  augmentation: augment.Augmentation,
+  loss_spec: losses.LossSpec,
+  mean: Sequence[float],
+  std: Sequence[float],
+  ema_decay: float = 0.0,
+  accumulate_steps: int = 1,
+) -> tuple[TrainState, dict[str, Array]]:
+  """Updates the parameters once.
+
+  Args:
+    state: is donated by the caller.
+    batch: `image`, `mask` and perhaps `weight_map`, which weighs the loss.
+    key: root key of the run; all randomness depends on it and the step alone.
+    model: its logits are trained.
+    optimizer: applied to the gradient of the mean loss of the batch.
+    schedule: the optimiser's, to report its learning rate.
+    augmentation: applied to image and mask together.
+    loss_spec: see losses.py.
+    mean: per channel, of values in 0..1; likewise std.
+    std: see mean.
+    ema_decay: 0 where the state keeps no average.
+    accumulate_steps: parts of the batch, run one after the other.
+
+  Returns:
+    The new state, and float32 scalars: `loss`, `grad_norm` (before clipping),
+    `learning_rate` and those of `_loss_terms`.
+  """
+  batch, dropout_key = augment_batch(batch, key, state.step, augmentation)
+  image = batch['image']
+  target = targets(batch, model.output_size(image.shape[1:-1]))
+  count = losses.counts(target[0], loss_spec, target[1])
+  loss_fn = _make_loss(model, loss_spec, mean, std, target, count)
+  grads, total, batch_stats = _accumulated_gradients(
+    loss_fn, state, (image, *target), dropout_key, accumulate_steps
+  )
+  updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+  params = optax.apply_updates(state.params, updates)
+  new_state = state.replace(
+    step=state.step + 1,
+    params=params,
+    batch_stats=batch_stats,
+    opt_state=opt_state,
+  )
+  if ema_decay:
+    new_state = _update_ema(new_state, state.step, ema_decay)
+  metrics = {
+    'loss': losses.weighted_sum(total, count, loss_spec),
+    'grad_norm': optax.tree.norm(grads),
+    'learning_rate': jnp.asarray(schedule(state.step), jnp.float32),
+    **_loss_terms(total, count, loss_spec),
+  }
+  return new_state, metrics
+
+
+def normalize(
+  image: Array, mean: Sequence[float], std: Sequence[float]
+) -> Array:
   """uint8 [B, H, W, C] to float32 (value / 255 - mean) / std, per channel."""
-  mean, std = jnp.asarray(mean), jnp.asarray(std)
-  return image.astype(jnp.float32) * (1 / (255 * std)) - mean / std
+  center, scale = jnp.asarray(mean), jnp.asarray(std)
+  return image.astype(jnp.float32) * (1 / (255 * scale)) - center / scale
 
 
 def augment_batch(
@@ -45,115 +151,17 @@ def augment_batch(
   return augmentation(augment_key, batch), dropout_key
 
 
-def train_step(
-  state: TrainState,
-  batch: Batch,
-  key: Array,
-  *,
-  model: unet.UNet,
-  optimizer: optax.GradientTransformation,
-  schedule: optax.Schedule,
-  augmentation: augment.Augmentation,
-  loss_spec: losses.LossSpec,
-  mean: tuple[float, ...],
-  std: tuple[float, ...],
-  ema_decay: float = 0.0,
-  accumulate_steps: int = 1,
-) -> tuple[TrainState, dict[str, Array]]:
-  """One update of the parameters.
-
-  Args:
-    state: is donated by the caller.
-    batch: `image` uint8 [B, H, W, C], `mask` uint8 [B, H, W] and perhaps
-      `weight_map` float16 [B, H, W], which weighs the loss.
-    key: root key of the run; what is random depends on it and on the step only.
-    model: its logits are trained.
-    optimizer: applied to the gradient of the mean loss of the batch.
-    schedule: the optimiser's, to report its learning rate.
-    augmentation: applied to image and mask together.
-    loss_spec: see losses.py.
-    mean: per channel, of values in 0..1; likewise std.
-    std: see mean.
-    ema_decay: 0 where the state keeps no average.
-    accumulate_steps: parts that the batch is run in, one after the other.
-
-  Returns:
-    The new state, and float32 scalars: `loss`, `grad_norm` (before clipping),
-    `learning_rate`, `loss/TERM` where there are several terms, and
-    `loss/deep_supervision`, what the heads of the coarser stages add to `loss`
-    for the gradient.
-  """
-  batch, dropout_key = augment_batch(batch, key, state.step, augmentation)
-  image = batch['image']
-  target = targets(batch, model.output_size(image.shape[1:-1]))
-  count = losses.counts(target[0], loss_spec, target[1])
-
-  def loss_fn(params, batch_stats, inputs, key):
-    image, mask, weight_map = inputs
-    logits, updates = model.apply(
-      {'params': params, 'batch_stats': batch_stats},
-      normalize(image, mean, std),
-      train=True,
-      rngs={'dropout': key},
-      mutable=['batch_stats'],
-    )
-    coarse_logits = ()
-    if model.deep_supervision:
-      logits, coarse_logits = logits
-    total = losses.totals(logits, mask, loss_spec, weight_map)
-    loss = losses.weighted_sum(total, count, loss_spec)
-    for i, coarse in enumerate(coarse_logits):
-      size, weight = coarse.shape[1:-1], model.deep_supervision[i]
-      part = coarse_targets(mask, weight_map, i + 1, size)
-      # Of the whole batch, as `count` is.
-      whole = coarse_targets(*target, i + 1, size)
-      more = weight * losses.weighted_sum(
-        losses.totals(coarse, part[0], loss_spec, part[1]),
-        losses.counts(whole[0], loss_spec, whole[1]),
-        loss_spec,
-      )
-      loss += more
-      total['deep_supervision'] = total.get('deep_supervision', 0.0) + more
-    return loss, (total, updates.get('batch_stats', {}))
-
-  grads, total, batch_stats = _accumulated_gradients(
-    loss_fn, state, (image, *target), dropout_key, accumulate_steps
-  )
-  updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-  params = optax.apply_updates(state.params, updates)
-  new_state = state.replace(
-    step=state.step + 1,
-    params=params,
-    batch_stats=batch_stats,
-    opt_state=opt_state,
-  )
-  if ema_decay:
-    new_state = _update_ema(new_state, state.step, ema_decay)
-  figures = {
-    'loss': losses.weighted_sum(total, count, loss_spec),
-    'grad_norm': optax.tree.norm(grads),
-    'learning_rate': jnp.asarray(schedule(state.step), jnp.float32),
-  }
-  if len(loss_spec.weights) > 1:
-    for name, _ in loss_spec.weights:
-      alone = loss_spec._replace(weights=((name, 1.0),))
-      figures[f'loss/{name}'] = losses.weighted_sum(total, count, alone)
-  if model.deep_supervision:
-    figures['loss/deep_supervision'] = total['deep_supervision']
-  return new_state, figures
-
-
-def targets(batch: Batch, shape) -> tuple[Array, Array | None]:
-  """A batch's mask and weight map (or None), cropped to the logits' size."""
-  crop = lambda x: blocks.center_crop(x, *shape)
+def targets(batch: Batch, size: Sequence[int]) -> Target:
+  """Returns a batch's mask and weight map, cropped to the logits' size."""
+  crop = lambda x: resample.center_crop(x, *size)
   weight_map = crop(batch['weight_map']) if 'weight_map' in batch else None
   return crop(batch['mask']), weight_map
 
 
 def coarse_targets(
   mask: Array, weight_map: Array | None, stage: int, size: tuple[int, ...]
-) -> tuple[Array, Array | None]:
-  """A mask and weight map as the head of a decoder stage is compared with them.
+) -> Target:
+  """Returns mask and weight map for the logits of a coarser decoder stage.
 
   Args:
     mask: [B, H, W].
@@ -165,12 +173,76 @@ def coarse_targets(
     [B, *size]: of each square, the pixel nearest to its middle.
   """
   edge = 2**stage
-  index = tuple(slice(edge // 2, edge // 2 + n * edge, edge) for n in size)
-  take = lambda x: None if x is None else x[(slice(None), *index)]
-  return take(mask), take(weight_map)
+  rest = (slice(edge // 2, edge // 2 + n * edge, edge) for n in size)
+  index = (slice(None), *rest)
+  return mask[index], None if weight_map is None else weight_map[index]
 
 
-def _accumulated_gradients(loss_fn, state, inputs, key, parts):
+def _make_loss(
+  model: unet.UNet,
+  spec: losses.LossSpec,
+  mean: Sequence[float],
+  std: Sequence[float],
+  batch_target: Target,
+  count: dict[str, Array],
+) -> Callable[..., tuple[Array, tuple[dict[str, Array], PyTree]]]:
+  """Returns the loss of a part of a batch, divided by the whole batch's count.
+
+  It takes `params`, `batch_stats`, the part's (image, mask, weight map) and a
+  key of dropout, and returns the loss and, besides, {term: total} and the batch
+  statistics after the part.
+  """
+
+  def loss_fn(params, batch_stats, inputs, key):
+    image, mask, weight_map = inputs
+    logits, updates = model.apply(
+      {'params': params, 'batch_stats': batch_stats},
+      normalize(image, mean, std),
+      train=True,
+      rngs={'dropout': key},
+      mutable=['batch_stats'],
+    )
+    coarse_logits: tuple[Array, ...] = ()
+    if model.deep_supervision:
+      logits, coarse_logits = logits
+    total = losses.totals(logits, mask, spec, weight_map)
+    loss = losses.weighted_sum(total, count, spec)
+    weighted = zip(model.deep_supervision, coarse_logits)
+    for more in _coarse_losses(
+      weighted, (mask, weight_map), batch_target, spec
+    ):
+      loss += more
+      total['deep_supervision'] = total.get('deep_supervision', 0.0) + more
+    return loss, (total, updates.get('batch_stats', {}))
+
+  return loss_fn
+
+
+def _coarse_losses(
+  weighted_logits: Iterator[tuple[float, Array]],
+  target: Target,
+  batch_target: Target,
+  spec: losses.LossSpec,
+) -> Iterator[Array]:
+  """Yields the weighted losses of decoder stages 1, 2, ... on a part."""
+  for stage, (weight, logits) in enumerate(weighted_logits, 1):
+    size = logits.shape[1:-1]
+    mask, weight_map = coarse_targets(*target, stage, size)
+    batch_mask, batch_map = coarse_targets(*batch_target, stage, size)
+    yield weight * losses.weighted_sum(
+      losses.totals(logits, mask, spec, weight_map),
+      losses.counts(batch_mask, spec, batch_map),
+      spec,
+    )
+
+
+def _accumulated_gradients(
+  loss_fn: Callable[..., Any],
+  state: TrainState,
+  inputs: tuple[Array, Array, Array | None],
+  key: Array,
+  parts: int,
+) -> tuple[PyTree, dict[str, Array], PyTree]:
   """Sums gradients and loss totals over equal parts of the batch.
 
   Since every part is divided by the whole batch's count, the sum is the
@@ -221,23 +293,19 @@ def _update_ema(state: TrainState, step: Array, decay: float) -> TrainState:
   )
 
 
-def make_train_step(config, model, optimizer, mesh, state):
-  """Returns `steps.train_step` of a config, jitted; it donates the state."""
-  shardings = mesh_lib.state_sharding(mesh, state)
-  return jax.jit(
-    functools.partial(
-      train_step,
-      model=model,
-      optimizer=optimizer,
-      schedule=optimizer_lib.make_schedule(config),
-      augmentation=augment.make_augmentation(config),
-      loss_spec=losses.make_spec(config),
-      mean=config.data.mean,
-      std=config.data.std,
-      ema_decay=config.optimizer.ema_decay,
-      accumulate_steps=config.optimizer.accumulate_steps,
-    ),
-    out_shardings=(shardings, mesh_lib.replicated(mesh)),
-    donate_argnums=0,
-    compiler_options=program.compiler_options(mesh),
-  )
+def _loss_terms(
+  total: dict[str, Array], count: dict[str, Array], spec: losses.LossSpec
+) -> dict[str, Array]:
+  """Returns `loss/TERM`, where there are several terms.
+
+  And `loss/deep_supervision`, which the coarser heads add to the loss for the
+  gradient.
+  """
+  terms = {}
+  if len(spec.weights) > 1:
+    for name, _ in spec.weights:
+      alone = spec._replace(weights=((name, 1.0),))
+      terms[f'loss/{name}'] = losses.weighted_sum(total, count, alone)
+  if 'deep_supervision' in total:
+    terms['loss/deep_supervision'] = total['deep_supervision']
+  return terms

@@ -1,8 +1,9 @@
-"""Averages of predictions: of views of an image, and of several networks.
+"""Predictions averaged over views of an image and over several networks.
 
 A view is the image mirrored, turned or scaled; its prediction is put back in
-place. What is averaged are the probabilities of the classes, each view of each
-network counting alike.
+place. The average is one of class probabilities, in which each view of each
+network counts alike. It has nothing to do with the EMA of parameters, which is
+a single network (training/state.py).
 """
 
 import dataclasses
@@ -11,34 +12,26 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+import ml_collections
 
 Array = jax.Array
 PyTree = Any
 
 
 class View(NamedTuple):
-  """Height and width swapped first, then each turned round."""
+  """Height and width swapped first, then each reversed."""
 
   transpose: bool = False
   flip_rows: bool = False
   flip_columns: bool = False
-
-  def apply(self, image):
-    """Returns the view of [..., H, W, C]."""
-    if self.transpose:
-      image = image.swapaxes(-3, -2)
-    if self.flip_rows:
-      image = image[..., ::-1, :, :]
-    return image[..., ::-1, :] if self.flip_columns else image
 
 
 _VIEWS = [View(*(i >> k & 1 == 1 for k in range(3))) for i in range(8)]
 
 
 @dataclasses.dataclass(frozen=True)
-class Averaging:
-  """What is averaged; hashable, so that a step can be compiled for it.
+class Ensemble:
+  """Networks and views to average; hashable, as a static argument of a step.
 
   Attributes:
     members: networks; the variables of several are stacked along a first axis.
@@ -56,39 +49,39 @@ class Averaging:
     return self.members * len(self.views) * len(self.scales)
 
 
-NONE = Averaging()
+# One network, one view: nothing to average.
+SINGLE = Ensemble()
 
 
-def make_averaging(config, members: int) -> Averaging:
-  """Returns what the section `inference` of a config asks for.
+def make_ensemble(config: ml_collections.ConfigDict, members: int) -> Ensemble:
+  """Returns the ensemble of the section `inference` of a config.
 
   Args:
     config: of the run.
     members: how many networks there are.
   """
   inference = config.inference
-  square = np.arange(4).reshape(1, 2, 2, 1)
-  turned = [square]
-  if inference.rotate_90:
-    turned = [np.rot90(square, k, (1, 2)) for k in range(4)]
-  if 'horizontal' in inference.flips:
-    turned += [image[:, :, ::-1] for image in turned]
-  if 'vertical' in inference.flips:
-    turned += [image[:, ::-1] for image in turned]
-  # A half turn is both flips, and so on: each view once.
-  views = tuple(
-    view
-    for view in _VIEWS
-    if any(np.array_equal(view.apply(square), image) for image in turned)
-  )
-  return Averaging(members, views, tuple(map(float, inference.scales)))
+
+  def is_included(view: View) -> bool:
+    if inference.rotate_90:
+      # Turns mirror an even number of times; with a flip, all views are made.
+      return bool(inference.flips) or sum(view) % 2 == 0
+    allowed = (
+      False,
+      'vertical' in inference.flips,
+      'horizontal' in inference.flips,
+    )
+    return all(a <= b for a, b in zip(view, allowed))
+
+  views = tuple(filter(is_included, _VIEWS))
+  return Ensemble(members, views, tuple(map(float, inference.scales)))
 
 
-def averaged_logits(
+def ensemble_logits(
   apply: Callable[[PyTree, Array], Array],
   variables: PyTree,
   image: Array,
-  averaging: Averaging,
+  ensemble: Ensemble,
 ) -> Array:
   """Returns logits whose probabilities are the averages.
 
@@ -100,52 +93,54 @@ def averaged_logits(
       float32 logits [B, H', W', K], of K = 1 for a sigmoid.
     variables: of the network, or of all, stacked.
     image: [B, H, W, C].
-    averaging: what is averaged.
+    ensemble: networks and views to average.
 
   Returns:
     float32 [B, H', W', K].
   """
-  if averaging == NONE:
+  if ensemble == SINGLE:
     return apply(variables, image)
-  if averaging.members == 1:
+  if ensemble.members == 1:
     variables = jax.tree.map(lambda x: x[None], variables)
-  flags = jnp.array(averaging.views)
-  has_transposed = any(view.transpose for view in averaging.views)
-  size = image.shape[1:-1]
-
-  def view_of(x, flag):
-    if has_transposed:
-      x = jnp.where(flag[0], x.swapaxes(-3, -2), x)
-    x = jnp.where(flag[1], x[..., ::-1, :, :], x)
-    return jnp.where(flag[2], x[..., ::-1, :], x)
-
-  def undone(x, flag):
-    x = jnp.where(flag[2], x[..., ::-1, :], x)
-    x = jnp.where(flag[1], x[..., ::-1, :, :], x)
-    return jnp.where(flag[0], x.swapaxes(-3, -2), x) if has_transposed else x
-
-  total = 0.0
-  for scale in averaging.scales:
+  views, size = jnp.array(ensemble.views), image.shape[1:-1]
+  has_transposed = any(view.transpose for view in ensemble.views)
+  total: Any = 0.0
+  for scale in ensemble.scales:
     scaled = image if scale == 1 else _resize(image, scaled_size(size, scale))
 
-    def of_view(total, flag, variables, scaled=scaled, scale=scale):
-      logits = undone(apply(variables, view_of(scaled, flag)), flag)
+    def add_view(total, view, variables, scaled=scaled, scale=scale):
+      logits = apply(variables, _view(scaled, view, has_transposed))
+      logits = _undo_view(logits, view, has_transposed)
       if scale != 1:
         logits = _resize(logits, size)
       return total + _probabilities(logits), None
 
-    def of_member(total, variables, of_view=of_view):
-      step = lambda total, flag: of_view(total, flag, variables)
-      return jax.lax.scan(step, total, flags)[0], None
+    def add_member(total, variables, add_view=add_view):
+      step = lambda total, view: add_view(total, view, variables)
+      return jax.lax.scan(step, total, views)[0], None
 
+    first = lambda tree: jax.tree.map(lambda x: x[0], tree)
     shape = jax.eval_shape(
-      lambda v, x: of_view(0.0, flags[0], jax.tree.map(lambda a: a[0], v))[0],
+      lambda v, add_view=add_view: add_view(0.0, views[0], first(v))[0],
       variables,
-      image,
     )
     zeros = jnp.zeros(shape.shape, shape.dtype)
-    total += jax.lax.scan(of_member, zeros, variables)[0]
-  return _logits(total / averaging.count)
+    total += jax.lax.scan(add_member, zeros, variables)[0]
+  return _logits(total / ensemble.count)
+
+
+def _view(x: Array, view: Any, has_transposed: bool = True) -> Array:
+  """Returns a view of [..., H, W, C]; only of squares with `has_transposed`."""
+  if has_transposed:
+    x = jnp.where(view[0], x.swapaxes(-3, -2), x)
+  x = jnp.where(view[1], x[..., ::-1, :, :], x)
+  return jnp.where(view[2], x[..., ::-1, :], x)
+
+
+def _undo_view(x: Array, view: Array, has_transposed: bool) -> Array:
+  x = jnp.where(view[2], x[..., ::-1, :], x)
+  x = jnp.where(view[1], x[..., ::-1, :, :], x)
+  return jnp.where(view[0], x.swapaxes(-3, -2), x) if has_transposed else x
 
 
 def scaled_size(size: tuple[int, ...], scale: float) -> tuple[int, ...]:

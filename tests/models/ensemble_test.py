@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 
 from tests import tiny
-from unet_jax.models import averaging
+from unet_jax.models import ensemble
 
 _FLIPS = [(), ('horizontal',), ('vertical',), ('horizontal', 'vertical')]
 
 
-def _averaging(members=1, **fields):
+def _ensemble(members=1, **fields):
   config = tiny.make_config()
   config.inference.update(**fields)
-  return averaging.make_averaging(config, members)
+  return ensemble.make_ensemble(config, members)
 
 
 def _apply(variables, x):
@@ -45,9 +45,9 @@ def _probabilities(logits):
 @pytest.mark.parametrize('flips', _FLIPS)
 @pytest.mark.parametrize('rotate', [False, True])
 def test_views_are_the_group_that_is_asked_for(flips, rotate):
-  views = _averaging(flips=flips, rotate_90=rotate).views
-  image = np.arange(9).reshape(1, 3, 3, 1)
-  got = {view.apply(image).tobytes() for view in views}
+  views = _ensemble(flips=flips, rotate_90=rotate).views
+  image = np.arange(9, dtype=np.int32).reshape(1, 3, 3, 1)
+  got = {np.asarray(ensemble._view(image, view)).tobytes() for view in views}
   turns = range(4) if rotate else (0,)
   want = set()
   for turn, mirror, top in itertools.product(
@@ -59,7 +59,7 @@ def test_views_are_the_group_that_is_asked_for(flips, rotate):
     x = x[:, :, ::-1] if mirror else x
     want.add((x[:, ::-1] if top else x).tobytes())
   assert got == want and len(views) == len(want)
-  assert views[0] == averaging.View()
+  assert views[0] == ensemble.View()
 
 
 @pytest.mark.parametrize('classes', [1, 3])
@@ -70,13 +70,13 @@ def test_views_are_the_group_that_is_asked_for(flips, rotate):
 @pytest.mark.parametrize('rotate', [False, True])
 def test_average_of_views_and_networks(classes, members, flips, rotate):
   variables, image = _inputs(classes, members)
-  average = _averaging(members, flips=flips, rotate_90=rotate)
+  group = _ensemble(members, flips=flips, rotate_90=rotate)
   one = jax.tree.map(lambda x: x[0], variables)
-  got = jax.jit(averaging.averaged_logits, static_argnums=(0, 3))(
-    _apply, variables if members > 1 else one, image, average
+  got = jax.jit(ensemble.ensemble_logits, static_argnums=(0, 3))(
+    _apply, variables if members > 1 else one, image, group
   )
   total = []
-  for member, view in itertools.product(range(members), average.views):
+  for member, view in itertools.product(range(members), group.views):
     seen = image.swapaxes(1, 2) if view.transpose else image
     seen = seen[:, ::-1] if view.flip_rows else seen
     seen = seen[:, :, ::-1] if view.flip_columns else seen
@@ -94,8 +94,8 @@ def test_scaled_views_equal_torch(scales):
   torch = pytest.importorskip('torch', reason='compares with torch')
   variables, image = _inputs(3, size=(8, 6))
   one = {'kernel': variables['kernel'][0]}
-  average = _averaging(scales=scales)
-  got = averaging.averaged_logits(_apply, one, image, average)
+  group = _ensemble(scales=scales)
+  got = ensemble.ensemble_logits(_apply, one, image, group)
 
   def resize(x, size):
     x = torch.from_numpy(np.asarray(x).transpose(0, 3, 1, 2).copy())
@@ -113,13 +113,13 @@ def test_scaled_views_equal_torch(scales):
 
 
 def test_one_view_of_one_network_is_the_network_itself():
-  average = _averaging()
-  assert average == averaging.NONE and average.count == 1
+  group = _ensemble()
+  assert group == ensemble.SINGLE and group.count == 1
   variables, image = _inputs(3)
   one = {'kernel': variables['kernel'][0]}
   text = jax.jit(_apply).lower(one, image).as_text()
   same = jax.jit(
-    lambda v, x: averaging.averaged_logits(_apply, v, x, average)
+    lambda v, x: ensemble.ensemble_logits(_apply, v, x, group)
   ).lower(one, image)
   assert text.split('\n', 1)[1] == same.as_text().split('\n', 1)[1]
 
@@ -128,8 +128,8 @@ def test_one_view_of_one_network_is_the_network_itself():
 def test_certain_networks_stay_finite(classes):
   variables, image = _inputs(classes)
   one = {'kernel': variables['kernel'][0] * 1e6}
-  average = _averaging(flips=('horizontal',))
-  got = averaging.averaged_logits(_apply, one, image, average)
+  group = _ensemble(flips=('horizontal',))
+  got = ensemble.ensemble_logits(_apply, one, image, group)
   assert np.isfinite(got).all()
 
 
@@ -137,10 +137,10 @@ def test_volumes_are_flipped_in_their_planes():
   rng = np.random.default_rng(0)
   volume = rng.normal(size=(2, 3, 6, 6, 2)).astype(np.float32)
   variables = {'kernel': rng.normal(size=(2, 2)).astype(np.float32)}
-  average = _averaging(flips=('vertical',))
-  got = averaging.averaged_logits(_apply, variables, volume, average)
+  group = _ensemble(flips=('vertical',))
+  got = ensemble.ensemble_logits(_apply, variables, volume, group)
   planes = [
-    averaging.averaged_logits(_apply, variables, volume[:, i], average)
+    ensemble.ensemble_logits(_apply, variables, volume[:, i], group)
     for i in range(3)
   ]
   np.testing.assert_allclose(got, np.stack(planes, 1), rtol=1e-5, atol=1e-6)
