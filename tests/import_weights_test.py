@@ -108,7 +108,7 @@ def test_names_that_do_not_match_are_listed_on_both_sides(tmp_path, caplog):
   ]
 
 
-def test_another_network_is_told_by_its_flags(tmp_path):
+def test_another_network_is_named_by_its_flags(tmp_path):
   other = tiny.make_config(
     model={'depth': 2, 'base_features': 3, 'max_features': 6},
     data={'num_classes': 5},
@@ -122,30 +122,31 @@ def test_another_network_is_told_by_its_flags(tmp_path):
 
 
 @pytest.mark.parametrize(
-  'model,told',
+  'model,open_choices',
   [
     ({'upsample': 'pixel_shuffle', 'upsample_kernel': 3}, ''),
     (
       {'upsample': 'nearest', 'skip': 'add'},
-      'nearest from bilinear; the file does not tell model.skip add from none',
+      'is nearest or bilinear; the file leaves open whether model.skip is add '
+      'or none',
     ),
     ({'features': (4, 6, 16), 'convs': 3, 'kernel_size': 5}, ''),
     ({'max_features': 10}, ''),
-    ({'norm': 'group'}, 'group from instance and layer, nor model.norm_groups'),
-    ({'norm': 'instance'}, 'instance from group and layer'),
-    ({'upsample': 'nearest', 'upsample_kernel': 0}, 'nearest from bilinear'),
+    ({'norm': 'group'}, 'group, instance or layer, and model.norm_groups'),
+    ({'norm': 'instance'}, 'instance, group or layer'),
+    ({'upsample': 'nearest', 'upsample_kernel': 0}, 'is nearest or bilinear'),
   ],
   ids=str,
 )
-def test_shapes_tell_the_network(model, told, tmp_path, caplog):
+def test_shapes_show_the_network(model, open_choices, tmp_path, caplog):
   config = tiny.make_config(model={'depth': 2, **model})
   path = str(tmp_path / 'weights.npz')
   np.savez(path, **_arrays(config))
   with caplog.at_level('INFO', 'unet_jax'):
     deduced = match.deduced_config({'weights.path': path})
   assert deduced.model == config.model
-  assert '; '.join(caplog.messages[2:]).endswith(told)
-  # By name, what no shape tells.
+  assert '; '.join(caplog.messages[2:]).endswith(open_choices)
+  # By name, what no shape shows.
   assumed = (
     "--config.data.mean='(0.5,0.5,0.5)' --config.data.std='(0.25,0.25,0.25)' "
     '--config.model.downsample=max --config.model.norm_epsilon=1e-05 '
@@ -153,7 +154,7 @@ def test_shapes_tell_the_network(model, told, tmp_path, caplog):
   )
   if deduced.model.upsample == 'transpose':
     assumed += ' --config.model.upsample=transpose'
-  assert caplog.messages[1] == f'not told by the file, assumed: {assumed}'
+  assert caplog.messages[1] == f'not in the file, assumed: {assumed}'
 
 
 def test_a_field_that_is_given_is_not_assumed(tmp_path, caplog):

@@ -387,8 +387,8 @@ def test_config_oxford_pets_small(tmp_path, cache):
     (
       [f'--config={program.ROOT}/configs/shape.py'],
       f'--config={program.ROOT}/configs/shape.py: no such file '
-      '(did you mean shapes?); configs/ has default, folder, isbi_2012, '
-      'keras_lesson, oxford_pets, shapes, volumes',
+      '(did you mean shapes?); configs/ has folder, isbi_2012, keras_lesson, '
+      'oxford_pets, shapes, volumes',
     ),
     (
       [f'--config={program.ROOT}/configs/oxford_pets.py:tiny'],

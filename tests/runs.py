@@ -28,9 +28,7 @@ def save(workdir, config, seed=0, steps=(1,)):
   model, mesh = unet.create_model(config), mesh_lib.make_mesh(config)
   optimizer = optimizer_lib.make_optimizer(config)
   os.makedirs(workdir, exist_ok=True)
-  whole_files.write_json(
-    os.path.join(workdir, 'config.json'), config.to_dict()
-  )
+  whole_files.write_json(os.path.join(workdir, 'config.json'), config.to_dict())
   states = {}
   with contextlib.closing(
     checkpoint.Checkpoints(str(workdir), config)

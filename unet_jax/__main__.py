@@ -1,7 +1,6 @@
 """Runs a U-Net: `unet-jax --mode=MODE --config=configs/NAME.py`.
 
-In a checkout the same is `python main.py`. Flags, logging and dispatch on
---mode.
+In a checkout `python main.py` is the same.
 """
 
 import importlib
@@ -51,10 +50,8 @@ def _parse_flags(argv: list[str]) -> list[str]:
     if _MODE.value == 'import' and not _WORKDIR.value:
       raise errors.UserError('--mode=import needs --workdir=DIR, a new run')
     return rest
-  except (flags.Error, ValueError, TypeError) as e:
+  except (flags.Error, ImportError, ValueError, TypeError) as e:
     errors.exit_with(f'error: {command_line.line_of_flags(e)}', 2)
-  except ImportError as e:
-    errors.exit_with(f'error: {command_line.line_of_import(e)}', 2)
 
 
 def _module(mode: str) -> types.ModuleType:
@@ -78,11 +75,10 @@ def _config(mode: str, workdir: str) -> ml_collections.ConfigDict:
 def _run(_: list[str]) -> None:
   logs.set_up()
   # Names of files may be no text.
-  sys.stdout.reconfigure(errors='backslashreplace')
+  sys.stdout.reconfigure(errors='backslashreplace')  # type: ignore[union-attr]
   name = config_flags.get_config_filename(flags.FLAGS['config'])
-  workdir = os.path.abspath(
-    _WORKDIR.value or command_line.default_workdir(name)
-  )
+  workdir = _WORKDIR.value or command_line.default_workdir(name)
+  workdir = os.path.abspath(workdir)
   try:
     config = _config(_MODE.value, workdir)
     checks.validate(config, _MODE.value)

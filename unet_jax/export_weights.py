@@ -61,7 +61,9 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     )
 
 
-def named(arrays: dict[str, np.ndarray], config) -> dict[str, np.ndarray]:
+def named(
+  arrays: dict[str, np.ndarray], config: ml_collections.ConfigDict
+) -> dict[str, np.ndarray]:
   """Returns the arrays under the names of `export.format`."""
   if config.export.format == 'unet_jax':
     return {k.replace('/', '.'): v for k, v in arrays.items()}
@@ -72,7 +74,7 @@ def named(arrays: dict[str, np.ndarray], config) -> dict[str, np.ndarray]:
         f'--config.export.format=milesial: that network has {field}='
         f'{" or ".join(map(str, allowed))}, this run has {flat[field]}'
       )
-  named, nameless = naming.to_milesial(arrays, config.model.depth)
+  renamed, nameless = naming.to_milesial(arrays, config.model.depth)
   if nameless:
     raise errors.UserError(
       '--config.export.format=milesial has no names for ' + ', '.join(nameless)
@@ -92,4 +94,4 @@ def named(arrays: dict[str, np.ndarray], config) -> dict[str, np.ndarray]:
       mean,
       std,
     )
-  return named
+  return renamed

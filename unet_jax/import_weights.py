@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import ml_collections
 
-from unet_jax.config import fields, saved
+from unet_jax.config import default, fields, saved
 from unet_jax.models import unet
 from unet_jax.runtime import errors, program, whole_files
 from unet_jax.runtime import mesh as mesh_lib
@@ -56,10 +56,8 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     )
 
 
-def _network(config) -> dict[str, Any]:
+def _network(config: ml_collections.ConfigDict) -> dict[str, Any]:
   """The fields that the network depends on and that are not the default."""
-  from unet_jax.config import default
-
   usual = fields.flatten(default.get_config())
   return {
     field: value

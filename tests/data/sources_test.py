@@ -537,10 +537,3 @@ def test_shapes_source_mistakes():
   assert str(e.value) == (
     "the shapes source has no split 'val'; it has train, test"
   )
-  config.data.num_classes = 3
-  with pytest.raises(errors.UserError) as e:
-    sources.make_source(config, 'train')
-  assert str(e.value) == (
-    'the shapes source draws 4 classes in RGB: data.num_classes must be 4 and '
-    'data.num_channels 3'
-  )

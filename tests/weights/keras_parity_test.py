@@ -19,7 +19,7 @@ from unet_jax import import_weights
 from unet_jax.models import unet
 from unet_jax.runtime import errors
 from unet_jax.training import steps
-from unet_jax.weights import deduce, files, match, naming
+from unet_jax.weights import files, keras_graph, match, naming
 
 keras = pytest.importorskip('keras', reason='needs Keras')
 pytest.importorskip('h5py', reason="Keras' files need h5py")
@@ -242,7 +242,7 @@ def test_each_format_gives_the_same_weights(saved):
   expected = parity.load(saved / 'network.keras', config)
   actual = parity.load(saved / 'network.h5', config)
   assert parity.difference(actual, expected) == 0
-  # Weights alone do not tell the order of the inputs of Concatenate.
+  # Weights alone leave open the order of the inputs of Concatenate.
   of_weights = lambda: parity.load(saved / 'network.weights.h5', config)
   kernel = lambda variables: variables['params']['up_0']['conv1']['kernel']
   np.testing.assert_array_equal(
@@ -390,7 +390,7 @@ def test_a_network_that_is_not_ours_is_refused(make, message, tmp_path):
   network.save(tmp_path / 'network.keras')
   graph = files.read(str(tmp_path / 'network.keras')).graph
   with pytest.raises(errors.UserError, match=message):
-    deduce.fields_of_graph(graph)
+    keras_graph.fields(graph)
 
 
 def test_the_order_of_inputs_in_descriptions_of_keras_2():
@@ -409,9 +409,9 @@ def test_the_order_of_inputs_in_descriptions_of_keras_2():
       ]
     }
   }
-  assert deduce.concat_has_up_first(graph) is True
+  assert keras_graph.concat_has_up_first(graph) is True
   graph['config']['layers'][-1]['inbound_nodes'] = node('in', 'up')
-  assert deduce.concat_has_up_first(graph) is False
+  assert keras_graph.concat_has_up_first(graph) is False
 
 
 def test_a_network_written_as_a_class_is_refused(tmp_path):

@@ -7,6 +7,8 @@ has half of the channels; zeros appended where the sizes were odd; the skip
 first.
 """
 
+import collections
+
 import jax
 import numpy as np
 import pytest
@@ -24,31 +26,24 @@ _WIDTHS = (4, 8, 16)
 _SIZE = (27, 22)  # Odd at each pooling, of one side or both.
 
 
-class _DoubleConv(torch.nn.Module):
-  def __init__(self, channels, out, middle=None):
-    super().__init__()
-    layers = []
-    for before, after in ((channels, middle or out), (middle or out, out)):
-      layers += [
-        torch.nn.Conv2d(before, after, 3, padding=1, bias=False),
-        torch.nn.BatchNorm2d(after),
-        torch.nn.ReLU(),
-      ]
-    self.double_conv = torch.nn.Sequential(*layers)
-
-  def forward(self, x):
-    return self.double_conv(x)
+def _named(**modules):
+  return torch.nn.Sequential(collections.OrderedDict(modules))
 
 
-class _Down(torch.nn.Module):
-  def __init__(self, channels, out):
-    super().__init__()
-    self.maxpool_conv = torch.nn.Sequential(
-      torch.nn.MaxPool2d(2), _DoubleConv(channels, out)
-    )
+def _double_conv(channels, out, middle=None):
+  layers = []
+  for before, after in ((channels, middle or out), (middle or out, out)):
+    layers += [
+      torch.nn.Conv2d(before, after, 3, padding=1, bias=False),
+      torch.nn.BatchNorm2d(after),
+      torch.nn.ReLU(),
+    ]
+  return _named(double_conv=torch.nn.Sequential(*layers))
 
-  def forward(self, x):
-    return self.maxpool_conv(x)
+
+def _down(channels, out):
+  pool, convs = torch.nn.MaxPool2d(2), _double_conv(channels, out)
+  return _named(maxpool_conv=torch.nn.Sequential(pool, convs))
 
 
 class _Up(torch.nn.Module):
@@ -58,31 +53,17 @@ class _Up(torch.nn.Module):
       self.up = torch.nn.Upsample(
         scale_factor=2, mode='bilinear', align_corners=True
       )
-      self.conv = _DoubleConv(channels, out, channels // 2)
+      self.conv = _double_conv(channels, out, channels // 2)
     else:
       self.up = torch.nn.ConvTranspose2d(channels, channels // 2, 2, 2)
-      self.conv = _DoubleConv(channels, out)
+      self.conv = _double_conv(channels, out)
 
   def forward(self, x, skip):
     x = self.up(x)
-    rows, columns = (skip.shape[i] - x.shape[i] for i in (2, 3))
-    padding = [
-      columns // 2,
-      columns - columns // 2,
-      rows // 2,
-      rows - rows // 2,
-    ]
+    missing = [skip.shape[i] - x.shape[i] for i in (3, 2)]
+    padding = [n for m in missing for n in (m // 2, m - m // 2)]
     x = torch.nn.functional.pad(x, padding)
     return self.conv(torch.cat([skip, x], dim=1))
-
-
-class _Head(torch.nn.Module):
-  def __init__(self, channels, out):
-    super().__init__()
-    self.conv = torch.nn.Conv2d(channels, out, 1)
-
-  def forward(self, x):
-    return self.conv(x)
 
 
 class _UNet(torch.nn.Module):
@@ -90,15 +71,15 @@ class _UNet(torch.nn.Module):
     super().__init__()
     factor = 2 if bilinear else 1
     depth = len(widths) - 1
-    self.inc = _DoubleConv(channels, widths[0])
+    self.inc = _double_conv(channels, widths[0])
     for i in range(1, depth + 1):
       last = factor if i == depth else 1
-      self.add_module(f'down{i}', _Down(widths[i - 1], widths[i] // last))
+      self.add_module(f'down{i}', _down(widths[i - 1], widths[i] // last))
     for i in range(1, depth + 1):
       below, here = widths[depth - i + 1], widths[depth - i]
       out = here if i == depth else here // factor
       self.add_module(f'up{i}', _Up(below, out, bilinear))
-    self.outc = _Head(widths[0], classes)
+    self.outc = _named(conv=torch.nn.Conv2d(widths[0], classes, 1))
     self.depth = depth
 
   def forward(self, x):
@@ -234,7 +215,7 @@ def test_the_network_is_deduced_and_exported_again(bilinear, tmp_path):
     path,
   )
   config = match.deduced_config({'weights.path': path})
-  checks.validate(config)
+  checks.validate(config, 'import')
   expected = _config(bilinear)
   assert config.model == expected.model
   assert config.data.mask_values == (((0, 0, 0), 0), ((9, 8, 7), 1))
@@ -269,7 +250,7 @@ def test_at_full_size_it_has_the_parameters_of_theirs(bilinear, count):
 
 
 @pytest.mark.parametrize(
-  'bilinear,fields,told',
+  'bilinear,fields,fit',
   [
     (False, {'activation': 'elu'}, '--config.model.activation=relu'),
     (
@@ -291,7 +272,7 @@ def test_at_full_size_it_has_the_parameters_of_theirs(bilinear, count):
   ],
 )
 def test_a_config_of_another_function_is_refused(
-  bilinear, fields, told, tmp_path
+  bilinear, fields, fit, tmp_path
 ):
   """Of the same shapes."""
   path = tmp_path / 'network.pth'
@@ -304,11 +285,11 @@ def test_a_config_of_another_function_is_refused(
     parity.load(path, config)
   assert str(e.value) == (
     f"{path}: the file's network is another one than the config's; it fits "
-    f'with {told}'
+    f'with {fit}'
   )
 
 
-def test_other_means_than_theirs_are_told(tmp_path, caplog):
+def test_other_means_than_theirs_are_logged(tmp_path, caplog):
   path = tmp_path / 'network.pth'
   torch.save(_network(False).state_dict(), path)
   config = _config(False)

@@ -36,22 +36,22 @@ def _single_fields(config: ml_collections.ConfigDict, mode: str) -> Table:
     allowed = ', '.join(map(str, choices))
     near = fields.nearest(flat[field], choices)
     table[f'{field}: not one of {allowed}{near}'] = flat[field] not in choices
-  for field, low in fields.AT_LEAST.items():
-    table[f'{field}: must be at least {low}'] = not flat[field] >= low
+  for field, least in fields.AT_LEAST.items():
+    table[f'{field}: must be at least {least}'] = not flat[field] >= least
   for field, (low, high) in fields.RANGES.items():
     text = f'{field}: must be at least {low} and below {high}'
     table[text] = not low <= flat[field] < high
   for field in filter(_PROBABILITY.match, flat):
     text = f'{field}: a probability is between 0 and 1'
     table[text] = not 0 <= flat[field] <= 1
-  for field, (least, greatest) in fields.RANDOM_RANGES.items():
+  for field, (low, high) in fields.RANDOM_RANGES.items():
     bounds = flat[field]
     is_pair = len(bounds) == 2 and _are_numbers(bounds)
     is_pair = is_pair and bounds[0] <= bounds[1]
     text = f'{field}: takes two numbers, the lower one first, such as '
-    table[f'{text}{least},{greatest}'] = not is_pair
-    text = f'{field}: must lie between {least} and {greatest}'
-    table[text] = is_pair and not least <= bounds[0] <= bounds[1] <= greatest
+    table[f'{text}{low},{high}'] = not is_pair
+    text = f'{field}: must lie between {low} and {high}'
+    table[text] = is_pair and not low <= bounds[0] <= bounds[1] <= high
   fraction, flips = config.data.foreground_fraction, config.inference.flips
   return table | {
     'mesh.data: takes a number of devices, or -1 for all': (
@@ -66,8 +66,8 @@ def _single_fields(config: ml_collections.ConfigDict, mode: str) -> Table:
     'model.kernel_size: must be odd, so that a convolution has a middle': (
       config.model.kernel_size % 2 == 0
     ),
-    'inference.flips: takes horizontal and vertical, or () for none': (
-      set(flips) - {'horizontal', 'vertical'}
+    f'inference.flips: takes {" and ".join(fields.FLIPS)}, or () for none': (
+      set(flips) - set(fields.FLIPS)
     ),
   }
 
@@ -178,12 +178,13 @@ def _written_masks(config: ml_collections.ConfigDict, mode: str) -> Table:
     return {}
   values = fields.value_of_class(config.data)
   classes = range(max(config.data.num_classes, 2))
-  missing = [c for c in classes if c not in values] or [None]
+  missing = [c for c in classes if c not in values]
+  first = missing[0] if missing else ''
   highest = 255 if any(isinstance(v, tuple) for v, _ in table) else 65535
   parts = [v if isinstance(v, tuple) else (v,) for v in values.values()]
   return {
-    f'data.mask_values has no value for class {missing[0]}, so its pixels '
-    f'cannot be written; add (VALUE, {missing[0]})': missing != [None],
+    f'data.mask_values has no value for class {first}, so its pixels cannot be '
+    f'written; add (VALUE, {first})': missing,
     f'data.mask_values: masks are written with values of 0 to {highest}; '
     'choose others': any(not 0 <= n <= highest for part in parts for n in part),
   }
@@ -339,7 +340,8 @@ def _data(config: ml_collections.ConfigDict, mode: str) -> Table:
     'the folder source needs --config.data.dir=DIR, a folder with images/ and '
     'masks/': reads and data.source == 'folder' and not data.dir,
     f'the shapes source draws {drawn["num_classes"]} classes in RGB: '
-    + ' and '.join(f'data.{k} must be {n}' for k, n in drawn.items()): (
+    f'data.num_classes must be {drawn["num_classes"]} and data.num_channels '
+    f'{drawn["num_channels"]}': (
       reads
       and data.source == 'shapes'
       and any(data[k] != n for k, n in drawn.items())
@@ -368,18 +370,8 @@ def _folds(config: ml_collections.ConfigDict, mode: str) -> Table:
 
 # A table may rely on those before it.
 _TABLES = (
-  _single_fields,
-  _volumes,
-  _tuples,
-  _mask_values,
-  _written_masks,
-  _names,
-  _augmentation,
-  _loss,
-  _model,
-  _inference,
-  _data,
-  _folds,
+  *(_single_fields, _volumes, _tuples, _mask_values, _written_masks, _names),
+  *(_augmentation, _loss, _model, _inference, _data, _folds),
 )
 
 

@@ -104,25 +104,20 @@ def default_workdir(name: str) -> str:
 
 
 def line_of_flags(e: Exception) -> str:
-  """Returns what to print for a mistake on the command line.
+  """Returns what to print for a mistake on the command line, or in a config.
 
-  config_flags wraps one inside get_config() in a whole trace.
+  Raises:
+    e: an import that fails for another reason than an older version's config.
   """
+  if isinstance(e, ImportError):
+    if not e.name or e.name.partition('.')[0] != 'configs':
+      raise e
+    file = traceback.extract_tb(e.__traceback__)[-1].filename
+    return (
+      f'{file}: {e.msg.partition(" (")[0]}; the default config is imported by '
+      '`from unet_jax.config import default`'
+    )
+  # config_flags wraps a mistake inside get_config() in a whole trace.
   trace = re.findall(r'^ *\w+Error: (.+)$', str(e), re.MULTILINE)
   line = trace[-1] if trace else str(e).splitlines()[0]
   return line.removeprefix('flag ')
-
-
-def line_of_import(e: ImportError) -> str:
-  """Returns what to print where a config of an older version is loaded.
-
-  Raises:
-    e: if it is of another kind.
-  """
-  if not e.name or e.name.partition('.')[0] != 'configs':
-    raise e
-  file = traceback.extract_tb(e.__traceback__)[-1].filename
-  return (
-    f'{file}: {e.msg.partition(" (")[0]}; the default config is imported by '
-    '`from unet_jax.config import default`'
-  )

@@ -163,6 +163,9 @@ ONLY_VALUE_IN_3D = {
 }
 
 
+# Allowed entries of inference.flips.
+FLIPS = ('horizontal', 'vertical')
+
 # What the shapes source draws: fields of the section `data`.
 OF_SHAPES = {'num_classes': 4, 'num_channels': 3}
 
@@ -224,7 +227,8 @@ def metric_names(config: ml_collections.ConfigDict) -> list[str]:
     for score in ('iou', 'dice'):
       names.append(f'{reduction}_m{score}')
       names += [f'{reduction}_{score}/{name}' for name in scored]
-  return [f'eval/{name}' for name in names]
+  # A single class as the foreground has its name.
+  return [f'eval/{name}' for name in dict.fromkeys(names)]
 
 
 def renamed(name: str) -> str | None:

@@ -1,10 +1,11 @@
-"""Files of weights, told apart by their first bytes: arrays with names."""
+"""Reads files of weights, of any format: arrays with names."""
 
 import dataclasses
 import json
 import os
 import re
 import zipfile
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -57,7 +58,7 @@ def read(path: str) -> WeightFile:
   No code of the file is run.
 
   Args:
-    path: of the file; what it is, is seen from its content.
+    path: of the file; its content shows the format.
 
   Raises:
     UserError: there is no such file, it is none of these, it is damaged, or
@@ -86,8 +87,8 @@ def read(path: str) -> WeightFile:
     ) from e
 
 
-def _reader(path: str):
-  """Returns the function that reads a file."""
+def _reader(path: str) -> Callable[[str], WeightFile]:
+  """Returns the function that reads a file, by its first bytes."""
   with open(path, 'rb') as f:
     start = f.read(16)
   if start.startswith(b'\x89HDF'):
@@ -208,7 +209,9 @@ def _class_and_number(group: str) -> tuple[str, int]:
   return (kind, int(number)) if kind and number.isdigit() else (group, 0)
 
 
-def _keras_weights(path: str, h5, graph) -> WeightFile:
+def _keras_weights(
+  path: str, h5: Any, graph: dict[str, Any] | None
+) -> WeightFile:
   """Keras 3's layout: layers/CLASS_NUMBER/vars/0, numbered in their order."""
   if 'layers' not in h5:
     raise errors.UserError(
@@ -218,10 +221,12 @@ def _keras_weights(path: str, h5, graph) -> WeightFile:
   layers = []
   for group in sorted(h5['layers'], key=_class_and_number):
     node = h5['layers'][group]
-    values = node['vars'] if 'vars' in node else {}
-    arrays = [np.asarray(values[i]) for i in sorted(values, key=int)]
+    arrays, name = [], group
+    if 'vars' in node:
+      values = node['vars']
+      arrays = [np.asarray(values[i]) for i in sorted(values, key=int)]
+      name = _text(values.attrs.get('name', group))
     kind, _ = _class_and_number(group)
-    name = _text(values.attrs.get('name', group)) if arrays else group
     weights = dict(zip(_roles(kind, len(arrays)), arrays))
     # What lies deeper, of networks within networks, keeps its path.
     for child in node:
@@ -233,7 +238,7 @@ def _keras_weights(path: str, h5, graph) -> WeightFile:
   return WeightFile(path, {}, tuple(layers), graph, others=others)
 
 
-def _datasets(node, path: str) -> dict[str, np.ndarray]:
+def _datasets(node: Any, path: str) -> dict[str, np.ndarray]:
   """Returns all arrays under a node, by path."""
   if not hasattr(node, 'keys'):
     return {path: np.asarray(node)}
@@ -243,7 +248,9 @@ def _datasets(node, path: str) -> dict[str, np.ndarray]:
   return found
 
 
-def _keras_legacy_weights(path: str, root, graph) -> WeightFile:
+def _keras_legacy_weights(
+  path: str, root: Any, graph: dict[str, Any] | None
+) -> WeightFile:
   """The layout of Keras 2 and of Keras 3's .h5: names, in their order."""
   kinds = {}
   if graph is not None:

@@ -7,13 +7,17 @@ import jax
 import ml_collections
 import numpy as np
 
+from unet_jax.config import default, saved
 from unet_jax.config import fields as fields_lib
-from unet_jax.config import saved
 from unet_jax.models import unet
 from unet_jax.runtime import errors
-from unet_jax.weights import deduce, files, naming
+from unet_jax.weights import deduce, files, keras_graph, naming
 
 _log = logging.getLogger(__name__)
+
+# By weights.concat: whether `Concatenate` takes the features from below first;
+# None: as the file shows.
+UP_FIRST = {'auto': None, 'skip_first': False, 'up_first': True}
 
 
 def variables_of_file(
@@ -29,7 +33,7 @@ def variables_of_file(
   shape = (*config.data.image_size, config.data.num_channels)
   wanted = naming.abstract_variables(model, shape)
   if file.graph is not None:
-    _check_told(file, config, deduce.fields_of_graph(file.graph))
+    _check_same_network(file, config, keras_graph.fields(file.graph))
   weights = _named(file, config)
   naming.match_biases(weights, naming.flatten(wanted), config.model.norm)
   if weights.others:
@@ -43,28 +47,28 @@ def variables_of_file(
   return naming.unflatten(arrays, wanted)
 
 
-def _named(file: files.WeightFile, config) -> naming.Weights:
+def _named(
+  file: files.WeightFile, config: ml_collections.ConfigDict
+) -> naming.Weights:
   """Returns a file's arrays under our names."""
   if naming.is_milesial(file.arrays):
     return naming.from_milesial(file)
   if not file.layers:
     return naming.from_ours(file)
-  up_first = {'auto': None, 'skip_first': False, 'up_first': True}[
-    config.weights.concat
-  ]
+  up_first = UP_FIRST[config.weights.concat]
   if up_first is None and file.graph is not None:
-    up_first = deduce.concat_has_up_first(file.graph)
+    up_first = keras_graph.concat_has_up_first(file.graph)
   if up_first is None and config.model.skip == 'concat' and config.model.depth:
     _log.info(
-      "%s does not tell the order of Concatenate's inputs: taken as skip "
+      "%s leaves open the order of Concatenate's inputs: taken as skip "
       'first (otherwise: --config.weights.concat=up_first)',
       file.path,
     )
   return naming.from_keras(file, _order(config), bool(up_first))
 
 
-def _order(config) -> list[tuple[str, str]]:
-  # As small as fits: only names are asked for.
+def _order(config: ml_collections.ConfigDict) -> list[tuple[str, str]]:
+  # As small as fits: only names matter.
   size = (2**config.model.depth,) * config.model.spatial_dims
   if config.model.padding == 'valid':
     size = config.data.image_size
@@ -73,18 +77,22 @@ def _order(config) -> list[tuple[str, str]]:
   )
 
 
-def _check_told(file: files.WeightFile, config, told: deduce.Fields) -> None:
+def _check_same_network(
+  file: files.WeightFile,
+  config: ml_collections.ConfigDict,
+  shown: deduce.Fields,
+) -> None:
   """Raises where the config's network computes something else than the file's.
 
   Args:
     file: of weights.
     config: given for it.
-    told: fields as Keras' description, or the names of a known program, tell.
+    shown: fields by Keras' description, or by the names of a known program.
   """
   ours = fields_lib.flatten(config)
   differing = {
     k: v
-    for k, v in told.items()
+    for k, v in shown.items()
     if k.startswith(('model.', 'data.mean', 'data.std'))
     and not _same(ours[k], v)
   }
@@ -95,13 +103,16 @@ def _check_told(file: files.WeightFile, config, told: deduce.Fields) -> None:
     )
 
 
-def _check_milesial(file: files.WeightFile, config) -> None:
-  """Checks what its names tell, and no shape: raises, or logs a line."""
-  told, _ = deduce.of_milesial(file)
-  checked = [f for f in (*deduce.UNTOLD, 'model.upsample') if f in told]
-  # What a program trained on its images is less certain than its layers.
-  data = {f: told[f] for f in checked if f.startswith('data.')}
-  _check_told(file, config, {f: told[f] for f in checked if f not in data})
+def _check_milesial(
+  file: files.WeightFile, config: ml_collections.ConfigDict
+) -> None:
+  """Checks fields that its names imply, and no shape: raises, or logs."""
+  shown, _ = deduce.of_milesial(file)
+  checked = [f for f in (*deduce.UNRECOVERABLE, 'model.upsample') if f in shown]
+  # The images that a program was trained on are less certain than its layers.
+  data = {f: shown[f] for f in checked if f.startswith('data.')}
+  network = {f: shown[f] for f in checked if f not in data}
+  _check_same_network(file, config, network)
   ours = fields_lib.flatten(config)
   data = {f: v for f, v in data.items() if not _same(ours[f], v)}
   if data:
@@ -113,7 +124,7 @@ def _check_milesial(file: files.WeightFile, config) -> None:
     )
 
 
-def _same(a, b) -> bool:
+def _same(a: Any, b: Any) -> bool:
   if isinstance(b, tuple):
     return len(a) == len(b) and all(map(_same, a, b))
   return bool(np.isclose(a, b)) if isinstance(b, float) else a == b
@@ -121,7 +132,7 @@ def _same(a, b) -> bool:
 
 def _check_fit(
   file: files.WeightFile,
-  config,
+  config: ml_collections.ConfigDict,
   weights: naming.Weights,
   wanted: dict[str, jax.ShapeDtypeStruct],
 ) -> None:
@@ -155,7 +166,7 @@ def _check_fit(
     return
   fields, unsure = _deduced(file, config)
   ours = fields_lib.flatten(config)
-  _leave_idle_cap_out(fields, ours)
+  _drop_idle_cap(fields, ours)
   different = {
     k: v
     for k, v in fields.items()
@@ -173,7 +184,7 @@ def _check_fit(
   )
 
 
-def _leave_idle_cap_out(fields: deduce.Fields, ours: dict[str, Any]) -> None:
+def _drop_idle_cap(fields: deduce.Fields, ours: dict[str, Any]) -> None:
   """Removes a deduced model.max_features where ours gives the same widths."""
   if not fields:
     return
@@ -210,7 +221,7 @@ def _float32(array: np.ndarray, name: str) -> np.ndarray:
 
 
 def flags(fields: dict[str, Any]) -> str:
-  """Fields as one writes them on the command line."""
+  """Returns fields as they are written on the command line."""
   flags = []
   for field, value in fields.items():
     if isinstance(value, tuple):
@@ -220,13 +231,15 @@ def flags(fields: dict[str, Any]) -> str:
   return ' '.join(flags) or 'no further flag'
 
 
-def _deduced(file: files.WeightFile, config) -> tuple[deduce.Fields, list[str]]:
+def _deduced(
+  file: files.WeightFile, config: ml_collections.ConfigDict
+) -> tuple[deduce.Fields, list[str]]:
   if naming.is_milesial(file.arrays):
     return deduce.of_milesial(file)
   if not file.layers:
     return deduce.fields_of_arrays(naming.from_ours(file).arrays)
 
-  def order_of(fields):
+  def order_of(fields: deduce.Fields) -> list[tuple[str, str]]:
     changed = config.copy_and_resolve_references()
     changed.update_from_flattened_dict(fields)
     return _order(changed)
@@ -234,27 +247,25 @@ def _deduced(file: files.WeightFile, config) -> tuple[deduce.Fields, list[str]]:
   return deduce.of_keras(file, order_of)
 
 
-def _untold(file: files.WeightFile, fields: deduce.Fields) -> list[str]:
-  """Fields that the file's network depends on and that it does not tell."""
-  untold = [f for f in deduce.UNTOLD if f not in fields]
+def _open_fields(file: files.WeightFile, fields: deduce.Fields) -> list[str]:
+  """Fields that the file's network depends on and that it leaves open."""
+  fields_left = [f for f in deduce.UNRECOVERABLE if f not in fields]
   is_ours = not file.layers and not naming.is_milesial(file.arrays)
   if is_ours and fields.get('model.upsample') == 'transpose':
     # A convolution of 2x2 behind another upsampling has the same shape.
-    untold.append('model.upsample')
-  return untold
+    fields_left.append('model.upsample')
+  return fields_left
 
 
 def deduced_config(overrides: dict[str, Any]) -> ml_collections.ConfigDict:
-  """Returns the config that a file tells, for an import without --config.
+  """Returns the config that a file shows, for an import without --config.
 
   Args:
-    overrides: {'section.field': value} of the command line; they count.
+    overrides: {'section.field': value} of the command line; they win.
 
   Raises:
-    UserError: the file tells too little.
+    UserError: the file shows too little.
   """
-  from unet_jax.config import default
-
   config = default.get_config()
   config.update_from_flattened_dict(overrides)
   file = files.read(config.weights.path)
@@ -266,10 +277,10 @@ def deduced_config(overrides: dict[str, Any]) -> ml_collections.ConfigDict:
   if not fields:
     raise errors.UserError(
       f'{config.weights.path}: its {len(file.arrays) or len(file.layers)} '
-      'names do not tell a network; give its --config'
+      'names show no network; give its --config'
     )
-  _leave_idle_cap_out(fields, fields_lib.flatten(config))
-  assumed = [f for f in _untold(file, fields) if f not in overrides]
+  _drop_idle_cap(fields, fields_lib.flatten(config))
+  assumed = [f for f in _open_fields(file, fields) if f not in overrides]
   channels = fields['data.num_channels']
   # The default's, of as many channels.
   for name in ('mean', 'std'):
@@ -280,7 +291,7 @@ def deduced_config(overrides: dict[str, Any]) -> ml_collections.ConfigDict:
   if assumed:
     flat = fields_lib.flatten(config)
     _log.info(
-      'not told by the file, assumed: %s', flags({f: flat[f] for f in assumed})
+      'not in the file, assumed: %s', flags({f: flat[f] for f in assumed})
     )
   for line in unsure:
     _log.info('%s', line)

@@ -1,12 +1,14 @@
-"""Parameters of the U-Net under the names, and in the layouts, of others.
+"""Names and layouts that other programs give to the U-Net's parameters.
 
-Ours are paths in the network: `down_0/conv1/kernel`, without the collection
-(`params` or `batch_stats`), which the last word tells. Kernels are [k, k, in,
-out], those of transposed convolutions in the order of lax (mirrored).
+Our names are paths in the network: `down_0/conv1/kernel`, without the
+collection (`params` or `batch_stats`), which the last word implies. Kernels are
+[k, k, in, out], those of transposed convolutions in the order of lax
+(mirrored).
 """
 
 import dataclasses
 import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -29,7 +31,7 @@ _TORCH_ROLES = {
   'running_mean': 'mean',
   'running_var': 'var',
 }
-# What a wrapper puts in front of all names of a state dict.
+# Prefixes that wrappers put before all names of a state dict.
 _WRAPPERS = ('module.', '_orig_mod.', 'model.', 'net.', 'params/', 'params.')
 
 
@@ -41,8 +43,8 @@ class Weights:
     arrays: by our name, in our layout.
     names: the file's name of each.
     rest: arrays of the file that have no name of ours, by the file's name.
-    others: entries of the file that are no parameters; they have no use here.
-    notes: what was changed beyond names and layout; one line each.
+    others: entries of the file that are no parameters; they are not used.
+    notes: changes beyond names and layout; one line each.
     naming: whose names the file has: `ours`, `milesial` or `keras`.
   """
 
@@ -61,7 +63,7 @@ def flatten(variables: dict[str, Any]) -> dict[str, Any]:
   """Returns {name: leaf} of `params` and `batch_stats`."""
   flat = {}
 
-  def walk(tree, path):
+  def walk(tree: Mapping[str, Any], path: str) -> None:
     for key, value in tree.items():
       if hasattr(value, 'items'):
         walk(value, f'{path}{key}/')
@@ -78,7 +80,7 @@ def unflatten(
 ) -> dict[str, Any]:
   """Returns a tree as `variables` with the arrays as leaves."""
 
-  def walk(tree, path):
+  def walk(tree: Mapping[str, Any], path: str) -> dict[str, Any]:
     return {
       key: walk(value, f'{path}{key}/')
       if hasattr(value, 'items')
@@ -89,7 +91,9 @@ def unflatten(
   return {collection: walk(tree, '') for collection, tree in variables.items()}
 
 
-def abstract_variables(model, image_shape: tuple[int, ...]) -> dict[str, Any]:
+def abstract_variables(
+  model: nn.Module, image_shape: tuple[int, ...]
+) -> dict[str, Any]:
   """Returns shapes and types of a network's `params` and `batch_stats`."""
   shapes = jax.eval_shape(
     lambda key: model.init(key, jnp.zeros((1, *image_shape)), train=False),
@@ -99,7 +103,7 @@ def abstract_variables(model, image_shape: tuple[int, ...]) -> dict[str, Any]:
 
 
 def modules_in_order(
-  model, image_shape: tuple[int, ...]
+  model: nn.Module, image_shape: tuple[int, ...]
 ) -> list[tuple[str, str]]:
   """Returns the modules that have parameters, in the order of their calls.
 
@@ -110,9 +114,14 @@ def modules_in_order(
   Returns:
     (path, kind); `conv`, `transpose` (a transposed convolution) or `norm`.
   """
-  called = {}
+  called: dict[str, str] = {}
 
-  def record(call, args, kwargs, context):
+  def record(
+    call: Callable,
+    args: Any,
+    kwargs: Any,
+    context: nn.module.InterceptorContext,
+  ) -> Any:
     path = '/'.join(context.module.path)
     called.setdefault(path, type(context.module).__name__)
     return call(*args, **kwargs)
@@ -335,11 +344,11 @@ def _put_skip_first(weights: Weights) -> None:
 
 
 def _fold_biases(weights: Weights) -> None:
-  """Takes biases of convolutions into the batch norms behind them.
+  """Folds biases of convolutions into the batch norms behind them.
 
-  Ours have none there. The norm subtracts the mean, and with it the bias: to
-  subtract the bias from the running mean leaves outputs and gradients of all
-  other parameters as they are, in training as in evaluation.
+  Our convolutions have no bias there. The norm subtracts the mean, and with it
+  the bias. Subtracting the bias from the running mean instead changes no output
+  and no gradient of another parameter, in training and in evaluation.
   """
   folded = 0
   for name in list(weights.arrays):
@@ -362,9 +371,9 @@ def match_biases(
   """Fits the biases of the stages' convolutions to those of the network.
 
   Args:
-    weights: changed where that leaves the function as it is: biases that
-      instance norm takes off again are left out; where the file lacks nothing
-      but the biases of all stages (`use_bias=False`), they are 0.
+    weights: changed in place, without a change of the network's function:
+      biases that instance norm subtracts again are dropped; where the file
+      lacks only the biases of all stages (`use_bias=False`), they are 0.
     wanted: the network's arrays, by our name.
     norm: `model.norm`.
   """
@@ -374,8 +383,8 @@ def match_biases(
     for name in spare:
       del weights.arrays[name], weights.names[name]
     weights.notes.append(
-      f'{len(spare)} biases of convolutions are left out: the instance norms '
-      'behind them take them off again'
+      f'{len(spare)} biases of convolutions are dropped: the instance norms '
+      'behind them subtract them again'
     )
   lacking = set(wanted) - set(weights.arrays)
   if (

@@ -1,9 +1,9 @@
-"""Tests of unet_jax/weights/deduce.py: what must not pass for our network."""
+"""Descriptions of networks that must not pass for ours."""
 
 import pytest
 
 from unet_jax.runtime import errors
-from unet_jax.weights import deduce
+from unet_jax.weights import keras_graph
 
 
 def _graph(*extra, **conv):
@@ -39,7 +39,7 @@ def _graph(*extra, **conv):
 
 
 def test_a_plain_convolution_passes():
-  fields = deduce.fields_of_graph(_graph())
+  fields = keras_graph.fields(_graph())
   assert fields['model.activation'] == 'relu'
   assert fields['model.padding'] == 'same'
   assert fields['data.image_size'] == (8, 8)
@@ -76,5 +76,5 @@ def test_a_plain_convolution_passes():
 )
 def test_another_function_is_refused(graph, message):
   with pytest.raises(errors.UserError) as e:
-    deduce.fields_of_graph(graph)
+    keras_graph.fields(graph)
   assert message in str(e.value)

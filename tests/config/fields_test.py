@@ -1,0 +1,80 @@
+"""Names that are derived from a config; allowed values stand once."""
+
+import numpy as np
+import pytest
+
+from unet_jax.config import default, fields
+from unet_jax.data import augment_geometry, sources
+from unet_jax.evaluation import confusion
+from unet_jax.models import blocks, resample
+from unet_jax.runtime import errors
+from unet_jax.training import losses
+from unet_jax.weights import match
+
+
+def test_tables_of_functions_have_the_allowed_values():
+  choices = fields.CHOICES
+  assert set(sources.SOURCES) == set(choices['data.source'])
+  assert set(blocks.ACTIVATIONS) == set(choices['model.activation'])
+  # `conv` has parameters.
+  assert {*resample.POOLINGS, 'conv'} == set(choices['model.downsample'])
+  assert set(match.UP_FIRST) == set(choices['weights.concat'])
+  interpolations = augment_geometry.INTERPOLATIONS
+  assert set(interpolations) == set(choices['augment.interpolation'])
+  terms = default.get_config().loss.weights
+  assert set(losses.LOSSES) == set(terms)
+
+
+def test_class_names():
+  config = default.get_config()
+  numbered = ('class_0', 'class_1', 'class_2', 'class_3')
+  assert fields.class_names(config) == numbered
+  config.data.num_classes = 1
+  assert fields.class_names(config) == ('background', 'foreground')
+  config.data.class_names = ('sky', 'bird')
+  assert fields.class_names(config) == ('sky', 'bird')
+
+
+@pytest.mark.parametrize(
+  'foreground', [(), ('class_1',), ('class_1', 'class_3')]
+)
+def test_metric_names_are_those_of_an_evaluation(foreground):
+  config = default.get_config()
+  config.eval.foreground = foreground
+  counts = np.zeros((1, 4, 4), np.int64)
+  scores = confusion.scores(counts, fields.class_names(config), foreground)
+  names = fields.metric_names(config)
+  assert set(names) == {f'eval/{name}' for name in (*scores, 'loss')}
+  assert len(names) == len(set(names))
+
+
+def test_cache_dir(monkeypatch):
+  config = default.get_config()
+  monkeypatch.setenv('HOME', '/home/ada')
+  monkeypatch.delenv('XDG_CACHE_HOME', raising=False)
+  assert fields.cache_dir(config) == '/home/ada/.cache/unet_jax'
+  monkeypatch.setenv('XDG_CACHE_HOME', '/cache')
+  assert fields.cache_dir(config) == '/cache/unet_jax'
+  config.data.cache_dir = '~/mine'
+  assert fields.cache_dir(config) == '/home/ada/mine'
+
+
+@pytest.mark.parametrize(
+  'name,line',
+  [
+    (
+      'log.num_figures',
+      'config.log.num_figures is now config.log.num_examples',
+    ),
+    ('import_.path', 'config.import_.path is now config.weights.path'),
+    (
+      'log.num_example',
+      'config.log.num_example: there is no such field (did you mean '
+      'log.num_examples?); unet_jax/config/default.py lists them all',
+    ),
+  ],
+)
+def test_fields_that_cannot_be_set(name, line):
+  with pytest.raises(errors.UserError) as e:
+    fields.set_field(default.get_config(), name, 1)
+  assert str(e.value) == line
