@@ -50,7 +50,7 @@ def _map(linear: Sequence, offset: Sequence | None = None) -> Array:
 
 
 def _where(drawn: Array, value: Array) -> Array:
-  """`value` [B, 3, 3] of the images [B] that are drawn, or no change."""
+  """`value` [B, 3, 3] for the images that are drawn, bool [B], or identity."""
   return jnp.where(per_image(drawn, 3), value, jnp.eye(3))
 
 
@@ -247,18 +247,15 @@ class Elastic:
 
 def _mirror(places: Array, length: int) -> Array:
   """Mirrors places into 0..length - 1; border pixels are not repeated."""
-  last = length - 1
-  period = max(2 * last, 1)
+  period = max(2 * (length - 1), 1)
   places = jnp.abs(places)
-  places -= period * jnp.floor(places / period)
-  return jnp.clip(jnp.minimum(places, 2 * last - places), 0, last)
+  return _reflect(places - period * jnp.floor(places / period), length)
 
 
-def _mirror_neighbor(index: Array, length: int) -> Array:
-  """As `_mirror`, for the neighbours of mirrored places."""
+def _reflect(places: Array, length: int) -> Array:
+  """As `_mirror`, for places less than `length` beyond the border."""
   last = length - 1
-  index = jnp.abs(index)
-  return jnp.clip(jnp.minimum(index, 2 * last - index), 0, last)
+  return jnp.clip(jnp.minimum(places, 2 * last - places), 0, last)
 
 
 def _linear_weights(t: Array) -> dict[int, Array]:
@@ -286,12 +283,15 @@ def _pack(image: Array, mask: Array) -> Array:
   return packed
 
 
-def _look_up(array: Array, row: Array, column: Array) -> Array:
-  """array[b, row[b], column[b]] of each image; devices need only their own."""
-  index = row * array.shape[2] + column
-  array, index = (x.reshape(len(array), -1) for x in (array, index))
+def _look_up(array: Array, rows: Array, columns: Array) -> Array:
+  """Returns array[b, rows[b], columns[b]] of each image b, mirrored."""
+  count, height, width = array.shape
+  # Per image, so that devices need only their own.
+  index = _reflect(jnp.abs(rows), height) * width
+  index += _reflect(jnp.abs(columns), width)
+  array, index = (x.reshape(count, -1) for x in (array, index))
   found = jnp.take_along_axis(array, index, 1, mode='promise_in_bounds')
-  return found.reshape(row.shape)
+  return found.reshape(rows.shape)
 
 
 def resample(
@@ -325,11 +325,7 @@ def resample(
   for i, y_weight in y_weights.items():
     line = jnp.float32(0)
     for j, x_weight in x_weights.items():
-      word = _look_up(
-        packed,
-        _mirror_neighbor(top + i, height),
-        _mirror_neighbor(left + j, width),
-      )
+      word = _look_up(packed, top + i, left + j)
       values = ((word[..., None] >> shifts) & 255).astype(jnp.float32)
       line += x_weight[..., None] * values
       if i in (0, 1) and j in (0, 1):
@@ -344,11 +340,8 @@ def resample(
     new_mask = jnp.where(inside, new_mask, fields.IGNORE_LABEL)
   new = {'image': new_image, 'mask': new_mask}
   if 'weight_map' in batch:
-    new['weight_map'] = _look_up(
-      batch['weight_map'],
-      _mirror_neighbor(top + lower, height),
-      _mirror_neighbor(left + right, width),
-    )
+    weight_map = batch['weight_map']
+    new['weight_map'] = _look_up(weight_map, top + lower, left + right)
   return new
 
 
@@ -373,10 +366,7 @@ class Resample:
   ) -> tuple[Array, Array]:
     """Returns the source of each pixel: rows and columns, float32 [B, H, W].
 
-    Args:
-      key: of the draws.
-      count: B.
-      size: height and width, in pixels.
+    Its arguments are those of `Map.inverse`.
     """
     keys = jax.random.split(key, len(self.maps) + 1)
     inverse = jnp.broadcast_to(jnp.eye(3), (count, 3, 3))
@@ -387,11 +377,9 @@ class Resample:
       )
     pixel = jnp.meshgrid(*map(jnp.arange, size), indexing='ij')
     from_centre = [p - (n - 1) / 2 for p, n in zip(pixel, size)]
-    moved = (
-      self.elastic.displacement(keys[-1], count, size)
-      if self.elastic
-      else [0.0, 0.0]
-    )
+    moved: Array | tuple[float, float] = (0.0, 0.0)
+    if self.elastic:
+      moved = self.elastic.displacement(keys[-1], count, size)
     entry = lambda i, j: inverse[:, i, j, None, None]
 
     def place(i: int) -> Array:
