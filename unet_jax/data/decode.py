@@ -187,7 +187,7 @@ def decode_image(
     data: the file's bytes.
     name: for messages.
     num_channels: 1 (grey, ITU-R 601) or 3 (RGB).
-    intensity: `dtype` or `image`, see unet_jax/config/default.py.
+    intensity: data.intensity.
 
   Raises:
     DecodeError: no decoder can read it.
@@ -211,13 +211,13 @@ def convert_array(
   """Converts the pixels of an image as `decode_image` does.
 
   Args:
-    array: integers or floats, grey [H, W] or [H, W, 1], or RGB [H, W, 3]; rows
-      of an image too.
-    name: for messages.
-    num_channels: 1 or 3.
-    intensity: `dtype` or `image`, see unet_jax/config/default.py.
-    limits: (lowest, highest) value of the whole image, where `array` is only
-      rows of it and not uint8.
+    array: integers or floats, grey [H, W] or [H, W, 1], or RGB [H, W, 3], of an
+      image or some of its rows.
+    name: as for `decode_image`, like num_channels and intensity.
+    num_channels: see name.
+    intensity: see name.
+    limits: lowest and highest value of the whole image, where `array` is only
+      rows of it.
 
   Returns:
     uint8 [H, W, num_channels].
@@ -227,13 +227,11 @@ def convert_array(
   """
   if array.dtype != np.uint8:
     array = _scale_to_uint8(array, intensity, name, limits)
-  channels = array.shape[2] if array.ndim == 3 else 1
-  if channels == num_channels:
+  if array.shape[2:] == (1,):
+    array = array[..., 0]
+  if num_channels == (1 if array.ndim == 2 else 3):
     return array.reshape(*array.shape[:2], num_channels)
-  return _convert(
-    Image.fromarray(array[..., 0] if array.shape[2:] == (1,) else array),
-    num_channels,
-  )
+  return _convert(Image.fromarray(array), num_channels)
 
 
 def _convert(image: Image.Image, num_channels: int) -> np.ndarray:

@@ -67,10 +67,6 @@ def decode_example(
 ) -> Example:
   """Decodes the files of an example that `Source.read` returned.
 
-  Args:
-    example: with bytes or arrays.
-    data: the section `data` of the config.
-
   Raises:
     DecodeError: a file is broken.
     UserError: values that cannot be used, see decode.py.

@@ -75,12 +75,7 @@ def map_mask(
 def unknown_values(
   found: dict[Value, int], data: ml_collections.ConfigDict
 ) -> dict[Value, int]:
-  """Returns those values of a mask that `map_mask` would refuse.
-
-  Args:
-    found: {value: pixels} of one mask.
-    data: the section `data` of the config.
-  """
+  """Returns those {value: pixels} of a mask that `map_mask` would refuse."""
   if any(isinstance(value, tuple) for value in found):
     known = _color_classes(data.mask_values)
     number = lambda value: int(np.array(value) @ _COLOR_WEIGHTS)

@@ -99,10 +99,7 @@ def train_batches(
 ) -> grain.DatasetIterator:
   """Returns endless batches, shuffled anew in each epoch.
 
-  Args:
-    dataset: with data.resize `patch`, of images to draw windows from.
-    config: of the run.
-    mesh: of the devices that the batches go to.
+  With data.resize `patch` these are windows drawn from the images.
 
   Returns:
     An iterator of {'image': uint8 [B, H, W, C], 'mask': uint8 [B, H, W]} and,
@@ -126,10 +123,7 @@ def eval_batches(
 ) -> Iterator[Batch]:
   """Returns every example once, in order, in whole batches.
 
-  Args:
-    dataset: with data.resize `patch`, of images to lay tiles over.
-    config: of the run.
-    mesh: of the devices that the batches go to.
+  With data.resize `patch` the examples are tiles of the images.
 
   Returns:
     As `train_batches`, and `weight` float32 [B]: 1, or 0 for padding; with

@@ -23,10 +23,7 @@ _SAMPLED_PIXELS = 1000
 
 
 def array_specs(config: ml_collections.ConfigDict) -> dict[str, tuple]:
-  """Returns {name: (shape, dtype)} of the arrays of an example.
-
-  Of images that have data.image_size: with data.resize `patch` of its windows.
-  """
+  """Returns {name: (shape, dtype)} of the arrays of one example or window."""
   size = tuple(config.data.image_size)
   specs: dict[str, tuple] = {
     'image': ((*size, config.data.num_channels), np.uint8),
@@ -68,10 +65,6 @@ def original_mask(
 ) -> np.ndarray:
   """Returns the classes of a mask at its stored size: uint8 [H, W].
 
-  Args:
-    example: of a source.
-    data: the section `data` of the config.
-
   Raises:
     UserError: sizes differ, or a mask value is not in the table.
   """
@@ -94,11 +87,6 @@ def prepare_example(
   make_weights: weight_map.WeightMap | None = None,
 ) -> Arrays:
   """Checks and converts one example.
-
-  Args:
-    example: of a source.
-    data: the section `data` of the config.
-    make_weights: makes the weight map, after resizing.
 
   Returns:
     `image` uint8 [H, W, C], `mask` uint8 [H, W] and, with `make_weights`,

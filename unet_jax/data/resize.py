@@ -73,14 +73,7 @@ def _resize_image(image: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
 def scale_image(
   image: np.ndarray, target: Sequence[int], resize: str
 ) -> tuple[np.ndarray, tuple[slice, slice]]:
-  """Brings a whole image to the scale at which the network sees it.
-
-  As `resize_pair`, but `crop` cuts nothing off.
-
-  Args:
-    image: uint8 [H, W, C].
-    target: height and width of the network's input.
-    resize: `stretch`, `pad` or `crop`.
+  """Resizes a whole image as `resize_pair` does, but `crop` cuts nothing off.
 
   Returns:
     uint8 [H', W', C], and the rows and columns of it that show the image.

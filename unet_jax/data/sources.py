@@ -16,13 +16,7 @@ SOURCES: dict[str, Callable[..., examples.Source]] = {
 
 
 class Subset:
-  """Some examples of a source, as a source.
-
-  Args:
-    whole: the source.
-    rows: int [K]: the indices of the examples in it.
-    split: its name.
-  """
+  """The examples `rows`, int [K], of a source, as a source."""
 
   held_out = True
 

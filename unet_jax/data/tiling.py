@@ -53,9 +53,7 @@ def mirrored(start: int, length: int, size: int) -> np.ndarray:
 def gaussian_weights(size: tuple[int, ...], sigma: float = 0.125) -> np.ndarray:
   """Returns float32 [H, W]: a Gaussian around the middle, at least 1e-3.
 
-  Args:
-    size: H and W.
-    sigma: its standard deviation, as a share of each side (nnU-Net's 1/8).
+  Its standard deviation `sigma` is a share of each side; nnU-Net's is 1/8.
   """
   axes = []
   for n in size:
@@ -95,9 +93,6 @@ class Layout:
 
     An image smaller than an output lies in its middle. With `weights` the last
     output ends where the image does; without, it may go beyond.
-
-    Args:
-      size: height and width of the image.
     """
     rows, columns = map(self._axis_starts, size, self.output, self.step)
     return rows, columns
@@ -166,10 +161,6 @@ def read_windows(
   raster: rasters.Raster, layout: Layout
 ) -> Iterator[tuple[tuple[int, ...], np.ndarray]]:
   """Yields the windows of an image, by rows.
-
-  Args:
-    raster: the image.
-    layout: of the outputs.
 
   Yields:
     (row, column) of the first pixel of the window's output in the image, and

@@ -122,10 +122,6 @@ def train_windows(
   An epoch has as many windows of an image as outputs would cover it, in another
   order each time.
 
-  Args:
-    dataset: prepared with data.resize `patch`.
-    config: of the run.
-
   Raises:
     UserError: no image has any of data.sample_classes.
   """
