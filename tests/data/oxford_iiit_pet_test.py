@@ -251,43 +251,39 @@ def test_prepared_once(archive, prepare, tmp_path, monkeypatch, capfd):
   assert _names(_read(second, 'test')) == _ORDER['test']
 
 
-def _touch(archive):
-  os.utime(archive / 'annotations/trimaps/pug_2.png', ns=(0, 0))
-
-
-def _grow(archive):
-  path = archive / 'images/pug_2.jpg'
+def _change(path: pathlib.Path, change):
+  """Changes a file, but not its time."""
   times = path.stat()
-  path.write_bytes(path.read_bytes() + b'\0')
+  change(path)
   os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
 def _swap(archive):
-  # Sizes and times stay, files change their names.
-  one, other = archive / 'images/pug_2.jpg', archive / 'images/pug_3.jpg'
-  one.rename(other)
-  (archive / 'annotations/trimaps/pug_2.png').rename(
-    archive / 'annotations/trimaps/pug_3.png'
+  """Sizes and times stay, files change their names."""
+  for sub, suffix in (('images', 'jpg'), ('annotations/trimaps', 'png')):
+    path = archive / f'{sub}/pug_2.{suffix}'
+    path.rename(path.with_stem('pug_3'))
+  _change(
+    archive / 'annotations/test.txt',
+    lambda p: p.write_text(p.read_text().replace('pug_2', 'pug_3')),
   )
-  path = archive / 'annotations/test.txt'
-  times = path.stat()
-  path.write_text(path.read_text().replace('pug_2', 'pug_3'))
-  os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
-def _shorten(archive):
-  path = archive / 'annotations/test.txt'
-  path.write_text(path.read_text().splitlines()[0])
+_CHANGES = {
+  'time': lambda a: os.utime(a / 'annotations/trimaps/pug_2.png', ns=(0, 0)),
+  'size': lambda a: _change(
+    a / 'images/pug_2.jpg', lambda p: p.write_bytes(p.read_bytes() + b'\0')
+  ),
+  'names': _swap,
+  'list': lambda a: (a / 'annotations/test.txt').write_text(_LISTS['test'][0]),
+  'box': lambda a: (a / 'annotations/xmls/Abyssinian_1.xml').unlink(),
+}
 
 
-def _unbox(archive):
-  (archive / 'annotations/xmls/Abyssinian_1.xml').unlink()
-
-
-@pytest.mark.parametrize('change', [_touch, _grow, _swap, _shorten, _unbox])
-def test_a_changed_folder_is_another_set(archive, tmp_path, change):
+@pytest.mark.parametrize('change', _CHANGES)
+def test_a_changed_folder_is_another_set(archive, change):
   first = oxford_iiit_pet._fingerprint(archive)
-  change(archive)
+  _CHANGES[change](archive)
   assert oxford_iiit_pet._fingerprint(archive) != first
 
 
@@ -369,78 +365,66 @@ def _replace(archive, name, old, new):
   path.write_text(path.read_text().replace(old, new))
 
 
-@pytest.mark.parametrize(
-  ('spoil', 'message'),
-  [
-    (
-      lambda a: a.rename(a.parent / 'moved'),
-      '--config.data.dir={a}: no such folder; give one in the layout of '
-      f'the Oxford-IIIT Pet archives ({_LAYOUT})',
-    ),
-    (
-      lambda a: _remove(a, 'annotations/trimaps', 'annotations/trainval.txt'),
-      '--config.data.dir={a}: has no annotations/trimaps/, '
-      'annotations/trainval.txt; extract images.tar.gz and '
-      'annotations.tar.gz of https://thor.robots.ox.ac.uk/~vgg/data/pets '
-      f'there, or arrange the files alike ({_LAYOUT})',
-    ),
-    (
-      lambda a: (a / 'annotations/test.txt').write_text(''),
-      '{a}/annotations/test.txt: is empty; list the images of this '
-      'split, one line "NAME CLASS SPECIES BREED" each',
-    ),
-    (
-      lambda a: _remove(a, 'images/beagle_116.jpg', 'images/Abyssinian_5.jpg'),
-      '{a}/annotations/trainval.txt names Abyssinian_5.jpg, which is not '
-      'in {a}/images; 2 of its 4 are missing like this, add them or '
-      'remove them from the list',
-    ),
-    (
-      lambda a: _remove(a, 'annotations/trimaps/pug_2.png'),
-      '{a}/annotations/test.txt names pug_2.png, which is not in '
-      '{a}/annotations/trimaps; 1 of its 2 are missing like this, add '
-      'them or remove them from the list',
-    ),
-    (
-      lambda a: _append(a, 'annotations/test.txt', 'pug_2 38 2 1\n'),
-      "{a}/annotations/test.txt:3: 'pug_2 38 2 1' is not \"NAME CLASS "
-      'SPECIES BREED" with CLASS in 1..37 and SPECIES 1 or 2; fix or '
-      'remove the line',
-    ),
-    (
-      lambda a: _append(a, 'annotations/test.txt', '\n'),
-      "{a}/annotations/test.txt:3: '' is not \"NAME CLASS SPECIES "
-      'BREED" with CLASS in 1..37 and SPECIES 1 or 2; fix or remove the '
-      'line',
-    ),
-    (
-      lambda a: _append(a, 'annotations/test.txt', 'pug_2 26 2 17\n'),
-      '{a}/annotations/test.txt: names pug_2 twice; remove one line',
-    ),
-    (
-      lambda a: _replace(
-        a, 'annotations/xmls/Abyssinian_1.xml', '<xmax>6', '<xmax>9'
-      ),
-      '{a}/annotations/xmls/Abyssinian_1.xml: holds no head box that can '
-      'be read (BBox coordinates should be between 0 and 1. Got BBox('
-      'ymin=0.25, xmin=0.25, ymax=0.75, xmax=1.125).); fix or remove it',
-    ),
-  ],
-  ids=[
-    'folder missing',
-    'parts missing',
-    'list empty',
-    'images missing',
-    'mask missing',
-    'class out of range',
-    'empty line',
-    'name twice',
-    'head box outside',
-  ],
+_NOT_A_LINE = (
+  ' is not "NAME CLASS SPECIES BREED" with CLASS in 1..37 and SPECIES 1 or 2; '
+  'fix or remove the line'
 )
-def test_a_bad_folder_ends_in_one_line(
-  archive, prepare, tmp_path, spoil, message
-):
+_HEAD_BOX = 'annotations/xmls/Abyssinian_1.xml'
+# {case: (what is done to the folder {a}, the message)}
+_BAD_FOLDERS = {
+  'folder missing': (
+    lambda a: a.rename(a.parent / 'moved'),
+    '--config.data.dir={a}: no such folder; give one in the layout of the '
+    f'Oxford-IIIT Pet archives ({_LAYOUT})',
+  ),
+  'parts missing': (
+    lambda a: _remove(a, 'annotations/trimaps', 'annotations/trainval.txt'),
+    '--config.data.dir={a}: has no annotations/trimaps/, '
+    'annotations/trainval.txt; extract images.tar.gz and annotations.tar.gz of '
+    'https://thor.robots.ox.ac.uk/~vgg/data/pets there, or arrange the files '
+    f'alike ({_LAYOUT})',
+  ),
+  'list empty': (
+    lambda a: (a / 'annotations/test.txt').write_text(''),
+    '{a}/annotations/test.txt: is empty; list the images of this split, one '
+    'line "NAME CLASS SPECIES BREED" each',
+  ),
+  'images missing': (
+    lambda a: _remove(a, 'images/beagle_116.jpg', 'images/Abyssinian_5.jpg'),
+    '{a}/annotations/trainval.txt names Abyssinian_5.jpg, which is not in '
+    '{a}/images; 2 of its 4 are missing like this, add them or remove them '
+    'from the list',
+  ),
+  'mask missing': (
+    lambda a: _remove(a, 'annotations/trimaps/pug_2.png'),
+    '{a}/annotations/test.txt names pug_2.png, which is not in '
+    '{a}/annotations/trimaps; 1 of its 2 are missing like this, add them or '
+    'remove them from the list',
+  ),
+  'class out of range': (
+    lambda a: _append(a, 'annotations/test.txt', 'pug_2 38 2 1\n'),
+    "{a}/annotations/test.txt:3: 'pug_2 38 2 1'" + _NOT_A_LINE,
+  ),
+  'empty line': (
+    lambda a: _append(a, 'annotations/test.txt', '\n'),
+    "{a}/annotations/test.txt:3: ''" + _NOT_A_LINE,
+  ),
+  'name twice': (
+    lambda a: _append(a, 'annotations/test.txt', 'pug_2 26 2 17\n'),
+    '{a}/annotations/test.txt: names pug_2 twice; remove one line',
+  ),
+  'head box outside': (
+    lambda a: _replace(a, _HEAD_BOX, '<xmax>6', '<xmax>9'),
+    f'{{a}}/{_HEAD_BOX}: holds no head box that can be read (BBox coordinates '
+    'should be between 0 and 1. Got BBox(ymin=0.25, xmin=0.25, ymax=0.75, '
+    'xmax=1.125).); fix or remove it',
+  ),
+}
+
+
+@pytest.mark.parametrize('case', _BAD_FOLDERS)
+def test_a_bad_folder_ends_in_one_line(archive, prepare, tmp_path, case):
+  spoil, message = _BAD_FOLDERS[case]
   spoil(archive)
   assert helpers.message_of(prepare) == message.format(a=archive)
   assert not (tmp_path / 'cache').exists()
