@@ -56,3 +56,16 @@ def assert_same(a, b):
   import jax
 
   jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def random_variables(model, size, channels=1):
+  """Parameters of a network without compiling an initialisation."""
+  import jax
+
+  x = np.zeros((1, *size, channels), np.float32)
+  shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), x, train=False))
+  rng = np.random.default_rng(0)
+  scale = lambda x: (2 / np.prod(x.shape[:-1])) ** 0.5  # Of biases, 2**0.5.
+  return jax.tree.map(
+    lambda x: rng.normal(0, scale(x), x.shape).astype(np.float32), shapes
+  )

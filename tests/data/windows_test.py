@@ -75,6 +75,17 @@ def source(monkeypatch):
   return source
 
 
+def _draw(**fields):
+  config = _config(**fields)
+  return windows._Draw(prepare.prepare(config, 'train'), config)
+
+
+def _train_windows(dataset=None, **fields):
+  config = _config(**fields)
+  dataset = dataset or prepare.prepare(config, 'train')
+  return windows.train_windows(dataset, config)
+
+
 # Reading
 
 
@@ -129,8 +140,10 @@ def test_window_is_that_of_the_padded_image(corner, size):
 
 
 def test_window_of_a_pixel():
-  example = {'image': np.full((1, 1, 3), 7, np.uint8)}
-  example['mask'] = np.ones((1, 1), np.uint8)
+  example = {
+    'image': np.full((1, 1, 3), 7, np.uint8),
+    'mask': np.ones((1, 1), np.uint8),
+  }
   got = windows.read_window(example, np.array((-1, -2)), np.array((3, 4)))
   assert got['image'].min() == 7 and got['image'].shape == (3, 4, 3)
   expected = np.full((3, 4), 255)
@@ -242,11 +255,9 @@ def _check_place(window, output, sizes):
 
 @pytest.mark.parametrize('padding, lost', [('same', 0), ('valid', 4)])
 def test_outputs_lie_in_their_images(padding, lost, source):
-  config = _config(padding=padding)
-  drawn = windows.train_windows(prepare.prepare(config, 'train'), config)
+  drawn = _train_windows(padding=padding)
   images = set()
-  for i in range(150):
-    window = drawn[i]
+  for window in (drawn[i] for i in range(150)):
     assert window['image'].shape == (16, 12, 3)
     assert window['mask'].shape == (16, 12)
     _check_place(window, (16 - lost, 12 - lost), source.sizes)
@@ -257,8 +268,7 @@ def test_outputs_lie_in_their_images(padding, lost, source):
 @pytest.mark.parametrize('fraction', [0.0, 0.5, 1.0])
 def test_rare_class_is_drawn(fraction, source):
   """A class of one pixel in one image has its share of the windows."""
-  config = _config(foreground_fraction=fraction)
-  draw = windows._Draw(prepare.prepare(config, 'train'), config)
+  draw = _draw(foreground_fraction=fraction)
   n, indices = 900, np.resize(draw.epoch(), 900)
   rng = np.random.default_rng(0)
   share = np.mean([2 in draw(index, rng)['mask'] for index in indices])
@@ -269,39 +279,33 @@ def test_rare_class_is_drawn(fraction, source):
   assert expected - slack <= share <= expected + slack + 0.03
 
 
-def test_classes_to_draw(source):
-  config = _config(foreground_fraction=1.0, sample_classes=('class_2',))
-  prepared = prepare.prepare(config, 'train')
-  drawn = windows.train_windows(prepared, config)
+@pytest.mark.parametrize('padding', ['same', 'valid'])
+def test_window_is_centred_on_a_pixel_of_a_chosen_class(source, padding):
+  options = {'foreground_fraction': 1.0, 'sample_classes': ('class_2',)}
+  drawn = _train_windows(padding=padding, **options)
   assert all(2 in drawn[i]['mask'] for i in range(20))
-  # Centred, as far as the image goes.
-  middle = drawn[0]['image'][8, 6]
-  assert middle[0] == 3 and middle[2] == 6 and middle[1] == 49 - 7
+  # As far as the image goes.
+  if padding == 'same':
+    assert drawn[0]['image'][8, 6].tolist() == [3, 49 - 7, 6]
+  source.rare = (0, 20, 33)
+  window = _train_windows(padding=padding, **options)[3]
+  assert window['image'][8, 6].tolist() == [0, 20, 33]
 
-  config = _config(sample_classes=('class_3',))
-  assert helpers.message_of(windows.train_windows, prepared, config) == (
+
+def test_no_class_to_draw():
+  dataset = prepare.prepare(_config(), 'train')
+  options = {'sample_classes': ('class_3',)}
+  assert helpers.message_of(_train_windows, dataset, **options) == (
     'no image of train has a pixel of class_3 to draw windows around; check '
     'the masks and data.mask_values, or set '
     '--config.data.foreground_fraction=0'
   )
-  config.data.foreground_fraction = 0.0
-  windows.train_windows(prepared, config)
-
-
-def test_window_is_centred_on_the_pixel(source):
-  source.rare = (0, 20, 33)
-  config = _config(foreground_fraction=1.0, sample_classes=('class_2',))
-  prepared = prepare.prepare(config, 'train')
-  for padding in ('same', 'valid'):
-    config.model.padding = padding
-    window = windows.train_windows(prepared, config)[3]
-    assert window['image'][8, 6].tolist() == [0, 20, 33]
+  _train_windows(dataset, foreground_fraction=0.0, **options)
 
 
 def test_windows_of_an_epoch(source):
   """Each image as often as outputs would cover its area, all over it."""
-  config = _config(foreground_fraction=0.0)
-  drawn = windows.train_windows(prepare.prepare(config, 'train'), config)
+  drawn = _train_windows(foreground_fraction=0.0)
   counts = [-(-h * w // (16 * 12)) for h, w in source.sizes]
   epochs = []
   for epoch in range(3):
@@ -316,8 +320,7 @@ def test_windows_of_an_epoch(source):
 
 
 def test_windows_lie_anywhere():
-  config = _config(foreground_fraction=0.0)
-  draw = windows._Draw(prepare.prepare(config, 'train'), config)
+  draw = _draw(foreground_fraction=0.0)
   rng = np.random.default_rng(0)
   corners = np.array([draw(0, rng)['image'][0, 0] for _ in range(800)])
   assert not corners[:, 0].any()
@@ -385,8 +388,7 @@ def test_tiles_cover_each_pixel_once(padding, lost, source):
     order.append(int(tile['example']))
     assert tile['example'].dtype == np.int32
     assert tile['image'].shape == (16, 12, 3)
-    _check_pixels = tile['image'][tile['mask'] != 255]
-    assert np.all(_check_pixels[:, 0] == order[-1])
+    assert np.all(tile['image'][tile['mask'] != 255][:, 0] == order[-1])
     half = lost // 2
     middle = (slice(half, 16 - half), slice(half, 12 - half))
     image, mask = tile['image'][middle], tile['mask'][middle]
@@ -415,13 +417,7 @@ def test_tiles_are_scored_as_whole_images(source):
   """
   config = _config(padding='valid', num_classes=3)
   model = unet.create_model(config)
-  rng = np.random.default_rng(0)
-  shapes = jax.eval_shape(
-    lambda: model.init(jax.random.key(0), np.zeros((1, 9, 9, 3)), train=False)
-  )
-  variables = jax.tree.map(
-    lambda x: rng.normal(0, 0.4, x.shape).astype(np.float32), shapes
-  )
+  variables = helpers.random_variables(model, (9, 9), 3)
   variables['batch_stats'] = {}
   confusion, examples = [], source(None, None)
   losses = []

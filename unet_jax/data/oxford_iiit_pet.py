@@ -17,6 +17,8 @@ import re
 import shutil
 import sys
 import tarfile
+from collections.abc import Iterator
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -132,7 +134,11 @@ class Builder(upstream.Builder, skip_registration=True):  # type: ignore[call-ar
   code_path = upstream.Builder.code_path
   pkg_dir_path = upstream.Builder.code_path.parent
 
-  def _make_download_manager(self, download_dir, download_config):
+  def _make_download_manager(
+    self,
+    download_dir: str,
+    download_config: tfds.download.DownloadConfig,
+  ) -> '_LocalArchives | _Downloads':
     del download_dir
     if download_config.manual_dir:
       return _LocalArchives(download_config.manual_dir)
@@ -144,7 +150,7 @@ class Builder(upstream.Builder, skip_registration=True):  # type: ignore[call-ar
       dataset_name=self.name,
     )
 
-  def _generate_examples(self, *args, **kwargs):
+  def _generate_examples(self, *args: Any, **kwargs: Any) -> Iterator[tuple]:
     # With its list of corrupt samples empty, upstream yields files as they are.
     with py_utils.temporary_assignment(upstream, '_CORRUPT_SAMPLES', ()):
       for key, record in super()._generate_examples(*args, **kwargs):
@@ -153,10 +159,10 @@ class Builder(upstream.Builder, skip_registration=True):  # type: ignore[call-ar
         yield key, record
 
   # These log where TFDS prints.
-  def _log_download_bytes(self):
+  def _log_download_bytes(self) -> None:
     _log.info('preparing Oxford-IIIT Pet in %s', self.data_dir)
 
-  def _log_download_done(self):
+  def _log_download_done(self) -> None:
     _log.info('prepared Oxford-IIIT Pet')
 
 
@@ -192,7 +198,7 @@ def _reencode(data: bytes) -> bytes:
 class _Downloads(tfds.download.DownloadManager):
   """TFDS's verified downloads, extracted by tarfile."""
 
-  def _download(self, resource):
+  def _download(self, resource: Any) -> Any:
     # Fails at once without a network, where TFDS would try again for minutes.
     with requests.get(resource.url, stream=True, timeout=10) as response:
       response.raise_for_status()

@@ -60,7 +60,7 @@ class Raster(Protocol):
   def __enter__(self) -> Self:
     return self
 
-  def __exit__(self, *error) -> None:
+  def __exit__(self, *error: object) -> None:
     self.close()
 
 

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Collection
+from typing import Any
 
 import ml_collections
 
@@ -80,7 +81,7 @@ class TfdsSource:
     return example
 
 
-def _prepare_tfds(config: ml_collections.ConfigDict):
+def _prepare_tfds(config: ml_collections.ConfigDict) -> Any:
   """Prepares any other TFDS set with TFDS's own builder, and returns that."""
   import tensorflow_datasets as tfds
 
