@@ -19,6 +19,6 @@ def run(transform, batch, key=0):
 
 
 def drawn_by(method, key, *args):
-  """What a method draws for images; compiled as a whole, which is faster."""
+  """The draws of a method; compiled as a whole, which is faster."""
   call = jax.jit(lambda key: method(key, *args))
   return jax.tree.map(np.asarray, call(key))

@@ -283,7 +283,7 @@ def test_planar_deep_tiff_is_refused(dtype):
 
 
 def _pillow(data: bytes) -> np.ndarray | None:
-  """What Pillow alone makes of a file, None if it refuses it."""
+  """A file as Pillow alone decodes it, None if it refuses it."""
   try:
     with Image.open(io.BytesIO(data)) as image:
       image.load()

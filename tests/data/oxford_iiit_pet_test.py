@@ -55,7 +55,7 @@ _ORDER = {
   ],
   'test': ['Egyptian_Mau_139.jpg', 'pug_2.jpg'],
 }
-# What Pillow decodes from the records that TFDS's own builder, with TensorFlow
+# Decoded by Pillow from the records that TFDS's own builder, with TensorFlow
 # 2.21, makes of these two files.
 _BY_TENSORFLOW = {
   'Abyssinian_5.jpg': (
@@ -310,7 +310,8 @@ def test_another_folder_with_the_same_files_is_another_set(tmp_path):
 def test_leftovers_of_a_killed_run_are_removed(prepare):
   target = pathlib.Path(prepare().data_dir)
   whole = sorted(path.name for path in target.iterdir())
-  # A kill leaves such a folder; the target misses what marks it as whole.
+  # As after a kill: such a folder, and a target without the file that marks it
+  # as whole.
   leftover = target.parent / 'incomplete.ABC123_4.0.0'
   leftover.mkdir()
   (leftover / 'bucket').write_bytes(b'half')
@@ -370,7 +371,7 @@ _NOT_A_LINE = (
   'fix or remove the line'
 )
 _HEAD_BOX = 'annotations/xmls/Abyssinian_1.xml'
-# {case: (what is done to the folder {a}, the message)}
+# {case: (change of the folder {a}, message)}
 _BAD_FOLDERS = {
   'folder missing': (
     lambda a: a.rename(a.parent / 'moved'),

@@ -91,7 +91,7 @@ def test_the_seed_alone_decides_the_order(train):
 
 @pytest.mark.parametrize('k', [0, 1, 5])
 def test_goes_on_from_a_state(train, k):
-  """Position of what was taken, not of what was read ahead."""
+  """The position is after the taken batches, not those read ahead."""
   numbers, config = _Numbers(11), _config()
   expected = _take(train(numbers, config), 12)
   batches = train(numbers, config)

@@ -288,7 +288,7 @@ def test_statistics(tmp_path, examples):
 
 
 def _kept_names(cache_dir):
-  """What is kept, besides the locks."""
+  """Names of kept files, besides the locks."""
   paths = pathlib.Path(cache_dir, 'prepared').iterdir()
   return sorted(p.name for p in paths if p.suffix != '.lock')
 
@@ -427,7 +427,7 @@ def test_two_processes_build_once(tmp_path, examples):
 
 
 def test_a_process_killed_while_it_builds(tmp_path, examples):
-  """What it leaves is not taken for whole, and removed by the next."""
+  """Its leftover is not taken for whole, and removed by the next."""
   cache_dir, watch_dir = tmp_path / 'cache', tmp_path / 'watch'
   watch_dir.mkdir()
   with _start_process(cache_dir, watch_dir) as process:

@@ -67,7 +67,7 @@ def test_instances_are_resized_with_the_mask(resize):
   seen = []
   example = _example((19, 31), (19, 31))
   example['mask'] = np.arange(19 * 31).reshape(19, 31) % 3
-  # Each instance says which value of the mask it had.
+  # The number of an instance holds its value of the mask.
   example['instances'] = 1000 * (example['mask'] + 1)
   data = _data(image_size=(12, 12), resize=resize)
   spy = lambda mask, instances: seen.append(instances)

@@ -224,7 +224,7 @@ def test_overlapping_bands_decode_once(tmp_path, monkeypatch):
   with rasters.open_image(path, _data()) as raster:
     for start in range(0, 80, 8):
       raster.read(start, min(start + 24, 83))
-      raster.read(start, start + 8)  # What was predicted, for a picture.
+      raster.read(start, start + 8)  # Predicted rows, for an overlay.
   assert decoded == list(range(6))
 
 

@@ -90,7 +90,7 @@ def test_distance_is_in_pixels(kind):
 
 
 def test_classes_differ_in_nothing_but_the_outline():
-  """The mean colour of a class says nothing about it."""
+  """The mean colour does not give the class away."""
   means = [
     [image[mask == kind].mean() for image, mask in _MANY if kind in mask]
     for kind in range(1, 4)

@@ -104,7 +104,7 @@ def test_each_row_is_read_once_and_never_all_of_them():
   assert (raster.reads == 1).all() and raster.most == 16
 
 
-def test_rows_are_handed_on_as_soon_as_they_are_done():
+def test_rows_are_flushed_as_soon_as_they_are_done():
   class Sink:
     def __init__(self):
       self.bands = []
@@ -121,7 +121,7 @@ def test_rows_are_handed_on_as_soon_as_they_are_done():
   raster = predictor.WholeImage(_image(43, 16))
   for start, window in tiling.read_windows(raster, layout):
     canvas.add(start, window.astype(np.float32))
-    # What is held are the rows of one output.
+    # The rows of one output are held.
     done = sum(n for _, n in sink.bands)
     assert done == start[0]
   canvas.close()

@@ -8,7 +8,7 @@ from unet_jax.data import sources
 
 
 def write(path, value, mode='L'):
-  """An image of 3 x 2 pixels of one value, which says which file it was."""
+  """An image of 3 x 2 pixels of one value, which identifies the file."""
   path.parent.mkdir(parents=True, exist_ok=True)
   Image.new(mode, (3, 2), value).save(path)
 
