@@ -88,12 +88,25 @@ def _confusion(mask, prediction):
   return counts
 
 
-def _kept(config, pairs):
-  """The pairs of the split, in order, with classes in their masks."""
+def _kept(config, pairs, resolution='original'):
+  """Index, image and mask (of classes) of the split's pairs, in order."""
   order = np.random.default_rng(config.seed).permutation(len(pairs))
-  classes = np.full(10, 255)
+  classes = np.full(10, 255, np.uint8)
   classes[[7, 8, 9]] = [0, 1, 2]
-  return [(i, pairs[i][0], classes[pairs[i][1]]) for i in sorted(order[:-1])]
+  kept = [(i, pairs[i][0], classes[pairs[i][1]]) for i in sorted(order[:-1])]
+  if resolution == 'original':
+    return kept
+  size = config.data.image_size
+  resized = lambda *pair: resize_lib.resize_pair(*pair, size, 'stretch')
+  return [(i, *resized(image, mask)) for i, image, mask in kept]
+
+
+def _counts(config, pairs, segment, resolution='original'):
+  """Confusion of each image, with the run as a function."""
+  return [
+    _confusion(mask, segment(image).argmax(-1))
+    for _, image, mask in _kept(config, pairs, resolution)
+  ]
 
 
 @pytest.mark.parametrize('resize', ['stretch', 'pad', 'crop', 'patch'])
@@ -103,12 +116,10 @@ def test_masks_are_untouched_at_the_original_resolution(
   root, pairs = data
   config = _config(root, data={'resize': resize})
   found, rows = _run(tmp_path, config, eval__resolution='original')
-  segment = unet_jax.load(tmp_path)
-  counts = []
-  for row, (index, image, mask) in zip(rows, _kept(config, pairs), strict=True):
-    assert row['image'] == f'{root}/images/{index}.png'
-    counts.append(_confusion(mask, segment(image).argmax(-1)))
-    iou, dice = confusion.iou_and_dice(counts[-1])
+  counts = _counts(config, pairs, unet_jax.load(tmp_path))
+  for row, count, kept in zip(rows, counts, _kept(config, pairs), strict=True):
+    assert row['image'] == f'{root}/images/{kept[0]}.png'
+    iou, dice = confusion.iou_and_dice(count)
     assert float(row['iou/sea']) == pytest.approx(iou[1])
     assert float(row['dice/land']) == pytest.approx(dice[2])
   assert found['confusion'] == np.sum(counts, 0).tolist()
@@ -125,13 +136,7 @@ def test_masks_are_resized_at_the_resolution_of_the_network(data, tmp_path):
   root, pairs = data
   config = _config(root)
   found, _ = _run(tmp_path, config)
-  segment = unet_jax.load(tmp_path)
-  counts = []
-  for _, image, mask in _kept(config, pairs):
-    small, mask = resize_lib.resize_pair(
-      image, mask.astype(np.uint8), (16, 16), 'stretch'
-    )
-    counts.append(_confusion(mask, segment(small).argmax(-1)))
+  counts = _counts(config, pairs, unet_jax.load(tmp_path), 'network')
   assert found['confusion'] == np.sum(counts, 0).tolist()
   assert found['eval/loss'] > 0
 
@@ -153,14 +158,8 @@ def test_views_and_networks_are_averaged(data, tmp_path):
     )
     assert (found['networks'], found['views']) == (2, 2)
     segment = unet_jax.load(tmp_path / resolution, fields)
-    counts = np.zeros((3, 3), int)
-    for _, image, mask in _kept(config, pairs):
-      if resolution == 'network':
-        image, mask = resize_lib.resize_pair(
-          image, mask.astype(np.uint8), (16, 16), 'stretch'
-        )
-      counts += _confusion(mask, segment(image).argmax(-1))
-    assert found['confusion'] == counts.tolist()
+    counts = _counts(config, pairs, segment, resolution)
+    assert found['confusion'] == np.sum(counts, 0).tolist()
 
 
 @pytest.mark.parametrize('resolution', ['network', 'original'])
@@ -168,32 +167,25 @@ def test_pictures_need_no_second_pass(data, tmp_path, monkeypatch, resolution):
   """They show what was measured: each image is predicted and read once."""
   root, pairs = data
   config = _config(root, eval={'num_examples': 2})
-  write, shown = files.write_full, {}
-  calls = {'steps': 0, 'runs': 0}
-
-  def counted(name, function):
-    def call(*args, **kwargs):
-      calls[name] += 1
-      return function(*args, **kwargs)
-
-    return call
-
-  def write_full(workdir, config, about, metrics, result):
-    shown.update(result['pictures'])
-    write(workdir, config, about, metrics, result)
-
-  monkeypatch.setattr(files, 'write_full', write_full)
+  shown, calls = {}, []
+  for kind in (counting.Evaluator, predictor.Predictor):
+    monkeypatch.setattr(
+      kind,
+      'run',
+      lambda self, *args, run=kind.run, **kwargs: (
+        calls.append(type(self)),
+        run(self, *args, **kwargs),
+      )[1],
+    )
+  write = files.write_full
   monkeypatch.setattr(
-    counting.Evaluator, 'run', counted('steps', counting.Evaluator.run)
-  )
-  monkeypatch.setattr(
-    predictor.Predictor, 'run', counted('runs', predictor.Predictor.run)
+    files,
+    'write_full',
+    lambda *args: (shown.update(args[-1]['pictures']), write(*args)),
   )
   _, rows = _run(tmp_path, config, eval__resolution=resolution)
-  assert calls == {
-    'steps': resolution == 'network',
-    'runs': resolution == 'original',
-  }
+  kinds = {'network': counting.Evaluator, 'original': predictor.Predictor}
+  assert calls == [kinds[resolution]]
   monkeypatch.undo()
   assert {kind: len(examples) for kind, examples in shown.items()} == {
     'worst': 2,
@@ -203,15 +195,11 @@ def test_pictures_need_no_second_pass(data, tmp_path, monkeypatch, resolution):
   segment = unet_jax.load(tmp_path)
   by_name = {
     f'{root}/images/{i}.png': (image, mask)
-    for i, image, mask in _kept(config, pairs)
+    for i, image, mask in _kept(config, pairs, resolution)
   }
   scores = {row['image']: float(row['miou']) for row in rows}
   for example in [e for examples in shown.values() for e in examples]:
     image, mask = by_name[example['name']]
-    if resolution == 'network':
-      image, mask = resize_lib.resize_pair(
-        image, mask.astype(np.uint8), (16, 16), 'stretch'
-      )
     np.testing.assert_array_equal(example['image'], image)
     np.testing.assert_array_equal(example['mask'], mask)
     np.testing.assert_array_equal(
@@ -260,20 +248,13 @@ def test_valid_networks_are_measured_in_their_middle(data, tmp_path):
   )
   found, _ = _run(tmp_path / 'middle', config)
   # 20 pixels give 4.
-  in_mask = np.zeros(3, int)
-  for _, image, mask in _kept(config, pairs):
-    _, mask = resize_lib.resize_pair(
-      image, mask.astype(np.uint8), (20, 20), 'stretch'
-    )
-    in_mask += [np.sum(mask[8:12, 8:12] == c) for c in range(3)]
-  assert np.sum(found['confusion'], 1).tolist() == in_mask.tolist()
+  pixels = lambda masks: [sum(np.sum(m == c) for m in masks) for c in range(3)]
+  masks = [mask[8:12, 8:12] for *_, mask in _kept(config, pairs, 'network')]
+  assert np.sum(found['confusion'], 1).tolist() == pixels(masks)
   # The original is covered by mirrored tiles.
   found, _ = _run(tmp_path / 'all', config, eval__resolution='original')
-  in_mask = [
-    sum(np.sum(mask == c) for _, _, mask in _kept(config, pairs))
-    for c in range(3)
-  ]
-  assert np.sum(found['confusion'], 1).tolist() == in_mask
+  masks = [mask for *_, mask in _kept(config, pairs)]
+  assert np.sum(found['confusion'], 1).tolist() == pixels(masks)
 
 
 def test_objects(data, tmp_path):
@@ -286,10 +267,7 @@ def test_objects(data, tmp_path):
     evaluate.run(config, str(tmp_path))
   found = json.loads((tmp_path / 'eval.json').read_text())
   matched = total = 0
-  for _, image, mask in _kept(config, pairs):
-    _, mask = resize_lib.resize_pair(
-      image, mask.astype(np.uint8), (16, 16), 'stretch'
-    )
+  for *_, mask in _kept(config, pairs, 'network'):
     labels = measure.label(mask == 2, connectivity=1)
     predicted = measure.label(mask != 255, connectivity=1)
     total += labels.max() + predicted.max()

@@ -12,7 +12,7 @@ import unet_jax
 from tests import program, runs, tiny
 from unet_jax import predict
 from unet_jax.config import checks, saved
-from unet_jax.prediction import outputs
+from unet_jax.prediction import outputs, predictor
 from unet_jax.runtime import errors
 
 
@@ -36,11 +36,22 @@ def workdir(tmp_path_factory):
   return path
 
 
-def _read_config(workdir, **fields):
-  overrides = {k.replace('__', '.'): v for k, v in fields.items()}
-  config = saved.read(str(workdir), overrides)
+def _predict(workdir, root, **fields):
+  """Predicts the images in root/in to root/out."""
+  config = saved.read(
+    str(workdir),
+    {
+      'predict.input': f'{root}/in',
+      'predict.output': f'{root}/out',
+      **{k.replace('__', '.'): v for k, v in fields.items()},
+    },
+  )
   checks.validate(config, 'predict')
-  return config
+  predict.run(config, str(workdir))
+
+
+def _written(root) -> set[str]:
+  return {p.name for p in (root / 'out').rglob('*') if p.is_file()}
 
 
 def _images(folder, names=('a.png', 'b.png', 'c.tif')):
@@ -60,15 +71,13 @@ def _images(folder, names=('a.png', 'b.png', 'c.tif')):
 
 def test_masks_probabilities_overlays_and_contours(workdir, tmp_path, capsys):
   images = _images(tmp_path / 'in')
-  config = _read_config(
+  _predict(
     workdir,
-    predict__input=str(tmp_path / 'in'),
-    predict__output=str(tmp_path / 'out'),
+    tmp_path,
     predict__probabilities='npz',
     predict__overlay=True,
     predict__contours=True,
   )
-  predict.run(config, str(workdir))
   assert capsys.readouterr().out == f'3 images, 3 new: {tmp_path}/out\n'
   segment = unet_jax.load(workdir)
   for name, image in images.items():
@@ -93,41 +102,29 @@ def test_masks_probabilities_overlays_and_contours(workdir, tmp_path, capsys):
 
 def test_what_is_done_is_not_done_again(workdir, tmp_path, capsys):
   _images(tmp_path / 'in')
-  fields = {
-    'predict__input': str(tmp_path / 'in'),
-    'predict__output': str(tmp_path / 'out'),
-  }
-  predict.run(_read_config(workdir, **fields), str(workdir))
+  _predict(workdir, tmp_path)
   first, second, _ = sorted((tmp_path / 'out/masks').iterdir())
   before = second.stat().st_mtime_ns
   first.unlink()
   capsys.readouterr()
-  predict.run(_read_config(workdir, **fields), str(workdir))
+  _predict(workdir, tmp_path)
   assert capsys.readouterr().out == f'3 images, 1 new: {tmp_path}/out\n'
   assert first.exists() and second.stat().st_mtime_ns == before
-  # What was not asked for before is missing for all.
-  fields['predict__overlay'] = True
-  predict.run(_read_config(workdir, **fields), str(workdir))
+  # Files that were not asked for before are missing for all.
+  _predict(workdir, tmp_path, predict__overlay=True)
   assert capsys.readouterr().out == f'3 images, 3 new: {tmp_path}/out\n'
 
 
-def test_broken_images(workdir, tmp_path, capsys, monkeypatch):
+def test_broken_images(workdir, tmp_path, capsys):
   _images(tmp_path / 'in')
   (tmp_path / 'in' / 'b.png').write_bytes(b'\x89PNG broken')
-  fields = {
-    'predict__input': str(tmp_path / 'in'),
-    'predict__output': str(tmp_path / 'out'),
-  }
   with pytest.raises(errors.UserError, match='b.png cannot be decoded'):
-    predict.run(_read_config(workdir, **fields), str(workdir))
-  # What was finished stays; nothing else is left.
-  names = {p.name for p in (tmp_path / 'out').rglob('*') if p.is_file()}
-  assert names <= {'a.png', 'c.tif'}
-  fields['data__on_error'] = 'skip'
-  predict.run(_read_config(workdir, **fields), str(workdir))
+    _predict(workdir, tmp_path)
+  # Finished files stay; nothing else is left.
+  assert _written(tmp_path) <= {'a.png', 'c.tif'}
+  _predict(workdir, tmp_path, data__on_error='skip')
   assert ' new, 1 skipped: ' in capsys.readouterr().out
-  names = {p.name for p in (tmp_path / 'out/masks').iterdir()}
-  assert names == {'a.png', 'c.tif'}
+  assert _written(tmp_path) == {'a.png', 'c.tif'}
 
 
 @pytest.mark.parametrize('resize', ['patch', 'stretch'])
@@ -144,16 +141,10 @@ def test_damaged_rows(resize, tmp_path, capsys):
   with open(path, 'r+b') as file:
     file.seek(place)
     file.write(b'damage' * 5)
-  fields = {
-    'predict__input': str(tmp_path / 'in'),
-    'predict__output': str(tmp_path / 'out'),
-  }
-  run = str(tmp_path / 'run')
   with pytest.raises(errors.UserError, match='b.tif cannot be decoded'):
-    predict.run(_read_config(run, **fields), run)
-  predict.run(_read_config(run, data__on_error='skip', **fields), run)
-  names = {p.name for p in (tmp_path / 'out').rglob('*') if p.is_file()}
-  assert names == {'a.png', 'c.tif'}
+    _predict(tmp_path / 'run', tmp_path)
+  _predict(tmp_path / 'run', tmp_path, data__on_error='skip')
+  assert _written(tmp_path) == {'a.png', 'c.tif'}
   assert '2 images, ' in capsys.readouterr().out
 
 
@@ -161,8 +152,12 @@ def test_scaled_images_keep_their_size(tmp_path, capsys):
   config = _config(data={'resize': 'stretch'})
   runs.save(tmp_path / 'run', config)
   images = _images(tmp_path / 'in', ('a.png', 'b.jpg'))
-  config = _read_config(tmp_path / 'run', predict__input=f'{tmp_path}/in/*')
-  predict.run(config, str(tmp_path / 'run'))
+  _predict(
+    tmp_path / 'run',
+    tmp_path,
+    predict__input=f'{tmp_path}/in/*',
+    predict__output='',
+  )
   for name in ('a', 'b'):
     path = tmp_path / f'run/predictions/masks/{name}.png'
     mask = cv2.imread(path, -1)
@@ -172,17 +167,9 @@ def test_scaled_images_keep_their_size(tmp_path, capsys):
 
 
 def test_large_images_by_rows(workdir, tmp_path, monkeypatch):
-  from unet_jax.prediction import predictor
-
   images = _images(tmp_path / 'in', ('a.tif', 'b.tif'))
   monkeypatch.setattr(predictor, '_KEPT', 0)
-  config = _read_config(
-    workdir,
-    predict__input=str(tmp_path / 'in'),
-    predict__output=str(tmp_path / 'out'),
-    predict__overlay=True,
-  )
-  predict.run(config, str(workdir))
+  _predict(workdir, tmp_path, predict__overlay=True)
   segment = unet_jax.load(workdir)
   for name, image in images.items():
     mask = tifffile.imread(tmp_path / 'out/masks' / name)
@@ -200,15 +187,9 @@ def test_a_writer_that_fails_leaves_nothing(workdir, tmp_path, monkeypatch):
     write(self, rows)
 
   monkeypatch.setattr(outputs.PredictionFiles, 'write', fails)
-  config = _read_config(
-    workdir,
-    predict__input=str(tmp_path / 'in'),
-    predict__output=str(tmp_path / 'out'),
-  )
   with pytest.raises(OSError, match='No space'):
-    predict.run(config, str(workdir))
-  names = {p.name for p in (tmp_path / 'out').rglob('*') if p.is_file()}
-  assert names <= {'a.png', 'c.tif'}
+    _predict(workdir, tmp_path)
+  assert _written(tmp_path) <= {'a.png', 'c.tif'}
 
 
 @pytest.mark.whole_runs

@@ -12,7 +12,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import ml_collections
@@ -35,12 +35,21 @@ _log = logging.getLogger(__name__)
 _WAITING = 4
 
 
+class _Network(NamedTuple):
+  """The network to evaluate, or the average of several."""
+
+  model: unet.UNet
+  variables: dict[str, Any]
+  ensemble: Ensemble
+  mesh: Mesh
+
+
 def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   """Evaluates a checkpoint of a workdir; prints a table.
 
   Args:
-    config: its `eval`, `inference` and `checkpoint` sections say what to
-      evaluate, and how.
+    config: `eval`, `inference` and `checkpoint` choose the checkpoint, the
+      split and the measures.
     workdir: absolute path of a training run, or of a cross-validation; gets
       eval.json, eval.csv, eval.html and figures/.
 
@@ -55,8 +64,8 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   split = config.eval.split or config.data.eval_split
   source = sources.make_source(config, split)
   _check_folds(source.split, members)
-  network = (unet.create_model(config), variables, ensemble, mesh)
-  result = _choose(config)(config, source, *network)
+  network = _Network(unet.create_model(config), variables, ensemble, mesh)
+  result = _choose(config)(config, source, network)
   seconds = time.perf_counter() - start
   steps = sorted({member['step'] for member in members})
   about = {
@@ -92,7 +101,7 @@ def _check_folds(split: str, members: list[dict[str, Any]]) -> None:
     if split.startswith('fold_') and fold is not None and split != fold:
       raise errors.UserError(
         f'{member["workdir"]} was trained on {split}, as on all folds but '
-        f'{fold}: its scores there say nothing. Evaluate it alone, or all on '
+        f'{fold}: its scores there mean nothing. Evaluate it alone, or all on '
         'another split with --config.eval.split'
       )
 
@@ -118,17 +127,14 @@ def _choose(
 
 
 def _count(
-  config: ml_collections.ConfigDict,
-  source: examples.Source,
-  model: unet.UNet,
-  variables: dict[str, Any],
-  ensemble: Ensemble,
-  mesh: Mesh,
+  config: ml_collections.ConfigDict, source: examples.Source, network: _Network
 ) -> dict[str, Any]:
   """Evaluates as a training run does: counts and losses, on the devices."""
   dataset = prepare.prepare_source(source, config)
-  evaluator = counting.Evaluator(config, model, dataset, mesh, ensemble)
-  counted = evaluator.run(variables)
+  evaluator = counting.Evaluator(
+    config, network.model, dataset, network.mesh, network.ensemble
+  )
+  counted = evaluator.run(network.variables)
   assert counted is not None, 'nothing stops it'
   metrics, confusion, shown = counted
   return {
@@ -142,17 +148,17 @@ def _count(
 
 
 def _measure_prepared(
-  config: ml_collections.ConfigDict,
-  source: examples.Source,
-  model: unet.UNet,
-  variables: dict[str, Any],
-  ensemble: Ensemble,
-  mesh: Mesh,
+  config: ml_collections.ConfigDict, source: examples.Source, network: _Network
 ) -> dict[str, Any]:
   """Compares at the network's resolution, with the masks as prepared."""
   dataset = prepare.prepare_source(source, config)
   evaluator = counting.Evaluator(
-    config, model, dataset, mesh, ensemble, returns_logits=True
+    config,
+    network.model,
+    dataset,
+    network.mesh,
+    network.ensemble,
+    returns_logits=True,
   )
   workers = prepared.num_workers(config)
   queue: collections.deque = collections.deque()
@@ -169,7 +175,7 @@ def _measure_prepared(
       if len(queue) > _WAITING * workers:
         queue.popleft().result()
 
-    counted = evaluator.run(variables, take=submit)
+    counted = evaluator.run(network.variables, take=submit)
     assert counted is not None, 'nothing stops it'
     for future in queue:
       future.result()
@@ -191,15 +197,10 @@ def _name(dataset: Any, source: examples.Source, index: int) -> str:
 
 
 def _measure_originals(
-  config: ml_collections.ConfigDict,
-  source: examples.Source,
-  model: unet.UNet,
-  variables: dict[str, Any],
-  ensemble: Ensemble,
-  mesh: Mesh,
+  config: ml_collections.ConfigDict, source: examples.Source, network: _Network
 ) -> dict[str, Any]:
   """Compares at each image's own size, with the masks as they are stored."""
-  network = predictor.Predictor(config, model, variables, ensemble, mesh)
+  predict = predictor.Predictor(config, *network)
 
   def skip(index: int, error: errors.DecodeError) -> bool:
     if config.data.on_error == 'skip':
@@ -228,12 +229,12 @@ def _measure_originals(
       raster = predictor.WholeImage(example['image'])
       return raster, sinks.ArraySink(raster.size, measure)
 
-    network.run(range(len(source)), open_image, skip)
+    predict.run(range(len(source)), open_image, skip)
     result = measured.results()
     pictures = measured.examples(result['rows'], read)
   return {
     **result,
-    'seconds_waiting': network.seconds_waiting,
+    'seconds_waiting': predict.seconds_waiting,
     'shown': pictures['median'],
     'pictures': pictures,
   }

@@ -22,8 +22,8 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   """Predicts the images that predict.input names and that have no files yet.
 
   Args:
-    config: of the run; `predict` names input and output, `inference` says how
-      windows and networks are averaged.
+    config: of the run; `predict` names input and output, `inference` the
+      averages of windows, views and networks.
     workdir: absolute path of a training run, or of a cross-validation.
 
   Raises:

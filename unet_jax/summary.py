@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from jax.stages import Compiled, Lowered
 
 from unet_jax.config import fields
-from unet_jax.data import weight_map
+from unet_jax.data import prepared
 from unet_jax.models import graph, sizes, unet
 from unet_jax.reports import diagram, diagram_parts, text_table
 from unet_jax.runtime import mesh as mesh_lib
@@ -108,16 +108,11 @@ def lower_train_step(
   """Returns the train step of a config, traced for abstract arrays."""
   optimizer = optimizer_lib.make_optimizer(config)
   state = state_lib.abstract_train_state(config, model, optimizer, mesh)
-  size, batch = config.data.image_size, config.data.batch_size
-  shapes = {
-    'image': ((batch, *size, config.data.num_channels), jnp.uint8),
-    'mask': ((batch, *size), jnp.uint8),
-  }
-  if weight_map.make_weight_map(config) is not None:
-    shapes['weight_map'] = ((batch, *size), jnp.float16)
   where = mesh_lib.batch_sharding(mesh)
+  batch = config.data.batch_size
   arguments = {
-    k: jax.ShapeDtypeStruct(*v, sharding=where[k]) for k, v in shapes.items()
+    name: jax.ShapeDtypeStruct((batch, *shape), dtype, sharding=where[name])
+    for name, (shape, dtype) in prepared.array_specs(config).items()
   }
   key = jax.eval_shape(lambda: jax.random.key(0))
   step = steps.make_train_step(config, model, optimizer, mesh, state)

@@ -1,4 +1,4 @@
-"""How often unet_jax/data/alignment.py finds masks that do not fit.
+"""How often unet_jax/inspection/alignment.py finds masks that do not fit.
 
   python -m experiments.data_faults.measure [--data=../shared/data]
     [--pairs=600] [--sets=oxford_pets_600,oxford_pets_128,isbi2012]
@@ -14,14 +14,14 @@ import time
 
 import numpy as np
 
-from unet_jax.data import decode
+from unet_jax.data import decode, resize
 from unet_jax.data import masks as masks_lib
 from unet_jax.inspection import alignment
 
 _SHIFTS = (4, 8, 16, 32)
 _OTHERS = 4  # Borders of other masks that each pair is compared with.
-# What mends a mask that was turned.
-_CURES = {
+# The turn that fixes a mask with a fault, as verdicts name it.
+_FIXES = {
   'flip left to right': 'flipped left to right',
   'a quarter flipped left to right': 'flipped left to right',
   'flip upside down': 'flipped upside down',
@@ -62,23 +62,15 @@ def _load(name: str, files):
     mapped = time.perf_counter()
     fit = alignment.measure(image, mask, others)
     times.append([decoded - start, time.perf_counter() - mapped])
-    # What is tried of other masks: those of the last few pairs.
+    # Other masks to try: those of the last few pairs.
     others = [*others, fit and fit.border][-_OTHERS:]
     pairs.append((image, mask))
   decoding, measuring = 1e3 * np.median(times, axis=0)
   return pairs, decoding, measuring
 
 
-def _resize(mask: np.ndarray, size) -> np.ndarray:
-  rows, columns = (
-    (2 * np.arange(new) + 1) * old // (2 * new)
-    for new, old in zip(size, mask.shape)
-  )
-  return np.ascontiguousarray(mask[rows[:, None], columns])
-
-
 def _shift(mask: np.ndarray, pixels: int, angle: float) -> np.ndarray:
-  """Moves a mask; its outermost pixels fill what becomes free."""
+  """Moves a mask; its outermost pixels fill the gap."""
   offsets = round(pixels * math.sin(angle)), round(pixels * math.cos(angle))
   rows, columns = (
     np.clip(np.arange(n) - by, 0, n - 1) for n, by in zip(mask.shape, offsets)
@@ -115,7 +107,9 @@ def _fits(pairs, fault, others=None):
   masks = [mask for _, mask in pairs]
   fits = []
   for i, (image, _) in enumerate(pairs):
-    mask = _resize(fault(masks, i), image.shape[:2])
+    size = image.shape[:2]
+    mask = resize.resize_labels(fault(masks, i), size, 'stretch', 0)
+    mask = np.ascontiguousarray(mask)
     fits.append(alignment.measure(image, mask, others[i] if others else ()))
   return fits
 
@@ -152,10 +146,10 @@ def _set_faults(size: int, rng):
 
 
 def _is_named(fault: str, verdict: alignment.Verdict) -> bool:
-  """Whether a verdict says what the fault is."""
-  if fault in _CURES:
-    cured = f' when {_CURES[fault]}'
-    return cured + ';' in verdict.message or cured + ',' in verdict.message
+  """Whether a verdict names the fault."""
+  if fault in _FIXES:
+    fixed = f' when {_FIXES[fault]}'
+    return fixed + ';' in verdict.message or fixed + ',' in verdict.message
   if fault.startswith('shift'):
     return verdict.kind == 'moved'
   return verdict.kind in ('shuffled', 'no fit')

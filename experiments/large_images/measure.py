@@ -1,4 +1,4 @@
-"""What an image of 20,000 x 20,000 pixels takes to predict.
+"""Time and memory to predict an image of 20,000 x 20,000 pixels.
 
   python -m experiments.large_images.measure [--side=20000]
 

@@ -24,9 +24,9 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from tensorflow_datasets.core.download import checksums
 
-from unet_jax.config import default
+from tests import folders
+from tests.data import helpers
 from unet_jax.data import oxford_iiit_pet, sources
-from unet_jax.runtime import errors
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -55,7 +55,7 @@ _ORDER = {
   ],
   'test': ['Egyptian_Mau_139.jpg', 'pug_2.jpg'],
 }
-# What Pillow decodes from the records that TFDS's own builder, with TensorFlow
+# Decoded by Pillow from the records that TFDS's own builder, with TensorFlow
 # 2.21, makes of these two files.
 _BY_TENSORFLOW = {
   'Abyssinian_5.jpg': (
@@ -77,12 +77,6 @@ def _pixels(seed: int) -> np.ndarray:
   return np.random.default_rng(seed).integers(0, 256, (*_SIZE, 4), np.uint8)
 
 
-def _encode(array: np.ndarray, file_format: str, **options) -> bytes:
-  data = io.BytesIO()
-  Image.fromarray(array).save(data, file_format, **options)
-  return data.getvalue()
-
-
 def _decode(data: bytes) -> np.ndarray:
   return np.asarray(Image.open(io.BytesIO(data)))
 
@@ -98,13 +92,17 @@ def _make_archive(folder: pathlib.Path) -> pathlib.Path:
   for seed, name in enumerate(names):
     image = _pixels(seed)
     if name == 'Abyssinian_5':
-      data = _encode(image, 'PNG')
+      data = folders.encode(image, 'PNG')
     elif name == 'Egyptian_Mau_139':
-      data = _encode(np.full((*_SIZE, 3), (200, 40, 90), np.uint8), 'GIF')
+      data = folders.encode(
+        np.full((*_SIZE, 3), (200, 40, 90), np.uint8), 'GIF'
+      )
     else:
-      data = _encode(image[..., :3], 'JPEG', subsampling=0, comment=b'pet')
+      data = folders.encode(
+        image[..., :3], 'JPEG', subsampling=0, comment=b'pet'
+      )
     (folder / f'images/{name}.jpg').write_bytes(data)
-    mask = _encode(image[..., 3] % 3 + 1, 'PNG')
+    mask = folders.encode(image[..., 3] % 3 + 1, 'PNG')
     (folder / f'annotations/trimaps/{name}.png').write_bytes(mask)
   (folder / 'annotations/xmls/Abyssinian_1.xml').write_text(
     '<annotation><size><width>8</width><height>16</height></size><object>'
@@ -124,6 +122,13 @@ def _temporary_files(tmp_path, monkeypatch):
 @pytest.fixture
 def archive(tmp_path):
   return _make_archive(tmp_path / 'pets')
+
+
+@pytest.fixture
+def prepare(archive, tmp_path):
+  """Prepares the archive, as it is by then."""
+  cache = str(tmp_path / 'cache')
+  return lambda: oxford_iiit_pet.prepare(str(archive), cache)
 
 
 def _read(builder, split: str) -> list[dict]:
@@ -175,8 +180,9 @@ def _head_box(path: pathlib.Path) -> list[float]:
   ]
 
 
-def test_local_records_equal_the_files(archive, tmp_path):
-  builder = oxford_iiit_pet.prepare(str(archive), str(tmp_path / 'cache'))
+def test_local_records_equal_the_files(archive, prepare):
+  before = oxford_iiit_pet.upstream._CORRUPT_SAMPLES
+  builder = prepare()
   assert builder.info.full_name == 'oxford_iiit_pet/4.0.0'
   assert 'Oxford-IIIT pet dataset' in builder.info.description
   for split, list_name in (('train', 'trainval'), ('test', 'test')):
@@ -185,10 +191,13 @@ def test_local_records_equal_the_files(archive, tmp_path):
     _check_records(records, archive, list_name)
   box = _read(builder, 'train')[0]['head_bbox']
   np.testing.assert_array_equal(box, [0.25, 0.25, 0.75, 0.75])
+  # Upstream keeps its list.
+  assert oxford_iiit_pet.upstream._CORRUPT_SAMPLES is before
+  assert len(before) == 12
 
 
-def test_corrupt_samples_equal_those_of_tensorflow(archive, tmp_path):
-  builder = oxford_iiit_pet.prepare(str(archive), str(tmp_path / 'cache'))
+def test_corrupt_samples_equal_those_of_tensorflow(prepare):
+  builder = prepare()
   records = [r for split in _ORDER for r in _read(builder, split)]
   images = {r['file_name'].decode(): r['image'] for r in records}
   for name, expected in _BY_TENSORFLOW.items():
@@ -205,30 +214,21 @@ def test_corrupt_samples_equal_those_of_tensorflow(archive, tmp_path):
   np.testing.assert_allclose(gif, np.full((*_SIZE, 3), (200, 40, 90)), atol=3)
 
 
-def test_a_palette_loses_its_alpha(archive, tmp_path):
+def test_a_palette_loses_its_alpha(archive, prepare):
   image = Image.new('P', _SIZE, 1)
   image.putpalette([0, 0, 0, 200, 40, 90])
   image.save(
     archive / 'images/Abyssinian_5.jpg', 'PNG', transparency=bytes([9, 99])
   )
-  builder = oxford_iiit_pet.prepare(str(archive), str(tmp_path / 'cache'))
-  array = _decode(_read(builder, 'train')[3]['image'])
+  array = _decode(_read(prepare(), 'train')[3]['image'])
   np.testing.assert_allclose(array, np.full((*_SIZE, 3), (200, 40, 90)), atol=3)
 
 
 def test_a_corrupt_sample_that_is_no_image_is_left_to_the_reader(
-  archive, tmp_path
+  archive, prepare
 ):
   (archive / 'images/Abyssinian_5.jpg').write_bytes(b'no image')
-  builder = oxford_iiit_pet.prepare(str(archive), str(tmp_path / 'cache'))
-  assert _read(builder, 'train')[3]['image'] == b'no image'
-
-
-def test_upstream_keeps_its_list(archive, tmp_path):
-  before = oxford_iiit_pet.upstream._CORRUPT_SAMPLES
-  oxford_iiit_pet.prepare(str(archive), str(tmp_path / 'cache'))
-  assert oxford_iiit_pet.upstream._CORRUPT_SAMPLES is before
-  assert len(before) == 12
+  assert _read(prepare(), 'train')[3]['image'] == b'no image'
 
 
 def test_checksums_are_those_of_upstream():
@@ -240,59 +240,61 @@ def test_checksums_are_those_of_upstream():
   }
 
 
-def test_prepared_once(archive, tmp_path, monkeypatch, capfd):
-  cache = str(tmp_path / 'cache')
-  first = oxford_iiit_pet.prepare(str(archive), cache)
+def test_prepared_once(archive, prepare, tmp_path, monkeypatch, capfd):
+  first = prepare()
   assert capfd.readouterr().out == ''  # TFDS prints; ours logs.
   monkeypatch.setattr(oxford_iiit_pet.Builder, 'download_and_prepare', None)
-  second = oxford_iiit_pet.prepare(f'{archive}/images/..', cache)
+  second = oxford_iiit_pet.prepare(
+    f'{archive}/images/..', str(tmp_path / 'cache')
+  )
   assert second.data_dir == first.data_dir
   assert _names(_read(second, 'test')) == _ORDER['test']
 
 
-def _touch(archive):
-  os.utime(archive / 'annotations/trimaps/pug_2.png', ns=(0, 0))
-
-
-def _grow(archive):
-  path = archive / 'images/pug_2.jpg'
+def _change(path: pathlib.Path, change):
+  """Changes a file, but not its time."""
   times = path.stat()
-  path.write_bytes(path.read_bytes() + b'\0')
+  change(path)
   os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
 def _swap(archive):
-  # Sizes and times stay, files change their names.
-  one, other = archive / 'images/pug_2.jpg', archive / 'images/pug_3.jpg'
-  one.rename(other)
-  (archive / 'annotations/trimaps/pug_2.png').rename(
-    archive / 'annotations/trimaps/pug_3.png'
+  """Sizes and times stay, files change their names."""
+  for sub, suffix in (('images', 'jpg'), ('annotations/trimaps', 'png')):
+    path = archive / f'{sub}/pug_2.{suffix}'
+    path.rename(path.with_stem('pug_3'))
+  _change(
+    archive / 'annotations/test.txt',
+    lambda p: p.write_text(p.read_text().replace('pug_2', 'pug_3')),
   )
-  path = archive / 'annotations/test.txt'
-  times = path.stat()
-  path.write_text(path.read_text().replace('pug_2', 'pug_3'))
-  os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
-def _shorten(archive):
-  path = archive / 'annotations/test.txt'
-  path.write_text(path.read_text().splitlines()[0])
+_CHANGES = {
+  'time': lambda a: os.utime(a / 'annotations/trimaps/pug_2.png', ns=(0, 0)),
+  'size': lambda a: _change(
+    a / 'images/pug_2.jpg', lambda p: p.write_bytes(p.read_bytes() + b'\0')
+  ),
+  'names': _swap,
+  'list': lambda a: (a / 'annotations/test.txt').write_text(_LISTS['test'][0]),
+  'box': lambda a: (a / 'annotations/xmls/Abyssinian_1.xml').unlink(),
+}
 
 
-def _unbox(archive):
-  (archive / 'annotations/xmls/Abyssinian_1.xml').unlink()
+@pytest.mark.parametrize('change', _CHANGES)
+def test_a_changed_folder_is_another_set(archive, change):
+  first = oxford_iiit_pet._fingerprint(archive)
+  _CHANGES[change](archive)
+  assert oxford_iiit_pet._fingerprint(archive) != first
 
 
-@pytest.mark.parametrize('change', [_touch, _grow, _swap, _shorten, _unbox])
-def test_a_changed_folder_is_prepared_anew(archive, tmp_path, change):
-  cache = tmp_path / 'cache'
-  first = oxford_iiit_pet.prepare(str(archive), str(cache))
-  change(archive)
-  second = oxford_iiit_pet.prepare(str(archive), str(cache))
+def test_a_changed_folder_is_prepared_anew(archive, prepare, tmp_path):
+  first = prepare()
+  _swap(archive)
+  second = prepare()
   assert second.data_dir != first.data_dir
   for builder in (first, second):
     path = pathlib.Path(builder.data_dir)
-    assert path.parents[2] == cache / 'tfds_local'
+    assert path.parents[2] == tmp_path / 'cache/tfds_local'
 
 
 def test_another_folder_with_the_same_files_is_another_set(tmp_path):
@@ -305,23 +307,23 @@ def test_another_folder_with_the_same_files_is_another_set(tmp_path):
   assert len(fingerprints) == 2
 
 
-def test_leftovers_of_a_killed_run_are_removed(archive, tmp_path):
-  cache = str(tmp_path / 'cache')
-  target = pathlib.Path(oxford_iiit_pet.prepare(str(archive), cache).data_dir)
+def test_leftovers_of_a_killed_run_are_removed(prepare):
+  target = pathlib.Path(prepare().data_dir)
   whole = sorted(path.name for path in target.iterdir())
-  # A kill leaves such a folder; the target misses what marks it as whole.
+  # As after a kill: such a folder, and a target without the file that marks it
+  # as whole.
   leftover = target.parent / 'incomplete.ABC123_4.0.0'
   leftover.mkdir()
   (leftover / 'bucket').write_bytes(b'half')
   (target / 'dataset_info.json').unlink()
-  builder = oxford_iiit_pet.prepare(str(archive), cache)
+  builder = prepare()
   assert [path.name for path in target.parent.iterdir()] == ['4.0.0']
   assert sorted(path.name for path in target.iterdir()) == whole
   assert _names(_read(builder, 'train')) == _ORDER['train']
 
 
 def test_a_second_run_waits_and_takes_what_the_first_made(
-  archive, tmp_path, caplog, monkeypatch
+  archive, prepare, tmp_path, caplog, monkeypatch
 ):
   caplog.set_level(logging.INFO, 'unet_jax')
   first = oxford_iiit_pet.prepare(str(archive), str(tmp_path / 'first'))
@@ -330,11 +332,7 @@ def test_a_second_run_waits_and_takes_what_the_first_made(
   root.mkdir(parents=True)
   message = 'preparing Oxford-IIIT Pet: waiting for another run that does it'
   builders = []
-  second = threading.Thread(
-    target=lambda: builders.append(
-      oxford_iiit_pet.prepare(str(archive), str(tmp_path / 'cache'))
-    )
-  )
+  second = threading.Thread(target=lambda: builders.append(prepare()))
   with open(root / 'oxford_iiit_pet.lock', 'w') as f:
     fcntl.flock(f, fcntl.LOCK_EX)
     second.start()
@@ -368,92 +366,78 @@ def _replace(archive, name, old, new):
   path.write_text(path.read_text().replace(old, new))
 
 
-@pytest.mark.parametrize(
-  ('spoil', 'message'),
-  [
-    (
-      lambda a: a.rename(a.parent / 'moved'),
-      '--config.data.dir={a}: no such folder; give one in the layout of '
-      f'the Oxford-IIIT Pet archives ({_LAYOUT})',
-    ),
-    (
-      lambda a: _remove(a, 'annotations/trimaps', 'annotations/trainval.txt'),
-      '--config.data.dir={a}: has no annotations/trimaps/, '
-      'annotations/trainval.txt; extract images.tar.gz and '
-      'annotations.tar.gz of https://thor.robots.ox.ac.uk/~vgg/data/pets '
-      f'there, or arrange it alike ({_LAYOUT})',
-    ),
-    (
-      lambda a: (a / 'annotations/test.txt').write_text(''),
-      '{a}/annotations/test.txt: is empty; list the images of this '
-      'split, one line "NAME CLASS SPECIES BREED" each',
-    ),
-    (
-      lambda a: _remove(a, 'images/beagle_116.jpg', 'images/Abyssinian_5.jpg'),
-      '{a}/annotations/trainval.txt names Abyssinian_5.jpg, which is not '
-      'in {a}/images; 2 of its 4 are missing like this, add them or take '
-      'them off the list',
-    ),
-    (
-      lambda a: _remove(a, 'annotations/trimaps/pug_2.png'),
-      '{a}/annotations/test.txt names pug_2.png, which is not in '
-      '{a}/annotations/trimaps; 1 of its 2 are missing like this, add '
-      'them or take them off the list',
-    ),
-    (
-      lambda a: _append(a, 'annotations/test.txt', 'pug_2 38 2 1\n'),
-      "{a}/annotations/test.txt:3: 'pug_2 38 2 1' is not \"NAME CLASS "
-      'SPECIES BREED" with CLASS in 1..37 and SPECIES 1 or 2; mend or '
-      'remove the line',
-    ),
-    (
-      lambda a: _append(a, 'annotations/test.txt', '\n'),
-      "{a}/annotations/test.txt:3: '' is not \"NAME CLASS SPECIES "
-      'BREED" with CLASS in 1..37 and SPECIES 1 or 2; mend or remove the '
-      'line',
-    ),
-    (
-      lambda a: _append(a, 'annotations/test.txt', 'pug_2 26 2 17\n'),
-      '{a}/annotations/test.txt: names pug_2 twice; remove one line',
-    ),
-    (
-      lambda a: _replace(
-        a, 'annotations/xmls/Abyssinian_1.xml', '<xmax>6', '<xmax>9'
-      ),
-      '{a}/annotations/xmls/Abyssinian_1.xml: holds no head box that can '
-      'be read (BBox coordinates should be between 0 and 1. Got BBox('
-      'ymin=0.25, xmin=0.25, ymax=0.75, xmax=1.125).); mend or remove it',
-    ),
-  ],
-  ids=[
-    'folder missing',
-    'parts missing',
-    'list empty',
-    'images missing',
-    'mask missing',
-    'class out of range',
-    'empty line',
-    'name twice',
-    'head box outside',
-  ],
+_NOT_A_LINE = (
+  ' is not "NAME CLASS SPECIES BREED" with CLASS in 1..37 and SPECIES 1 or 2; '
+  'fix or remove the line'
 )
-def test_a_bad_folder_ends_in_one_line(archive, tmp_path, spoil, message):
+_HEAD_BOX = 'annotations/xmls/Abyssinian_1.xml'
+# {case: (change of the folder {a}, message)}
+_BAD_FOLDERS = {
+  'folder missing': (
+    lambda a: a.rename(a.parent / 'moved'),
+    '--config.data.dir={a}: no such folder; give one in the layout of the '
+    f'Oxford-IIIT Pet archives ({_LAYOUT})',
+  ),
+  'parts missing': (
+    lambda a: _remove(a, 'annotations/trimaps', 'annotations/trainval.txt'),
+    '--config.data.dir={a}: has no annotations/trimaps/, '
+    'annotations/trainval.txt; extract images.tar.gz and annotations.tar.gz of '
+    'https://thor.robots.ox.ac.uk/~vgg/data/pets there, or arrange the files '
+    f'alike ({_LAYOUT})',
+  ),
+  'list empty': (
+    lambda a: (a / 'annotations/test.txt').write_text(''),
+    '{a}/annotations/test.txt: is empty; list the images of this split, one '
+    'line "NAME CLASS SPECIES BREED" each',
+  ),
+  'images missing': (
+    lambda a: _remove(a, 'images/beagle_116.jpg', 'images/Abyssinian_5.jpg'),
+    '{a}/annotations/trainval.txt names Abyssinian_5.jpg, which is not in '
+    '{a}/images; 2 of its 4 are missing like this, add them or remove them '
+    'from the list',
+  ),
+  'mask missing': (
+    lambda a: _remove(a, 'annotations/trimaps/pug_2.png'),
+    '{a}/annotations/test.txt names pug_2.png, which is not in '
+    '{a}/annotations/trimaps; 1 of its 2 are missing like this, add them or '
+    'remove them from the list',
+  ),
+  'class out of range': (
+    lambda a: _append(a, 'annotations/test.txt', 'pug_2 38 2 1\n'),
+    "{a}/annotations/test.txt:3: 'pug_2 38 2 1'" + _NOT_A_LINE,
+  ),
+  'empty line': (
+    lambda a: _append(a, 'annotations/test.txt', '\n'),
+    "{a}/annotations/test.txt:3: ''" + _NOT_A_LINE,
+  ),
+  'name twice': (
+    lambda a: _append(a, 'annotations/test.txt', 'pug_2 26 2 17\n'),
+    '{a}/annotations/test.txt: names pug_2 twice; remove one line',
+  ),
+  'head box outside': (
+    lambda a: _replace(a, _HEAD_BOX, '<xmax>6', '<xmax>9'),
+    f'{{a}}/{_HEAD_BOX}: holds no head box that can be read (BBox coordinates '
+    'should be between 0 and 1. Got BBox(ymin=0.25, xmin=0.25, ymax=0.75, '
+    'xmax=1.125).); fix or remove it',
+  ),
+}
+
+
+@pytest.mark.parametrize('case', _BAD_FOLDERS)
+def test_a_bad_folder_ends_in_one_line(archive, prepare, tmp_path, case):
+  spoil, message = _BAD_FOLDERS[case]
   spoil(archive)
-  with pytest.raises(errors.UserError) as error:
-    oxford_iiit_pet.prepare(str(archive), str(tmp_path / 'cache'))
-  assert str(error.value) == message.format(a=archive)
+  assert helpers.message_of(prepare) == message.format(a=archive)
   assert not (tmp_path / 'cache').exists()
 
 
-def test_a_cache_that_cannot_be_written(archive, tmp_path):
+def test_a_cache_that_cannot_be_written(archive, prepare, tmp_path):
   (tmp_path / 'cache').write_text('a file')
-  with pytest.raises(errors.UserError) as error:
-    oxford_iiit_pet.prepare(str(archive), str(tmp_path / 'cache'))
   root = f'{tmp_path}/cache/tfds_local/{oxford_iiit_pet._fingerprint(archive)}'
-  assert str(error.value) == (
+  assert helpers.message_of(prepare) == (
     f"cannot prepare Oxford-IIIT Pet ([Errno 20] Not a directory: '{root}'); "
-    'mend that, or keep what is prepared elsewhere than in '
-    f'{tmp_path}/cache with --config.data.cache_dir=DIR'
+    f'fix this, or replace the cache folder {tmp_path}/cache with '
+    '--config.data.cache_dir=DIR'
   )
 
 
@@ -516,8 +500,12 @@ def test_download(archive, server, tmp_path):
   assert 'tensorflow' not in sys.modules
 
 
-def _no_download(url: str, reason: str) -> str:
-  return (
+def _assert_no_download(tmp_path, reason: str):
+  message = helpers.message_of(
+    oxford_iiit_pet.prepare, '', str(tmp_path / 'cache')
+  )
+  url = oxford_iiit_pet.upstream._BASE_URL
+  assert message == (
     f'cannot download {url}/images.tar.gz and {url}/annotations.tar.gz '
     f'({reason}); try again, or name a local copy in the layout of the '
     f'archives ({_LAYOUT}) with --config.data.dir=DIR'
@@ -527,27 +515,18 @@ def _no_download(url: str, reason: str) -> str:
 def test_download_without_a_network(server, tmp_path):
   server.shutdown()
   server.server_close()
-  with pytest.raises(errors.UserError) as error:
-    oxford_iiit_pet.prepare('', str(tmp_path / 'cache'))
-  url = oxford_iiit_pet.upstream._BASE_URL
-  assert str(error.value) == _no_download(url, 'ConnectionError')
+  _assert_no_download(tmp_path, 'ConnectionError')
 
 
-def test_download_of_what_is_not_there(server, tmp_path):
+def test_download_of_a_missing_file(server, tmp_path):
   (tmp_path / 'server/images.tar.gz').unlink()
-  with pytest.raises(errors.UserError) as error:
-    oxford_iiit_pet.prepare('', str(tmp_path / 'cache'))
-  url = oxford_iiit_pet.upstream._BASE_URL
-  assert str(error.value) == _no_download(url, 'HTTPError 404')
+  _assert_no_download(tmp_path, 'HTTPError 404')
 
 
 def test_download_with_a_wrong_checksum(server, tmp_path):
   with open(tmp_path / 'server/images.tar.gz', 'ab') as f:
     f.write(b'more')
-  with pytest.raises(errors.UserError) as error:
-    oxford_iiit_pet.prepare('', str(tmp_path / 'cache'))
-  url = oxford_iiit_pet.upstream._BASE_URL
-  assert str(error.value) == _no_download(url, 'NonMatchingChecksumError')
+  _assert_no_download(tmp_path, 'NonMatchingChecksumError')
   assert not list((tmp_path / 'cache/tfds/oxford_iiit_pet').iterdir())
 
 
@@ -559,8 +538,7 @@ def test_no_download_without_checksums(server, tmp_path, monkeypatch):
 
 
 def test_folds_of_the_train_split(archive, tmp_path):
-  config = default.get_config()
-  config.data.update(
+  config = helpers.make_config(
     source='tfds',
     dir=str(archive),
     cache_dir=str(tmp_path / 'cache'),
@@ -580,7 +558,7 @@ def test_folds_of_the_train_split(archive, tmp_path):
 
 
 def test_tensorflow_is_not_imported(archive, tmp_path):
-  # A stand-in: libraries that ask whether TensorFlow is there are told yes.
+  # A stand-in, so that libraries that look for TensorFlow find it.
   (tmp_path / 'tensorflow.py').write_text('')
   code = f"""if True:
     import sys

@@ -5,7 +5,8 @@ import pytest
 from scipy import ndimage
 from skimage import measure
 
-from unet_jax.data import shapes
+from tests.data import helpers
+from unet_jax.data import shapes, sources
 
 _MANY = [shapes.draw((0, 0, i), (64, 64)) for i in range(50)]
 
@@ -89,7 +90,7 @@ def test_distance_is_in_pixels(kind):
 
 
 def test_classes_differ_in_nothing_but_the_outline():
-  """The mean colour of a class says nothing about it."""
+  """The mean colour does not give the class away."""
   means = [
     [image[mask == kind].mean() for image, mask in _MANY if kind in mask]
     for kind in range(1, 4)
@@ -97,3 +98,40 @@ def test_classes_differ_in_nothing_but_the_outline():
   for a in means:
     # Of colours that are spread over 40..215, 100 and more drawings.
     assert abs(np.mean(a) - 127) < 30 and np.std(a) > 15
+
+
+def test_source():
+  def make(split='train', **fields):
+    return sources.make_source(
+      helpers.make_config(
+        **{'num_train': 5, 'num_eval': 3, 'image_size': (24, 40), **fields}
+      ),
+      split,
+    )
+
+  train, test = make(), make('auto')
+  assert (len(train), len(test)) == (5, 3)
+  images = [s[i]['image'] for s in (train, test) for i in range(len(s))]
+  assert all(image.shape == (24, 40, 3) for image in images)
+  # No drawing of one split is in the other.
+  assert len({image.tobytes() for image in images}) == 8
+  assert make().fingerprint == train.fingerprint
+  others = [train, test, make(seed=1), make(num_train=6)]
+  assert len({str(source.fingerprint) for source in others}) == 4
+
+
+@pytest.mark.parametrize(
+  'split, fields, message',
+  [
+    ('val', {}, "the shapes source has no split 'val'; it has train, test"),
+    (
+      'train',
+      {'num_classes': 3},
+      'the shapes source draws 4 classes in RGB: data.num_classes must be 4 '
+      'and data.num_channels 3',
+    ),
+  ],
+)
+def test_mistakes(split, fields, message):
+  config = helpers.make_config(**fields)
+  assert helpers.message_of(sources.make_source, config, split) == message

@@ -1,5 +1,6 @@
 """Windows and the images that they make: against MONAI, NumPy, whole passes."""
 
+import functools
 import itertools
 import warnings
 
@@ -7,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from tests.data import helpers
 from unet_jax.config import output_size
 from unet_jax.data import tiling
 from unet_jax.models import unet
@@ -16,6 +18,10 @@ from unet_jax.prediction import predictor, sinks
 def _model(**fields):
   fields = {'depth': 1, 'base_features': 2, 'norm': 'none', **fields}
   return unet.UNet(num_classes=2, **fields)
+
+
+def _valid_layout():
+  return tiling.make_layout(_model(padding='valid'), (20, 28), 0.5, 'constant')
 
 
 def _image(height, width, channels=1, seed=0):
@@ -53,9 +59,7 @@ def test_what_depends_on_a_pixel_alone_comes_back(size, overlap, blend):
 @pytest.mark.parametrize('size', _SIZES)
 def test_windows_of_valid_networks_cover_each_pixel(size):
   image = _image(*size, 3)
-  layout = tiling.make_layout(
-    _model(padding='valid'), (20, 28), 0.5, 'constant'
-  )
+  layout = _valid_layout()
   crop = lambda w: w[8:-8, 8:-8].astype(np.float32)
   assert layout.output == (4, 12) and layout.step == (4, 12)
   np.testing.assert_array_equal(_blend(image, layout, crop), image)
@@ -64,9 +68,7 @@ def test_windows_of_valid_networks_cover_each_pixel(size):
 @pytest.mark.parametrize('size', [(1, 1), (2, 3), (5, 40), (37, 23)])
 def test_windows_are_those_of_the_mirrored_image(size):
   image = _image(*size)
-  layout = tiling.make_layout(
-    _model(padding='valid'), (20, 28), 0.5, 'constant'
-  )
+  layout = _valid_layout()
   # Far enough on each side; NumPy repeats the mirroring as often as it must.
   padded = np.pad(image, ((60, 60), (60, 60), (0, 0)), 'reflect')
   seen = 0
@@ -103,14 +105,14 @@ def test_each_row_is_read_once_and_never_all_of_them():
   assert (raster.reads == 1).all() and raster.most == 16
 
 
-def test_rows_are_handed_on_as_soon_as_they_are_done():
+def test_rows_are_flushed_as_soon_as_they_are_done():
   layout = tiling.make_layout(_model(), (16, 16), 0.5, 'gaussian')
   bands = []
   canvas = tiling.Canvas(layout, (43, 16), lambda rows: bands.append(len(rows)))
   raster = predictor.WholeImage(_image(43, 16))
   for start, window in tiling.read_windows(raster, layout):
     canvas.add(start, window.astype(np.float32))
-    # What is held are the rows of one output.
+    # The rows of one output are held.
     assert sum(bands) == start[0]
   canvas.close()
   assert bands == [8, 8, 8, 3, 16]
@@ -123,6 +125,13 @@ def _monai():
     pytest.importorskip('monai', reason='compares with MONAI')
     from monai.inferers import sliding_window_inference
   return sliding_window_inference
+
+
+@functools.cache
+def _network():
+  model = _model(depth=2)
+  variables = helpers.random_variables(model, (16, 12))
+  return model, jax.jit(lambda x: model.apply(variables, x, train=False))
 
 
 @pytest.mark.parametrize(
@@ -138,12 +147,8 @@ def test_blending_equals_monai_on_the_same_weights(size, overlap, blend):
   sliding_window_inference = _monai()
   import torch
 
-  model = _model(depth=2)
+  model, apply = _network()
   image = _image(*size)
-  variables = model.init(
-    jax.random.key(0), np.zeros((1, 16, 12, 1)), train=False
-  )
-  apply = jax.jit(lambda x: model.apply(variables, x, train=False))
 
   def predict(x):
     x = x.numpy().transpose(0, 2, 3, 1)
@@ -194,13 +199,9 @@ def test_tiles_of_valid_networks_equal_one_pass_over_the_whole(fields):
   layout = tiling.make_layout(model, (window, window), 0.5, 'gaussian')
   assert layout.step[0] % grid == 0
   image = _image(61, 75)
+  parameters = helpers.random_variables(model, (window, window))
   with jax.enable_x64(True):
-    variables = jax.tree.map(
-      lambda x: np.asarray(x, np.float64),
-      model.init(
-        jax.random.key(0), np.zeros((1, window, window, 1)), train=False
-      ),
-    )
+    variables = jax.tree.map(np.float64, parameters)
     double = model.clone(dtype=np.float64)
     jitted = jax.jit(lambda x: double.apply(variables, x, train=False))
     apply = lambda x: np.asarray(jitted(x[None] / 255.0)[0])

@@ -130,7 +130,7 @@ def test_parts_add_up():
   assert got.dtype == np.float16
   expected = weight_map.class_balance(mask) + _formula(instances, 10, 5)
   expected[mask == 255] = 0
-  # Half of float16's spacing below 16, and what is left out.
+  # Half of float16's spacing below 16, and the negligible terms.
   np.testing.assert_allclose(got, expected, atol=4.2e-3)
   np.testing.assert_array_equal(
     make(mask),

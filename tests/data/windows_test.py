@@ -5,19 +5,16 @@ import contextlib
 import jax
 import numpy as np
 import pytest
-from jax.sharding import AxisType
 
-from unet_jax.config import default
-from unet_jax.data import masks, pipeline, prepare, sources, windows
-from unet_jax.data import prepared as prepared_lib
+from tests.data import helpers
+from unet_jax.data import pipeline, prepare, sources, windows
 from unet_jax.evaluation import confusion as confusion_lib
 from unet_jax.evaluation import counting
 from unet_jax.models import unet
-from unet_jax.runtime import errors
 
 
 class _Source:
-  """Images of many sizes; each pixel says where it is.
+  """Images of many sizes; each pixel holds its place.
 
   Channels are image, row and column. Class 1 is in each image, class 2 in one
   pixel of image 3 alone, class 3 nowhere.
@@ -49,23 +46,26 @@ class _Source:
     }
 
 
-def _config(cache_dir='', size=(16, 12), padding='same', **data):
-  config = default.get_config()
-  config.data.update(
-    source='folder',
-    dir='x',
-    resize='patch',
-    cache='disk' if cache_dir else 'memory',
-    cache_dir=str(cache_dir),
-    image_size=size,
-    num_classes=4,
-    batch_size=8,
-    num_workers=2,
+def _config(cache_dir='', padding='same', **fields):
+  return helpers.make_config(
+    **{
+      'source': 'folder',
+      'dir': 'x',
+      'resize': 'patch',
+      'cache': 'disk' if cache_dir else 'memory',
+      'cache_dir': str(cache_dir),
+      'image_size': (16, 12),
+      'num_classes': 4,
+      'batch_size': 8,
+      'num_workers': 2,
+      # Of two convolutions: `valid` takes two pixels from each side.
+      'model.depth': 0,
+      'model.base_features': 4,
+      'model.norm': 'none',
+      'model.padding': padding,
+      **fields,
+    }
   )
-  config.data.update(**data)
-  # Of two convolutions: `valid` takes two pixels from each side.
-  config.model.update(depth=0, base_features=4, norm='none', padding=padding)
-  return config
 
 
 @pytest.fixture(autouse=True)
@@ -75,19 +75,21 @@ def source(monkeypatch):
   return source
 
 
-def _mesh(data=1):
-  return jax.make_mesh(
-    (data, 1, 1),
-    ('data', 'fsdp', 'spatial'),
-    axis_types=(AxisType.Auto,) * 3,
-    devices=jax.devices()[:data],
-  )
+def _draw(**fields):
+  config = _config(**fields)
+  return windows._Draw(prepare.prepare(config, 'train'), config)
+
+
+def _train_windows(dataset=None, **fields):
+  config = _config(**fields)
+  dataset = dataset or prepare.prepare(config, 'train')
+  return windows.train_windows(dataset, config)
 
 
 # Reading
 
 
-def test_places_of_a_fold_are_the_same_in_any_cache(tmp_path, source):
+def test_pixels_of_a_fold_are_the_same_in_any_cache(tmp_path, source):
   # The last has more pixels of a class than are kept.
   source.sizes, source.rare = source.sizes[::-1], (2, 49, 4)
   for split in ('train', 'auto'):
@@ -97,8 +99,8 @@ def test_places_of_a_fold_are_the_same_in_any_cache(tmp_path, source):
     assert len(kept) == 3 and kept.stats.names == in_memory.stats.names
     for i in range(3):
       for c in range(4):
-        points = kept.places.of(i, c, 4)
-        np.testing.assert_array_equal(points, in_memory.places.of(i, c, 4))
+        points = kept.pixels.of(i, c)
+        np.testing.assert_array_equal(points, in_memory.pixels.of(i, c))
         rows, columns = points.T
         assert np.all(kept[i]['mask'][rows, columns] == c)
         assert len(points) == min(kept.stats.class_pixels[i, c], 1000)
@@ -138,8 +140,10 @@ def test_window_is_that_of_the_padded_image(corner, size):
 
 
 def test_window_of_a_pixel():
-  example = {'image': np.full((1, 1, 3), 7, np.uint8)}
-  example['mask'] = np.ones((1, 1), np.uint8)
+  example = {
+    'image': np.full((1, 1, 3), 7, np.uint8),
+    'mask': np.ones((1, 1), np.uint8),
+  }
   got = windows.read_window(example, np.array((-1, -2)), np.array((3, 4)))
   assert got['image'].min() == 7 and got['image'].shape == (3, 4, 3)
   expected = np.full((3, 4), 255)
@@ -194,47 +198,27 @@ def test_images_keep_their_size(tmp_path, source):
 
 def test_windows_of_any_size_share_a_cache():
   key = lambda **data: prepare.cache_key(
-    sources.make_source(_config(), 'train'), _config(**data)
+    sources.make_source(_config(), 'train'), _config(**data), None
   )
-  assert key() == key(size=(32, 32)) == key(foreground_fraction=0.5)
+  assert key() == key(image_size=(32, 32)) == key(foreground_fraction=0.5)
   assert key() == key(sample_classes=('class_1',))
   assert len({key(), key(resize='pad'), key(num_classes=5)}) == 3
 
 
-def test_places_of_classes(source):
+def test_pixels_of_classes(source):
   prepared = prepare.prepare(_config(), 'train')
   for i in range(len(prepared)):
     mask = prepared[i]['mask']
     for c in range(4):
       expected = np.argwhere(mask == c)
-      points = prepared.places.of(i, c, 4)
+      points = prepared.pixels.of(i, c)
       assert points.dtype == np.int32
       if len(expected) <= 1000:
         np.testing.assert_array_equal(points, expected)
       else:
         assert len(np.unique(points, axis=0)) == 1000
         assert np.all(mask[tuple(points.T)] == c)
-  assert prepared.places.of(3, 2, 4).tolist() == [list(source.rare[1:])]
-
-
-def test_places_are_spread_over_a_large_image():
-  """The same each time."""
-  mask = np.zeros((3, 2**16), np.uint8)
-  mask[0, ::4] = mask[2] = 1
-  counts = masks.histogram(mask)[:2]
-  background, points = prepared_lib._find_places(mask, counts, 5)
-  assert len(background) == len(points) == 1000
-  assert np.all(mask[tuple(points.T)] == 1)
-  assert len(np.unique(points, axis=0)) == 1000
-  # Rows 0 and 2 have a fifth and four fifths of the pixels.
-  in_rows = np.bincount(points[:, 0], minlength=3)
-  assert in_rows[1] == 0 and abs(in_rows[0] - 200) < 65
-  assert abs(points[:, 1].mean() / 2**16 - 0.5) < 0.05
-  again = prepared_lib._find_places(mask, counts, 5)
-  np.testing.assert_array_equal(again[1], points)
-  assert not np.array_equal(
-    prepared_lib._find_places(mask, counts, 6)[1], points
-  )
+  assert prepared.pixels.of(3, 2).tolist() == [list(source.rare[1:])]
 
 
 # Training
@@ -271,11 +255,9 @@ def _check_place(window, output, sizes):
 
 @pytest.mark.parametrize('padding, lost', [('same', 0), ('valid', 4)])
 def test_outputs_lie_in_their_images(padding, lost, source):
-  config = _config(padding=padding)
-  drawn = windows.train_windows(prepare.prepare(config, 'train'), config)
+  drawn = _train_windows(padding=padding)
   images = set()
-  for i in range(150):
-    window = drawn[i]
+  for window in (drawn[i] for i in range(150)):
     assert window['image'].shape == (16, 12, 3)
     assert window['mask'].shape == (16, 12)
     _check_place(window, (16 - lost, 12 - lost), source.sizes)
@@ -286,11 +268,10 @@ def test_outputs_lie_in_their_images(padding, lost, source):
 @pytest.mark.parametrize('fraction', [0.0, 0.5, 1.0])
 def test_rare_class_is_drawn(fraction, source):
   """A class of one pixel in one image has its share of the windows."""
-  config = _config(foreground_fraction=fraction)
-  draw = windows._Draw(prepare.prepare(config, 'train'), config)
-  n, tickets = 900, np.resize(draw.tickets(), 900)
+  draw = _draw(foreground_fraction=fraction)
+  n, indices = 900, np.resize(draw.epoch(), 900)
   rng = np.random.default_rng(0)
-  share = np.mean([2 in draw(ticket, rng)['mask'] for ticket in tickets])
+  share = np.mean([2 in draw(index, rng)['mask'] for index in indices])
   # Two of the three classes that may be drawn are there. The others have it
   # where they fall on it: in a corner of the image, seldom.
   expected = fraction / 2
@@ -298,41 +279,33 @@ def test_rare_class_is_drawn(fraction, source):
   assert expected - slack <= share <= expected + slack + 0.03
 
 
-def test_classes_to_draw(source):
-  config = _config(foreground_fraction=1.0, sample_classes=('class_2',))
-  prepared = prepare.prepare(config, 'train')
-  drawn = windows.train_windows(prepared, config)
+@pytest.mark.parametrize('padding', ['same', 'valid'])
+def test_window_is_centred_on_a_pixel_of_a_chosen_class(source, padding):
+  options = {'foreground_fraction': 1.0, 'sample_classes': ('class_2',)}
+  drawn = _train_windows(padding=padding, **options)
   assert all(2 in drawn[i]['mask'] for i in range(20))
-  # Centred, as far as the image goes.
-  middle = drawn[0]['image'][8, 6]
-  assert middle[0] == 3 and middle[2] == 6 and middle[1] == 49 - 7
+  # As far as the image goes.
+  if padding == 'same':
+    assert drawn[0]['image'][8, 6].tolist() == [3, 49 - 7, 6]
+  source.rare = (0, 20, 33)
+  window = _train_windows(padding=padding, **options)[3]
+  assert window['image'][8, 6].tolist() == [0, 20, 33]
 
-  config = _config(sample_classes=('class_3',))
-  with pytest.raises(errors.UserError) as e:
-    windows.train_windows(prepared, config)
-  assert str(e.value) == (
+
+def test_no_class_to_draw():
+  dataset = prepare.prepare(_config(), 'train')
+  options = {'sample_classes': ('class_3',)}
+  assert helpers.message_of(_train_windows, dataset, **options) == (
     'no image of train has a pixel of class_3 to draw windows around; check '
     'the masks and data.mask_values, or set '
     '--config.data.foreground_fraction=0'
   )
-  config.data.foreground_fraction = 0.0
-  windows.train_windows(prepared, config)
-
-
-def test_window_is_centred_on_the_pixel(source):
-  source.rare = (0, 20, 33)
-  config = _config(foreground_fraction=1.0, sample_classes=('class_2',))
-  prepared = prepare.prepare(config, 'train')
-  for padding in ('same', 'valid'):
-    config.model.padding = padding
-    window = windows.train_windows(prepared, config)[3]
-    assert window['image'][8, 6].tolist() == [0, 20, 33]
+  _train_windows(dataset, foreground_fraction=0.0, **options)
 
 
 def test_windows_of_an_epoch(source):
   """Each image as often as outputs would cover its area, all over it."""
-  config = _config(foreground_fraction=0.0)
-  drawn = windows.train_windows(prepare.prepare(config, 'train'), config)
+  drawn = _train_windows(foreground_fraction=0.0)
   counts = [-(-h * w // (16 * 12)) for h, w in source.sizes]
   epochs = []
   for epoch in range(3):
@@ -347,8 +320,7 @@ def test_windows_of_an_epoch(source):
 
 
 def test_windows_lie_anywhere():
-  config = _config(foreground_fraction=0.0)
-  draw = windows._Draw(prepare.prepare(config, 'train'), config)
+  draw = _draw(foreground_fraction=0.0)
   rng = np.random.default_rng(0)
   corners = np.array([draw(0, rng)['image'][0, 0] for _ in range(800)])
   assert not corners[:, 0].any()
@@ -364,16 +336,12 @@ def _take(batches, count):
     return [jax.tree.map(np.asarray, next(batches)) for _ in range(count)]
 
 
-def _assert_same(a, b):
-  jax.tree.map(np.testing.assert_array_equal, a, b)
-
-
 def test_position_and_seed_decide_the_windows(tmp_path):
   """Bit for bit: after a stop, with other threads, on disk or in memory."""
   config = _config(tmp_path)
   config.loss.weight_map = 'border'
   start = lambda config: pipeline.train_batches(
-    prepare.prepare(config, 'train'), config, _mesh()
+    prepare.prepare(config, 'train'), config, helpers.make_mesh()
   )
   expected = _take(start(config), 9)
   assert set(expected[0]) == {'image', 'mask', 'weight_map'}
@@ -383,10 +351,10 @@ def test_position_and_seed_decide_the_windows(tmp_path):
   first = [jax.tree.map(np.asarray, next(batches)) for _ in range(4)]
   position = batches.get_state()
   batches.close()
-  _assert_same(first, expected[:4])
+  helpers.assert_same(first, expected[:4])
   batches = start(config)
   batches.set_state(position)
-  _assert_same(_take(batches, 5), expected[4:])
+  helpers.assert_same(_take(batches, 5), expected[4:])
   config.seed = 1
   other = _take(start(config), 1)[0]
   assert not np.array_equal(other['image'], expected[0]['image'])
@@ -420,8 +388,7 @@ def test_tiles_cover_each_pixel_once(padding, lost, source):
     order.append(int(tile['example']))
     assert tile['example'].dtype == np.int32
     assert tile['image'].shape == (16, 12, 3)
-    _check_pixels = tile['image'][tile['mask'] != 255]
-    assert np.all(_check_pixels[:, 0] == order[-1])
+    assert np.all(tile['image'][tile['mask'] != 255][:, 0] == order[-1])
     half = lost // 2
     middle = (slice(half, 16 - half), slice(half, 12 - half))
     image, mask = tile['image'][middle], tile['mask'][middle]
@@ -450,13 +417,7 @@ def test_tiles_are_scored_as_whole_images(source):
   """
   config = _config(padding='valid', num_classes=3)
   model = unet.create_model(config)
-  rng = np.random.default_rng(0)
-  shapes = jax.eval_shape(
-    lambda: model.init(jax.random.key(0), np.zeros((1, 9, 9, 3)), train=False)
-  )
-  variables = jax.tree.map(
-    lambda x: rng.normal(0, 0.4, x.shape).astype(np.float32), shapes
-  )
+  variables = helpers.random_variables(model, (9, 9), 3)
   variables['batch_stats'] = {}
   confusion, examples = [], source(None, None)
   losses = []
@@ -475,7 +436,9 @@ def test_tiles_are_scored_as_whole_images(source):
   expected['loss'] = np.concatenate([x.ravel() for x in losses]).mean()
   config.data.class_names = ('a', 'b', 'c')
   for devices in (1, 8):
-    figures, _, shown = _evaluate(config, model, variables, _mesh(devices))
+    figures, _, shown = _evaluate(
+      config, model, variables, helpers.make_mesh(devices)
+    )
     assert len(set(np.round(list(figures.values()), 6))) > 8
     for name, value in expected.items():
       # A pixel whose two classes are equal up to rounding may turn.

@@ -124,3 +124,13 @@ def test_aborted_files_leave_what_was_there(kind, tmp_path):
   assert path.read_bytes() != b'before'
   file.abort()  # Too late: nothing happens.
   assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_full_disk_at_the_first_tags_leaves_nothing(tmp_path, monkeypatch):
+  def fails(*args, **kwargs):
+    raise OSError(28, 'No space left on device')
+
+  monkeypatch.setattr(tifffile.TiffWriter, 'write', fails)
+  with pytest.raises(OSError, match='No space'):
+    row_files.TiffFile(tmp_path / 'a.tif', (9, 8), np.uint8)
+  assert not list(tmp_path.iterdir())

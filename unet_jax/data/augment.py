@@ -7,14 +7,15 @@ shapes. Each image's draws depend on `key` and on its place in the batch alone,
 however the batch is split over devices.
 
 The order is: flips and turns, which only move pixels; `Resample`, which is
-affine, crop and elastic deformation in one interpolation; then brightness,
-contrast, saturation, hue, gamma, blur, noise, cutout. Images stay uint8 through
-flips and turns and are float32, 0 to 255, after anything else. An image for
-which nothing was drawn keeps its values exactly. Masks are looked up, never
-interpolated: they gain no value, except 255 where that is asked for.
+affine, crop and elastic deformation in one interpolation (both in
+augment_geometry.py); then brightness, contrast, saturation, hue, gamma, blur,
+noise, cutout. Images stay uint8 through flips and turns and are float32, 0 to
+255, after anything else. An image for which nothing was drawn keeps its values
+exactly. Masks are looked up, never interpolated: they gain no value, except 255
+where that is asked for.
 
-Volumes [B, D, H, W, C] take the flips and what changes each voxel's values by
-themselves; config.py refuses the rest for them.
+Volumes [B, D, H, W, C] take the flips and the changes of single voxels' values;
+config/checks.py refuses the rest for them.
 """
 
 import dataclasses
@@ -23,9 +24,10 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 
 from unet_jax.config import fields
-from unet_jax.data import augment_geometry
+from unet_jax.data import augment_geometry as geometry
 from unet_jax.data.augment_geometry import Array, Batch, Range
 
 # Red, green and blue in grey (ITU-R BT.601).
@@ -37,50 +39,35 @@ def _grey(image: Array) -> Array:
   if image.shape[-1] == 1:
     return image
   # Written out: a sum over so short an axis is slow on CPUs.
-  return sum(image[..., c : c + 1] * luma for c, luma in enumerate(_LUMA))
+  red, green, blue = (image[..., c : c + 1] * _LUMA[c] for c in range(3))
+  return red + green + blue
 
 
-def brightness(
-  image: Array,
-  amount: Array,
-  key: Array,
-) -> Array:
+def brightness(image: Array, amount: Array, key: Array) -> Array:
   """Multiplies by the amount."""
   del key
   return image * amount
 
 
-def contrast(
-  image: Array,
-  amount: Array,
-  key: Array,
-) -> Array:
+def contrast(image: Array, amount: Array, key: Array) -> Array:
   """Multiplies the distance from the image's mean grey by the amount."""
   del key
   mean = jnp.mean(_grey(image), tuple(range(1, image.ndim)), keepdims=True)
   return mean + amount * (image - mean)
 
 
-def saturation(
-  image: Array,
-  amount: Array,
-  key: Array,
-) -> Array:
+def saturation(image: Array, amount: Array, key: Array) -> Array:
   """Multiplies the distance from each pixel's grey by the amount."""
   del key
   grey = _grey(image)
   return grey + amount * (image - grey)
 
 
-def hue(
-  image: Array,
-  amount: Array,
-  key: Array,
-) -> Array:
+def hue(image: Array, amount: Array, key: Array) -> Array:
   """Turns the hue of HSV by degrees; saturation and value stay.
 
-  The hue of a pixel, in sixths of the circle, is where its middle channel
-  stands between the two others; https://en.wikipedia.org/wiki/HSL_and_HSV.
+  In sixths of the circle, a pixel's hue is the position of its middle channel
+  between the two others; https://en.wikipedia.org/wiki/HSL_and_HSV.
   """
   del key
   red, green, blue = (image[..., c : c + 1] for c in range(3))
@@ -98,26 +85,17 @@ def hue(
   return value - chroma * jnp.clip(distance - 1, 0, 1)
 
 
-def gamma(
-  image: Array,
-  amount: Array,
-  key: Array,
-) -> Array:
+def gamma(image: Array, amount: Array, key: Array) -> Array:
   """Raises values, as shares of 255, to the amount."""
   del key
   return 255 * (image / 255) ** amount
 
 
-def noise(
-  image: Array,
-  amount: Array,
-  key: Array,
-) -> Array:
+def noise(image: Array, amount: Array, key: Array) -> Array:
   """Adds Gaussian noise whose standard deviation, of 255, is the amount."""
   # Drawn in lines: random bits with a short last axis are slow to make.
-  values = jax.random.normal(
-    key, (*image.shape[:2], math.prod(image.shape[2:]))
-  )
+  lines = (*image.shape[:2], math.prod(image.shape[2:]))
+  values = jax.random.normal(key, lines)
   return image + amount * values.reshape(image.shape)
 
 
@@ -131,12 +109,7 @@ class Blur:
 
   radius: int
 
-  def __call__(
-    self,
-    image: Array,
-    amount: Array,
-    key: Array,
-  ) -> Array:
+  def __call__(self, image: Array, amount: Array, key: Array) -> Array:
     del key
     places = jnp.arange(-self.radius, self.radius + 1)
     # Below a hundredth of a pixel, the kernel is one pixel anyway.
@@ -146,11 +119,12 @@ class Blur:
       pad = [(0, 0)] * 4
       pad[axis] = (self.radius, self.radius)
       padded = jnp.pad(image, pad, mode='reflect')
-      image = sum(
+      parts = [
         kernel[..., i : i + 1]
         * jax.lax.slice_in_dim(padded, i, i + image.shape[axis], axis=axis)
         for i in range(len(places))
-      )
+      ]
+      image = sum(parts[1:], parts[0])
     return image
 
 
@@ -166,10 +140,7 @@ class Photometric:
     log: draws the amount evenly on a log scale.
   """
 
-  change: Callable[
-    [Array, Array, Array],
-    Array,
-  ]
+  change: Callable[[Array, Array, Array], Array]
   probability: float
   range: Range
   log: bool = False
@@ -177,18 +148,12 @@ class Photometric:
   def __call__(self, key: Array, batch: Batch) -> Batch:
     key, key_change = jax.random.split(key)
     image = batch['image'].astype(jnp.float32)
-    drawn, amount = augment_geometry.uniform(key, 2, len(image))
+    drawn, amount = geometry.uniform(key, 2, len(image))
     drawn = drawn < self.probability
-    amount = augment_geometry.between(amount, self.range, self.log)
-    ndim = image.ndim
-    new = self.change(
-      image, augment_geometry.per_image(amount, ndim), key_change
-    )
-    new = jnp.clip(new, 0, 255)
-    return {
-      **batch,
-      'image': jnp.where(augment_geometry.per_image(drawn, ndim), new, image),
-    }
+    amount = geometry.between(amount, self.range, self.log)
+    per_image = lambda values: geometry.per_image(values, image.ndim)
+    new = jnp.clip(self.change(image, per_image(amount), key_change), 0, 255)
+    return {**batch, 'image': jnp.where(per_image(drawn), new, image)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,15 +176,14 @@ class Cutout:
 
   def __call__(self, key: Array, batch: Batch) -> Batch:
     count, *size = batch['mask'].shape
-    u = augment_geometry.uniform(key, 4, count)
-    side = min(size) * augment_geometry.between(u[1], self.range)
-    covered = augment_geometry.per_image(u[0] < self.probability, 3)
+    per_image = lambda values: geometry.per_image(values, 3)
+    u = geometry.uniform(key, 4, count)
+    side = per_image(min(size) * geometry.between(u[1], self.range))
+    covered = per_image(u[0] < self.probability)
     for axis, n in enumerate(size):
-      middle = augment_geometry.per_image(jnp.floor(n * u[2 + axis]), 3)
+      middle = per_image(jnp.floor(n * u[2 + axis]))
       place = jnp.arange(n).reshape((-1, 1) if axis == 0 else (1, -1))
-      covered &= (
-        jnp.abs(place - middle) < augment_geometry.per_image(side, 3) / 2
-      )
+      covered &= jnp.abs(place - middle) < side / 2
     image = batch['image'].astype(jnp.float32)
     image = jnp.where(covered[..., None], jnp.asarray(self.fill), image)
     batch = {**batch, 'image': image}
@@ -241,51 +205,41 @@ class Augmentation:
     return batch
 
 
-def make_augmentation(config) -> Augmentation:
-  """Returns the transforms of a config; those of probability 0 are left out."""
+def make_augmentation(config: ml_collections.ConfigDict) -> Augmentation:
+  """Returns the transforms of a config that have a probability above 0."""
   a = config.augment
   on = lambda *transforms: tuple(t for t in transforms if t.probability)
   columns = len(config.data.image_size)  # The last axis but channels.
   moves = on(
-    augment_geometry.Flip(columns, a.flip_horizontal),
-    augment_geometry.Flip(columns - 1, a.flip_vertical),
-    augment_geometry.Turn(a.rotate_90),
+    geometry.Flip(columns, a.flip_horizontal),
+    geometry.Flip(columns - 1, a.flip_vertical),
+    geometry.Turn(a.rotate_90),
   )
-  affine = on(
-    augment_geometry.Affine(
-      a.affine.probability,
-      a.affine.rotation,
-      a.affine.scale,
-      a.affine.shear,
-      a.affine.translation,
-    ),
-    augment_geometry.Crop(a.crop.probability, a.crop.area, a.crop.aspect),
-  )
-  elastic = on(
-    augment_geometry.Elastic(
-      a.elastic.probability, a.elastic.grid, a.elastic.sigma
-    )
-  )
+  # The fields of these sections are those of the classes.
+  affine = on(geometry.Affine(**a.affine), geometry.Crop(**a.crop))
+  elastic = on(geometry.Elastic(**a.elastic))
   if affine or elastic:
     # Not moved first: compilers would do so again for each pixel looked up.
-    moves = (
-      augment_geometry.Resample(
-        moves + affine, *(elastic or [None]), a.interpolation, a.border
-      ),
+    resample = geometry.Resample(
+      moves + affine,
+      elastic[0] if elastic else None,
+      a.interpolation,
+      a.border,
     )
+    moves = (resample,)
   # Beyond three sigma there is 0.3 % of a Gaussian.
   blur = Blur(max(1, math.ceil(3 * a.blur.range[1])))
   fill = tuple(255 * mean for mean in config.data.mean)
   return Augmentation(
     moves
     + on(
-      Photometric(brightness, a.brightness.probability, a.brightness.range),
-      Photometric(contrast, a.contrast.probability, a.contrast.range),
-      Photometric(saturation, a.saturation.probability, a.saturation.range),
-      Photometric(hue, a.hue.probability, a.hue.range),
-      Photometric(gamma, a.gamma.probability, a.gamma.range, log=True),
-      Photometric(blur, a.blur.probability, a.blur.range),
-      Photometric(noise, a.noise.probability, a.noise.range),
-      Cutout(a.cutout.probability, a.cutout.range, fill, a.cutout.mask),
+      Photometric(brightness, **a.brightness),
+      Photometric(contrast, **a.contrast),
+      Photometric(saturation, **a.saturation),
+      Photometric(hue, **a.hue),
+      Photometric(gamma, **a.gamma, log=True),
+      Photometric(blur, **a.blur),
+      Photometric(noise, **a.noise),
+      Cutout(**a.cutout, fill=fill),
     )
   )

@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +17,7 @@ Range = tuple[float, float]
 
 
 def uniform(key: Array, number: int, count: int) -> Array:
-  """Returns [number, count] in 0..1: all that a transform draws, at once."""
+  """Returns all draws of a transform at once: [number, count] in 0..1."""
   return jax.random.uniform(key, (number, count))
 
 
@@ -32,13 +34,13 @@ def per_image(values: Array, ndim: int) -> Array:
 
 
 def _choose(chosen: Array, batch: Batch, other: Batch) -> Batch:
-  """Takes the images [B] that are chosen from `other`."""
+  """Replaces the chosen images, bool [B], by those of `other`."""
   return jax.tree.map(
     lambda x, y: jnp.where(per_image(chosen, x.ndim), y, x), batch, other
   )
 
 
-def _map(linear, offset=None) -> Array:
+def _map(linear: Sequence, offset: Sequence | None = None) -> Array:
   """Returns [B, 3, 3] of 2x2 entries and 2 offsets (or 0), each [B]."""
   zero = 0.0 * linear[0][0]
   offset = offset or (zero, zero)
@@ -48,8 +50,24 @@ def _map(linear, offset=None) -> Array:
 
 
 def _where(drawn: Array, value: Array) -> Array:
-  """`value` [B, 3, 3] of the images [B] that are drawn, or no change."""
+  """`value` [B, 3, 3] for the images that are drawn, bool [B], or identity."""
   return jnp.where(per_image(drawn, 3), value, jnp.eye(3))
+
+
+class Map(Protocol):
+  """A transform that moves pixels by an affine map."""
+
+  def inverse(self, key: Array, count: int, size: tuple[int, int]) -> Array:
+    """Maps (row, column, 1) from the result's centre to the image's centre.
+
+    Args:
+      key: of the draws.
+      count: B.
+      size: height and width, in pixels.
+
+    Returns:
+      float32 [B, 3, 3].
+    """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +89,6 @@ class Flip:
     return _choose(chosen, batch, flipped)
 
   def inverse(self, key: Array, count: int, size: tuple[int, int]) -> Array:
-    """The same, as `Affine.inverse`."""
     del size
     sign = 1.0 - 2 * self._draw(key, count)
     one = jnp.ones_like(sign)
@@ -96,14 +113,13 @@ class Turn:
     turns = self._draw(key, len(batch['image']))
     transposed = jax.tree.map(lambda x: x.swapaxes(1, 2), batch)
     batch = _choose(turns % 2 == 1, batch, transposed)
-    for axis, mirrored in ((1, (1, 2)), (2, (2, 3))):
-      chosen = (turns == mirrored[0]) | (turns == mirrored[1])
+    for axis in (1, 2):
+      chosen = (turns == axis) | (turns == axis + 1)
       flipped = jax.tree.map(lambda x: jnp.flip(x, axis), batch)
       batch = _choose(chosen, batch, flipped)
     return batch
 
   def inverse(self, key: Array, count: int, size: tuple[int, int]) -> Array:
-    """The same, as `Affine.inverse`."""
     del size
     turns = self._draw(key, count)
     cos = jnp.asarray([1.0, 0.0, -1.0, 0.0])[turns]
@@ -137,16 +153,6 @@ class Affine:
   translation: Range
 
   def inverse(self, key: Array, count: int, size: tuple[int, int]) -> Array:
-    """Maps (row, column, 1) from the result's centre to the image's centre.
-
-    Args:
-      key: of the draws.
-      count: B.
-      size: height and width, in pixels.
-
-    Returns:
-      float32 [B, 3, 3].
-    """
     u = uniform(key, 6, count)
     angle = jnp.deg2rad(between(u[1], self.rotation))
     scale = between(u[2], self.scale, log=True)
@@ -165,8 +171,8 @@ class Affine:
 class Crop:
   """Cuts a window out of an image and zooms it to the full size.
 
-  As in Szegedy et al. (2015), https://arxiv.org/abs/1409.4842, section 6,
-  except that a side which would be longer than the image's is that long.
+  As in Szegedy et al. (2015), https://arxiv.org/abs/1409.4842, section 6, with
+  sides cut to those of the image.
 
   Attributes:
     probability: 0 to 1, drawn for each image.
@@ -180,7 +186,6 @@ class Crop:
   aspect: Range
 
   def inverse(self, key: Array, count: int, size: tuple[int, int]) -> Array:
-    """As `Affine.inverse`."""
     u = uniform(key, 5, count)
     area = between(u[1], self.area)
     aspect = between(u[2], self.aspect, log=True)
@@ -194,10 +199,7 @@ class Crop:
 
 
 def _spline_matrix(length: int, nodes: int) -> np.ndarray:
-  """Returns [length, nodes], which interpolates nodes by a cubic spline.
-
-  The first and the last node lie on the first and the last pixel.
-  """
+  """Cubic spline from nodes to pixels, [length, nodes]; their ends coincide."""
   from scipy import ndimage  # Takes 0.2 s, which few runs need.
 
   places = [np.linspace(0, nodes - 1, length)]
@@ -225,8 +227,10 @@ class Elastic:
   grid: int
   sigma: Range
 
-  def displacement(self, key: Array, count: int, size: tuple[int, int]):
-    """Returns those of rows and of columns, each float32 [B, H, W]."""
+  def displacement(
+    self, key: Array, count: int, size: tuple[int, int]
+  ) -> Array:
+    """Returns the displacements of rows and columns: float32 [2, B, H, W]."""
     key, key_nodes = jax.random.split(key)
     u = uniform(key, 2, count)
     sigma = (u[0] < self.probability) * between(u[1], self.sigma)
@@ -242,19 +246,16 @@ class Elastic:
 
 
 def _mirror(places: Array, length: int) -> Array:
-  """Folds places to 0..length - 1; the border pixels are not repeated."""
-  last = length - 1
-  period = max(2 * last, 1)
+  """Mirrors places into 0..length - 1; border pixels are not repeated."""
+  period = max(2 * (length - 1), 1)
   places = jnp.abs(places)
-  places -= period * jnp.floor(places / period)
-  return jnp.clip(jnp.minimum(places, 2 * last - places), 0, last)
+  return _reflect(places - period * jnp.floor(places / period), length)
 
 
-def _mirror_neighbor(index: Array, length: int) -> Array:
-  """As `_mirror`, for neighbours of what it returns that have a weight."""
+def _reflect(places: Array, length: int) -> Array:
+  """As `_mirror`, for places less than `length` beyond the border."""
   last = length - 1
-  index = jnp.abs(index)
-  return jnp.clip(jnp.minimum(index, 2 * last - index), 0, last)
+  return jnp.clip(jnp.minimum(places, 2 * last - places), 0, last)
 
 
 def _linear_weights(t: Array) -> dict[int, Array]:
@@ -274,39 +275,45 @@ def _cubic_weights(t: Array) -> dict[int, Array]:
 INTERPOLATIONS = {'bilinear': _linear_weights, 'bicubic': _cubic_weights}
 
 
+def _pack(image: Array, mask: Array) -> Array:
+  """A pixel and its mask in one word, so that one lookup gets all of them."""
+  packed = mask.astype(jnp.uint32) << 24
+  for c in range(image.shape[-1]):
+    packed |= image[..., c].astype(jnp.uint32) << (8 * c)
+  return packed
+
+
+def _look_up(array: Array, rows: Array, columns: Array) -> Array:
+  """Returns array[b, rows[b], columns[b]] of each image b, mirrored."""
+  count, height, width = array.shape
+  # Per image, so that devices need only their own.
+  index = _reflect(jnp.abs(rows), height) * width
+  index += _reflect(jnp.abs(columns), width)
+  array, index = (x.reshape(count, -1) for x in (array, index))
+  found = jnp.take_along_axis(array, index, 1, mode='promise_in_bounds')
+  return found.reshape(rows.shape)
+
+
 def resample(
   batch: Batch, rows: Array, columns: Array, interpolation: str, border: str
 ) -> Batch:
-  """Looks images up at places between their pixels.
+  """Interpolates images at places between their pixels.
 
   Args:
     batch: `image` uint8 [B, H, W, C] with C at most 3, `mask` uint8 [B, H, W]
       and perhaps `weight_map` [B, H, W].
-    rows: float32 [B, H, W], where each pixel comes from; beyond the first and
-      the last row the image is mirrored.
+    rows: float32 [B, H, W], the source of each pixel; images are mirrored
+      beyond their first and last row.
     columns: likewise.
     interpolation: of the image, `bilinear` or `bicubic`; masks and weight maps
-      are those of the nearest pixel.
+      take the nearest pixel.
     border: `mirror`, or `ignore`: the mask is 255 outside the image.
 
   Returns:
     The batch with `image` as float32, 0 to 255.
   """
-  image, mask = batch['image'], batch['mask']
-  height, width, channels = image.shape[1:]
-  # The bytes of a pixel and its mask in one word: one lookup for all of them.
-  packed = mask.astype(jnp.uint32) << 24
-  for c in range(channels):
-    packed |= image[..., c].astype(jnp.uint32) << (8 * c)
-
-  def look_up(array, row, column):
-    # Within each image, so that devices need only their own.
-    index = (row * width + column).reshape(len(array), -1)
-    flat = array.reshape(len(array), -1)
-    return jnp.take_along_axis(
-      flat, index, axis=1, mode='promise_in_bounds'
-    ).reshape(row.shape)
-
+  height, width, channels = batch['image'].shape[1:]
+  packed = _pack(batch['image'], batch['mask'])
   y, x = _mirror(rows, height), _mirror(columns, width)
   top, left = jnp.floor(y), jnp.floor(x)
   weights_of = INTERPOLATIONS[interpolation]
@@ -314,15 +321,11 @@ def resample(
   lower, right = y - top >= 0.5, x - left >= 0.5
   top, left = top.astype(jnp.int32), left.astype(jnp.int32)
   shifts = jnp.arange(0, 8 * channels, 8, dtype=jnp.uint32)
-  new_image, nearest = 0.0, jnp.uint32(0)
+  new_image, nearest = jnp.float32(0), jnp.uint32(0)
   for i, y_weight in y_weights.items():
-    line = 0.0
+    line = jnp.float32(0)
     for j, x_weight in x_weights.items():
-      word = look_up(
-        packed,
-        _mirror_neighbor(top + i, height),
-        _mirror_neighbor(left + j, width),
-      )
+      word = _look_up(packed, top + i, left + j)
       values = ((word[..., None] >> shifts) & 255).astype(jnp.float32)
       line += x_weight[..., None] * values
       if i in (0, 1) and j in (0, 1):
@@ -335,13 +338,10 @@ def resample(
     inside = (rows >= -0.5) & (rows < height - 0.5)
     inside &= (columns >= -0.5) & (columns < width - 0.5)
     new_mask = jnp.where(inside, new_mask, fields.IGNORE_LABEL)
-  new = {'image': new_image, 'mask': new_mask.astype(jnp.uint8)}
+  new = {'image': new_image, 'mask': new_mask}
   if 'weight_map' in batch:
-    new['weight_map'] = look_up(
-      batch['weight_map'],
-      _mirror_neighbor(top + lower, height),
-      _mirror_neighbor(left + right, width),
-    )
+    weight_map = batch['weight_map']
+    new['weight_map'] = _look_up(weight_map, top + lower, left + right)
   return new
 
 
@@ -350,27 +350,23 @@ class Resample:
   """Flips, turns, affine, crop, then elastic deformation, interpolated once.
 
   Attributes:
-    maps: what has a method `inverse`, in the order in which it is applied.
+    maps: in the order in which they are applied.
     elastic: or None.
     interpolation: see `resample`.
     border: see `resample`.
   """
 
-  maps: tuple = ()
+  maps: tuple[Map, ...] = ()
   elastic: Elastic | None = None
   interpolation: str = 'bilinear'
   border: str = 'mirror'
 
-  def places(self, key: Array, count: int, size: tuple[int, int]):
-    """Where each pixel of the result comes from.
+  def places(
+    self, key: Array, count: int, size: tuple[int, int]
+  ) -> tuple[Array, Array]:
+    """Returns the source of each pixel: rows and columns, float32 [B, H, W].
 
-    Args:
-      key: of the draws.
-      count: B.
-      size: height and width, in pixels.
-
-    Returns:
-      Rows and columns, each float32 [B, H, W].
+    Its arguments are those of `Map.inverse`.
     """
     keys = jax.random.split(key, len(self.maps) + 1)
     inverse = jnp.broadcast_to(jnp.eye(3), (count, 3, 3))
@@ -381,21 +377,22 @@ class Resample:
       )
     pixel = jnp.meshgrid(*map(jnp.arange, size), indexing='ij')
     from_centre = [p - (n - 1) / 2 for p, n in zip(pixel, size)]
-    moved = [0.0, 0.0]
+    moved: Array | tuple[float, float] = (0.0, 0.0)
     if self.elastic:
       moved = self.elastic.displacement(keys[-1], count, size)
     entry = lambda i, j: inverse[:, i, j, None, None]
-    result = []
-    for i in range(2):
+
+    def place(i: int) -> Array:
       # Written as a displacement that is exactly 0 where nothing was drawn.
       change = entry(i, 2)
       for j in range(2):
         change += (entry(i, j) - (i == j)) * from_centre[j]
         change += entry(i, j) * moved[j]
-      result.append(pixel[i] + change)
-    return result
+      return pixel[i] + change
+
+    return place(0), place(1)
 
   def __call__(self, key: Array, batch: Batch) -> Batch:
-    count, *size = batch['image'].shape[:3]
-    rows, columns = self.places(key, count, tuple(size))
+    count, height, width = batch['mask'].shape
+    rows, columns = self.places(key, count, (height, width))
     return resample(batch, rows, columns, self.interpolation, self.border)

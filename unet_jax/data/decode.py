@@ -1,10 +1,9 @@
 """Image and mask files to arrays.
 
-Pillow decodes, since it refuses damaged files; OpenCV takes what Pillow does
-not know (float TIFF of several channels) or cuts down to 8 bit (16-bit RGB),
-and the pixels of sound JPEG and PNG files: the same ones, in less time. EXIF
-rotation is applied to neither images nor masks, so that a pair stays as it was
-stored.
+Pillow decodes, since it refuses damaged files; OpenCV decodes files that Pillow
+does not know (float TIFF of several channels) or reduces to 8 bit (16-bit RGB),
+and sound JPEG and PNG files: to the same pixels, in less time. EXIF rotation is
+applied to neither images nor masks, so that a pair stays as it was stored.
 """
 
 import io
@@ -12,20 +11,20 @@ import struct
 
 import cv2
 import numpy as np
-from PIL import Image, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
 
 from unet_jax.runtime import errors
 
 EXTENSIONS = ('.png', '.jpg', '.jpeg', '.tif', '.tiff', '.bmp', '.gif', '.webp')
 
-# How TIFF files start, and those of more than 4 GiB.
+# First bytes of TIFF files: classic, and BigTIFF.
 TIFF = (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')
 
-# Pillow refuses images of more than 179 megapixels, as an attack; scans of
-# tissue and of the earth are larger. From here on it warns at 1 gigapixel.
+# Pillow refuses images of more than 179 megapixels as an attack; scans of
+# tissue and of the earth are larger. Now it warns at 1 gigapixel.
 Image.MAX_IMAGE_PIXELS = 2**30
 
-# OpenCV says what it cannot read on stderr; messages here name the file.
+# OpenCV prints what it cannot read; our messages name the file.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
@@ -58,21 +57,21 @@ def _open(data: bytes, name: str) -> Image.Image | np.ndarray:
 def broken(name: str, reason: str) -> errors.DecodeError:
   """Returns the error for a file that no decoder can read."""
   return errors.DecodeError(
-    f'{name} cannot be decoded ({reason}); replace it, or leave such pairs out '
-    'with --config.data.on_error=skip'
+    f'{name} cannot be decoded ({reason}); replace it, or skip such pairs with '
+    '--config.data.on_error=skip'
   )
 
 
-def _decode_plain(image: Image.Image, data: bytes) -> np.ndarray | None:
-  """Returns the pixels of a common file quickly, None where Pillow is to load.
+def _decode_plain(image: ImageFile.ImageFile, data: bytes) -> np.ndarray | None:
+  """Decodes a common file quickly; None where Pillow should load it.
 
   Both use the same libraries and get the same pixels, [H, W] of grey or
-  [H, W, 3] of RGB. But Pillow keeps four bytes for a pixel of RGB and copies
-  them twice on the way to an array, and its PNG filters are slower. What OpenCV
-  refuses, Pillow judges.
+  [H, W, 3] of RGB. But Pillow takes 1.2 times as long: it keeps four bytes for
+  a pixel of RGB and copies them twice, and its PNG filters are slower. Pillow
+  also judges files that OpenCV refuses.
 
   Args:
-    image: what Pillow opened, not loaded: headers are sound.
+    image: opened by Pillow, not loaded: headers are sound.
     data: the bytes that it was opened from.
   """
   if image.mode not in ('L', 'RGB'):
@@ -82,7 +81,7 @@ def _decode_plain(image: Image.Image, data: bytes) -> np.ndarray | None:
   else:
     plain = (
       image.format == 'PNG'
-      and not image.is_animated
+      and not getattr(image, 'is_animated', False)
       # OpenCV would warn of every file with some old profiles.
       and not image.info.keys() & {'transparency', 'icc_profile'}
     )
@@ -98,10 +97,9 @@ def _decode_plain(image: Image.Image, data: bytes) -> np.ndarray | None:
 
 
 def _is_one_sound_scan(data: bytes) -> bool:
-  """Whether a JPEG file has one scan, from which no marker leads astray.
+  """Whether a JPEG file has one scan without wrong markers, and an end.
 
-  OpenCV stops at the last row. Pillow goes on to the end of the image, and
-  refuses a file that lacks it, or has a marker before it that makes no sense.
+  OpenCV stops at the last row; Pillow reads on, and refuses other files.
   """
   position = 2
   while data[position : position + 1] == b'\xff':
@@ -117,11 +115,11 @@ def _is_one_sound_scan(data: bytes) -> bool:
   return bool(np.all((codes == 0) | (codes & 0xF8 == 0xD0)))
 
 
-def has_deep_colors(image: Image.Image) -> bool:
-  """Whether Pillow would cut the channels of an opened image down to 8 bit."""
+def has_deep_colors(image: ImageFile.ImageFile) -> bool:
+  """Whether Pillow would reduce the channels of an opened image to 8 bit."""
   if image.mode[0] in 'IF':
     return False
-  if image.format == 'TIFF':
+  if isinstance(image, TiffImagePlugin.TiffImageFile):
     return max(image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (1,))) > 8
   return image.format == 'PNG' and ';16' in str(image.tile)
 
@@ -150,17 +148,12 @@ def _is_planar(data: bytes) -> bool:
 
 
 def _scale_to_uint8(
-  array: np.ndarray, intensity: str, name: str, limits=None
+  array: np.ndarray,
+  intensity: str,
+  name: str,
+  limits: tuple[float, float] | None,
 ) -> np.ndarray:
-  """Scales integers or floats to 0..255, see data.intensity.
-
-  Args:
-    array: an image, or a part of one.
-    intensity: `dtype` or `image`.
-    name: for messages.
-    limits: the least and the greatest value of the whole image, where `array`
-      is a part.
-  """
+  """Scales integers or floats to 0..255, see `convert_array`."""
   lowest, highest = limits or (float(array.min()), float(array.max()))
   if not np.isfinite([lowest, highest]).all():
     raise errors.UserError(
@@ -188,13 +181,13 @@ def decode_image(
   """Returns an image file as uint8 [H, W, num_channels].
 
   Palettes are looked up, alpha is dropped, grey and RGB become one another;
-  anything but 8 bit is scaled as `intensity` says.
+  other depths than 8 bit are scaled by `intensity`.
 
   Args:
     data: the file's bytes.
     name: for messages.
     num_channels: 1 (grey, ITU-R 601) or 3 (RGB).
-    intensity: `dtype` or `image`, see unet_jax/config/default.py.
+    intensity: data.intensity.
 
   Raises:
     DecodeError: no decoder can read it.
@@ -209,18 +202,22 @@ def decode_image(
 
 
 def convert_array(
-  array: np.ndarray, name: str, num_channels: int, intensity: str, limits=None
+  array: np.ndarray,
+  name: str,
+  num_channels: int,
+  intensity: str,
+  limits: tuple[float, float] | None = None,
 ) -> np.ndarray:
-  """Returns the pixels of an image as `decode_image` does.
+  """Converts the pixels of an image as `decode_image` does.
 
   Args:
-    array: integers or floats, grey [H, W] or [H, W, 1], or RGB [H, W, 3]; rows
-      of an image too.
-    name: for messages.
-    num_channels: 1 or 3.
-    intensity: `dtype` or `image`, see unet_jax/config/default.py.
-    limits: (lowest, highest) value of the whole image, where `array` is only
-      rows of it and not uint8.
+    array: integers or floats, grey [H, W] or [H, W, 1], or RGB [H, W, 3], of an
+      image or some of its rows.
+    name: as for `decode_image`, like num_channels and intensity.
+    num_channels: see name.
+    intensity: see name.
+    limits: lowest and highest value of the whole image, where `array` is only
+      rows of it.
 
   Returns:
     uint8 [H, W, num_channels].
@@ -230,18 +227,16 @@ def convert_array(
   """
   if array.dtype != np.uint8:
     array = _scale_to_uint8(array, intensity, name, limits)
-  channels = array.shape[2] if array.ndim == 3 else 1
-  if channels == num_channels:
+  if array.shape[2:] == (1,):
+    array = array[..., 0]
+  if num_channels == (1 if array.ndim == 2 else 3):
     return array.reshape(*array.shape[:2], num_channels)
-  return _convert(
-    Image.fromarray(array[..., 0] if array.shape[2:] == (1,) else array),
-    num_channels,
-  )
+  return _convert(Image.fromarray(array), num_channels)
 
 
 def _convert(image: Image.Image, num_channels: int) -> np.ndarray:
   """Returns uint8 [H, W, num_channels] of an image of 8 bit."""
-  # Of a palette it would bring a warning; alpha is dropped anyway.
+  # A palette's would cause a warning; alpha is dropped anyway.
   image.info.pop('transparency', None)
   mode = 'L' if num_channels == 1 else 'RGB'
   if image.mode != mode:  # Otherwise it would be copied.

@@ -1,25 +1,22 @@
-"""Where examples come from: tfds, folder or shapes.
+"""Examples and the interface of their sources.
 
-A source is random access over one split: `len(source)` and `source[i]`, a dict
+`source[i]` is a dict:
 
   image: uint8 [H, W, C] with C = data.num_channels
   mask:  integers [H, W], or uint8 RGB [H, W, 3], as stored
-  name:  str, what a person would call the example
-  mask_name: str, the file that the mask came from, where it has one
+  name:  str, shown to people
+  mask_name: str, the file of the mask, where there is one
   instances: where the data has them: integers [H, W], 0 is none, each other
     value is one object
 
 Volumes are [D, H, W, C] and [D, H, W]; only shapes has them.
-
-`source.read(i)` is the same with the bytes of the files in place of the arrays,
-where there are files. `source.fingerprint` is a JSON-able value that changes
-with the examples. Sources are read from many threads at once.
 """
 
 import dataclasses
 import re
 from typing import Any, Protocol
 
+import ml_collections
 import numpy as np
 
 from unet_jax.data import decode
@@ -29,26 +26,27 @@ Example = dict[str, Any]
 
 
 class Source(Protocol):
-  """Random access over the examples of a split."""
+  """Random access over the examples of a split, from many threads at once."""
 
   split: str  # Its name in the source, where `auto` was asked for.
-  held_out: bool  # Whether the source chose what is not trained on.
-  fingerprint: Any
+  held_out: bool  # Whether the source chose the examples not trained on.
+  fingerprint: Any  # JSON-able; changes with the examples.
 
   def __len__(self) -> int: ...
 
   def __getitem__(self, index: int) -> Example: ...
 
-  def read(self, index: int) -> Example: ...
+  def read(self, index: int) -> Example:
+    """As `source[index]`, with the bytes of files in place of arrays."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-  """What is wrong with files as a whole: pairs, stems, lists.
+  """A mistake in files as a whole: pairs, stems, lists.
 
   Attributes:
     kind: one word, such as `unpaired`.
-    message: one line: what, where, how to mend it.
+    message: one line: what, where, how to fix it.
     names: every file concerned.
   """
 
@@ -58,18 +56,16 @@ class Problem:
 
 
 def report(problem: Problem, problems: list[Problem] | None) -> None:
-  """Raises the problem, or adds it to those that are collected."""
+  """Adds a problem to the list, or raises it where there is no list."""
   if problems is None:
     raise errors.UserError(problem.message)
   problems.append(problem)
 
 
-def decode_example(example: Example, data) -> Example:
-  """Returns what `read` gave with arrays in place of the files' bytes.
-
-  Args:
-    example: see `Source.read`.
-    data: the section `data` of the config.
+def decode_example(
+  example: Example, data: ml_collections.ConfigDict
+) -> Example:
+  """Decodes the files of an example that `Source.read` returned.
 
   Raises:
     DecodeError: a file is broken.
@@ -86,14 +82,21 @@ def decode_example(example: Example, data) -> Example:
     instances = decode.decode_mask(
       example['instances'], f'the instance mask of {example["name"]}'
     )
-    if instances.ndim == 3:  # A colour is an object; black is none.
+    if instances.ndim == 3:  # Each colour is an object; black is none.
       instances = instances.astype(np.int64) @ np.array([1 << 16, 1 << 8, 1])
     result['instances'] = instances
   return result
 
 
 def natural_key(name: str) -> list:
-  """Sorts slice_2 before slice_10."""
+  """Sort key that puts slice_2 before slice_10."""
   parts = re.split(r'(\d+)', name)
   # The name itself orders slice_1 and slice_01.
   return [[int(s) if s.isdecimal() else s for s in parts], name]
+
+
+def holdout_order(count: int, config: ml_collections.ConfigDict) -> np.ndarray:
+  """Returns the order in which `count` examples are cut, by data.holdout."""
+  if config.data.holdout == 'random':
+    return np.random.default_rng(config.seed).permutation(count)
+  return np.arange(count)

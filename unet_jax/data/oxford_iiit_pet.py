@@ -2,7 +2,7 @@
 
 TFDS's builder needs TensorFlow in two places: to re-encode a dozen corrupt
 files, and to extract the archives. Here Pillow and tarfile do that, and a
-local folder can stand in for the download; all else is TFDS's own code:
+local folder can replace the download; the rest is TFDS's own code:
 https://www.tensorflow.org/datasets/catalog/oxford_iiit_pet
 """
 
@@ -17,13 +17,15 @@ import re
 import shutil
 import sys
 import tarfile
+from collections.abc import Iterator
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
 import requests
 import tensorflow_datasets as tfds
 import tqdm
-from PIL import Image
+from PIL import Image, JpegImagePlugin
 from tensorflow_datasets.core.download import download_manager
 from tensorflow_datasets.core.utils import py_utils
 from tensorflow_datasets.datasets.oxford_iiit_pet import (
@@ -35,26 +37,24 @@ from unet_jax.runtime import errors, locks
 _log = logging.getLogger(__name__)
 
 _LISTS = ('annotations/trainval.txt', 'annotations/test.txt')
-# What a name in a list stands for: one file in each of these folders.
+# Each name in a list has one file in each of these folders.
 _FILES = {'images': '.jpg', 'annotations/trimaps': '.png'}
 _XMLS = 'annotations/xmls'
 _LAYOUT = (
   'images/NAME.jpg, annotations/trimaps/NAME.png, annotations/trainval.txt, '
   'annotations/test.txt'
 )
-# Kept here, since upstream's own list is emptied while its code runs.
+# A copy, since upstream's own list is emptied while its code runs.
 _CORRUPT_SAMPLES = frozenset(upstream._CORRUPT_SAMPLES)
 
 
 def prepare(data_dir: str, cache_dir: str) -> tfds.core.DatasetBuilder:
   """Returns a builder whose two splits are ready for `as_data_source`.
 
-  What is prepared is kept under `cache_dir` and found again: under `tfds/` if
-  downloaded, under `tfds_local/` by a fingerprint of the files if local.
-
   Args:
     data_dir: '' to download, or a folder in the layout of the two archives.
-    cache_dir: where the downloads and the records are kept.
+    cache_dir: keeps downloads and their records under `tfds/`, records of local
+      files under `tfds_local/` by a fingerprint of the files.
 
   Raises:
     UserError: `data_dir` is missing, not in that layout, or its lists and its
@@ -77,9 +77,8 @@ def prepare(data_dir: str, cache_dir: str) -> tfds.core.DatasetBuilder:
           _prepare(builder, folder)
   except OSError as e:
     raise errors.UserError(
-      f'cannot prepare Oxford-IIIT Pet ({e}); mend that, or keep what is '
-      f'prepared elsewhere than in {cache_dir} with '
-      '--config.data.cache_dir=DIR'
+      f'cannot prepare Oxford-IIIT Pet ({e}); fix this, or replace the cache '
+      f'folder {cache_dir} with --config.data.cache_dir=DIR'
     ) from e
   return builder
 
@@ -93,7 +92,7 @@ def _prepare(builder: 'Builder', folder: pathlib.Path | None) -> None:
   """Builds the records; the lock is held."""
   if not sys.stderr.isatty():
     tfds.disable_progress_bar()
-  # A run that was killed left these, or something deleted a part of the set.
+  # Left by a run that was killed, or a set of which a part was deleted.
   _remove_leftovers(builder)
   shutil.rmtree(builder.data_dir, ignore_errors=True)
   try:
@@ -123,7 +122,7 @@ def _download_dir(builder: 'Builder') -> pathlib.Path:
   return pathlib.Path(builder.data_dir_root) / 'downloads'
 
 
-class Builder(upstream.Builder, skip_registration=True):
+class Builder(upstream.Builder, skip_registration=True):  # type: ignore[call-arg]
   """TFDS's builder of Oxford-IIIT Pet, without TensorFlow.
 
   With `DownloadConfig(manual_dir=DIR)` it reads DIR, in the layout of the
@@ -135,7 +134,11 @@ class Builder(upstream.Builder, skip_registration=True):
   code_path = upstream.Builder.code_path
   pkg_dir_path = upstream.Builder.code_path.parent
 
-  def _make_download_manager(self, download_dir, download_config):
+  def _make_download_manager(
+    self,
+    download_dir: str,
+    download_config: tfds.download.DownloadConfig,
+  ) -> '_LocalArchives | _Downloads':
     del download_dir
     if download_config.manual_dir:
       return _LocalArchives(download_config.manual_dir)
@@ -147,7 +150,7 @@ class Builder(upstream.Builder, skip_registration=True):
       dataset_name=self.name,
     )
 
-  def _generate_examples(self, *args, **kwargs):
+  def _generate_examples(self, *args: Any, **kwargs: Any) -> Iterator[tuple]:
     # With its list of corrupt samples empty, upstream yields files as they are.
     with py_utils.temporary_assignment(upstream, '_CORRUPT_SAMPLES', ()):
       for key, record in super()._generate_examples(*args, **kwargs):
@@ -155,11 +158,11 @@ class Builder(upstream.Builder, skip_registration=True):
           record['image'] = io.BytesIO(_reencode(record['image'].read()))
         yield key, record
 
-  # In place of what TFDS prints.
-  def _log_download_bytes(self):
+  # These log where TFDS prints.
+  def _log_download_bytes(self) -> None:
     _log.info('preparing Oxford-IIIT Pet in %s', self.data_dir)
 
-  def _log_download_done(self):
+  def _log_download_done(self) -> None:
     _log.info('prepared Oxford-IIIT Pet')
 
 
@@ -172,19 +175,19 @@ def _reencode(data: bytes) -> bytes:
   most: TensorFlow interpolates the chroma, Pillow repeats it when it is fast.
   """
   try:
-    image = Image.open(io.BytesIO(data))
-    if image.format == 'JPEG':
+    image: Image.Image = Image.open(io.BytesIO(data))
+    if isinstance(image, JpegImagePlugin.JpegImageFile):
       # (scale, draft): TensorFlow uses libjpeg's fast inverse transform, and
       # Pillow does only with this flag. Without it every pixel is a bit off.
       image.decoderconfig = (1, 1)
     if image.mode not in ('L', 'RGB'):
-      # Drops alpha, unblended; a palette's would warn on the direct way.
+      # Drops alpha, unblended; a direct conversion warns of a palette's.
       image = image.convert('RGBA').convert('RGB')
     pixels = np.asarray(image)
   except (OSError, SyntaxError, ValueError):
-    return data  # Whoever decodes the record reports it, as any broken file.
-  # From the pixels, since an opened image would hand its comment on. The
-  # options are the defaults of tf.io.encode_jpeg.
+    return data  # Decoding the record will report it, like any broken file.
+  # From the pixels, since an opened image would keep its comment. The options
+  # are the defaults of tf.io.encode_jpeg.
   jpeg = io.BytesIO()
   Image.fromarray(pixels).save(
     jpeg, 'JPEG', quality=95, subsampling='4:2:0', dpi=(300, 300)
@@ -195,9 +198,8 @@ def _reencode(data: bytes) -> bytes:
 class _Downloads(tfds.download.DownloadManager):
   """TFDS's verified downloads, extracted by tarfile."""
 
-  def _download(self, resource):
-    # Called for what has not been downloaded yet. Without a network, TFDS
-    # would try again for minutes.
+  def _download(self, resource: Any) -> Any:
+    # Fails at once without a network, where TFDS would try again for minutes.
     with requests.get(resource.url, stream=True, timeout=10) as response:
       response.raise_for_status()
     return super()._download(resource)
@@ -223,22 +225,23 @@ class _Downloads(tfds.download.DownloadManager):
         f'the layout of the archives ({_LAYOUT}) with --config.data.dir=DIR'
       ) from e
     folder = str(self.download_dir / self._dataset_name / 'extracted')
-    # Python before 3.11.4 has no filters; the checksums have been verified.
-    safely = {'filter': 'data'} if hasattr(tarfile, 'data_filter') else {}
     for name, archive in archives.items():
       with tarfile.open(archive) as files:
-        for file in tqdm.tqdm(
+        # None before Python 3.11.4; the checksums have been verified.
+        files.extraction_filter = getattr(tarfile, 'data_filter', None)
+        bar = tqdm.tqdm(
           files,
           f'Extracting {name}',
           unit=' files',
           disable=not sys.stderr.isatty(),
-        ):
-          files.extract(file, folder, **safely)
-    return {name: folder for name in urls}
+        )
+        for file in bar:
+          files.extract(file, folder)
+    return dict.fromkeys(urls, folder)
 
 
 class _LocalArchives:
-  """The part of a download manager that upstream uses, for a local folder."""
+  """A local folder in place of a download manager."""
 
   downloaded_size = 0
 
@@ -246,7 +249,7 @@ class _LocalArchives:
     self._folder = str(folder)
 
   def download_and_extract(self, urls: dict[str, str]) -> dict[str, str]:
-    return {name: self._folder for name in urls}
+    return dict.fromkeys(urls, self._folder)
 
 
 def _check_layout(data_dir: str) -> pathlib.Path:
@@ -263,13 +266,13 @@ def _check_layout(data_dir: str) -> pathlib.Path:
     raise errors.UserError(
       f'--config.data.dir={data_dir}: has no {", ".join(missing)}; extract '
       'images.tar.gz and annotations.tar.gz of '
-      f'{upstream._BASE_URL} there, or arrange it alike ({_LAYOUT})'
+      f'{upstream._BASE_URL} there, or arrange the files alike ({_LAYOUT})'
     )
   return folder
 
 
 def _check_lists(folder: pathlib.Path) -> None:
-  """Raises UserError where the lists and the files do not fit."""
+  """Raises UserError where the lists and the files disagree."""
   available = {sub: set(os.listdir(folder / sub)) for sub in _FILES}
   for path in (folder / name for name in _LISTS):
     names = _read_names(path)
@@ -279,14 +282,14 @@ def _check_lists(folder: pathlib.Path) -> None:
         raise errors.UserError(
           f'{path} names {missing[0]}, which is not in {folder / sub}; '
           f'{len(missing)} of its {len(names)} are missing like this, add '
-          'them or take them off the list'
+          'them or remove them from the list'
         )
     for name in names:
       _check_head_box(folder / _XMLS / f'{name}.xml')
 
 
 def _read_names(path: pathlib.Path) -> list[str]:
-  """Returns the names in a list, once each line is one that upstream reads."""
+  """Returns the names in a list; raises UserError for lines that are wrong."""
   names = []
   last_class = len(upstream._LABEL_CLASSES)
   for i, line in enumerate(path.read_text(errors='replace').splitlines(), 1):
@@ -294,7 +297,7 @@ def _read_names(path: pathlib.Path) -> list[str]:
     if not match or not 1 <= int(match[2]) <= last_class:
       raise errors.UserError(
         f'{path}:{i}: {line!r} is not "NAME CLASS SPECIES BREED" with CLASS '
-        f'in 1..{last_class} and SPECIES 1 or 2; mend or remove the line'
+        f'in 1..{last_class} and SPECIES 1 or 2; fix or remove the line'
       )
     names.append(match[1])
   if not names:
@@ -322,12 +325,12 @@ def _check_head_box(path: pathlib.Path) -> None:
     ZeroDivisionError,
   ) as e:
     raise errors.UserError(
-      f'{path}: holds no head box that can be read ({e}); mend or remove it'
+      f'{path}: holds no head box that can be read ({e}); fix or remove it'
     ) from e
 
 
 def _fingerprint(folder: pathlib.Path) -> str:
-  """A name that changes with the folder's path and with each of its files."""
+  """Returns a name that changes with the folder's path and with each file."""
   stats = [(name, (folder / name).stat()) for name in _LISTS]
   for sub in (*_FILES, _XMLS):
     if (folder / sub).is_dir():

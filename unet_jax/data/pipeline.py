@@ -1,4 +1,4 @@
-"""Batches of a prepared set on the devices: grain reads, shuffles, batches.
+"""Batches of a dataset on the devices: grain reads, shuffles, batches.
 
 The global order of examples depends on the seed alone: process i of n takes the
 i-th n-th of every global batch, so that any number of processes trains on the
@@ -11,6 +11,7 @@ from typing import Any
 
 import grain
 import jax
+import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
@@ -20,35 +21,29 @@ from unet_jax.runtime import mesh as mesh_lib
 Batch = dict[str, Any]
 
 
-def _read(dataset, indices: np.ndarray) -> dict[str, np.ndarray]:
-  """Returns examples of one size, stacked."""
-  if isinstance(dataset, prepared.Prepared):
-    return dataset.read_batch(indices)
-  examples = [dataset[index] for index in indices]
-  return {k: np.stack([e[k] for e in examples]) for k in examples[0]}
-
-
 class _ShuffledBatches:
-  """The endless global batches of a set, in another order in each epoch.
+  """The endless global batches of a dataset, reordered in each epoch.
 
-  An index of a batch gives its examples, by the seed alone. Grain's own
+  The seed and the index of a batch give its examples. Grain's own
   `shuffle().repeat().batch()` does the same example by example, at 80 us each,
-  which is ten times what it takes to copy an image of 128 x 128 pixels.
+  ten times the time to copy an image of 128 x 128 pixels.
   """
 
-  def __init__(self, dataset, config):
+  def __init__(
+    self, dataset: prepared.Dataset, config: ml_collections.ConfigDict
+  ):
     self._dataset, self._size = dataset, config.data.batch_size
     self._seed, self._count = config.seed, jax.process_count()
     self._order = functools.lru_cache(maxsize=2)(self._make_order)
 
   def __len__(self) -> int:
-    return sys.maxsize // self._size  # Endless, as far as anyone can see.
+    return sys.maxsize // self._size  # Endless, for all practical purposes.
 
   def _make_order(self, epoch: int) -> np.ndarray:
     rng = np.random.default_rng((epoch, self._seed))
     return rng.permutation(len(self._dataset))
 
-  def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+  def __getitem__(self, index: int) -> prepared.Arrays:
     # Batches of all processes are numbered through: each has its part.
     local = self._size // self._count
     n = len(self._dataset)
@@ -57,36 +52,38 @@ class _ShuffledBatches:
       self._order(epoch)[places[epochs == epoch]]
       for epoch in range(epochs[0], epochs[-1] + 1)
     ]
-    return _read(self._dataset, np.concatenate(indices))
+    return self._dataset.read_batch(np.concatenate(indices))
 
 
 class _WithPadding:
-  """A set extended to whole batches; `weight` is 0 for what was added."""
+  """A dataset padded to whole batches; the `weight` of padding is 0."""
 
-  def __init__(self, dataset, multiple: int):
+  def __init__(self, dataset: prepared.Dataset | windows.Tiles, multiple: int):
     self._dataset = dataset
     self._length = -(-len(dataset) // multiple) * multiple
 
   def __len__(self) -> int:
     return self._length
 
-  def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+  def __getitem__(self, index: int) -> Batch:
     real = index < len(self._dataset)
     example = self._dataset[index if real else 0]
     return {**example, 'weight': np.float32(real)}
 
 
-def _local_batches(dataset: grain.MapDataset, config) -> grain.MapDataset:
+def _local_batches(
+  dataset: grain.MapDataset, config: ml_collections.ConfigDict
+) -> grain.MapDataset:
   """The parts of each global batch that this process reads."""
   local = config.data.batch_size // jax.process_count()
   return dataset.batch(local)[jax.process_index() :: jax.process_count()]
 
 
 def _to_devices(
-  dataset: grain.MapDataset, config, mesh: Mesh
+  dataset: grain.MapDataset, config: ml_collections.ConfigDict, mesh: Mesh
 ) -> grain.IterDataset:
   """Reads ahead in threads and keeps two batches on the devices."""
-  # A thread makes a whole batch; more of them than this only take memory.
+  # A thread makes a whole batch; more threads would only take memory.
   threads = min(prepared.num_workers(config), 16)
   options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
   batches = dataset.to_iter_dataset(options)
@@ -96,19 +93,18 @@ def _to_devices(
   )
 
 
-def train_batches(dataset, config, mesh: Mesh) -> grain.DatasetIterator:
+def train_batches(
+  dataset: prepared.Dataset, config: ml_collections.ConfigDict, mesh: Mesh
+) -> grain.DatasetIterator:
   """Returns endless batches, shuffled anew in each epoch.
 
-  Args:
-    dataset: see prepare.py; with data.resize `patch` windows are drawn of it.
-    config: the config of the run.
-    mesh: where the batches go.
+  With data.resize `patch` these are windows drawn from the images.
 
   Returns:
     An iterator of {'image': uint8 [B, H, W, C], 'mask': uint8 [B, H, W]} and,
     where the config asks for one, 'weight_map': float16 [B, H, W], on the
     devices. `get_state()` is the position after the last batch that was taken
-    (not of what was read ahead), `set_state()` goes on from there.
+    (not of those that were read ahead), `set_state()` continues from there.
 
   Raises:
     UserError: there is nothing to draw windows around.
@@ -121,20 +117,20 @@ def train_batches(dataset, config, mesh: Mesh) -> grain.DatasetIterator:
   return iter(_to_devices(batches, config, mesh))
 
 
-def eval_batches(dataset, config, mesh: Mesh) -> grain.DatasetIterator:
+def eval_batches(
+  dataset: prepared.Dataset, config: ml_collections.ConfigDict, mesh: Mesh
+) -> grain.DatasetIterator:
   """Returns every example once, in order, in whole batches.
 
-  Args:
-    dataset: see prepare.py; with data.resize `patch` it is laid out in tiles.
-    config: the config of the run.
-    mesh: where the batches go.
+  With data.resize `patch` the examples are tiles of the images.
 
   Returns:
-    As `train_batches`, and `weight` float32 [B]: 1, or 0 for padding; of tiles
-    also `example` int32 [B]: the indices of their images.
+    As `train_batches`, and `weight` float32 [B]: 1, or 0 for padding; with
+    tiles also `example` int32 [B]: the indices of their images.
   """
+  examples: prepared.Dataset | windows.Tiles = dataset
   if config.data.resize == 'patch':
-    dataset = windows.Tiles(dataset, config)
-  padded = _WithPadding(dataset, config.data.batch_size)
+    examples = windows.Tiles(dataset, config)
+  padded = _WithPadding(examples, config.data.batch_size)
   batches = _local_batches(grain.MapDataset.source(padded), config)
   return iter(_to_devices(batches, config, mesh))

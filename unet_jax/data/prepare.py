@@ -1,11 +1,11 @@
-"""Examples of any size to uint8 arrays, made once and kept.
+"""Builds, caches and loads prepared datasets.
 
-A prepared set holds `image` [H, W, C] and `mask` [H, W], both uint8, and the
+A dataset holds `image` [H, W, C] and `mask` [H, W], both uint8, and the
 `weight_map` [H, W], float16, where the config asks for one, at random access:
-all of one size, or with data.resize `patch` each of its own. `prepare` makes it
-in memory, on disk (memory-mapped, keyed by everything that it depends on, so
-that it is never stale) or at each access. Of volumes, all have an axis D before
-H; they are not resized.
+all of one size, or with data.resize `patch` each of its own. Volumes have an
+axis D before H and are not resized. By data.cache, arrays are in memory, on
+disk (memory-mapped, keyed by everything that they depend on, so that they are
+never stale), or made at each access.
 """
 
 import concurrent.futures
@@ -19,17 +19,17 @@ import shutil
 import sys
 import tempfile
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import cv2
+import ml_collections
 import numpy as np
 import PIL
 import tqdm
 
 from unet_jax.config import fields
-from unet_jax.data import examples, sources, weight_map
-from unet_jax.data import prepared as prepared_lib
-from unet_jax.data.prepared import OnTheFly, Prepared
+from unet_jax.data import examples, prepared, sources, weight_map
 from unet_jax.runtime import errors, locks
 
 _log = logging.getLogger(__name__)
@@ -47,15 +47,16 @@ _FIELDS = (
   'on_error',
 )
 
-# Examples that a thread prepares before it takes others.
+# Examples that a thread takes at once: handing one over takes as long as
+# decoding a small image.
 _CHUNK = 8
 
 # Threads are ours, a level above; OpenCV's own would fight them.
 cv2.setNumThreads(1)
 
 
-def prepare(config, split: str):
-  """Returns the prepared set of a split, building it where it is not there.
+def prepare(config: ml_collections.ConfigDict, split: str) -> prepared.Dataset:
+  """Returns the dataset of a split, building it where it is not cached.
 
   Args:
     config: of the run.
@@ -69,70 +70,76 @@ def prepare(config, split: str):
   return prepare_source(sources.make_source(config, split), config)
 
 
-def prepare_source(source: examples.Source, config) -> OnTheFly | Prepared:
-  """As `prepare`, of examples that are at hand."""
-  prepared = _prepare(source, config)
-  prepared.split = source.split
-  return prepared
-
-
-def _prepare(source: examples.Source, config) -> OnTheFly | Prepared:
+def prepare_source(
+  source: examples.Source, config: ml_collections.ConfigDict
+) -> prepared.Dataset:
+  """As `prepare`, for a source."""
+  make_weights = weight_map.make_weight_map(config)
+  split, rows = source.split, None
   if config.data.cache == 'none':
-    return OnTheFly(source, config)
-  description = f'preparing {source.split}'
+    return prepared.OnTheFly(source, config.data, make_weights)
   if config.data.cache == 'memory':
-    if config.data.resize == 'patch':
-      arrays = {name: [None] * len(source) for name in _array_names(config)}
-    else:
-      arrays = {
-        name: np.empty(shape, dtype)
-        for name, (shape, dtype) in _array_specs(len(source), config).items()
-      }
-    skipped, about = _fill(source, config, arrays, description)
+    arrays = _memory_arrays(len(source), config)
+    skipped, about = _fill(source, config, make_weights, arrays)
     kept = _kept(len(source), skipped)
-    return _checked(Prepared(arrays, kept, *about), skipped)
-  rows = None
+    return _checked(prepared.Prepared(split, arrays, kept, *about), skipped)
   if isinstance(source, sources.Subset):
-    # What is on disk is shared by all folds.
-    source, rows = source.whole, source.rows
-    description = f'preparing {source.split}'
+    # All folds share the files.
+    rows, source = source.rows, source.whole
   folder = pathlib.Path(fields.cache_dir(config), 'prepared')
-  path = folder / cache_key(source, config)
+  path = folder / cache_key(source, config, make_weights)
   try:
     folder.mkdir(parents=True, exist_ok=True)
-    with locks.lock(path.with_suffix('.lock'), description):
+    with locks.lock(path.with_suffix('.lock'), f'preparing {source.split}'):
       if not path.exists():
-        _build(source, config, path, description)
+        _build(source, config, make_weights, path)
   except OSError as e:
     raise errors.UserError(
       f'{path}: cannot keep the prepared arrays there '
       f'({e.strerror or e}); free space, set --config.data.cache_dir=DIR, or '
       'use --config.data.cache=memory'
     ) from e
-  return _load(path, rows)
+  return _load(path, split, rows)
 
 
-def _array_names(config) -> tuple[str, ...]:
-  has_weights = weight_map.make_weight_map(config) is not None
-  return ('image', 'mask', 'weight_map')[: 2 + has_weights]
-
-
-def _array_specs(n: int, config) -> dict[str, tuple]:
-  """Shape and type of each array, where all images have one size."""
-  shape = (n, *config.data.image_size)
-  specs = {
-    'image': ((*shape, config.data.num_channels), np.uint8),
-    'mask': (shape, np.uint8),
-    'weight_map': (shape, np.float16),
+def _memory_arrays(n: int, config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """Returns arrays for n examples, to be filled."""
+  specs = prepared.array_specs(config)
+  if config.data.resize == 'patch':
+    return {name: [None] * n for name in specs}
+  return {
+    name: np.empty((n, *shape), dtype) for name, (shape, dtype) in specs.items()
   }
-  return {name: specs[name] for name in _array_names(config)}
 
 
-def _kept(n: int, skipped) -> np.ndarray:
+def _disk_arrays(
+  n: int, config: ml_collections.ConfigDict, folder: pathlib.Path
+) -> dict[str, Any]:
+  """As `_memory_arrays`, in the files of a cache."""
+  arrays: dict[str, Any] = {}
+  for name, (shape, dtype) in prepared.array_specs(config).items():
+    path = folder / f'{name}s'
+    if config.data.resize == 'patch':
+      path.mkdir()
+      arrays[name] = prepared.Files(path)
+      continue
+    file = path.with_suffix('.npy')
+    arrays[name] = np.lib.format.open_memmap(file, 'w+', dtype, (n, *shape))
+    # Otherwise a full disk is a bus error in the middle of writing.
+    with open(file, 'r+b') as f:
+      os.posix_fallocate(f.fileno(), 0, file.stat().st_size)
+  return arrays
+
+
+def _kept(n: int, skipped: list[dict]) -> np.ndarray:
   return np.setdiff1d(np.arange(n), [s['index'] for s in skipped])
 
 
-def cache_key(source: examples.Source, config) -> str:
+def cache_key(
+  source: examples.Source,
+  config: ml_collections.ConfigDict,
+  make_weights: weight_map.WeightMap | None,
+) -> str:
   """A name that changes with whatever the arrays depend on."""
   depends_on = {
     'version': _VERSION,
@@ -141,8 +148,7 @@ def cache_key(source: examples.Source, config) -> str:
     **{field: config.data[field] for field in _FIELDS},
   }
   if config.data.resize == 'patch':
-    del depends_on['image_size']  # Of the windows, not of what is kept.
-  make_weights = weight_map.make_weight_map(config)
+    del depends_on['image_size']  # Of the windows; images keep their size.
   if make_weights is not None:
     depends_on['weight_map'] = [
       weight_map.VERSION,
@@ -153,7 +159,12 @@ def cache_key(source: examples.Source, config) -> str:
   return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
-def _build(source, config, path: pathlib.Path, description: str) -> None:
+def _build(
+  source: examples.Source,
+  config: ml_collections.ConfigDict,
+  make_weights: weight_map.WeightMap | None,
+  path: pathlib.Path,
+) -> None:
   """Builds the arrays beside `path` and renames them; the lock is held."""
   for leftover in path.parent.glob(path.name + '.tmp-*'):
     shutil.rmtree(leftover)  # Of a run that was killed.
@@ -161,17 +172,14 @@ def _build(source, config, path: pathlib.Path, description: str) -> None:
     tempfile.mkdtemp(prefix=path.name + '.tmp-', dir=path.parent)
   )
   try:
-    arrays = _create_arrays(temporary, len(source), config)
-    skipped, (stats, places) = _fill(source, config, arrays, description)
+    arrays = _disk_arrays(len(source), config, temporary)
+    skipped, (stats, pixels) = _fill(source, config, make_weights, arrays)
     for array in arrays.values():
       if isinstance(array, np.memmap):
         array.flush()
-    found = {
-      f.name: getattr(stats, f.name)
-      for f in dataclasses.fields(prepared_lib.Stats)[1:]
-    }
-    if places is not None:
-      found.update(points=places.points, starts=places.starts)
+    found: dict[str, Any] = stats.arrays()
+    if pixels is not None:
+      found.update(points=pixels.points, starts=pixels.starts)
     np.savez(temporary / 'stats.npz', **found)
     meta = {
       'length': len(source),
@@ -186,121 +194,115 @@ def _build(source, config, path: pathlib.Path, description: str) -> None:
     raise
 
 
-def _create_arrays(folder: pathlib.Path, n: int, config) -> dict[str, Any]:
-  """The arrays of a cache, to be filled."""
-  arrays = {}
-  if config.data.resize == 'patch':
-    for name in _array_names(config):
-      (folder / f'{name}s').mkdir()
-      arrays[name] = prepared_lib.Files(folder / f'{name}s')
-    return arrays
-  for name, (shape, dtype) in _array_specs(n, config).items():
-    file = folder / f'{name}s.npy'
-    arrays[name] = np.lib.format.open_memmap(file, 'w+', dtype, shape)
-    # Otherwise a full disk is a bus error in the middle of writing.
-    with open(file, 'r+b') as f:
-      os.posix_fallocate(f.fileno(), 0, file.stat().st_size)
-  return arrays
-
-
-def _load(path: pathlib.Path, rows: np.ndarray | None) -> Prepared:
-  """Opens what `_build` wrote: all of it, or the examples of some rows."""
+def _load(
+  path: pathlib.Path, split: str, rows: np.ndarray | None
+) -> prepared.Prepared:
+  """Opens the files of `_build`: all of them, or the examples of some rows."""
   meta = json.loads((path / 'meta.json').read_text())
-  arrays = {}
+  arrays: dict[str, Any] = {}
   for name in meta['arrays']:
     files = path / f'{name}s'
     arrays[name] = (
-      prepared_lib.Files(files)
+      prepared.Files(files)
       if files.is_dir()
       else np.load(files.with_suffix('.npy'), mmap_mode='r')
     )
-  with np.load(path / 'stats.npz') as found:
-    found = dict(found)
-  places = None
+  with np.load(path / 'stats.npz') as file:
+    found = dict(file)
+  pixels = None
   if 'points' in found:
-    places = prepared_lib.Places(found.pop('points'), found.pop('starts'))
-  stats = prepared_lib.Stats(tuple(meta['names']), **found)
+    num_classes = found['class_pixels'].shape[1] - 1
+    points, starts = found.pop('points'), found.pop('starts')
+    pixels = prepared.ClassPixels(points, starts, num_classes)
+  stats = prepared.Stats(tuple(meta['names']), **found)
   skipped = meta['skipped']
-  prepared = Prepared(arrays, _kept(meta['length'], skipped), stats, places)
+  kept = _kept(meta['length'], skipped)
+  dataset = prepared.Prepared(split, arrays, kept, stats, pixels)
   if rows is not None:
-    prepared = prepared.select(rows)
+    dataset = dataset.select(rows)
     skipped = [s for s in skipped if s['index'] in rows]
-  return _checked(prepared, skipped)
+  return _checked(dataset, skipped)
 
 
-def _checked(prepared: Prepared, skipped) -> Prepared:
-  """Lists what was left out, and refuses an empty rest."""
+def _checked(
+  dataset: prepared.Prepared, skipped: list[dict]
+) -> prepared.Prepared:
+  """Logs the skipped examples, and refuses an empty rest."""
   for entry in skipped:
-    _log.warning('left out: %s', entry['reason'])
-  if not len(prepared):
+    _log.warning('skipped: %s', entry['reason'])
+  if not len(dataset):
     raise errors.UserError(
       f'none of the {len(skipped)} pairs could be decoded; the first: '
       f'{skipped[0]["reason"]}'
     )
-  return prepared
+  return dataset
 
 
-def _fill(source, config, arrays: dict[str, Any], description: str):
-  """Prepares every example into its row, in parallel, with a bar.
+def _fill(
+  source: examples.Source,
+  config: ml_collections.ConfigDict,
+  make_weights: weight_map.WeightMap | None,
+  arrays: dict[str, Any],
+) -> tuple[list[dict], tuple[prepared.Stats, prepared.ClassPixels | None]]:
+  """Prepares every example into its row.
 
   Returns:
-    [{'index', 'reason'}] of what could not be decoded and is left out, and
-    (Stats, Places or None) of the rest.
+    [{'index', 'reason'}] of the files that could not be decoded, and the
+    statistics and sampled pixels of the rest.
   """
-  skipped, found = [], {}
-  # Places are drawn by these, so that they are the same in any kind of cache.
-  is_part = isinstance(source, sources.Subset)
-  rows = source.rows if is_part else np.arange(len(source))
-  make_weights = weight_map.make_weight_map(config)
-  stop = threading.Event()
+  skipped: list[dict] = []
+  found: dict[int, dict] = {}
+  # Pixels are sampled by these, so that all kinds of cache hold the same.
+  rows = np.arange(len(source))
+  if isinstance(source, sources.Subset):
+    rows = source.rows
 
-  def work(index):
+  def work(index: int) -> None:
     try:
       example = source[index]
-      name = example['name']
-      example = prepared_lib.prepare_example(example, config.data, make_weights)
+      row = prepared.prepare_example(example, config.data, make_weights)
     except errors.DecodeError as e:
       if config.data.on_error == 'stop':
         raise
       skipped.append({'index': index, 'reason': str(e)})
       return
     for key, array in arrays.items():
-      array[index] = example[key]
-    found[index] = prepared_lib.describe(
-      example, name, int(rows[index]), config
+      array[index] = row[key]
+    found[index] = prepared.describe(
+      row, example['name'], int(rows[index]), config
     )
 
-  def work_through(indices):
+  workers = prepared.num_workers(config)
+  _in_threads(work, len(source), workers, f'preparing {source.split}')
+  about = prepared.collect([found[index] for index in sorted(found)], config)
+  return sorted(skipped, key=lambda s: s['index']), about
+
+
+def _in_threads(
+  work: Callable[[int], None], count: int, workers: int, description: str
+) -> None:
+  """Calls work(0) to work(count - 1), with a bar; raises the first error."""
+  stop = threading.Event()
+
+  def work_through(indices: range) -> int:
     for index in indices:
       if not stop.is_set():
         work(index)
     return len(indices)
 
-  # Several at once: to hand one over takes as long as to decode a small one.
-  chunks = [
-    range(i, min(i + _CHUNK, len(source)))
-    for i in range(0, len(source), _CHUNK)
-  ]
-  _log.info('%s: %d examples', description, len(source))
+  _log.info('%s: %d examples', description, count)
+  indices = range(count)
+  chunks = [indices[i : i + _CHUNK] for i in range(0, count, _CHUNK)]
   bar = tqdm.tqdm(
-    total=len(source),
+    total=count,
     desc=description,
     unit='image',
     disable=not sys.stderr.isatty(),
   )
-  with (
-    bar,
-    concurrent.futures.ThreadPoolExecutor(
-      prepared_lib.num_workers(config)
-    ) as pool,
-  ):
+  with bar, concurrent.futures.ThreadPoolExecutor(workers) as pool:
     try:
-      for count in pool.map(work_through, chunks):
-        bar.update(count)
+      for done in pool.map(work_through, chunks):
+        bar.update(done)
     except BaseException:
-      stop.set()  # What is queued returns at once.
+      stop.set()  # Queued chunks return at once.
       raise
-  found = [found[index] for index in sorted(found)]
-  return sorted(skipped, key=lambda s: s['index']), prepared_lib.collect(
-    found, config
-  )

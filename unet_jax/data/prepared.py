@@ -5,17 +5,38 @@ import hashlib
 import math
 import os
 import pathlib
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
 
 import cv2
+import ml_collections
 import numpy as np
 
 from unet_jax.config import fields
 from unet_jax.data import examples, masks, resize, weight_map
 from unet_jax.runtime import errors
 
-# Pixels of each class whose places are kept, of each image.
-_NUM_PLACES = 1000
+Arrays = dict[str, np.ndarray]
+
+# Pixels of each class that are sampled from each image.
+_SAMPLED_PIXELS = 1000
+
+
+def array_specs(config: ml_collections.ConfigDict) -> dict[str, tuple]:
+  """Returns {name: (shape, dtype)} of the arrays of one example or window."""
+  size = tuple(config.data.image_size)
+  specs: dict[str, tuple] = {
+    'image': ((*size, config.data.num_channels), np.uint8),
+    'mask': (size, np.uint8),
+  }
+  if weight_map.is_used(config):
+    specs['weight_map'] = (size, np.float16)
+  return specs
+
+
+def num_workers(config: ml_collections.ConfigDict) -> int:
+  """Threads that decode and read."""
+  return config.data.num_workers or len(os.sched_getaffinity(0))
 
 
 def check_sizes(example: examples.Example) -> None:
@@ -31,7 +52,7 @@ def check_sizes(example: examples.Example) -> None:
       continue
     hint = ''
     if image.shape[:2] == mask.shape[1::-1]:
-      hint = '; the one is the other turned: an EXIF rotation, applied to one?'
+      hint = '; one is the other turned: an EXIF rotation, applied to one?'
     raise errors.UserError(
       f'{example["name"]} is {image.shape[1]} x {image.shape[0]} pixels, '
       f'{name} {mask.shape[1]} x {mask.shape[0]} (width x '
@@ -39,38 +60,10 @@ def check_sizes(example: examples.Example) -> None:
     )
 
 
-def original_mask(example: examples.Example, data) -> np.ndarray:
-  """Returns the classes of an example's mask as it is stored: uint8 [H, W].
-
-  Args:
-    example: see sources.py.
-    data: the section `data` of the config.
-
-  Raises:
-    UserError: sizes differ, or a mask value is not in the table.
-  """
-  check_sizes(example)
-  return masks.map_mask(
-    example['mask'], data.mask_values, data.num_classes, example['mask_name']
-  )
-
-
-def prepare_example(
-  example: examples.Example,
-  data,
-  make_weights: weight_map.WeightMap | None = None,
-) -> dict[str, np.ndarray]:
-  """Checks and converts one example of a source.
-
-  Args:
-    example: see sources.py.
-    data: the section `data` of the config.
-    make_weights: makes the weight map, after resizing.
-
-  Returns:
-    `image` uint8 [H, W, C], `mask` uint8 [H, W] and, with `make_weights`,
-    `weight_map` float16 [H, W], of data.image_size; or of the size that they
-    have, where data.resize is `patch`.
+def original_mask(
+  example: examples.Example, data: ml_collections.ConfigDict
+) -> np.ndarray:
+  """Returns the classes of a mask at its stored size: uint8 [H, W].
 
   Raises:
     UserError: sizes differ, or a mask value is not in the table.
@@ -78,15 +71,36 @@ def prepare_example(
   check_sizes(example)
   values = example['mask']
   is_volume = len(data.image_size) == 3
-  if is_volume:  # Three axes are an RGB image to map_mask.
-    values = _flat_planes(values)
+  # To map_mask, three axes are an RGB image.
   mask = masks.map_mask(
-    values, data.mask_values, data.num_classes, example['mask_name']
+    _flat_planes(values) if is_volume else values,
+    data.mask_values,
+    data.num_classes,
+    example['mask_name'],
   )
-  if is_volume:
-    mask = mask.reshape(example['mask'].shape)
+  return mask.reshape(values.shape) if is_volume else mask
+
+
+def prepare_example(
+  example: examples.Example,
+  data: ml_collections.ConfigDict,
+  make_weights: weight_map.WeightMap | None = None,
+) -> Arrays:
+  """Checks and converts one example.
+
+  Returns:
+    `image` uint8 [H, W, C], `mask` uint8 [H, W] and, with `make_weights`,
+    `weight_map` float16 [H, W], of data.image_size, or of their own size where
+    data.resize is `patch`.
+
+  Raises:
+    UserError: sizes differ, or a mask value is not in the table.
+  """
   image, mask = resize.resize_pair(
-    example['image'], mask, data.image_size, data.resize
+    example['image'],
+    original_mask(example, data),
+    data.image_size,
+    data.resize,
   )
   result = {'image': image, 'mask': mask}
   if make_weights is not None:
@@ -100,13 +114,13 @@ def prepare_example(
 
 
 def _flat_planes(array: np.ndarray) -> np.ndarray:
-  """[D, H, ...] to [D * H, ...], for what takes images only."""
+  """[D, H, ...] to [D * H, ...], for functions of images."""
   return array.reshape(math.prod(array.shape[:2]), *array.shape[2:])
 
 
 @dataclasses.dataclass(frozen=True)
 class Stats:
-  """What is known of the N prepared examples without reading them.
+  """Facts about N prepared examples that need no reading of them.
 
   Attributes:
     names: of the examples, for people.
@@ -125,46 +139,66 @@ class Stats:
   digests: np.ndarray
   stds: np.ndarray
 
+  def arrays(self) -> Arrays:
+    """Returns {name: array} of all but the names."""
+    fields_ = dataclasses.fields(self)[1:]
+    return {f.name: getattr(self, f.name) for f in fields_}
+
+  def select(self, rows: np.ndarray) -> 'Stats':
+    """Returns those of some examples: int [K]."""
+    names = tuple(self.names[i] for i in rows)
+    return Stats(names, **{k: v[rows] for k, v in self.arrays().items()})
+
 
 @dataclasses.dataclass(frozen=True)
-class Places:
-  """Where pixels of each class are, up to 1000 of each in each of N images.
+class ClassPixels:
+  """Coordinates of up to 1000 pixels of each of C classes in each of N images.
 
   Attributes:
     points: int32 [M, 2]: rows and columns, by image and then by class.
     starts: int64 [N * C + 1]: those of class c in image i are
       `points[starts[i * C + c] : starts[i * C + c + 1]]`.
+    num_classes: C.
   """
 
   points: np.ndarray
   starts: np.ndarray
+  num_classes: int
 
-  def of(self, index: int, c: int, num_classes: int) -> np.ndarray:
+  @classmethod
+  def join(cls, parts: Iterable[np.ndarray], num_classes: int) -> 'ClassPixels':
+    """Joins int32 [K, 2] of each class of each image, in this order."""
+    parts = [np.zeros((0, 2), np.int32), *parts]
+    starts = np.cumsum([len(part) for part in parts])
+    return cls(np.concatenate(parts), starts, num_classes)
+
+  def of(self, index: int, c: int) -> np.ndarray:
     """Returns int32 [K, 2]: pixels of class `c` in image `index`."""
-    cell = index * num_classes + c
+    cell = index * self.num_classes + c
     return self.points[self.starts[cell] : self.starts[cell + 1]]
 
-  def select(self, images: np.ndarray, num_classes: int) -> 'Places':
-    """Returns those of some images: indices, int [K]."""
-    parts = [
-      self.of(i, c, num_classes) for i in images for c in range(num_classes)
-    ]
-    return _join_places(parts)
+  def select(self, images: np.ndarray) -> 'ClassPixels':
+    """Returns those of some images: int [K]."""
+    classes = range(self.num_classes)
+    parts = [self.of(i, c) for i in images for c in classes]
+    return self.join(parts, self.num_classes)
 
 
-def _find_places(mask: np.ndarray, counts: np.ndarray, index: int):
-  """Draws places of each class, all pixels alike: [int32 [K, 2], ...].
+def _sample_pixels(
+  mask: np.ndarray, counts: np.ndarray, index: int
+) -> list[np.ndarray]:
+  """Draws pixels of each class, all equally likely: [int32 [K, 2], ...].
 
   Row by row, since the coordinates of all pixels may take many times the memory
-  of the image. What is drawn depends on `index` and the class alone.
+  of the image. The draw depends on `index` and the class alone.
   """
   found = []
   for c, count in enumerate(counts.tolist()):
     # Ordinals among the pixels of the class, of which each row has some.
-    chosen = np.arange(min(count, _NUM_PLACES))
-    if count > _NUM_PLACES:
+    chosen = np.arange(min(count, _SAMPLED_PIXELS))
+    if count > _SAMPLED_PIXELS:
       rng = np.random.default_rng((index, c))
-      chosen = np.sort(rng.choice(count, _NUM_PLACES, replace=False))
+      chosen = np.sort(rng.choice(count, _SAMPLED_PIXELS, replace=False))
     points = [np.zeros((0, 2), np.int32)]
     if count:
       in_rows = np.array([np.count_nonzero(row == c) for row in mask])
@@ -178,76 +212,106 @@ def _find_places(mask: np.ndarray, counts: np.ndarray, index: int):
   return found
 
 
+class Dataset(Protocol):
+  """The prepared examples of a split.
+
+  `dataset[i]` has the entries of `prepare_example`. Sets that were not read
+  whole have neither `stats` nor `pixels`; only those of data.resize `patch`
+  have `pixels`.
+  """
+
+  @property
+  def split(self) -> str: ...
+
+  @property
+  def stats(self) -> Stats | None: ...
+
+  @property
+  def pixels(self) -> ClassPixels | None: ...
+
+  def __len__(self) -> int: ...
+
+  def __getitem__(self, index: int) -> Arrays: ...
+
+  def read_batch(self, indices: Sequence[int] | np.ndarray) -> Arrays:
+    """Returns examples of one size, stacked: [B, H, W, ...]."""
+
+
 class OnTheFly:
-  """A prepared set that is decoded at each access."""
+  """A dataset that decodes at each access."""
 
-  # Only a set that was read whole has them.
-  stats = places = None
+  stats = pixels = None
 
-  def __init__(self, source: examples.Source, config):
-    self._source, self._data = source, config.data
-    self._make_weights = weight_map.make_weight_map(config)
+  def __init__(
+    self,
+    source: examples.Source,
+    data: ml_collections.ConfigDict,
+    make_weights: weight_map.WeightMap | None,
+  ):
+    self.split = source.split
+    self._source, self._data, self._make_weights = source, data, make_weights
 
   def __len__(self) -> int:
     return len(self._source)
 
-  def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+  def __getitem__(self, index: int) -> Arrays:
     return prepare_example(self._source[index], self._data, self._make_weights)
+
+  def read_batch(self, indices: Sequence[int] | np.ndarray) -> Arrays:
+    rows = [self[index] for index in indices]
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
 class Prepared:
-  """A prepared set in arrays (in memory, or memory-mapped).
+  """A dataset in arrays (in memory, or memory-mapped).
 
   Args:
-    arrays: {'image', 'mask'[, 'weight_map']}: each an array or a list of them,
-      by row; nothing of them is read before it is used.
+    split: its name.
+    arrays: {'image', 'mask'[, 'weight_map']}: each an array or a list of
+      arrays, by row; none is read before it is used.
     kept: the rows that were decoded: all unless data.on_error is `skip`.
     stats: of the rows that were decoded.
-    places: where their classes are; None unless data.resize is `patch`.
+    pixels: of their classes; None unless data.resize is `patch`.
   """
 
   def __init__(
     self,
+    split: str,
     arrays: dict[str, Any],
     kept: np.ndarray,
     stats: Stats,
-    places: Places | None = None,
+    pixels: ClassPixels | None = None,
   ):
-    self._arrays, self._kept = arrays, kept
-    self.stats, self.places = stats, places
+    self.split, self._arrays, self._kept = split, arrays, kept
+    self.stats, self.pixels = stats, pixels
 
   def __len__(self) -> int:
     return len(self._kept)
 
-  def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+  def __getitem__(self, index: int) -> Arrays:
     row = self._kept[index]
     return {name: array[row] for name, array in self._arrays.items()}
 
-  def select(self, rows: np.ndarray) -> 'Prepared':
-    """Returns the examples of some rows, without a copy of their arrays."""
-    places = self.places
-    chosen = np.flatnonzero(np.isin(self._kept, rows))
-    about = {
-      f.name: getattr(self.stats, f.name)[chosen]
-      for f in dataclasses.fields(Stats)[1:]
-    }
-    names = tuple(self.stats.names[i] for i in chosen)
-    if places is not None:
-      places = places.select(chosen, self.stats.class_pixels.shape[1] - 1)
-    return Prepared(
-      self._arrays, self._kept[chosen], Stats(names, **about), places
-    )
-
-  def read_batch(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-    """Returns examples of one size, stacked: in one copy for each array."""
+  def read_batch(self, indices: Sequence[int] | np.ndarray) -> Arrays:
     rows = self._kept[indices]
     return {name: array[rows] for name, array in self._arrays.items()}
+
+  def select(self, rows: np.ndarray) -> 'Prepared':
+    """Returns the examples of some rows, without a copy of their arrays."""
+    chosen = np.flatnonzero(np.isin(self._kept, rows))
+    return Prepared(
+      self.split,
+      self._arrays,
+      self._kept[chosen],
+      self.stats.select(chosen),
+      self.pixels and self.pixels.select(chosen),
+    )
 
 
 class Files:
   """Arrays of any size, each in a file that is mapped when it is asked for.
 
-  Mapped anew at each access: a mapping that stays holds a file descriptor, of
+  Mapped anew at each access: a lasting mapping holds a file descriptor, of
   which a process has few.
   """
 
@@ -264,56 +328,46 @@ class Files:
     return np.load(self._path(row), mmap_mode='r')
 
 
-def num_workers(config) -> int:
-  """Threads that decode and read."""
-  return config.data.num_workers or len(os.sched_getaffinity(0))
-
-
-def describe(example, name: str, index: int, config) -> dict[str, Any]:
-  """An example's entries of Stats and Places."""
-  image, mask = example['image'], example['mask']
+def describe(
+  arrays: Arrays, name: str, index: int, config: ml_collections.ConfigDict
+) -> dict[str, Any]:
+  """Returns a prepared example's entries of Stats and ClassPixels."""
+  image, mask = arrays['image'], arrays['mask']
   size = mask.shape
   if len(size) == 3:
     image, mask = _flat_planes(image), _flat_planes(mask)
   counts = masks.histogram(mask)
   num_names = max(config.data.num_classes, 2)
+  # Of hashlib's functions, the one that processors have built in.
+  digest = hashlib.sha1(np.ascontiguousarray(image).data).digest()[:16]
   result = {
     'names': name,
     'sizes': size,
     'class_pixels': np.append(counts[:num_names], counts[fields.IGNORE_LABEL]),
-    'digests': np.frombuffer(
-      # Of those that hashlib has, the one that processors have built in.
-      hashlib.sha1(np.ascontiguousarray(image)).digest()[:16],
-      np.uint8,
-    ),
+    'digests': np.frombuffer(digest, np.uint8),
     'stds': cv2.meanStdDev(image)[1].max(),
   }
   if config.data.resize == 'patch':
-    result['places'] = _find_places(mask, counts[:num_names], index)
+    result['pixels'] = _sample_pixels(mask, counts[:num_names], index)
   return result
 
 
-def collect(found: list[dict[str, Any]], config):
-  """Joins what `describe` found: (Stats, Places or None)."""
-  column = lambda key: [entry[key] for entry in found]
-  width = max(config.data.num_classes, 2) + 1
+def collect(
+  found: list[dict[str, Any]], config: ml_collections.ConfigDict
+) -> tuple[Stats, ClassPixels | None]:
+  """Joins the results of `describe`."""
+  num_names = max(config.data.num_classes, 2)
+  column = lambda key, dtype, *shape: np.array(
+    [entry[key] for entry in found], dtype
+  ).reshape(-1, *shape)
   stats = Stats(
-    names=tuple(column('names')),
-    sizes=np.array(column('sizes'), np.int64).reshape(
-      -1, len(config.data.image_size)
-    ),
-    class_pixels=np.array(column('class_pixels'), np.int64).reshape(-1, width),
-    digests=np.array(column('digests'), np.uint8).reshape(-1, 16),
-    stds=np.array(column('stds'), np.float32),
+    names=tuple(entry['names'] for entry in found),
+    sizes=column('sizes', np.int64, len(config.data.image_size)),
+    class_pixels=column('class_pixels', np.int64, num_names + 1),
+    digests=column('digests', np.uint8, 16),
+    stds=column('stds', np.float32),
   )
   if config.data.resize != 'patch':
     return stats, None
-  return stats, _join_places(
-    [part for entry in column('places') for part in entry]
-  )
-
-
-def _join_places(parts: list[np.ndarray]) -> Places:
-  """Makes one of int32 [K, 2] of each class of each image."""
-  starts = np.cumsum([0, *map(len, parts)])
-  return Places(np.concatenate([np.zeros((0, 2), np.int32), *parts]), starts)
+  parts = (part for entry in found for part in entry['pixels'])
+  return stats, ClassPixels.join(parts, num_names)

@@ -1,35 +1,37 @@
 """Images of any size, read by rows.
 
-TIFF files in tiles or strips are decoded as their rows are asked for; all other
-files at once. Either way the values are those of `decode.decode_image`.
+TIFF files in tiles or strips are decoded row by row on demand, all other files
+at once. Either way the values are those of `decode.decode_image`.
 """
 
 import concurrent.futures
 import logging
+import math
 import os
 import pathlib
 import struct
 import threading
-from typing import Protocol
+from typing import Protocol, Self
 
+import ml_collections
 import numpy as np
 import tifffile
 
 from unet_jax.data import decode
 from unet_jax.runtime import errors
 
-# Its warnings do not name the file; messages here do.
+# Its warnings do not name the file; our messages do.
 logging.getLogger('tifffile').setLevel(logging.CRITICAL)
 
 # Compressions (by their TIFF tag) that imagecodecs and Pillow decode to the
 # same values: none, LZW, JPEG, two names of deflate, PackBits, LZMA, Zstandard.
 _COMPRESSIONS = (1, 5, 7, 8, 32946, 32773, 34925, 50000)
 
-# Decoded rows that a file keeps for the next call, in bytes.
+# Bytes of decoded rows kept for the next call.
 _KEPT = 256 * 2**20
 
-# What a damaged file makes of tifffile and imagecodecs, whose own errors are
-# RuntimeErrors.
+# Raised by tifffile and imagecodecs for damaged files; imagecodecs' own errors
+# are RuntimeErrors.
 _DAMAGE = (
   OSError,
   ValueError,
@@ -47,29 +49,37 @@ class Raster(Protocol):
 
   size: tuple[int, int]  # Height and width in pixels.
   num_channels: int
-  streams: bool  # Whether rows are decoded as they are asked for.
+  streams: bool  # Whether rows are decoded on demand.
 
   def read(self, start: int, stop: int) -> np.ndarray:
     """Returns rows start..stop-1: uint8 [stop - start, W, num_channels]."""
 
-  def close(self) -> None: ...
+  def close(self) -> None:
+    return
 
-  def __enter__(self) -> 'Raster': ...
+  def __enter__(self) -> Self:
+    return self
 
-  def __exit__(self, *error) -> None: ...
+  def __exit__(self, *error: object) -> None:
+    self.close()
 
 
-class ArrayRaster:
+class ArrayRaster(Raster):
   """An array as a raster."""
 
   streams = False
 
-  def __init__(self, array: np.ndarray, data, name: str = 'the array'):
+  def __init__(
+    self,
+    array: np.ndarray,
+    data: ml_collections.ConfigDict,
+    name: str = 'the array',
+  ):
     """Converts the array as a file's pixels would be.
 
     Args:
-      array: grey [H, W] or [H, W, 1], or RGB [H, W, 3]; what is not uint8 is
-        scaled as data.intensity says.
+      array: grey [H, W] or [H, W, 1], or RGB [H, W, 3]; other types than uint8
+        are scaled by data.intensity.
       data: the section `data` of the config.
       name: for messages.
 
@@ -91,22 +101,18 @@ class ArrayRaster:
   def read(self, start: int, stop: int) -> np.ndarray:
     return self._rows[start:stop]
 
-  def close(self) -> None:
-    pass
 
-  def __enter__(self):
-    return self
-
-  def __exit__(self, *error) -> None:
-    pass
-
-
-class TiffRaster:
-  """The first page of a TIFF file, of which `_is_by_rows` is true."""
+class TiffRaster(Raster):
+  """The first page of a TIFF file that `_is_by_rows` accepts."""
 
   streams = True
 
-  def __init__(self, tiff: tifffile.TiffFile, path, data):
+  def __init__(
+    self,
+    tiff: tifffile.TiffFile,
+    path: pathlib.Path,
+    data: ml_collections.ConfigDict,
+  ):
     """Reads the whole image once where its range of values must be known.
 
     Args:
@@ -122,23 +128,24 @@ class TiffRaster:
     self._pool = concurrent.futures.ThreadPoolExecutor(
       data.num_workers or len(os.sched_getaffinity(0))
     )
-    # What is decoded together: a row of tiles, or strips of some 64 rows.
+    # Decoded together: a row of tiles, or strips of some 64 rows.
     if page.is_tiled:
-      self._step = page.tilelength
-      self._count = -(-self.size[1] // page.tilewidth)
+      self._count, self._step = page.chunked[1], page.tilelength
     else:
       height = min(page.rowsperstrip, self.size[0])
       self._count = max(64 // height, 1)
       self._step = height * self._count
-    # Such rows, converted, by their number: those that the last two calls used,
-    # since bands overlap and what was predicted is read once more.
-    self._tiles, self._last = {}, range(0)
+    # These bands of rows, converted, by number: those of the last two calls,
+    # since windows overlap and predicted rows are read once more for overlays.
+    self._bands: dict[int, np.ndarray] = {}
+    self._last = range(0)
     self._lock = threading.Lock()
-    self._mapped = self._limits = None
+    self._mapped: np.ndarray | None = None
+    self._limits: tuple[float, float] | None = None
     try:
       if page.is_memmappable:
         self._mapped = page.asarray(out='memmap')
-      if data.intensity == 'image' or page.dtype.kind == 'f':
+      if data.intensity == 'image' or page.dtype == np.float32:
         self._limits = self._find_limits()
     except BaseException:
       self.close()
@@ -158,36 +165,30 @@ class TiffRaster:
     with self._lock:
       wanted = range(start // self._step, -(-stop // self._step))
       kept = {*wanted, *self._last}
-      self._tiles = {i: t for i, t in self._tiles.items() if i in kept}
+      self._bands = {i: b for i, b in self._bands.items() if i in kept}
       self._last = wanted
       for i in wanted:
-        if i not in self._tiles:
-          self._tiles[i] = self._convert(self._decode(i))
-          self._drop_tiles()
+        if i not in self._bands:
+          self._bands[i] = self._convert(self._decode(i))
+          self._drop_bands()
         top = i * self._step
-        part = self._tiles[i][max(start - top, 0) : stop - top]
+        part = self._bands[i][max(start - top, 0) : stop - top]
         at = max(top - start, 0)
         rows[at : at + len(part)] = part
     return rows
 
-  def _drop_tiles(self) -> None:
-    """Drops the first rows where a call reads more than is to be kept."""
-    excess = sum(t.nbytes for t in self._tiles.values()) - _KEPT
-    for i in sorted(self._tiles)[:-1]:
+  def _drop_bands(self) -> None:
+    """Drops the first bands where a call reads more than is to be kept."""
+    excess = sum(band.nbytes for band in self._bands.values()) - _KEPT
+    for i in sorted(self._bands)[:-1]:
       if excess <= 0:
         break
-      excess -= self._tiles.pop(i).nbytes
+      excess -= self._bands.pop(i).nbytes
 
   def close(self) -> None:
     self._pool.shutdown()
-    self._tiles, self._mapped = {}, None
+    self._bands, self._mapped = {}, None
     self._tiff.close()
-
-  def __enter__(self):
-    return self
-
-  def __exit__(self, *error) -> None:
-    self.close()
 
   def _convert(self, rows: np.ndarray) -> np.ndarray:
     if rows.ndim == 3:
@@ -200,47 +201,44 @@ class TiffRaster:
 
   def _decode(self, number: int) -> np.ndarray:
     """Returns a row of tiles, or some strips, as stored: [h, W, S]."""
-    page, file = self._page, self._tiff.filehandle
-    first = number * self._step
+    page, first = self._page, number * self._step
     height = min(self._step, page.imagelength - first)
     rows = np.zeros((height, page.imagewidth, page.samplesperpixel), page.dtype)
-    indices = range(len(page.dataoffsets))
-    indices = indices[number * self._count : (number + 1) * self._count]
+    chosen = slice(number * self._count, (number + 1) * self._count)
 
-    def place(index: int, segment: bytes | None) -> None:
-      # Files may leave tiles out where nothing was measured: they are 0.
-      if segment is None:
+    def place(segment_and_index: tuple[bytes | None, int]) -> None:
+      segment, index = segment_and_index
+      if segment is None:  # Files may omit empty tiles: they are 0.
         return
       decoded, (_, _, top, left, _), _ = page.decode(
         segment, index, jpegtables=page.jpegtables
       )
+      assert decoded is not None
       _, h, w, _ = decoded.shape
       target = rows[top - first :][:h, left : left + w]
-      # Tiles at the edges go on beyond them.
+      # Tiles at the edges reach beyond them.
       target[:] = decoded[0, : target.shape[0], : target.shape[1]]
 
     try:
-      segments = []
-      for index in indices:
-        count = page.databytecounts[index]
-        file.seek(page.dataoffsets[index])
-        segments.append(file.read(count) if count else None)
-      list(self._pool.map(place, indices, segments))
+      segments = self._tiff.filehandle.read_segments(
+        page.dataoffsets[chosen],
+        page.databytecounts[chosen],
+        range(len(page.dataoffsets))[chosen],
+      )
+      list(self._pool.map(place, segments))
     except _DAMAGE as e:
       reason = ' '.join(str(e).split()) or type(e).__name__
       raise decode.broken(self._name, reason) from e
     return rows
 
   def _find_limits(self) -> tuple[float, float]:
-    """Returns the lowest and the highest value of the image, alpha apart."""
-    if self._mapped is not None:
-      bands = (
-        self._mapped[top : top + 64] for top in range(0, self.size[0], 64)
-      )
-    else:
-      bands = map(self._decode, range(-(-self.size[0] // self._step)))
-    limits = []
-    for rows in bands:
+    """Returns the lowest and the highest value of the image, without alpha."""
+    limits: list[float] = []
+    for top in range(0, self.size[0], self._step):
+      if self._mapped is not None:
+        rows = self._mapped[top : top + self._step]
+      else:
+        rows = self._decode(top // self._step)
       rows = rows[..., :3] if rows.ndim == 3 else rows
       limits += [float(rows.min()), float(rows.max())]
     # Unlike min and max, NumPy's keep NaN.
@@ -250,8 +248,8 @@ class TiffRaster:
 def _is_by_rows(page: tifffile.TiffPage) -> bool:
   """Whether rows can be read alone, with the values of `decode_image`.
 
-  Other kinds of TIFF (palettes, bits, planes, inverted grey, turned images,
-  premultiplied alpha, uncommon types) are left to Pillow.
+  Pillow reads other kinds of TIFF: palettes, bits, planes, inverted grey,
+  turned images, premultiplied alpha, uncommon types.
   """
   grey = page.samplesperpixel == 1 and page.photometric == 1
   alpha = tuple(page.extrasamples) in ((), (0,), (2,))
@@ -276,11 +274,10 @@ def _is_by_rows(page: tifffile.TiffPage) -> bool:
   )
 
 
-def open_image(path: str | os.PathLike, data) -> Raster:
-  """Returns the image of a file.
-
-  TIFF files in tiles or strips take the memory of the rows that are read, all
-  others that of the whole image.
+def open_image(
+  path: str | os.PathLike, data: ml_collections.ConfigDict
+) -> Raster:
+  """Opens an image file; only TIFF in tiles or strips is not read whole.
 
   Args:
     path: of the file.
@@ -299,7 +296,7 @@ def open_image(path: str | os.PathLike, data) -> Raster:
       content = path.read_bytes()
   except OSError as e:
     raise errors.DecodeError(
-      f'{path} cannot be read ({e.strerror}); mend it or leave it out'
+      f'{path} cannot be read ({e.strerror}); fix it or remove it'
     ) from e
   if tiff is not None:
     return TiffRaster(tiff, path, data)
@@ -310,7 +307,7 @@ def open_image(path: str | os.PathLike, data) -> Raster:
 
 
 def _open_tiff(path: pathlib.Path) -> tifffile.TiffFile | None:
-  """Returns a file that can be read by rows, or None."""
+  """Returns a file that can be read by rows, else None."""
   tiff = None
   try:
     tiff = tifffile.TiffFile(path)
@@ -318,7 +315,7 @@ def _open_tiff(path: pathlib.Path) -> tifffile.TiffFile | None:
     if _is_by_rows(page) and _is_complete(page, tiff.filehandle.size):
       return tiff
   except _DAMAGE:
-    pass  # Pillow says what is wrong with it.
+    pass  # Pillow's message says why.
   if tiff is not None:
     tiff.close()
   return None
@@ -327,9 +324,6 @@ def _open_tiff(path: pathlib.Path) -> tifffile.TiffFile | None:
 def _is_complete(page: tifffile.TiffPage, size: int) -> bool:
   """Whether the file's `size` bytes hold all tiles or strips."""
   ends = np.add(page.dataoffsets, page.databytecounts, dtype=np.int64)
-  rows = page.tilelength if page.is_tiled else page.rowsperstrip
-  across = -(-page.imagewidth // page.tilewidth) if page.is_tiled else 1
   return (
-    len(page.dataoffsets) == across * -(-page.imagelength // rows)
-    and int(ends.max()) <= size
+    len(page.dataoffsets) == math.prod(page.chunked) and int(ends.max()) <= size
   )

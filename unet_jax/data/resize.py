@@ -1,23 +1,25 @@
 """Image and mask to one size."""
 
+from collections.abc import Sequence
+
 import cv2
 import numpy as np
 
 from unet_jax.config import fields
 
 
-def scaled_size(size, target, resize: str) -> tuple[int, int]:
+def scaled_size(
+  size: Sequence[int], target: Sequence[int], resize: str
+) -> tuple[int, ...]:
   """Returns height and width after scaling, before padding or cropping."""
-  size = size[: len(target)]
   if resize == 'stretch':
     return tuple(target)
-  ratios = [t / s for s, t in zip(size, target)]
-  ratio = min(ratios) if resize == 'pad' else max(ratios)
   pick = min if resize == 'pad' else max
+  ratio = pick(t / s for s, t in zip(size, target))
   return tuple(pick(max(round(s * ratio), 1), t) for s, t in zip(size, target))
 
 
-def _fit(array: np.ndarray, target, fill: int) -> np.ndarray:
+def _fit(array: np.ndarray, target: Sequence[int], fill: int) -> np.ndarray:
   """Pads with `fill` or crops [H, W, ...] at the centre to `target`."""
   for axis, t in enumerate(target):
     n = array.shape[axis]
@@ -32,7 +34,7 @@ def _fit(array: np.ndarray, target, fill: int) -> np.ndarray:
 
 
 def resize_pair(
-  image: np.ndarray, mask: np.ndarray, target: tuple[int, int], resize: str
+  image: np.ndarray, mask: np.ndarray, target: Sequence[int], resize: str
 ) -> tuple[np.ndarray, np.ndarray]:
   """Brings an image and its mask to one size, pixel on pixel.
 
@@ -57,11 +59,11 @@ def resize_pair(
   return _fit(image, target, 0), mask
 
 
-def _resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def _resize_image(image: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
   """Resizes uint8 [H, W, C], see `resize_pair`."""
   if size == image.shape[:-1]:
     return image
-  # One after the other, since INTER_AREA averages only where no side grows.
+  # First shrink, then grow: INTER_AREA averages only where no side grows.
   small = tuple(min(n, t) for n, t in zip(image.shape, size))
   image = cv2.resize(image, small[::-1], interpolation=cv2.INTER_AREA)
   image = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
@@ -69,16 +71,9 @@ def _resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def scale_image(
-  image: np.ndarray, target: tuple[int, int], resize: str
+  image: np.ndarray, target: Sequence[int], resize: str
 ) -> tuple[np.ndarray, tuple[slice, slice]]:
-  """Brings a whole image to the scale at which the network sees it.
-
-  As `resize_pair`, but `crop` cuts nothing off.
-
-  Args:
-    image: uint8 [H, W, C].
-    target: height and width of what enters the network.
-    resize: `stretch`, `pad` or `crop`.
+  """Resizes a whole image as `resize_pair` does, but `crop` cuts nothing off.
 
   Returns:
     uint8 [H', W', C], and the rows and columns of it that show the image.
@@ -88,11 +83,14 @@ def scale_image(
   if resize == 'pad':
     image = _fit(image, target, 0)
   starts = [(n - s) // 2 for n, s in zip(image.shape, size)]
-  return image, tuple(slice(a, a + s) for a, s in zip(starts, size))
+  rows, columns = (slice(a, a + s) for a, s in zip(starts, size))
+  return image, (rows, columns)
 
 
-def resize_labels(labels: np.ndarray, target, resize: str, fill: int):
-  """The part of `resize_pair` for integers [H, W]; `fill` is around them."""
+def resize_labels(
+  labels: np.ndarray, target: Sequence[int], resize: str, fill: int
+) -> np.ndarray:
+  """Resizes integers [H, W] as `resize_pair` does masks, padded by `fill`."""
   if resize == 'patch':
     return labels
   old, size = labels.shape, scaled_size(labels.shape, target, resize)

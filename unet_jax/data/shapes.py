@@ -9,7 +9,9 @@ import functools
 import hashlib
 import itertools
 import pathlib
+from collections.abc import Sequence
 
+import ml_collections
 import numpy as np
 
 from unet_jax.config import fields
@@ -30,7 +32,7 @@ _CONTRAST = 80
 
 
 def _color(rng: np.random.Generator, taken: list[np.ndarray]) -> np.ndarray:
-  """A random colour, 0..255, that can be told from those in the picture."""
+  """Draws a colour, 0..255, unlike those that the picture has, and adds it."""
   while True:
     color = rng.uniform(40, 215, 3)
     if all(np.linalg.norm(color - other) > _CONTRAST for other in taken):
@@ -38,7 +40,9 @@ def _color(rng: np.random.Generator, taken: list[np.ndarray]) -> np.ndarray:
       return color
 
 
-def _direction(rng: np.random.Generator, dims: int, turn: float):
+def _direction(
+  rng: np.random.Generator, dims: int, turn: float
+) -> tuple[float, ...]:
   """A random unit vector; in a plane, that of an angle below `turn`."""
   if dims == 2:
     angle = rng.uniform(0, turn)
@@ -47,7 +51,9 @@ def _direction(rng: np.random.Generator, dims: int, turn: float):
   return tuple(vector / np.linalg.norm(vector))
 
 
-def _texture(rng: np.random.Generator, color: np.ndarray, grid) -> np.ndarray:
+def _texture(
+  rng: np.random.Generator, color: np.ndarray, grid: np.ndarray
+) -> np.ndarray:
   """A colour with a random plane wave on it: float [H, W, 3]."""
   direction, period = _direction(rng, len(grid), np.pi), rng.uniform(3, 12)
   phase = sum(x * d for x, d in zip(grid, direction)) + rng.uniform(0, period)
@@ -55,13 +61,18 @@ def _texture(rng: np.random.Generator, color: np.ndarray, grid) -> np.ndarray:
   return color + wave[..., None] * rng.uniform(-25, 25, 3)
 
 
-def _signed_distance(kind: int, offsets, radius: float, direction):
+def _signed_distance(
+  kind: int,
+  offsets: Sequence[np.ndarray],
+  radius: float,
+  direction: Sequence[float],
+) -> np.ndarray:
   """Distance of each pixel to a shape's outline in pixels, negative inside.
 
   Args:
     kind: an index into CLASSES, 1 or more.
-    offsets: pixels below and right of the centre, two of [H, W]; of volumes
-      three of [D, H, W].
+    offsets: pixels below and right of the centre: two of [H, W], or three of
+      [D, H, W].
     radius: of the disk and the ring's outer edge; the bar is 2.8 radius long.
     direction: unit vector along the bar.
   """
@@ -77,7 +88,9 @@ def _signed_distance(kind: int, offsets, radius: float, direction):
   return np.maximum(along, length(cross) - 0.35 * radius)
 
 
-def draw(seed: tuple[int, ...], size: tuple[int, ...]):
+def draw(
+  seed: tuple[int, ...], size: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray]:
   """Draws one example.
 
   Args:
@@ -92,7 +105,7 @@ def draw(seed: tuple[int, ...], size: tuple[int, ...]):
   rng = np.random.default_rng(seed)
   dims = len(size)
   grid = np.indices(size).astype(np.float32)
-  colors = []
+  colors: list[np.ndarray] = []
   image = _texture(rng, _color(rng, colors), grid)
   mask = np.zeros(size, np.uint8)
   scale = min(size)
@@ -109,7 +122,7 @@ def draw(seed: tuple[int, ...], size: tuple[int, ...]):
     mask[distance < 0] = kind
     mask[np.abs(distance) < _RIMS[dims]] = fields.IGNORE_LABEL
   # Light that falls off to one side.
-  light = 1
+  light = np.ones(size)
   for slope, x, n in zip(rng.uniform(-0.35, 0.35, dims), grid, size):
     light = light + slope * (x / n - 0.5)
   image = image * light[..., None] + rng.normal(0, 8, image.shape)
@@ -121,11 +134,13 @@ class ShapesSource:
 
   held_out = False
 
-  def __init__(self, config, split: str, problems=None):
-    pass
-
+  def __init__(
+    self,
+    config: ml_collections.ConfigDict,
+    split: str,
+    problems: list[examples.Problem] | None = None,
+  ):
     del problems  # There are no files.
-    self._draw = draw
     if split == 'auto':
       split = 'test'
     if split not in ('train', 'test'):
@@ -138,16 +153,21 @@ class ShapesSource:
     # The two splits count up from different ends of the seeds.
     self._seed = (config.seed, ('train', 'test').index(split))
     self._size = tuple(data.image_size)
-    code = hashlib.sha256(pathlib.Path(__file__).read_bytes())
-    drawn_by = [code.hexdigest(), np.__version__]
-    self.fingerprint = ['shapes', self._seed, self._length, self._size]
-    self.fingerprint += drawn_by
+    code = hashlib.sha256(pathlib.Path(__file__).read_bytes()).hexdigest()
+    self.fingerprint = [
+      'shapes',
+      self._seed,
+      self._length,
+      self._size,
+      code,
+      np.__version__,
+    ]
 
   def __len__(self) -> int:
     return self._length
 
   def __getitem__(self, index: int) -> examples.Example:
-    image, mask = self._draw((*self._seed, index), self._size)
+    image, mask = draw((*self._seed, index), self._size)
     name = f'{self.split} shape {index}'
     return {'image': image, 'mask': mask, 'name': name, 'mask_name': name}
 

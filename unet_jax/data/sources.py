@@ -1,19 +1,22 @@
-"""The table of sources, and folds of one."""
+"""The table of sources, and cross-validation folds of a source."""
 
+from collections.abc import Callable
+
+import ml_collections
 import numpy as np
 
 from unet_jax.data import examples, folder_source, shapes, tfds_source
 from unet_jax.runtime import errors
 
+SOURCES: dict[str, Callable[..., examples.Source]] = {
+  'tfds': tfds_source.TfdsSource,
+  'folder': folder_source.FolderSource,
+  'shapes': shapes.ShapesSource,
+}
+
 
 class Subset:
-  """Some examples of a source, as a source: a fold, or the others.
-
-  Args:
-    whole: the source.
-    rows: int [K]: their indices in it.
-    split: what they are called.
-  """
+  """The examples `rows`, int [K], of a source, as a source."""
 
   held_out = True
 
@@ -31,12 +34,14 @@ class Subset:
     return self.whole.read(self.rows[index])
 
 
-def cut_folds(count: int, config) -> list[np.ndarray]:
+def cut_folds(
+  count: int, config: ml_collections.ConfigDict
+) -> list[np.ndarray]:
   """Cuts `count` examples into data.num_folds parts of nearly equal size.
 
   Returns:
     The indices of each part, ascending; with data.holdout `last` a part is one
-    block, so that few of a stack's neighbours are in two.
+    block, so that few neighbours in a stack of slices are in two parts.
 
   Raises:
     UserError: there are fewer examples than folds.
@@ -47,29 +52,22 @@ def cut_folds(count: int, config) -> list[np.ndarray]:
       f'--config.data.num_folds={data.num_folds}: the {count} example(s) of '
       f'{data.train_split} cannot be cut into that many'
     )
-  order = np.arange(count)
-  if data.holdout == 'random':
-    order = np.random.default_rng(config.seed).permutation(order)
+  order = examples.holdout_order(count, config)
   return [np.sort(part) for part in np.array_split(order, data.num_folds)]
 
 
-SOURCES = {
-  'tfds': tfds_source.TfdsSource,
-  'folder': folder_source.FolderSource,
-  'shapes': shapes.ShapesSource,
-}
-
-
 def make_source(
-  config, split: str, problems: list[examples.Problem] | None = None
+  config: ml_collections.ConfigDict,
+  split: str,
+  problems: list[examples.Problem] | None = None,
 ) -> examples.Source:
   """Returns the examples of a split.
 
   Args:
     config: of the run.
-    split: named as in data.train_split; with data.num_folds that one is without
-      its fold data.fold, which is `auto`, and each fold i is `fold_i`.
-    problems: gets what is wrong with files as a whole, which are then left out;
+    split: named as in data.train_split. With data.num_folds each fold i is
+      `fold_i`, `auto` is the fold data.fold, and data.train_split the rest.
+    problems: collects mistakes in files as a whole, which are then skipped;
       None raises the first.
 
   Raises:

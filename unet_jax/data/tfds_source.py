@@ -1,6 +1,10 @@
-"""Examples of TensorFlow Datasets, read without TensorFlow."""
+"""Examples of TensorFlow Datasets (TFDS), read without TensorFlow."""
 
 import os
+from collections.abc import Collection
+from typing import Any
+
+import ml_collections
 
 from unet_jax.config import fields
 from unet_jax.data import examples
@@ -8,12 +12,17 @@ from unet_jax.runtime import errors
 
 
 class TfdsSource:
-  """A split of a TFDS data set, read without TensorFlow."""
+  """A split of a TFDS data set; its records cannot be unpaired."""
 
   held_out = False
 
-  def __init__(self, config, split: str, problems=None):
-    del problems  # Pairs are records here.
+  def __init__(
+    self,
+    config: ml_collections.ConfigDict,
+    split: str,
+    problems: list[examples.Problem] | None = None,
+  ):
+    del problems
     import tensorflow_datasets as tfds
 
     data = config.data
@@ -41,20 +50,15 @@ class TfdsSource:
     skip = tfds.decode.SkipDecoding()
     try:
       self._records = builder.as_data_source(
-        split,
-        decoders=dict.fromkeys(keys, skip),
+        split, decoders=dict.fromkeys(keys, skip)
       )
     except (KeyError, ValueError) as e:
       raise errors.UserError(
         f'TFDS set {data.name} has no split {split!r}; it has '
         f'{", ".join(builder.info.splits)}'
       ) from e
-    self.fingerprint = [
-      'tfds',
-      builder.info.full_name,
-      split,
-      str(builder.data_path),
-    ]
+    data_path = str(builder.data_path)
+    self.fingerprint = ['tfds', builder.info.full_name, split, data_path]
 
   def __len__(self) -> int:
     return len(self._records)
@@ -77,15 +81,15 @@ class TfdsSource:
     return example
 
 
-def _prepare_tfds(config):
-  """Any other TFDS set, with TFDS's own builder."""
+def _prepare_tfds(config: ml_collections.ConfigDict) -> Any:
+  """Prepares any other TFDS set with TFDS's own builder, and returns that."""
   import tensorflow_datasets as tfds
 
   data = config.data
   if data.dir:
     raise errors.UserError(
       f'--config.data.dir with the TFDS set {data.name}: only '
-      'oxford_iiit_pet is read from a local copy; leave data.dir out to '
+      'oxford_iiit_pet is read from a local copy; remove data.dir to '
       'download, or use --config=configs/folder.py'
     )
   try:
@@ -103,7 +107,7 @@ def _prepare_tfds(config):
   return builder
 
 
-def _first_of(names, available) -> str:
+def _first_of(names: Collection[str], available: Collection[str]) -> str:
   for name in names:
     if name in available:
       return name

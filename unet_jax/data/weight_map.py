@@ -6,22 +6,22 @@ Ronneberger et al. 2015 (arXiv 1505.04597), eq. 2:
 
 w_c balances the classes; d1 and d2 are the distances from x to the nearest and
 to the second nearest instance, so that the narrow gaps between instances count
-most. The border term is added where there is no instance, which is where the
-network has to learn to separate them; an image of fewer than two instances has
-none.
+most. The border term is added outside of instances, where the network has to
+learn to separate them; images of fewer than two instances have none.
 """
 
 import dataclasses
 import math
 
 import cv2
+import ml_collections
 import numpy as np
 
 from unet_jax.config import fields
 
 # Raise it when the same settings would give other weights.
 VERSION = 1
-# A border term below this is left out; float16, in which weights are kept, is
+# Border terms below this are dropped; float16, in which weights are stored, is
 # coarser from 0.25 on.
 _NEGLIGIBLE = 1e-4
 
@@ -31,9 +31,9 @@ class WeightMap:
   """Makes the weights of one image.
 
   Attributes:
-    border_weight: w0; 0 leaves the border term out.
+    border_weight: w0; 0 for no border term.
     border_sigma: sigma, in pixels.
-    balance: whether w_c balances the classes of the image; otherwise it is 1.
+    balance: whether w_c balances the classes of the image, or is 1.
   """
 
   border_weight: float
@@ -66,11 +66,16 @@ class WeightMap:
     return weights.astype(np.float16)
 
 
-def make_weight_map(config) -> WeightMap | None:
-  """Returns the weight map of a config; None where all pixels count alike."""
-  loss = config.loss
-  if loss.weight_map == 'none' and loss.balance == 'none':
+def is_used(config: ml_collections.ConfigDict) -> bool:
+  """Whether a config weighs pixels."""
+  return config.loss.weight_map != 'none' or config.loss.balance != 'none'
+
+
+def make_weight_map(config: ml_collections.ConfigDict) -> WeightMap | None:
+  """Returns the weight map of a config; None where pixels are not weighed."""
+  if not is_used(config):
     return None
+  loss = config.loss
   return WeightMap(
     border_weight=loss.border_weight if loss.weight_map == 'border' else 0.0,
     border_sigma=loss.border_sigma,
@@ -85,8 +90,8 @@ def class_balance(mask: np.ndarray) -> np.ndarray:
     mask: uint8 [H, W]; 255 is ignored.
 
   Returns:
-    float32 [H, W] of mean 1 over the pixels that are not ignored, the same sum
-    for each class that occurs.
+    float32 [H, W] of mean 1 over the pixels that are not ignored, with the same
+    sum for each class that occurs.
   """
   counts = np.bincount(mask.ravel(), minlength=256)
   counts[fields.IGNORE_LABEL] = 0
@@ -99,26 +104,19 @@ def class_balance(mask: np.ndarray) -> np.ndarray:
 def connected_instances(mask: np.ndarray) -> np.ndarray:
   """Numbers the connected parts of each class but 0, the background.
 
-  Pixels are connected by their four neighbours: diagonal neighbours alone are
-  two instances with a border between them. Parts of different classes are
-  different instances, also where they touch.
+  Pixels are connected to their four neighbours: diagonal neighbours alone are
+  two instances with a border between them. So are touching classes.
 
   Args:
     mask: uint8 [H, W]; 255 is ignored and no instance.
 
   Returns:
-    int32 [H, W]: 0 for none, else from 1.
+    integers [H, W]: 0 for none, else from 1.
   """
-  from scipy import ndimage  # Slow to import, and rarely needed.
+  from skimage import measure  # Slow to import, and rarely needed.
 
-  instances, count = np.zeros(mask.shape, np.int32), 0
-  for c in np.unique(mask):
-    if c not in (0, fields.IGNORE_LABEL):
-      parts, more = ndimage.label(mask == c)
-      inside = parts > 0
-      instances[inside] = parts[inside] + count
-      count += more
-  return instances
+  classes = np.where(mask == fields.IGNORE_LABEL, 0, mask)
+  return measure.label(classes, connectivity=1)
 
 
 def border_term(
@@ -126,10 +124,10 @@ def border_term(
 ) -> np.ndarray:
   """Returns weight * exp(-(d1 + d2)^2 / (2 sigma^2)) outside of instances.
 
-  Each instance's distances are needed only as far as the term is not
-  negligible: the exact transform is run on its bounding box grown by that much,
-  not on the whole image. OpenCV's gives SciPy's distances (rounded to float32)
-  in half of the time, and threads can run it side by side.
+  Distances matter only as far as the term is not negligible: the exact
+  transform runs on each instance's bounding box grown by that much. OpenCV's
+  gives SciPy's distances (rounded to float32) in half of the time, and threads
+  can run it side by side.
 
   Args:
     instances: integers [H, W], 0 is none; each other value is one instance,
@@ -147,7 +145,7 @@ def border_term(
   values = np.unique(instances[inside])
   if len(values) < 2:
     return term
-  # From 1 without gaps, as find_objects wants them.
+  # From 1 without gaps, as find_objects needs.
   labels = np.where(inside, np.searchsorted(values, instances) + 1, 0)
   reach = sigma * math.sqrt(2 * math.log(max(weight / _NEGLIGIBLE, 1)))
   margin = math.ceil(reach)
@@ -156,11 +154,8 @@ def border_term(
   for label, box in enumerate(ndimage.find_objects(labels), 1):
     # Slices that end beyond the image end at its border.
     box = tuple(slice(max(s.start - margin, 0), s.stop + margin) for s in box)
-    distance = cv2.distanceTransform(
-      (labels[box] != label).astype(np.uint8),
-      cv2.DIST_L2,
-      cv2.DIST_MASK_PRECISE,
-    )
+    others = (labels[box] != label).astype(np.uint8)
+    distance = cv2.distanceTransform(others, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
     d1, d2 = nearest[box], second[box]
     np.minimum(d2, np.maximum(d1, distance), out=d2)
     np.minimum(d1, distance, out=d1)

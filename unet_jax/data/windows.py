@@ -1,13 +1,14 @@
 """Windows of images of any size: drawn to train on, laid out to evaluate.
 
-A window is what enters the network. What leaves it is as large or, with `valid`
-convolutions, its middle: the output. Outputs are placed on the image; what a
-window shows beyond the image's border is mirrored (the overlap-tile strategy of
-Ronneberger et al. 2015, arXiv 1505.04597, figure 2) and ignored in the mask.
-Only the rows of the window are read from a memory-mapped image.
+Windows, outputs and mirrored borders are those of tiling.py; the mask of a
+window is 255 beyond the border. Only the rows of a window are read from a
+memory-mapped image.
 """
 
+from typing import Any
+
 import grain
+import ml_collections
 import numpy as np
 
 from unet_jax.config import fields
@@ -15,28 +16,28 @@ from unet_jax.data import prepared, tiling
 from unet_jax.models import unet
 from unet_jax.runtime import errors
 
-Example = dict[str, np.ndarray]
-
 _EPOCHS = 2**31
 
 
-def read_window(example: Example, corner, size) -> Example:
+def read_window(
+  arrays: prepared.Arrays, corner: np.ndarray, size: tuple[int, ...]
+) -> prepared.Arrays:
   """Returns a window of an example, in memory.
 
   Args:
-    example: arrays [H, W, ...], `mask` among them; perhaps memory-mapped.
-    corner: row and column of its first pixel, perhaps beyond the border.
+    arrays: of the example, [H, W, ...], perhaps memory-mapped.
+    corner: int [2]: the window's first row and column, perhaps negative.
     size: height and width of the window.
 
   Returns:
     The same entries at that size: mirrored beyond the border (without repeating
     the last pixel), where the mask is 255.
   """
-  borders = example['mask'].shape
+  borders = arrays['mask'].shape
   rows, columns = map(tiling.mirrored, corner, size, borders)
   # One slice, which maps to few parts of a file; the rest happens in memory.
   box = tuple(slice(i.min(), i.max() + 1) for i in (rows, columns))
-  result = {name: np.array(array[box]) for name, array in example.items()}
+  result = {name: np.array(array[box]) for name, array in arrays.items()}
   outside = [
     (c + np.arange(n) < 0) | (c + np.arange(n) >= border)
     for c, n, border in zip(corner, size, borders)
@@ -49,42 +50,36 @@ def read_window(example: Example, corner, size) -> Example:
   return result
 
 
-class _Layout:
-  """The sizes of windows and outputs, and a prepared set to lay them on."""
-
-  def __init__(self, dataset: prepared.Prepared, config):
-    self._dataset = dataset
-    self._window = np.array(config.data.image_size)
-    model = unet.create_model(config)
-    self._output = np.array(model.output_size(config.data.image_size))
-    self._sizes = dataset.stats.sizes
-
-  def _read(self, index: int, start) -> Example:
-    """The window whose output starts at `start` in image `index`."""
-    corner = start - (self._window - self._output) // 2
-    return read_window(self._dataset[index], corner, self._window)
+def _make_layout(config: ml_collections.ConfigDict) -> tiling.Layout:
+  """Outputs side by side, centred on the image."""
+  window = tuple(config.data.image_size)
+  output = unet.create_model(config).output_size(window)
+  return tiling.Layout(window, output, step=output, centered=True)
 
 
-class _Draw(_Layout):
-  """Draws a window for a ticket, which is the index of an image.
+class _Draw:
+  """Draws a window for the index of an image.
 
   As nnU-Net does (Isensee et al. 2021, doi 10.1038/s41592-020-01008-z), a
   fraction of the windows is centred on a pixel of a class that is drawn first,
   so that rare classes are seen; as far as the output stays in the image.
   """
 
-  def __init__(self, dataset: prepared.Prepared, config):
-    super().__init__(dataset, config)
+  def __init__(
+    self, dataset: prepared.Dataset, config: ml_collections.ConfigDict
+  ):
+    assert dataset.stats and dataset.pixels  # Read whole, for `patch`.
+    self._dataset, self._layout = dataset, _make_layout(config)
+    self._sizes, self._pixels = dataset.stats.sizes, dataset.pixels
     names = fields.class_names(config)
-    self._num_classes = len(names)
     self._fraction = config.data.foreground_fraction
     chosen = config.data.sample_classes or names[1:]
-    pixels = dataset.stats.class_pixels
+    counts = dataset.stats.class_pixels
     # {class: images that have it}
     self._images = {
-      c: np.flatnonzero(pixels[:, c])
+      c: np.flatnonzero(counts[:, c])
       for c in map(names.index, chosen)
-      if pixels[:, c].any()
+      if counts[:, c].any()
     }
     self._classes = list(self._images)
     if self._fraction and not self._classes:
@@ -94,70 +89,76 @@ class _Draw(_Layout):
         '--config.data.foreground_fraction=0'
       )
 
-  def tickets(self) -> np.ndarray:
-    """Returns each image's index once per started area of an output."""
-    counts = -(-self._sizes.prod(1) // self._output.prod())
+  def epoch(self) -> np.ndarray:
+    """Returns the index of each image once per started area of an output."""
+    counts = -(-self._sizes.prod(1) // np.prod(self._layout.output))
     return np.repeat(np.arange(len(counts)), counts)
 
-  def __call__(self, index: int, rng: np.random.Generator) -> Example:
-    """Returns the window that `rng` draws for image `index`, or another."""
+  def __call__(self, index: int, rng: np.random.Generator) -> prepared.Arrays:
+    """Returns the window that `rng` draws from image `index`, or another."""
     point = None
     if rng.random() < self._fraction:
       c = self._classes[rng.integers(len(self._classes))]
       index = rng.choice(self._images[c])
-      points = self._dataset.places.of(index, c, self._num_classes)
+      points = self._pixels.of(index, c)
       point = points[rng.integers(len(points))]
-    room = self._sizes[index] - self._output
+    output = np.array(self._layout.output)
+    room = self._sizes[index] - output
     if point is None:
       start = rng.integers(0, np.maximum(room, 0) + 1)
     else:
-      start = np.clip(point - self._output // 2, 0, np.maximum(room, 0))
+      start = np.clip(point - output // 2, 0, np.maximum(room, 0))
     # A smaller image lies in the middle of the output.
-    return self._read(index, np.where(room < 0, -(-room // 2), start))
+    start = np.where(room < 0, -(-room // 2), start)
+    corner = start - self._layout.margins
+    return read_window(self._dataset[index], corner, self._layout.window)
 
 
-def train_windows(dataset: prepared.Prepared, config) -> grain.MapDataset:
+def train_windows(
+  dataset: prepared.Dataset, config: ml_collections.ConfigDict
+) -> grain.MapDataset:
   """Returns endless windows; each depends on the seed and its position alone.
 
-  An epoch has as many windows of an image as outputs would cover it, in an
-  order that is shuffled anew in each.
-
-  Args:
-    dataset: prepared with data.resize `patch`.
-    config: of the run.
+  An epoch has as many windows of an image as outputs would cover it, in another
+  order each time.
 
   Raises:
     UserError: no image has any of data.sample_classes.
   """
   draw = _Draw(dataset, config)
-  tickets = grain.MapDataset.source(draw.tickets())
-  # Endless, as far as anyone can see: grain's own repeat() is too long for
+  indices = grain.MapDataset.source(draw.epoch())
+  # Endless, for all practical purposes: grain's own repeat() is too long for
   # Python once it is cut into batches of one.
-  endless = tickets.shuffle(config.seed).repeat(_EPOCHS)
+  endless = indices.shuffle(config.seed).repeat(_EPOCHS)
   return endless.random_map(draw, seed=config.seed)
 
 
-class Tiles(_Layout):
+class Tiles:
   """Windows whose outputs cover every pixel of every image exactly once.
 
-  The grid of outputs lies in the middle of the image, so that what it has
-  beyond the border is the same on both sides. A tile's `example`, int32, is the
-  index of its image. Counts of pixels add up to those of the image; a loss that
-  is a mean over images, as Dice is, takes each tile for one.
+  A tile's `example`, int32, is the index of its image. Counts of pixels add up
+  to those of the image; a loss that is a mean over images, such as Dice, takes
+  each tile for an image.
   """
 
-  def __init__(self, dataset: prepared.Prepared, config):
-    super().__init__(dataset, config)
-    self._grids = -(-self._sizes // self._output)
-    self._ends = np.cumsum(self._grids.prod(1))
+  def __init__(
+    self, dataset: prepared.Dataset, config: ml_collections.ConfigDict
+  ):
+    assert dataset.stats  # Read whole.
+    self._dataset, self._layout = dataset, _make_layout(config)
+    self._starts = [
+      self._layout.starts(size) for size in dataset.stats.sizes.tolist()
+    ]
+    counts = [len(rows) * len(columns) for rows, columns in self._starts]
+    self._first = np.cumsum([0, *counts])
 
   def __len__(self) -> int:
-    return int(self._ends[-1])
+    return int(self._first[-1])
 
-  def __getitem__(self, index: int) -> Example:
-    image = int(np.searchsorted(self._ends, index, 'right'))
-    grid = self._grids[image]
-    row, column = divmod(index - (self._ends[image] - grid.prod()), grid[1])
-    first = -((grid * self._output - self._sizes[image]) // 2)
-    start = first + (row, column) * self._output
-    return {**self._read(image, start), 'example': np.int32(image)}
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    image = int(np.searchsorted(self._first, index, 'right')) - 1
+    rows, columns = self._starts[image]
+    row, column = divmod(index - int(self._first[image]), len(columns))
+    corner = np.array((rows[row], columns[column])) - self._layout.margins
+    window = read_window(self._dataset[image], corner, self._layout.window)
+    return {**window, 'example': np.int32(image)}

@@ -42,22 +42,16 @@ def bootstrap(
     return {}
   confusion = np.asarray(confusion, np.int64)
   totals, image_miou = _draws(confusion, resamples, seed)
-  iou, dice = confusion_lib.iou_and_dice(totals)
+  scored, iou, dice = confusion_lib.class_scores(totals, names, foreground)
   values = {
-    'dataset_miou': confusion_lib.nanmean(iou, 1),
-    'dataset_mdice': confusion_lib.nanmean(dice, 1),
+    'dataset_miou': confusion_lib.nanmean(iou[:, : len(names)], 1),
+    'dataset_mdice': confusion_lib.nanmean(dice[:, : len(names)], 1),
     'image_miou': image_miou,
     'pixel_accuracy': confusion_lib.ratio(
       np.trace(totals, axis1=1, axis2=2), totals.sum((1, 2))
     ),
-    **{f'dataset_iou/{name}': iou[:, c] for c, name in enumerate(names)},
+    **{f'dataset_iou/{name}': iou[:, c] for c, name in enumerate(scored)},
   }
-  if foreground:
-    indices = [names.index(n) for n in foreground]
-    binary = confusion_lib.merge_foreground(totals, indices)
-    values[f'dataset_iou/{"+".join(foreground)}'] = confusion_lib.iou_and_dice(
-      binary
-    )[0][:, 1]
   return {name: _percentiles(v) for name, v in values.items()}
 
 

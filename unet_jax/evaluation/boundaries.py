@@ -10,8 +10,8 @@
   Both as in MONAI.
 
 Pixels that the mask ignores are of no class, in the mask and in the prediction,
-so that a perfect prediction keeps its scores; what borders on them, or on the
-image's border, is outline.
+so that a perfect prediction keeps its scores; pixels beside them, or beside the
+image's border, are outline.
 """
 
 import math
@@ -22,9 +22,11 @@ from scipy import spatial
 
 _CROSS = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
 _SQUARE = cv2.getStructuringElement(cv2.MORPH_RECT, (3, 3))
-# A tree of the edge pixels is quicker than a distance transform of the image,
-# unless more than this share of the pixels are edges (500 x 375, both ways: 1.3
-# ms against 4.4 ms for a circle, 23 ms against 8 ms where 15 % are edges).
+# Above this share of edge pixels a distance transform of the image is quicker
+# than a tree of the edge pixels (500 x 375, both ways: 4.4 ms against 1.3 ms
+# for a circle, 8 ms against 23 ms where 15 % are edges). With SciPy's exact
+# transform for both, `measure` takes 1.3 to 1.6 times as long on masks of pets
+# at 128 x 128 pixels and 3.3 times at 512 x 512.
 _SPARSE = 0.04
 # Pixels; the square of a float32 distance up to here is less than 0.5 off.
 _EXACT = 1000.0
@@ -80,8 +82,8 @@ def boundary_distance(shape: tuple[int, int], ratio: float) -> int:
 def boundary_region(binary: np.ndarray, distance: int) -> np.ndarray:
   """Returns the pixels of an object that are close to its outline.
 
-  As the authors' implementation has it: what `distance` erosions by 3x3 pixels
-  take away; beyond the image's border there is no object.
+  As in the authors' implementation, these are the pixels that `distance`
+  erosions by 3x3 pixels remove; beyond the image's border there is no object.
 
   Args:
     binary: uint8 [H, W] of 0 and 1.
@@ -181,18 +183,19 @@ def _erode(binary: np.ndarray, kernel: np.ndarray, times: int = 1):
 
 
 def _to_nearest(start: np.ndarray, goal: np.ndarray) -> np.ndarray:
-  """Distances from the set pixels of one image to the nearest of another."""
+  """Returns the distance of each set pixel to the nearest of another image."""
   result = np.zeros(cv2.countNonZero(start))
   goals = cv2.countNonZero(goal)
   if not goals:
     result[:] = np.inf
     return result
   if goals > _SPARSE * goal.size:
-    # float32, by one of two algorithms, which differ in the last bits.
+    # float32, by one of two algorithms that differ in the last bits.
     distance = cv2.distanceTransform(
       1 - goal, cv2.DIST_L2, cv2.DIST_MASK_PRECISE
     )[start > 0]
-    # Their squares are whole numbers, and those that are told apart exact.
+    # Squared distances are whole numbers, so that rounding makes them exact
+    # as far as float32 can distinguish them.
     result[:] = np.sqrt(np.rint(distance.astype(float) ** 2))
     rest = result > _EXACT
   else:

@@ -92,6 +92,33 @@ def merge_foreground(
   return groups @ confusion @ groups.T
 
 
+def class_scores(
+  confusion: np.ndarray,
+  names: tuple[str, ...],
+  foreground: tuple[str, ...] = (),
+) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
+  """Returns IoU and Dice of each class, and of the foreground as one class.
+
+  Args:
+    confusion: integers [..., C, C].
+    names: of the C classes.
+    foreground: names of the classes to join, or ().
+
+  Returns:
+    `names`, and 'a+b' for a foreground of a and b; IoU and Dice [..., C] or,
+    with a foreground, [..., C + 1].
+  """
+  iou, dice = iou_and_dice(confusion)
+  if not foreground:
+    return names, iou, dice
+  binary = merge_foreground(confusion, [names.index(n) for n in foreground])
+  iou, dice = (
+    np.concatenate([of_classes, joined[..., 1:]], -1)
+    for of_classes, joined in zip((iou, dice), iou_and_dice(binary))
+  )
+  return (*names, '+'.join(foreground)), iou, dice
+
+
 def nanmean(values: np.ndarray, axis: int | None = None) -> np.ndarray:
   """Returns the mean of values that are not NaN; NaN where all are."""
   with warnings.catch_warnings():
@@ -121,25 +148,14 @@ def scores(
   """
   confusion = np.asarray(confusion, np.int64)
   total = confusion.sum(0)
-  result = {}
-  for reduction, (iou, dice) in {
-    'dataset': iou_and_dice(total[None]),
-    'image': iou_and_dice(confusion),
-  }.items():
+  result = {'pixel_accuracy': ratio(np.trace(total), total.sum())}
+  for reduction, counts in (('dataset', total[None]), ('image', confusion)):
+    scored, iou, dice = class_scores(counts, names, foreground)
     for score, values in (('iou', iou), ('dice', dice)):
-      result[f'{reduction}_m{score}'] = nanmean(nanmean(values, 1))
-      for name, value in zip(names, nanmean(values, 0)):
+      of_classes = values[:, : len(names)]
+      result[f'{reduction}_m{score}'] = nanmean(nanmean(of_classes, 1))
+      for name, value in zip(scored, nanmean(values, 0)):
         result[f'{reduction}_{score}/{name}'] = value
-  result['pixel_accuracy'] = ratio(np.trace(total), total.sum())
-  if foreground:
-    name = '+'.join(foreground)
-    binary = merge_foreground(confusion, [names.index(n) for n in foreground])
-    for reduction, (iou, dice) in {
-      'dataset': iou_and_dice(binary.sum(0)[None]),
-      'image': iou_and_dice(binary),
-    }.items():
-      result[f'{reduction}_iou/{name}'] = nanmean(iou[:, 1])
-      result[f'{reduction}_dice/{name}'] = nanmean(dice[:, 1])
   return {name: float(value) for name, value in result.items()}
 
 

@@ -24,7 +24,7 @@ _PARTITIONS = ('v_rand', 'v_info', 'v_rand_thin', 'v_info_thin')
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-  """What to measure, see unet_jax/config/default.py, section eval.
+  """Settings of measures, see unet_jax/config/default.py, section eval.
 
   Attributes:
     names: of the classes; logits of one channel (sigmoid) have two.
@@ -78,7 +78,7 @@ def measure_image(
     logits: float32 [H, W, K], K = 1 or one channel per class.
     prediction: uint8 [H, W], their classes, see `probabilities.predict`.
     mask: uint8 [H, W]; 255 is ignored.
-    spec: what to measure.
+    spec: see `Spec`.
     instances: integers [H, W] that number the objects of the truth, 0 is none;
       None takes the connected parts of the class.
 
@@ -125,7 +125,7 @@ def summarize(
 
   Args:
     measured: of each image of the split, at least one.
-    spec: what was measured.
+    spec: that they were measured with.
 
   Returns:
     The metrics, NaN where nothing counts:
@@ -168,7 +168,7 @@ def image_rows(
   Args:
     measured: of each image.
     names_of_images: their names, in the same order.
-    spec: what was measured.
+    spec: that they were measured with.
 
   Returns:
     {'image': its name, and the metrics `pixel_accuracy`, `miou`, `iou/NAME`,
@@ -272,21 +272,14 @@ def _object_metrics(stacked: Measured) -> dict[str, float]:
 
 def _row(m: Measured, spec: Spec) -> dict[str, float]:
   """Returns the metrics of one image."""
-  names, counts = spec.names, m['confusion']
-  iou, dice = confusion_lib.iou_and_dice(counts)
+  counts = m['confusion']
+  names, iou, dice = confusion_lib.class_scores(
+    counts, spec.names, spec.foreground
+  )
   row: dict[str, Any] = {
     'pixel_accuracy': confusion_lib.ratio(np.trace(counts), counts.sum()),
-    'miou': confusion_lib.nanmean(iou),
+    'miou': confusion_lib.nanmean(iou[: len(spec.names)]),
   }
-  if spec.foreground:
-    binary = confusion_lib.merge_foreground(
-      counts, [names.index(n) for n in spec.foreground]
-    )
-    names = (*names, '+'.join(spec.foreground))
-    iou, dice = (
-      np.append(x, y[1])
-      for x, y in zip((iou, dice), confusion_lib.iou_and_dice(binary))
-    )
   columns = {
     'iou': (names, iou),
     'dice': (names, dice),

@@ -9,10 +9,10 @@ them) of one class; those of the truth too, or they are given.
   compared (Arganda-Carreras et al. 2015, doi 10.3389/fnana.2015.00142, with
   alpha = 0.5), also after thinning, where the objects of the prediction are
   grown over all that is between them, so that the width of borders does not
-  matter. What the prediction leaves out of the truth's objects is one more part
-  of it. Pairs of a pixel with itself are not counted, as in scikit-image and
-  SNEMI3D; the paper counts them, which differs by a share of one in the size of
-  the objects.
+  matter. Pixels of the truth's objects where the prediction has none are one
+  more part of it. Pairs of a pixel with itself are not counted, as in
+  scikit-image and SNEMI3D; the paper counts them, which differs by a share of
+  one in the size of the objects.
 """
 
 import cv2

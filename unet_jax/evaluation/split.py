@@ -98,8 +98,8 @@ class MeasuredSplit:
       read: returns `image` and `mask` of the image of an index.
 
     Returns:
-      For each kind up to eval.num_examples images: what `read` returns, and
-      `prediction`, `name` and `score`.
+      Up to eval.num_examples images of each kind, each with the entries of
+      `read`, `prediction`, `name` and `score`.
     """
     indices = sorted(self._images)
     scores = np.array([row['miou'] for row in rows])

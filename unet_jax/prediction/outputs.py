@@ -257,12 +257,13 @@ class PredictionFiles(sinks.RowSink):
     Args:
       rows: logits, float32 [h, W, K], of a sigmoid where K is 1.
     """
-    self._next += len(rows)
-    if rows.shape[1] != self._size[1] or self._next > self._size[0]:
+    stop = self._next + len(rows)
+    if rows.shape[1] != self._size[1] or stop > self._size[0]:
       raise ValueError(
-        f'{self._next} rows of {rows.shape[1]} pixels; expected '
-        f'{self._size[0]} of {self._size[1]}'
+        f'{stop} rows of {rows.shape[1]} pixels; expected {self._size[0]} of '
+        f'{self._size[1]}'
       )
+    self._next = stop
     for part in probabilities.row_bands(rows.shape, _PIXELS):
       classes = probabilities.predict(rows[part])
       planes = np.empty(0, np.float32)

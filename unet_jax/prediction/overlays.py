@@ -15,58 +15,61 @@ _LARGEST = 2000
 _OPACITY = 0.4
 
 
-class Overlay:
-  """Gathers an image and its classes, smaller by a whole factor."""
+class OverlayFile(row_files.RowFile):
+  """A JPEG of an image under its classes, smaller by a whole factor.
 
-  def __init__(self, size: tuple[int, int]):
-    """Begins with the first row.
+  It is written by rows of classes, uint8 [h, W]; those of the image are read.
+  """
 
-    Args:
-      size: height and width of the image.
-    """
-    self._factor = -(-max(size) // _LARGEST)
-    self._size = size
-    small = tuple(-(-n // self._factor) for n in size)
+  def __init__(
+    self, path: pathlib.Path, raster: rasters.Raster, num_classes: int
+  ):
+    super().__init__(path)
+    self._raster, self._num_classes = raster, num_classes
+    height, width = raster.size
+    self._factor = -(-max(raster.size) // _LARGEST)
+    small = (-(-height // self._factor), -(-width // self._factor))
     self._image = np.zeros((*small, 3), np.uint8)
     self._classes = np.zeros(small, np.uint8)
     # Rows that do not fill a row of the picture yet.
     self._rest = (
-      np.zeros((0, size[1], 3), np.uint8),
-      np.zeros((0, size[1]), np.uint8),
+      np.zeros((0, width, 3), np.uint8),
+      np.zeros((0, width), np.uint8),
     )
-    self._next = 0
+    # Rows of the picture, and of the image.
+    self._next = self._read = 0
 
-  def add(self, image: np.ndarray, classes: np.ndarray) -> None:
-    """Adds the next rows: uint8 [h, W, 1 or 3] and classes uint8 [h, W]."""
+  def write(self, rows: np.ndarray) -> None:
+    stop = self._read + len(rows)
+    image, self._read = self._raster.read(self._read, stop), stop
     f = self._factor
     image = np.broadcast_to(image, (*image.shape[:2], 3))
     image = np.concatenate([self._rest[0], image])
-    classes = np.concatenate([self._rest[1], classes])
-    top = self._next * f
-    is_last = top + len(image) == self._size[0]
+    classes = np.concatenate([self._rest[1], rows])
+    is_last = stop == self._raster.size[0]
     count = -(-len(image) // f) if is_last else len(image) // f
     self._rest = (image[count * f :], classes[count * f :])
     if not count:
       return
     # Pixels at the edges that do not fill one of the picture are repeated.
     bottom = max(count * f - len(image), 0)
-    right = -self._size[1] % f
+    right = -image.shape[1] % f
     padded = cv2.copyMakeBorder(
       image[: count * f], 0, bottom, 0, right, cv2.BORDER_REPLICATE
     )
-    rows = slice(self._next, self._next + count)
+    drawn = slice(self._next, self._next + count)
     small = (padded.shape[1] // f, count)
-    self._image[rows] = cv2.resize(padded, small, interpolation=cv2.INTER_AREA)
+    self._image[drawn] = cv2.resize(padded, small, interpolation=cv2.INTER_AREA)
     # Of the classes, the pixel in the middle.
     padded = np.pad(
       classes[: count * f], ((0, bottom), (0, right)), mode='edge'
     )
-    self._classes[rows] = padded[f // 2 :: f, f // 2 :: f]
+    self._classes[drawn] = padded[f // 2 :: f, f // 2 :: f]
     self._next += count
 
-  def picture(self, num_classes: int) -> np.ndarray:
+  def picture(self) -> np.ndarray:
     """Returns uint8 RGB [h, w, 3]; the first class is left as it is."""
-    table = colors.class_colors(num_classes)
+    table = colors.class_colors(self._num_classes)
     colored = table[self._classes]
     blended = cv2.addWeighted(
       self._image, 1 - _OPACITY, colored, _OPACITY, gamma=0
@@ -77,32 +80,7 @@ class Overlay:
     picture = np.where(edge[..., None], colored, blended)
     return np.where((self._classes > 0)[..., None], picture, self._image)
 
-
-class OverlayFile(row_files.RowFile):
-  """A JPEG of an overlay, written by the classes: uint8 [h, W]."""
-
-  def __init__(
-    self, path: pathlib.Path, raster: rasters.Raster, num_classes: int
-  ):
-    """Begins the file.
-
-    Args:
-      path: of the file.
-      raster: the image; its rows are read as those of the classes come.
-      num_classes: classes that have a colour.
-    """
-    super().__init__(path)
-    self._raster, self._num_classes = raster, num_classes
-    self._overlay = Overlay(raster.size)
-    self._next = 0
-
-  def write(self, rows: np.ndarray) -> None:
-    stop = self._next + len(rows)
-    self._overlay.add(self._raster.read(self._next, stop), rows)
-    self._next = stop
-
   def _finish(self) -> None:
-    picture = self._overlay.picture(self._num_classes)
     options = [cv2.IMWRITE_JPEG_QUALITY, 90]
-    _, encoded = cv2.imencode('.jpg', picture[..., ::-1], options)
+    _, encoded = cv2.imencode('.jpg', self.picture()[..., ::-1], options)
     self._file.write(encoded.tobytes())

@@ -91,7 +91,7 @@ class _Job:
     self._canvas = tiling.Canvas(layout, size, (self._kept or sink).write)
     self._left = math.prod(map(len, layout.starts(size)))
 
-  def add(self, start: tuple[int, int], output: np.ndarray) -> bool:
+  def add(self, start: tuple[int, ...], output: np.ndarray) -> bool:
     """Adds an output; returns whether it was the last one."""
     self._canvas.add(start, output)
     self._left -= 1
@@ -144,7 +144,7 @@ class Predictor:
   image; `patch` slides over the image as it is.
 
   Args:
-    config: of the run; `inference` says how windows overlap.
+    config: of the run; `inference` sets how windows overlap.
     model: see `unet.create_model`.
     variables: of the network, or of several, stacked.
     ensemble: of views and networks.
@@ -278,7 +278,7 @@ class Predictor:
 
 
 # Windows, uint8 [B, H, W, C], and the job and place of each but the padding.
-_Batch = tuple[np.ndarray, list[tuple[_Job, tuple[int, int]]]]
+_Batch = tuple[np.ndarray, list[tuple[_Job, tuple[int, ...]]]]
 
 
 class _Run:
@@ -322,7 +322,7 @@ class _Run:
   ) -> Iterator[_Batch]:
     """Yields batches of windows, the last one padded."""
     images: list[np.ndarray] = []
-    places: list[tuple[_Job, tuple[int, int]]] = []
+    places: list[tuple[_Job, tuple[int, ...]]] = []
     for item, job in loaded:
       if job is None:
         continue

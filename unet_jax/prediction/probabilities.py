@@ -55,8 +55,8 @@ def planes(logits: np.ndarray) -> np.ndarray:
   return softmax(by_class(logits))[0]
 
 
-# Pixels of a part: a few megabytes of float32 for some tens of classes, which
-# is also what a processor's cache takes.
+# Pixels of a slice: a few megabytes of float32 for some tens of classes, which
+# fit into a processor's cache.
 _PIXELS = 2**16
 
 

@@ -48,7 +48,7 @@ class RowFile(sinks.RowSink):
     os.replace(self._part, self._path)
 
   def abort(self) -> None:
-    """Removes what was written; does nothing after `close`."""
+    """Removes the unfinished file; does nothing after `close`."""
     # The error that led here has reported a full disk already.
     with contextlib.suppress(OSError):
       self._file.close()
@@ -134,17 +134,28 @@ class TiffFile(RowFile):
     # Tiles that deflate cannot shrink grow by less than a thousandth.
     stored = -(-height // _TILE) * self._tiles.nbytes
     self._is_big = stored * 1.001 + 2**24 > _BIG
-    is_rgb = channels == 3 and dtype == np.uint8
+    try:
+      self._write_tags((height, width, channels), description)
+    except BaseException:
+      self.abort()  # Nobody else has the file yet.
+      raise
+
+  def _write_tags(
+    self, shape: tuple[int, int, int], description: str | None
+  ) -> None:
+    """Writes the tags of an image of empty tiles."""
+    is_grey, dtype = shape[2] == 1, self._tiles.dtype
+    is_rgb = shape[2] == 3 and dtype == np.uint8
     with tifffile.TiffWriter(
       self._file, bigtiff=self._is_big, byteorder='<'
     ) as tiff:
       tiff.write(
         itertools.repeat(b''),
-        shape=(height, width, channels)[: 2 if channels == 1 else 3],
+        shape=shape[:2] if is_grey else shape,
         dtype=dtype,
         tile=(_TILE, _TILE),
         photometric='rgb' if is_rgb else 'minisblack',
-        planarconfig=None if channels == 1 else 'contig',
+        planarconfig=None if is_grey else 'contig',
         compression='adobe_deflate',
         description=description,
         metadata=None,

@@ -24,7 +24,7 @@ def load(
   Args:
     workdir: of a training run, or of a cross-validation, whose folds are then
       averaged.
-    fields: {'section.field': value} that are set in its config, such as
+    fields: {'section.field': value} to set in its config, such as
       {'inference.flips': ('horizontal',), 'checkpoint.which': 'best'}.
 
   Returns:
@@ -75,7 +75,7 @@ class Segmenter:
         data.intensity=image, of any range).
 
     Returns:
-      float32 [H, W, classes], [B, H, W, classes], or a list of such, that add
+      float32 [H, W, classes], [B, H, W, classes], or a list of these, that add
       up to 1; there are two classes where the network has one sigmoid channel.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Sinks: what takes an image's rows, from the network down to the files."""
+"""Sinks of an image's rows: arrays, files, and all that lies before files."""
 
 import abc
 from collections.abc import Callable

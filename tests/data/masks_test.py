@@ -1,0 +1,149 @@
+"""Tests of unet_jax/data/masks.py."""
+
+import ast
+import re
+
+import numpy as np
+import pytest
+
+from tests.data import helpers
+from unet_jax.data import masks
+
+_DTYPES = (np.uint8, np.uint16, np.dtype('>u2'), np.int32, np.int64)
+_COLORS = (((0, 0, 0), 0), ((255, 0, 0), 2), ((0, 0, 255), 1), (7, 255))
+
+
+def _assert_classes(values, table, num_classes, expected):
+  got = masks.map_mask(np.asarray(values), table, num_classes, 'm')
+  assert got.dtype == np.uint8
+  np.testing.assert_array_equal(got, expected)
+
+
+def _error(values, table=(), num_classes=3, name='m.png'):
+  return helpers.message_of(
+    masks.map_mask, np.asarray(values), table, num_classes, name
+  )
+
+
+def _add(value, count, total, name='m.png'):
+  return (
+    f'{name}: value {value} in {count} of {total} pixels is not in '
+    f'data.mask_values; add ({value}, CLASS) to data.mask_values, CLASS in '
+    '0..2 or 255 to ignore'
+  )
+
+
+@pytest.mark.parametrize('dtype', _DTYPES)
+def test_values_of_any_type(dtype):
+  values = np.array([[0, 1, 2], [255, 1, 0]], dtype)
+  _assert_classes(values, (), 3, values)
+  values = np.array([[7, 0, 30], [255, 7, 7]], dtype)
+  table = ((0, 255), (30, 0), (7, 2), (255, 1), (99, 0))
+  _assert_classes(values, table, 3, [[2, 255, 0], [1, 2, 2]])
+
+
+def test_large_values():
+  values = np.array([[0, 40000]], np.uint16)
+  _assert_classes(values, ((0, 0), (40000, 1), (256, 2)), 3, [[0, 1]])
+
+
+@pytest.mark.parametrize('num_classes', [1, 2])
+def test_two_classes(num_classes):
+  values = np.array([[0, 1, 255]], np.uint8)
+  _assert_classes(values, (), num_classes, values)
+  _assert_classes(values[:, ::2], ((0, 0), (255, 1)), num_classes, [[0, 1]])
+
+
+def test_colors():
+  values = [[[0, 0, 0], [0, 0, 255]], [[255, 0, 0], [7, 7, 7]]]
+  _assert_classes(np.array(values, np.uint8), _COLORS, 3, [[0, 1], [2, 255]])
+
+
+@pytest.mark.parametrize('dtype', [np.uint8, np.uint16])
+def test_grey_with_a_table_of_colors(dtype):
+  """A file with nothing but grey in it is decoded to one channel."""
+  _assert_classes(np.array([[0, 7]], dtype), _COLORS, 3, [[0, 255]])
+  # 255 is no code of (0, 0, 255).
+  assert _error(np.array([[0, 255]], dtype), _COLORS) == _add(255, 1, 2)
+  no_grey = (((255, 0, 0), 1),)
+  assert _error(np.array([[0]], dtype), no_grey) == _add(0, 1, 1)
+
+
+@pytest.mark.parametrize('dtype', _DTYPES)
+def test_unknown_value(dtype):
+  """The most frequent one is named; the entry that it prints fixes it."""
+  values = np.array([[0, 9, 4, 4], [0, 4, 9, 0]], dtype)
+  table = ((0, 0), (1, 1))
+  assert _error(values, table, name='a/m.png') == _add(4, 3, 8, 'a/m.png')
+  assert _error(values, (*table, (4, 2))) == _add(9, 2, 8)
+  expected = [[0, 255, 2, 2], [0, 2, 255, 0]]
+  _assert_classes(values, (*table, (4, 2), (9, 255)), 3, expected)
+
+
+def test_unknown_color():
+  values = np.zeros((2, 2, 3), np.uint8)
+  values[0, 1] = (1, 2, 3)
+  assert _error(values, _COLORS) == _add((1, 2, 3), 1, 4)
+  # Black and blue are no 0 and 255.
+  values[0, 1] = (0, 0, 255)
+  table = (((0, 0, 0), 0), ((255, 0, 0), 1))
+  assert 'a mask of 0 and 255' not in _error(values, table, 2)
+
+
+@pytest.mark.parametrize('num_classes', [1, 2])
+@pytest.mark.parametrize('table', [(), ((0, 0), (1, 1))])
+@pytest.mark.parametrize('dtype', [np.uint8, np.uint16])
+def test_0_and_255(num_classes, table, dtype):
+  """Refused also where 255 could be `ignore`; both printed tables work."""
+  values = np.array([[0, 255, 255], [0, 0, 0]], dtype)
+  message = _error(values, table, num_classes)
+  assert message == (
+    'm.png: value 255 in 2 of 6 pixels is not in data.mask_values; a mask of 0 '
+    "and 255 needs --config.data.mask_values='((0,0),(255,1))', or "
+    "'((0,0),(1,1),(255,255))' where 255 is to be ignored"
+  )
+  foreground, ignored = map(ast.literal_eval, re.findall("'(.*?)'", message))
+  _assert_classes(values, foreground, num_classes, values // 255)
+  _assert_classes(values, ignored, num_classes, values)
+
+
+def test_all_of_255():
+  values = np.full((2, 2), 255, np.uint8)
+  assert 'a mask of 0 and 255' in _error(values, (), 2)
+  # With more classes nobody takes 255 for the foreground.
+  _assert_classes(values, (), 3, values)
+
+
+@pytest.mark.parametrize('count', [1, 2, 5])
+def test_colors_without_a_table(count):
+  """The printed table can be pasted, and works."""
+  rng = np.random.default_rng(0)
+  colors = rng.integers(0, 256, (count, 3), np.uint8)
+  index = np.repeat(np.arange(count), 4 * np.arange(count, 0, -1))
+  values = colors[index][None]
+  message = _error(values, ((0, 0), (1, 1)), 5)
+  start = (
+    f'm.png: the mask is an RGB image of {count} colours, not a map of '
+    'classes; give each colour its class, such as --config.data.mask_values='
+  )
+  assert message.startswith(start)
+  shown = re.fullmatch("'(.*)'", message.removeprefix(start)).group(1)
+  config = helpers.make_config(mask_values=ast.literal_eval(shown))
+  # The most frequent colour first.
+  _assert_classes(values, config.data.mask_values, 5, index[None])
+
+
+def test_many_colors():
+  message = _error(np.arange(30, dtype=np.uint8).reshape(1, 10, 3))
+  assert 'an RGB image of 10 colours' in message
+  assert message.endswith("((15,16,17),5),)' and so on")
+
+
+def test_histogram_of_a_large_mask():
+  """More pixels than float32 counts one by one."""
+  mask = np.full((2**13, 2**12 + 1), 7, np.uint8)
+  mask[5] = 255
+  counts = masks.histogram(mask)
+  assert counts.dtype == np.int64
+  assert counts[[7, 255]].tolist() == [mask.size - 2**12 - 1, 2**12 + 1]
+  assert counts.sum() == mask.size

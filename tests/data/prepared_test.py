@@ -1,0 +1,95 @@
+"""Tests of unet_jax/data/prepared.py: one example, and sampled pixels."""
+
+import numpy as np
+import pytest
+
+from tests.data import helpers
+from unet_jax.data import masks, prepared
+
+
+def _data(**fields):
+  return helpers.make_config(num_classes=3, **fields).data
+
+
+def _example(image_size, mask_size):
+  return {
+    'image': np.zeros((*image_size, 3), np.uint8),
+    'mask': np.zeros(mask_size, np.uint8),
+    'name': 'images/a.jpg',
+    'mask_name': 'masks/a.png',
+  }
+
+
+@pytest.mark.parametrize(
+  'mask_size, shown, hint',
+  [
+    ((3, 4), '4 x 3', ''),
+    (
+      (5, 2),
+      '2 x 5',
+      '; one is the other turned: an EXIF rotation, applied to one?',
+    ),
+  ],
+)
+def test_sizes_that_differ(mask_size, shown, hint):
+  example = _example((2, 5), mask_size)
+  assert helpers.message_of(prepared.prepare_example, example, _data()) == (
+    f'images/a.jpg is 5 x 2 pixels, masks/a.png {shown} (width x height); make '
+    f'the mask of the image as it is stored{hint}'
+  )
+
+
+def test_instances_of_another_size():
+  example = _example((19, 31), (19, 31))
+  example['instances'] = np.zeros((19, 30), int)
+  message = helpers.message_of(prepared.prepare_example, example, _data())
+  assert message.startswith(
+    'images/a.jpg is 31 x 19 pixels, the instance mask of images/a.jpg 30 x 19 '
+  )
+
+
+def test_values_are_mapped_before_they_are_resized():
+  """So that values of any size survive, and padding is not mapped."""
+  example = _example((4, 4), (4, 4))
+  example['mask'] = np.full((4, 4), 40000, np.uint16)
+  data = _data(
+    image_size=(4, 8), resize='pad', mask_values=((40000, 1), (255, 2))
+  )
+  got = prepared.prepare_example(example, data)
+  assert got['mask'].dtype == np.uint8
+  expected = np.full((4, 8), 255)
+  expected[:, 2:6] = 1
+  np.testing.assert_array_equal(got['mask'], expected)
+
+
+@pytest.mark.parametrize('resize', ['stretch', 'pad', 'crop'])
+def test_instances_are_resized_with_the_mask(resize):
+  seen = []
+  example = _example((19, 31), (19, 31))
+  example['mask'] = np.arange(19 * 31).reshape(19, 31) % 3
+  # The number of an instance holds its value of the mask.
+  example['instances'] = 1000 * (example['mask'] + 1)
+  data = _data(image_size=(12, 12), resize=resize)
+  spy = lambda mask, instances: seen.append(instances)
+  mask = prepared.prepare_example(example, data, spy)['mask']
+  expected = np.where(mask == 255, 0, 1000 * (mask.astype(int) + 1))
+  np.testing.assert_array_equal(seen[0], expected)
+
+
+def test_sampled_pixels_are_spread_over_a_large_image():
+  """The same each time."""
+  mask = np.zeros((3, 2**16), np.uint8)
+  mask[0, ::4] = mask[2] = 1
+  sample = lambda index: prepared._sample_pixels(
+    mask, masks.histogram(mask)[:2], index
+  )
+  background, points = sample(5)
+  assert len(background) == len(points) == 1000
+  assert np.all(mask[tuple(points.T)] == 1)
+  assert len(np.unique(points, axis=0)) == 1000
+  # Rows 0 and 2 have a fifth and four fifths of the pixels.
+  in_rows = np.bincount(points[:, 0], minlength=3)
+  assert in_rows[1] == 0 and abs(in_rows[0] - 200) < 65
+  assert abs(points[:, 1].mean() / 2**16 - 0.5) < 0.05
+  np.testing.assert_array_equal(sample(5)[1], points)
+  assert not np.array_equal(sample(6)[1], points)
