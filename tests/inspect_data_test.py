@@ -94,7 +94,7 @@ def test_errors_are_told_after_the_report(tmp_path, capsys):
   folders.write_pairs(tmp_path / 'data/train', bad)
   (tmp_path / 'data/train/masks/03.png').unlink()
   config = make_config(tmp_path / 'data', tmp_path)
-  with pytest.raises(errors.UserError, match='error.s. in the data, told abov'):
+  with pytest.raises(errors.UserError, match='error.s. in the data, reported'):
     inspect_data.run(config, str(tmp_path / 'run'))
   report = json.loads((tmp_path / 'run/inspect.json').read_text())
   kinds = {f['kind'] for f in report['findings'] if f['level'] == 'error'}

@@ -1,4 +1,4 @@
-"""How often unet_jax/data/alignment.py finds masks that do not fit.
+"""How often unet_jax/inspection/alignment.py finds masks that do not fit.
 
   python -m experiments.data_faults.measure [--data=../shared/data]
     [--pairs=600] [--sets=oxford_pets_600,oxford_pets_128,isbi2012]
@@ -16,7 +16,7 @@ import numpy as np
 
 from unet_jax.data import decode
 from unet_jax.data import masks as masks_lib
-from unet_jax.inspection import alignment
+from unet_jax.inspection import alignment, verdict
 
 _SHIFTS = (4, 8, 16, 32)
 _OTHERS = 4  # Borders of other masks that each pair is compared with.
@@ -151,14 +151,14 @@ def _set_faults(size: int, rng):
   return faults
 
 
-def _is_named(fault: str, verdict: alignment.Verdict) -> bool:
-  """Whether a verdict says what the fault is."""
+def _is_named(fault: str, found: verdict.Verdict) -> bool:
+  """Whether a verdict names the fault."""
   if fault in _CURES:
     cured = f' when {_CURES[fault]}'
-    return cured + ';' in verdict.message or cured + ',' in verdict.message
+    return cured + ';' in found.message or cured + ',' in found.message
   if fault.startswith('shift'):
-    return verdict.kind == 'moved'
-  return verdict.kind in ('shuffled', 'no fit')
+    return found.kind == 'moved'
+  return found.kind in ('shuffled', 'no fit')
 
 
 def _whole_sets(pairs, size: int, repeats: int, rng) -> dict[str, list]:
@@ -174,10 +174,11 @@ def _whole_sets(pairs, size: int, repeats: int, rng) -> dict[str, list]:
       tried = range(0, size, max(1, size // 32))
       found = {i: finder.find(chosen[i][0]) for i in tried}
       owners = {i: owner[0] for i, owner in found.items() if owner}
-      verdicts = alignment.summarize(fits, owners)
+      noticed = verdict.summarize(fits, owners)
       row = counts.setdefault(name, [0.0, 0.0])
-      row[0] += bool(verdicts) / repeats
-      row[1] += any(_is_named(name, v) for v in verdicts) / repeats
+      if noticed:
+        row[0] += 1 / repeats
+        row[1] += _is_named(name, noticed) / repeats
   return counts
 
 

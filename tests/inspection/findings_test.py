@@ -7,7 +7,7 @@ from PIL import Image
 from tests import folders
 from tests.folders import make_pairs
 from unet_jax.data import prepare, sources
-from unet_jax.inspection import findings, scan
+from unet_jax.inspection import duplicates, findings, records, scan
 
 
 def find(root, splits=('train',), **data):
@@ -285,7 +285,7 @@ def test_a_stack_must_not_be_held_out_at_random(tmp_path):
     for i, w in enumerate(walk)
   }
   folders.write_pairs(tmp_path, pairs)
-  kind = findings.NEIGHBOURS
+  kind = duplicates.NEIGHBOURS
   found = find(tmp_path, ('train', 'val'))
   assert 'holdout=last' in found[kind].message
   assert kind not in find(tmp_path, ('train', 'val'), holdout='last')
@@ -305,10 +305,10 @@ def test_near_duplicates_of_images_that_all_look_alike():
   thumbs /= np.linalg.norm(thumbs, axis=1, keepdims=True)
   assert np.mean(thumbs @ thumbs.T > 0.95) > 0.9
   measurements = [
-    scan.Measurement('train', i, thumbnail=t.astype(np.float32))
+    records.Measurement('train', i, thumbnail=t.astype(np.float32))
     for i, t in enumerate(thumbs)
   ]
-  groups = findings.near_duplicates(measurements)
+  groups = duplicates.near_duplicates(measurements)
   assert [[m.index for m in g] for g in groups] == [[7, 31]]
 
 
@@ -322,4 +322,4 @@ def test_real_sets(shared_data):
     source = sources.make_source(config, split)
     measured[split], _ = scan.scan(source, config)
   found = {f.kind: f.level for f in findings.find(measured, config)}
-  assert found == {findings.NEIGHBOURS: 'warning', 'shrunk images': 'note'}
+  assert found == {duplicates.NEIGHBOURS: 'warning', 'shrunk images': 'note'}

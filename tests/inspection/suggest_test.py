@@ -7,7 +7,7 @@ from tests import folders
 from unet_jax.config import checks
 from unet_jax.config import fields as fields_lib
 from unet_jax.data import sources
-from unet_jax.inspection import scan, suggest
+from unet_jax.inspection import records, scan, suggest
 from unet_jax.models import unet
 
 
@@ -113,7 +113,7 @@ def test_grey_files_have_one_channel(tmp_path):
 def test_size_and_depth(sizes, size, resize, depth):
   config = folders.make_config('unused')
   measurements = [
-    scan.Measurement(
+    records.Measurement(
       'train', i, image_size=s, mean=np.full(3, 0.5), std=np.full(3, 0.2)
     )
     for i, s in enumerate(sizes)
@@ -130,7 +130,7 @@ def test_class_weights_are_median_frequencies():
   config.data.num_classes = 3
   values = [{0: 900, 1: 100}, {0: 880, 1: 100, 2: 20}]
   measurements = [
-    scan.Measurement(
+    records.Measurement(
       'train',
       i,
       values=v,
@@ -182,7 +182,7 @@ def test_black_masks_among_colors(tmp_path):
 
 def _measurements(size, **fields):
   return [
-    scan.Measurement(
+    records.Measurement(
       'train',
       i,
       image_size=size,
@@ -218,7 +218,7 @@ def test_what_depends_on_a_suggestion_follows():
     _measurements(
       (3000, 2000),
       values={0: 5, 1: 4, 2: 3},
-      image_file=scan.FileInfo('grey 8 bit PNG'),
+      image_file=records.FileInfo('grey 8 bit PNG'),
     ),
     config,
   )
@@ -235,7 +235,7 @@ def test_what_depends_on_a_suggestion_follows():
 def _of_values(*masks, **fields):
   """Measurements of masks {value: pixels}."""
   return [
-    scan.Measurement('train', i, values=dict(values), **fields)
+    records.Measurement('train', i, values=dict(values), **fields)
     for i, values in enumerate(masks)
   ]
 
@@ -247,7 +247,7 @@ def test_slips_of_the_pen_are_no_classes():
   found = suggest.suggest(_of_values(*plain, slip), config)
   got = {s.field: s for s in found}
   assert got['data.mask_values'].value == ((0, 0), (255, 1))
-  assert 'left out' in got['data.mask_values'].why
+  assert 'skipped' in got['data.mask_values'].why
   assert '128' in got['data.mask_values'].why
   # A rare class is in many masks, or large in a few.
   for rare in ([{0: 9000, 1: 5}] * 21, [{0: 9000}] * 20 + [{0: 8000, 1: 999}]):
@@ -260,13 +260,15 @@ def test_slips_of_the_pen_are_no_classes():
     m.class_pixels = np.array([5000, 4000, 0])
   found = {s.field: s for s in suggest.suggest(measurements, config)}
   assert found['data.mask_values'].value == ((0, 0), (255, 1))
-  assert found['data.mask_values'].why == 'fits all masks but 1, to be mended'
+  assert (
+    found['data.mask_values'].why == 'fits all masks but 1, which need fixing'
+  )
 
 
 def test_jpeg_masks_suggest_no_table():
   config = folders.make_config('unused')
   masks = [{v: 100 for v in (*range(9), *range(246, 256))}] * 4
-  jpeg = scan.FileInfo('grey 8 bit JPEG')
+  jpeg = records.FileInfo('grey 8 bit JPEG')
   found = suggest.suggest(_of_values(*masks, mask_file=jpeg), config)
   got = {s.field: s.value for s in found}
   assert got['data.mask_values'] == () and got['data.num_classes'] == 2
@@ -275,7 +277,7 @@ def test_jpeg_masks_suggest_no_table():
 def test_deep_images_that_are_nearly_black():
   config = folders.make_config('unused')
   measurements = _measurements(
-    (64, 64), image_file=scan.FileInfo('grey 16 bit PNG')
+    (64, 64), image_file=records.FileInfo('grey 16 bit PNG')
   )
   for m in measurements:
     m.mean = np.full(3, 0.02)

@@ -151,7 +151,8 @@ def write_full(workdir: str, config, about, figures, result) -> None:
 
   path = lambda *parts: os.path.join(workdir, *parts)
   drawn = {
-    kind: path('figures', f'{kind}.png') for kind in ('confusion', 'reliability')
+    name: path('figures', f'{name}.png')
+    for name in ('confusion', 'reliability')
   }
   plots.draw_confusion(drawn['confusion'], result['confusion'], names)
   plots.draw_reliability(

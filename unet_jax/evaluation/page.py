@@ -128,8 +128,9 @@ class _Metrics(dict[str, float | None]):
     """Returns {title: cell} of those of the metrics that were measured."""
     facts = {}
     for name in names:
-      if name in self:
-        entry, reduction = self.entries[name]
+      found = self.entries.get(name)
+      if found:
+        entry, reduction = found
         title = f'{entry.title}, {reduction}' if reduction else entry.title
         facts[title] = self.cell(name)
     return facts
