@@ -101,6 +101,11 @@ class Measurement:
     """Whether the image is known to be nearly one colour."""
     return self.std is not None and bool(self.std.max() < _CONSTANT)
 
+  @property
+  def is_suspicious(self) -> bool:
+    """Whether a person should look at how the mask fits."""
+    return self.fit is not None and alignment.is_suspicious(self.fit)
+
 
 def by_suspicion(measurements: Iterable[Measurement]) -> list[Measurement]:
   """Returns the measurements that have a fit, the most suspicious first."""

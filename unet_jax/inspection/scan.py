@@ -120,7 +120,7 @@ def find_owners(
     config: of the run.
   """
   fitted = records.by_suspicion(measurements)
-  odd = [m for m in fitted if alignment.is_suspicious(m.fit)]
+  odd = [m for m in fitted if m.is_suspicious]
   chosen = odd[:_OWNERS]
   if verdict.summarize([m.fit for m in measurements]) or (
     len(odd) > _MANY * len(fitted)
