@@ -31,7 +31,7 @@ _FIGURE = pictures.Figure(
 )
 def test_parts_escape_their_arguments(part, arguments, count):
   page = html_page.Page(getattr(html.parts, part)(*arguments))
-  assert page.texts.count(_HOSTILE) == count
+  assert page.text.count(_HOSTILE) == count
   assert not page.of('script')
 
 
