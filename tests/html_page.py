@@ -9,6 +9,7 @@ from PIL import Image
 
 # A name that is no tag, no attribute and no address.
 HOSTILE = '<script src="https://evil.example/x.js">\'&"猫.png'
+NO_UNICODE = b'caf\xe9.png'.decode('utf-8', 'surrogateescape')
 _VOID = {'meta', 'img', 'input', 'br', 'link', 'hr'}
 _DATA_URI = re.compile(r'data:image/(png|jpeg);base64,(.*)')
 

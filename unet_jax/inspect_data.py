@@ -37,7 +37,6 @@ _log = logging.getLogger(__name__)
 # Longest edge of the pictures that the page is made from, in pixels.
 _PICTURE = 480
 
-_Measurements = Sequence[records.Measurement]
 _BySplit = dict[str, list[records.Measurement]]
 _Sources = dict[str, examples.Source]
 
@@ -201,7 +200,7 @@ def _describe_suggestions(
 
 
 def _describe_split(
-  measurements: _Measurements, config: ml_collections.ConfigDict
+  measurements: records.Measurements, config: ml_collections.ConfigDict
 ) -> dict[str, Any]:
   sized = [m for m in measurements if m.image_size]
   sizes, counts = np.unique(
@@ -228,7 +227,7 @@ def _describe_split(
 
 
 def _describe_classes(
-  measurements: _Measurements, config: ml_collections.ConfigDict
+  measurements: records.Measurements, config: ml_collections.ConfigDict
 ) -> tuple[list[dict[str, Any]], float | None]:
   """Returns a row for each class, and the share of ignored pixels."""
   mapped = [m for m in measurements if m.class_pixels is not None]

@@ -1,4 +1,4 @@
-"""Tests of unet_jax/data/scan.py."""
+"""Measurements, against NumPy and scikit-image."""
 
 import io
 
@@ -8,14 +8,14 @@ from PIL import Image
 from skimage import measure
 
 from tests import folders
+from tests.inspection import measured
 from unet_jax.config import default
 from unet_jax.data import sources
 from unet_jax.inspection import records, scan
 
 
-def scan_folder(root, split='train', **data):
-  config = folders.make_config(root, **data)
-  return scan.scan(sources.make_source(config, split), config)[0]
+def scan_folder(root, **data):
+  return measured.measure(root, **data)[0]['train']
 
 
 def test_measures_what_numpy_and_skimage_measure(tmp_path):

@@ -20,11 +20,9 @@ _LARGEST_WEIGHT = 10
 # A class this much rarer than the most frequent one is worth a weight.
 _IMBALANCE = 5
 
-_Measurements = Sequence[records.Measurement]
-
 
 def find_table(
-  measurements: _Measurements, config: ml_collections.ConfigDict
+  measurements: records.Measurements, config: ml_collections.ConfigDict
 ) -> tuple[tuple, int, str, dict[records.Value, int]]:
   """Returns mask_values, num_classes, the reason, and {value: class}."""
   values = collections.Counter[records.Value]()
@@ -70,7 +68,7 @@ def find_table(
 
 
 def _why_table_fits(
-  measurements: _Measurements,
+  measurements: records.Measurements,
   num_masks: int,
   num_values: int,
   data: ml_collections.ConfigDict,
@@ -132,7 +130,7 @@ def _as_order(table: Sequence, num_names: int) -> dict[records.Value, int]:
 
 
 def find_weights(
-  measurements: _Measurements,
+  measurements: records.Measurements,
   order: Mapping[records.Value, int],
   num_classes: int,
 ) -> tuple[tuple[float, ...], str]:

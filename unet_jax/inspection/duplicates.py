@@ -1,7 +1,7 @@
 """Findings across the splits: images that occur twice, or look alike."""
 
 import collections
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 import ml_collections
 import numpy as np
@@ -19,7 +19,7 @@ _FEW = 20
 # Neighbours of a stack or a video correlate by this much more than others.
 _ALIKE = 0.2
 
-_Splits = Mapping[str, Sequence[records.Measurement]]
+_Splits = Mapping[str, records.Measurements]
 _Groups = list[list[records.Measurement]]
 
 

@@ -22,8 +22,6 @@ _LISTED = 8
 _FITTED = 64
 _LARGE = 2**22
 
-_Measurements = Sequence[records.Measurement]
-
 
 def find(
   splits: Mapping[str, list[records.Measurement]],
@@ -94,7 +92,7 @@ def _prepared_measurements(
   ]
 
 
-def _fit_some(dataset: Any, measurements: _Measurements) -> None:
+def _fit_some(dataset: Any, measurements: records.Measurements) -> None:
   """Measures the fit of some pairs of a prepared set."""
   # Evenly spread, since neighbours may be alike.
   spread = np.linspace(0, len(dataset) - 1, _FITTED, dtype=int)
@@ -114,7 +112,7 @@ class _Checks:
   def __init__(
     self,
     split: str,
-    measurements: _Measurements,
+    measurements: records.Measurements,
     config: ml_collections.ConfigDict,
   ):
     self.found: list[records.Finding] = []
@@ -153,7 +151,7 @@ class _Checks:
         message += f' (and {len(bad) - _LISTED} more files)'
       self._add(level, kind, message, names[last:])
 
-  def _unknown_values(self, bad: _Measurements) -> str:
+  def _unknown_values(self, bad: records.Measurements) -> str:
     """Returns the unknown values, how often they occur, and where first."""
     pixels = collections.Counter[records.Value]()
     in_masks = collections.Counter[records.Value]()
@@ -201,7 +199,7 @@ class _Checks:
     self._kinds('image', images)
     self._kinds('mask', mask_files)
 
-  def _orientations(self, read: _Measurements) -> None:
+  def _orientations(self, read: records.Measurements) -> None:
     """Images and masks that viewers rotate differently."""
     by_orientations = collections.defaultdict(list)
     for m in read:

@@ -1,7 +1,7 @@
 """The configured network on a real batch, before a training is started."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -25,7 +25,7 @@ _SHOWN = 16
 
 def try_step(
   source: examples.Source,
-  measurements: Sequence[records.Measurement],
+  measurements: records.Measurements,
   config: ml_collections.ConfigDict,
 ) -> tuple[dict[str, Any], list[dict[str, np.ndarray]]]:
   """Does one training step.

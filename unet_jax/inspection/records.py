@@ -107,6 +107,9 @@ class Measurement:
     return self.fit is not None and alignment.is_suspicious(self.fit)
 
 
+Measurements = Sequence[Measurement]
+
+
 def by_suspicion(measurements: Iterable[Measurement]) -> list[Measurement]:
   """Returns the measurements that have a fit, the most suspicious first."""
   fitted = [m for m in measurements if m.fit is not None]

@@ -105,7 +105,7 @@ def scan(
 
 def find_owners(
   source: examples.Source,
-  measurements: Sequence[records.Measurement],
+  measurements: records.Measurements,
   config: ml_collections.ConfigDict,
 ) -> None:
   """Searches the mask that belongs to an image, where its own fits badly.

@@ -25,7 +25,6 @@ _LARGEST_DEPTH = 6
 _OF_COLORS = ('hue', 'saturation')
 # Mean of values in 0..1 below which deep images most likely use fewer bits.
 _DARK = 0.1
-_Measurements = Sequence[records.Measurement]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,18 +45,82 @@ class Suggestion:
 
 
 class _Suggestions(list[Suggestion]):
-  """Suggestions, which know the present values."""
+  """Suggestions for a config."""
 
   def __init__(self, config: ml_collections.ConfigDict):
     super().__init__()
+    self.config = config
     self.now = fields.flatten(config)
 
   def add(self, field: str, value: Any, why: str) -> None:
     self.append(Suggestion(field, self.now[field], value, why))
 
+  def add_names(self, num_classes: int) -> None:
+    """Names of classes; without them, no field can refer to one."""
+    now = tuple(self.config.data.class_names)
+    names = now if len(now) == max(num_classes, 2) else ()
+    why = 'one for each class, or () to number them'
+    self.add('data.class_names', names, why)
+    if names != now:
+      why = 'it named a class that the data do not have'
+      for field in ('eval.foreground', 'data.sample_classes'):
+        if self.now[field]:
+          self.add(field, (), why)
+      if self.now['checkpoint.best_metric'].count('/') > 1:
+        self.add('checkpoint.best_metric', 'eval/dataset_miou', why)
+
+  def add_normalization(self, known: records.Measurements) -> None:
+    mean, std = normalization(known)
+    why = f'measured over {len(known)} images'
+    files = [m.image_file for m in known if m.image_file]
+    needs_color = any(
+      self.now[f'augment.{name}.probability'] for name in _OF_COLORS
+    )
+    grey = all(f.kind.startswith(('grey', '1 bit')) for f in files)
+    if files and grey and not needs_color:
+      self.add('data.num_channels', 1, 'every image file is grey')
+      mean, std = mean[:1], std[:1]
+    if self.config.data.intensity == 'dtype' and _fills_little(known):
+      # Once each image fills its range.
+      mean, std = (0.5,) * len(mean), (0.25,) * len(std)
+      why = 'typical values; measure again with data.intensity=image'
+      self.add(
+        'data.intensity',
+        'image',
+        'the images fill a small part of the range of their type',
+      )
+    self.add('data.mean', mean, why)
+    self.add('data.std', std, why)
+
+  def add_sizes(self, known: records.Measurements) -> None:
+    """Size of the images, and the depth and the cache that it needs."""
+    size, resize, why = _image_size([m.image_size for m in known])
+    if self.config.augment.rotate_90 and size[0] != size[1]:
+      side = max(32, round((size[0] * size[1]) ** 0.5 / 32) * 32)
+      size, why = (side, side), f'{why}; square for augment.rotate_90'
+    depth = int(np.log2(max(min(size) // _SMALLEST_BOTTOM, 1)))
+    depth = min(depth, _LARGEST_DEPTH)
+    reason = (
+      f'the smaller edge stays at least {_SMALLEST_BOTTOM} px; take less for '
+      'few images or little memory'
+    )
+    if self.config.model.features:  # A number for each stage.
+      depth, reason = self.config.model.depth, 'model.features fixes it'
+    if self.config.model.padding == 'valid':
+      size, depth = _valid_size(size, depth, self.config)
+      # As the 2015 paper does, instead of losing the image's border.
+      resize = 'patch'
+      why += '; the nearest that model.padding=valid takes, in mirrored tiles'
+      reason = 'at most half of the image is lost at its border'
+    self.add('data.image_size', size, why)
+    self.add('data.resize', resize, why)
+    self.add('model.depth', depth, reason)
+    if resize == 'patch' and self.config.data.cache == 'none':
+      self.add('data.cache', 'disk', 'windows are cut from cached arrays')
+
 
 def suggest(
-  measurements: _Measurements, config: ml_collections.ConfigDict
+  measurements: records.Measurements, config: ml_collections.ConfigDict
 ) -> list[Suggestion]:
   """Returns a value for each field that follows from the data.
 
@@ -69,89 +132,17 @@ def suggest(
   table, num_classes, why, order = classes.find_table(measurements, config)
   found.add('data.mask_values', table, why)
   found.add('data.num_classes', num_classes, why)
-  _add_names(found, num_classes, config)
+  found.add_names(num_classes)
   known = [m for m in measurements if m.mean is not None]
   if known:
-    _add_normalization(found, known, config)
-    _add_sizes(found, known, config)
+    found.add_normalization(known)
+    found.add_sizes(known)
   weights, why = classes.find_weights(measurements, order, num_classes)
   found.add('loss.class_weights', weights, why)
   return found
 
 
-def _add_names(
-  found: _Suggestions, num_classes: int, config: ml_collections.ConfigDict
-) -> None:
-  """Names of classes; without them, no field can refer to one."""
-  now = tuple(config.data.class_names)
-  names = now if len(now) == max(num_classes, 2) else ()
-  why = 'one for each class, or () to number them'
-  found.add('data.class_names', names, why)
-  if names != now:
-    why = 'it named a class that the data do not have'
-    for field in ('eval.foreground', 'data.sample_classes'):
-      if found.now[field]:
-        found.add(field, (), why)
-    if found.now['checkpoint.best_metric'].count('/') > 1:
-      found.add('checkpoint.best_metric', 'eval/dataset_miou', why)
-
-
-def _add_normalization(
-  found: _Suggestions, known: _Measurements, config: ml_collections.ConfigDict
-) -> None:
-  mean, std = normalization(known)
-  why = f'measured over {len(known)} images'
-  files = [m.image_file for m in known if m.image_file]
-  needs_color = any(
-    found.now[f'augment.{name}.probability'] for name in _OF_COLORS
-  )
-  grey = all(f.kind.startswith(('grey', '1 bit')) for f in files)
-  if files and grey and not needs_color:
-    found.add('data.num_channels', 1, 'every image file is grey')
-    mean, std = mean[:1], std[:1]
-  if config.data.intensity == 'dtype' and _fills_little(known):
-    # Once each image fills its range.
-    mean, std = (0.5,) * len(mean), (0.25,) * len(std)
-    why = 'typical values; measure again with data.intensity=image'
-    found.add(
-      'data.intensity',
-      'image',
-      'the images fill a small part of the range of their type',
-    )
-  found.add('data.mean', mean, why)
-  found.add('data.std', std, why)
-
-
-def _add_sizes(
-  found: _Suggestions, known: _Measurements, config: ml_collections.ConfigDict
-) -> None:
-  """Size of the images, and the depth and the cache that it needs."""
-  size, resize, why = _image_size([m.image_size for m in known])
-  if config.augment.rotate_90 and size[0] != size[1]:
-    side = max(32, round((size[0] * size[1]) ** 0.5 / 32) * 32)
-    size, why = (side, side), f'{why}; square for augment.rotate_90'
-  depth = int(np.log2(max(min(size) // _SMALLEST_BOTTOM, 1)))
-  depth = min(depth, _LARGEST_DEPTH)
-  reason = (
-    f'the smaller edge stays at least {_SMALLEST_BOTTOM} px; take less for '
-    'few images or little memory'
-  )
-  if config.model.features:  # A number for each stage.
-    depth, reason = config.model.depth, 'model.features fixes it'
-  if config.model.padding == 'valid':
-    size, depth = _valid_size(size, depth, config)
-    # As the 2015 paper does, instead of losing the image's border.
-    resize = 'patch'
-    why += '; the nearest that model.padding=valid takes, in mirrored tiles'
-    reason = 'at most half of the image is lost at its border'
-  found.add('data.image_size', size, why)
-  found.add('data.resize', resize, why)
-  found.add('model.depth', depth, reason)
-  if resize == 'patch' and config.data.cache == 'none':
-    found.add('data.cache', 'disk', 'windows are cut from cached arrays')
-
-
-def _fills_little(known: _Measurements) -> bool:
+def _fills_little(known: records.Measurements) -> bool:
   """Whether most images of more than 8 bits are nearly black."""
   deep = [m.mean.max() for m in known if m.image_file and m.image_file.is_deep]
   return len(deep) > len(known) / 2 and np.median(deep) < _DARK
@@ -189,7 +180,7 @@ def _valid_size(
 
 
 def normalization(
-  measurements: _Measurements,
+  measurements: records.Measurements,
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
   """Returns mean and standard deviation over the pixels of all images.
 
