@@ -50,8 +50,6 @@ def write(
   """
   metrics = _Metrics(report['metrics'], report['intervals'])
   names, about = report['names'], dict(report['about'])
-  scored = [row for row in rows if _has_score(row.get('miou'))]
-  scored.sort(key=lambda row: row['miou'])
   page = html.render(
     'evaluation.html',
     title=f'Evaluation of {report["title"]}',
@@ -72,9 +70,7 @@ def write(
     confusion=_confusion(report),
     calibration=_calibration(report),
     calibration_facts=metrics.facts(_CALIBRATION),
-    image_facts=_image_facts(rows, scored),
-    histogram=_histogram(scored),
-    worst=_worst(scored[:_WORST]),
+    images=_images(rows),
     predictions={
       heading.capitalize(): _figures(examples, names)
       for heading, examples in predictions.items()
@@ -246,44 +242,38 @@ def _plot(path: str, alt: str) -> pictures.Figure:
   return pictures.Figure([pictures.file_panel(path, alt)])
 
 
-def _image_facts(rows: _Rows, scored: _Rows) -> dict[str, str]:
-  if not scored:
-    return {}
-  values = [row['miou'] for row in scored]
-  low, middle, high = np.quantile(values, (0.1, 0.5, 0.9))
-  return {
-    'images': f'{len(rows):,}',
-    'without a score': f'{len(rows) - len(scored):,}',
-    'median mIoU': _show(middle),
-    'a tenth is below': _show(low),
-    'a tenth is above': _show(high),
-  }
-
-
-def _histogram(scored: _Rows) -> charts.Histogram | None:
+def _images(rows: _Rows) -> dict[str, Any] | None:
+  """Distribution of the images' mIoU, and the worst images."""
+  scored = [row for row in rows if _has_score(row.get('miou'))]
   if not scored:
     return None
+  scored.sort(key=lambda row: row['miou'])
   values = np.array([row['miou'] for row in scored])
-  title = 'mIoU of an image'
-  return charts.histogram(title, values, unit='', limits=(0, 1), digits=1)
-
-
-def _worst(rows: _Rows) -> dict[str, list]:
-  """Images, and the classes that have columns."""
+  low, middle, high = np.quantile(values, (0.1, 0.5, 0.9))
   # Including the classes that were scored as one.
-  keys = [key for key in rows[0] if key.startswith('iou/')] if rows else []
-  if len(keys) > _LISTED_CLASSES:
-    keys = []
+  classes = [key for key in scored[0] if key.startswith('iou/')]
+  if len(classes) > _LISTED_CLASSES:
+    classes = []
   return {
-    'classes': [key.removeprefix('iou/') for key in keys],
-    'rows': [
+    'facts': {
+      'images': f'{len(rows):,}',
+      'without a score': f'{len(rows) - len(scored):,}',
+      'median mIoU': _show(middle),
+      'a tenth is below': _show(low),
+      'a tenth is above': _show(high),
+    },
+    'histogram': charts.histogram(
+      'mIoU of an image', values, unit='', limits=(0, 1), digits=1
+    ),
+    'classes': [key.removeprefix('iou/') for key in classes],
+    'worst': [
       [
         parts.code(row['image']),
         _show(row['miou']),
         parts.bar(row['miou']),
-        *(_show(row.get(key)) for key in ('pixel_accuracy', *keys)),
+        *(_show(row.get(key)) for key in ('pixel_accuracy', *classes)),
       ]
-      for row in rows
+      for row in scored[:_WORST]
     ],
   }
 
