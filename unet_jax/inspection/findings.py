@@ -5,6 +5,7 @@ very likely a mistake, a `note` is good to know.
 """
 
 import collections
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -106,18 +107,14 @@ def _fit_some(dataset: Any, measurements: records.Measurements) -> None:
       m.fit = alignment.measure(image, mask)
 
 
+@dataclasses.dataclass
 class _Checks:
   """Checks of one split, which collect their findings."""
 
-  def __init__(
-    self,
-    split: str,
-    measurements: records.Measurements,
-    config: ml_collections.ConfigDict,
-  ):
-    self.found: list[records.Finding] = []
-    self._split = split
-    self._measurements, self._config = measurements, config
+  _split: str
+  _measurements: records.Measurements
+  _config: ml_collections.ConfigDict
+  found: list[records.Finding] = dataclasses.field(default_factory=list)
 
   def _add(
     self, level: str, kind: str, message: str, names: Iterable[str] = ()
@@ -160,6 +157,7 @@ class _Checks:
       values = masks.unknown_values(m.values, self._config.data)
       pixels.update(values)
       in_masks.update(values.keys())
+      # An earlier mask stays the first.
       first = dict.fromkeys(values, m.mask_name) | first
     listed = [
       f'{value}: {n} pixels of {in_masks[value]} mask(s), first {first[value]}'
