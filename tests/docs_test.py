@@ -1,4 +1,4 @@
-"""The README and the pages of docs/ against the code: commands, fields, links."""
+"""README and docs/ against the code: commands, fields, links."""
 
 import pathlib
 import re
@@ -22,7 +22,7 @@ _PAGES = [
 ]
 _FIELDS = fields.flatten(default.get_config())
 _SECTIONS = {name.partition('.')[0] for name in _FIELDS if '.' in name}
-# Commands by their last words before the flags, and where the flags are defined.
+# The last word of a command before its flags, and where these are defined.
 _PROGRAMS = {
   'main.py': 'unet_jax/__main__.py',
   'unet-jax': 'unet_jax/__main__.py',
