@@ -1,5 +1,6 @@
 """README and docs/ against the code: commands, fields, links."""
 
+import importlib
 import pathlib
 import re
 import shlex
@@ -28,6 +29,7 @@ _PROGRAMS = {
   'unet-jax': 'unet_jax/__main__.py',
   'experiments.sweep': 'experiments/sweep/__main__.py',
 }
+_SUFFIXES = ('json', 'csv', 'html', 'txt')
 # A config that --mode=inspect writes, and one in its place.
 _SUGGESTED, _STAND_IN = 'runs/look/suggested.py', 'configs/shapes.py'
 
@@ -93,13 +95,16 @@ def make_config(monkeypatch):
 
   def make(arguments):
     command_line.check_arguments(arguments, _ROOT / 'configs')
-    values = flags.FlagValues()
+    path, _, argument = _value(
+      arguments, 'config', 'configs/shapes.py'
+    ).partition(':')
+    recipe = importlib.import_module(path.removesuffix('.py').replace('/', '.'))
+    config = recipe.get_config(*filter(None, [argument]))
     # config_flags looks at sys.argv.
-    argv = ['main.py', *(a for a in arguments if a.startswith('--config'))]
+    argv = ['main.py', *(a for a in arguments if a.startswith('--config.'))]
     monkeypatch.setattr('sys.argv', argv)
-    config_flags.DEFINE_config_file(
-      'config', 'configs/shapes.py', flag_values=values
-    )
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_dict('config', config, flag_values=values)
     assert values(argv) == ['main.py']
     return values['config'].value
 
@@ -144,12 +149,12 @@ def test_the_commands_of_readme_and_docs_are_found():
 
 @pytest.mark.parametrize('path', [_README, *_DOCS], ids=_id)
 def test_pages_begin_with_their_purpose(path):
-  lines = path.read_text().split('\n\n', 1)[0].splitlines()
-  rest = [line for line in path.read_text().splitlines()[1:] if line]
-  if path == _README:  # A picture comes first.
-    rest = [line for line in rest if not line.startswith('!')]
-  assert lines[0].startswith('# ')
-  assert re.match(r'[A-Z]', rest[0]), rest[0]
+  title, _, text = path.read_text().partition('\n')
+  # In the README a picture comes first.
+  text = re.sub(r'^\s*!\[[^]]*\]\([^)]*\)', '', text)
+  assert re.match(r'# [A-Za-z]', title)
+  # Prose, not a table, a list, a command or a further heading.
+  assert re.match(r'\n*[A-Z][^|]+\.\n\n', text), text[:80]
 
 
 @pytest.mark.parametrize('path', _PAGES, ids=_id)
@@ -164,8 +169,8 @@ def test_fields_exist(path):
   names = set(_FIELDS) | added | {'section.field'}
   names |= {f.rpartition('.')[0] for f in _FIELDS}
   # `eval.json` is a file.
-  named = {n for n in named if not n.endswith(('.json', '.csv', '.html'))}
-  assert not named - names
+  unknown = {n for n in named - names if n.rpartition('.')[2] not in _SUFFIXES}
+  assert not unknown
 
 
 @pytest.mark.parametrize('path', _PAGES, ids=_id)
