@@ -1,6 +1,6 @@
-"""README and docs/ against the code: commands, fields, links."""
+"""README and docs/ against the code: commands, fields, links, recipes."""
 
-import importlib
+import importlib.util
 import pathlib
 import re
 import shlex
@@ -9,6 +9,9 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
+from experiments.sweep import __main__ as sweep_program
+from experiments.sweep import sweep_file
+from unet_jax import __main__ as program
 from unet_jax.config import checks, command_line, default, fields
 
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -22,26 +25,17 @@ _PAGES = [
   *sorted((_ROOT / 'findings').glob('*.md')),
 ]
 _FIELDS = fields.flatten(default.get_config())
-_SECTIONS = {name.partition('.')[0] for name in _FIELDS if '.' in name}
-# The last word of a command before its flags, and where these are defined.
-_PROGRAMS = {
-  'main.py': 'unet_jax/__main__.py',
-  'unet-jax': 'unet_jax/__main__.py',
-  'experiments.sweep': 'experiments/sweep/__main__.py',
-}
-_SUFFIXES = ('json', 'csv', 'html', 'txt')
 # A config that --mode=inspect writes, and one in its place.
 _SUGGESTED, _STAND_IN = 'runs/look/suggested.py', 'configs/shapes.py'
 
 
-def _id(path):
-  return str(path.relative_to(_ROOT)) if isinstance(path, pathlib.Path) else ''
+def _name(path):
+  return str(path.relative_to(_ROOT))
 
 
-def _fenced(text, language):
-  return re.findall(
-    rf'^```{language}\n(.*?)^```', text, re.MULTILINE | re.DOTALL
-  )
+def _fenced(path, language):
+  blocks = rf'^```{language}\n(.*?)^```'
+  return re.findall(blocks, path.read_text(), re.M | re.S)
 
 
 def _words(block):
@@ -63,91 +57,82 @@ def _words(block):
 
 
 def _commands(path):
-  """[(program, its arguments)] of the bash blocks of a page."""
+  """[(main.py or a module, its arguments)] of the bash blocks of a page."""
   found = []
-  for block in _fenced(path.read_text(), 'bash'):
-    for words in _words(block):
+  for block in _fenced(path, 'bash'):
+    for words in _words(block.replace(_SUGGESTED, _STAND_IN)):
       for i, word in enumerate(words):
-        if word in _PROGRAMS:
-          arguments = words[i + 1 :]
-          found.append(
-            (word, [a.replace(_SUGGESTED, _STAND_IN) for a in arguments])
-          )
+        if word in ('main.py', 'unet-jax'):
+          found.append(('main.py', words[i + 1 :]))
+        elif word.startswith('experiments.') and words[i - 1] == '-m':
+          found.append((word, words[i + 1 :]))
   return found
 
 
-_COMMANDS = [
-  pytest.param(program, arguments, id=f'{path.name}: {" ".join(arguments)}')
-  for path in _PAGES
-  for program, arguments in _commands(path)
-]
+def _cases(name):
+  return [
+    pytest.param(arguments, id=f'{_name(path)}: {" ".join(arguments)}')
+    for path in _PAGES
+    for command, arguments in _commands(path)
+    if command == name
+  ]
 
 
-def _value(arguments, name, otherwise=''):
-  found = [a for a in arguments if a.startswith(f'--{name}=')]
-  return found[-1].partition('=')[2] if found else otherwise
+def _mode(arguments):
+  modes = [a.removeprefix('--mode=') for a in arguments if '--mode=' in a]
+  return modes[-1] if modes else 'train'
 
 
-@pytest.fixture
-def make_config(monkeypatch):
-  """A function of a command line that returns its config, as main.py does."""
+def _config(arguments, monkeypatch):
+  """Returns the config of a command line, as main.py would."""
+  path, argument = _STAND_IN, ''
+  for flag in arguments:
+    if flag.startswith('--config='):
+      path, _, argument = flag.removeprefix('--config=').partition(':')
+  spec = importlib.util.spec_from_file_location('recipe', path)
+  recipe = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(recipe)
+  config = recipe.get_config(*filter(None, [argument]))
+  # config_flags looks at sys.argv.
+  argv = ['main.py', *(a for a in arguments if a.startswith('--config.'))]
+  monkeypatch.setattr('sys.argv', argv)
+  values = flags.FlagValues()
+  config_flags.DEFINE_config_dict('config', config, flag_values=values)
+  assert values(argv) == ['main.py']
+  return values['config'].value
+
+
+@pytest.mark.parametrize('arguments', _cases('main.py'))
+def test_commands_of_main(arguments, monkeypatch):
   monkeypatch.chdir(_ROOT)
-
-  def make(arguments):
-    command_line.check_arguments(arguments, _ROOT / 'configs')
-    path, _, argument = _value(
-      arguments, 'config', 'configs/shapes.py'
-    ).partition(':')
-    recipe = importlib.import_module(path.removesuffix('.py').replace('/', '.'))
-    config = recipe.get_config(*filter(None, [argument]))
-    # config_flags looks at sys.argv.
-    argv = ['main.py', *(a for a in arguments if a.startswith('--config.'))]
-    monkeypatch.setattr('sys.argv', argv)
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_dict('config', config, flag_values=values)
-    assert values(argv) == ['main.py']
-    return values['config'].value
-
-  return make
+  names = {re.match(r'--([a-z_]+)', a)[1] for a in arguments}
+  assert names <= {'config', 'mode', 'workdir'}
+  assert _mode(arguments) in program._MODES
+  arguments = command_line.resolved(arguments)
+  checks.validate(_config(arguments, monkeypatch), _mode(arguments))
 
 
-@pytest.mark.parametrize('program,arguments', _COMMANDS)
-def test_commands(program, arguments, make_config):
-  if program == 'experiments.sweep':
-    path, _, size = arguments[0].partition(':')
-    text = (_ROOT / path).read_text()
-    assert not size or f"'{size}'" in text
-    assert 'BASE = ' in text
-    arguments = arguments[1:]
-  source = (_ROOT / _PROGRAMS[program]).read_text()
-  for argument in arguments:
-    assert argument.startswith('--'), argument
-    name = re.match(r'--(no)?([a-z_.]+)', argument)[2]
-    if not name.startswith('config'):
-      assert f"'{name}'" in source, f'{argument}: no such flag'
-  mode = _value(arguments, 'mode', 'train')
-  assert f"'{mode}':" in (_ROOT / _PROGRAMS['main.py']).read_text()
-  checks.validate(make_config(arguments), mode)
+@pytest.mark.parametrize('arguments', _cases('experiments.sweep'))
+def test_commands_of_sweeps(arguments, monkeypatch):
+  monkeypatch.chdir(_ROOT)
+  args = sweep_program._parse(arguments)
+  assert sweep_file.load(
+    args.sweep, tuple(args.changes), args.no_tune, args.budget
+  ).points
 
 
-def test_the_commands_of_readme_and_docs_are_found():
+def test_commands_are_found():
   """A parser that finds nothing would pass."""
-  count = {path.name: len(_commands(path)) for path in [_README, *_DOCS]}
-  assert all(count.values()), count
-  modes = {_value(param.values[1], 'mode', 'train') for param in _COMMANDS}
-  assert modes == {
-    'train',
-    'evaluate',
-    'predict',
-    'cross_validate',
-    'inspect',
-    'summary',
-    'import',
-    'export',
-  }
+  commands = [c for path in [_README, *_DOCS] for c in _commands(path)]
+  modules = {name for name, _ in commands} - {'main.py'}
+  assert modules == {'experiments.sweep', 'experiments.sweep.report'}
+  assert all(map(importlib.util.find_spec, modules))
+  modes = {_mode(arguments) for name, arguments in commands}
+  assert modes == set(program._MODES)
+  assert all(_commands(path) for path in [_README, *_DOCS])
 
 
-@pytest.mark.parametrize('path', [_README, *_DOCS], ids=_id)
+@pytest.mark.parametrize('path', [_README, *_DOCS], ids=_name)
 def test_pages_begin_with_their_purpose(path):
   title, _, text = path.read_text().partition('\n')
   # In the README a picture comes first.
@@ -157,23 +142,22 @@ def test_pages_begin_with_their_purpose(path):
   assert re.match(r'\n*[A-Z][^|]+\.\n\n', text), text[:80]
 
 
-@pytest.mark.parametrize('path', _PAGES, ids=_id)
+@pytest.mark.parametrize('path', _PAGES, ids=_name)
 def test_fields_exist(path):
-  text = path.read_text()
-  # A diff of CONTRIBUTING.md adds fields.
-  added = set(re.findall(r'^\+ *([a-z_.]+) = ', text, re.MULTILINE))
-  text = re.sub(r'^```(diff|python)\n.*?^```', '', text, flags=re.M | re.S)
+  # Without the diffs of CONTRIBUTING.md, which add fields.
+  text = re.sub(r'^```diff\n.*?^```', '', path.read_text(), flags=re.M | re.S)
+  added = re.findall(r'^\+ *([a-z_.]+) = ', path.read_text(), re.M)
   named = set(re.findall(r'--config\.([a-z_0-9.]*[a-z_0-9])', text))
-  sections = '|'.join(sorted(_SECTIONS))
-  named |= set(re.findall(rf'`((?:{sections})\.[a-z_0-9.]+)[`=]', text))
-  names = set(_FIELDS) | added | {'section.field'}
-  names |= {f.rpartition('.')[0] for f in _FIELDS}
+  sections = '|'.join({name.partition('.')[0] for name in _FIELDS})
   # `eval.json` is a file.
-  unknown = {n for n in named - names if n.rpartition('.')[2] not in _SUFFIXES}
-  assert not unknown
+  files = r'\w+\.(?:json|csv|html|txt)\b'
+  named |= set(re.findall(rf'`(?!{files})((?:{sections})\.[a-z_0-9.]+)', text))
+  # `augment.X.probability` is one for each X.
+  known = {*_FIELDS, *added, 'section.field', 'augment.'}
+  assert not named - known - {name.rpartition('.')[0] for name in known}
 
 
-@pytest.mark.parametrize('path', _PAGES, ids=_id)
+@pytest.mark.parametrize('path', _PAGES, ids=_name)
 def test_links_lead_somewhere(path):
   text = re.sub(r'^```.*?^```', '', path.read_text(), flags=re.M | re.S)
   for target in re.findall(r'\]\(([^)\s]+)\)', text):
@@ -183,7 +167,7 @@ def test_links_lead_somewhere(path):
     there = (path.parent / file).resolve() if file else path
     assert there.exists(), target
     if anchor:
-      headings = re.findall(r'^#+ (.+)$', there.read_text(), re.MULTILINE)
+      headings = re.findall(r'^#+ (.+)$', there.read_text(), re.M)
       assert anchor in [
         re.sub(r'[^\w -]', '', h).lower().replace(' ', '-') for h in headings
       ], target
@@ -195,8 +179,8 @@ def test_readme_has_at_most_150_lines():
 
 def test_the_recipes_of_contributing_fit_the_code():
   """Every line that a diff keeps or removes stands in its file, in order."""
-  for diff in _fenced((_ROOT / 'CONTRIBUTING.md').read_text(), 'diff'):
-    for change in re.split(r'^--- .*\n\+\+\+ b/', diff, flags=re.MULTILINE)[1:]:
+  for diff in _fenced(_ROOT / 'CONTRIBUTING.md', 'diff'):
+    for change in re.split(r'^--- .*\n\+\+\+ b/', diff, flags=re.M)[1:]:
       name, *lines = change.splitlines()
       kept = [line[1:] for line in lines if line[:1] in (' ', '-')]
       if not kept:  # A new file.
