@@ -1,5 +1,6 @@
 """README and docs/ against the code: commands, fields, links, recipes."""
 
+import functools
 import importlib.util
 import pathlib
 import re
@@ -27,6 +28,10 @@ _PAGES = [
 _FIELDS = fields.flatten(default.get_config())
 # A config that --mode=inspect writes, and one in its place.
 _SUGGESTED, _STAND_IN = 'runs/look/suggested.py', 'configs/shapes.py'
+
+
+# Several commands of a page are of one sweep.
+_sweep = functools.cache(sweep_file.load)
 
 
 def _name(path):
@@ -112,13 +117,13 @@ def test_commands_of_main(arguments, monkeypatch):
   checks.validate(_config(arguments, monkeypatch), _mode(arguments))
 
 
+# ml-collections 1.1.0 loads config files by it.
+@pytest.mark.filterwarnings('ignore:the load_module:DeprecationWarning')
 @pytest.mark.parametrize('arguments', _cases('experiments.sweep'))
 def test_commands_of_sweeps(arguments, monkeypatch):
   monkeypatch.chdir(_ROOT)
   args = sweep_program._parse(arguments)
-  assert sweep_file.load(
-    args.sweep, tuple(args.changes), args.no_tune, args.budget
-  ).points
+  assert _sweep(args.sweep, tuple(args.changes)).points
 
 
 def test_commands_are_found():
