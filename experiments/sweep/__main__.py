@@ -106,7 +106,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 def _run(sweep: Sweep, chosen: Sequence[Point], directory: pathlib.Path) -> int:
   """Runs points of a job of a cluster; returns the exit code."""
   with Children() as children:
-    runner.run(sweep, chosen, directory, children, 1, gathers=False)
+    runner.Runner(sweep, directory, children).run(chosen, 1, gathers=False)
   if children.signal is not None:
     return 128 + children.signal
   return int(not all(folder.is_done(directory, point) for point in chosen))
@@ -117,7 +117,7 @@ def _run_all(sweep: Sweep, directory: pathlib.Path, jobs: int) -> int:
   with locks.lock(directory / '.lock', f'the sweep of {directory}', wait=False):
     left = [p for p in sweep.points if not folder.is_done(directory, p)]
     with Children(jobs) as children:
-      runner.run(sweep, left, directory, children, jobs)
+      runner.Runner(sweep, directory, children).run(left, jobs)
       return _gather(sweep, directory, children)
 
 

@@ -114,7 +114,7 @@ def kubernetes(job: Job) -> str:
   for name in ('image', 'claim'):
     if not getattr(job, name):
       raise errors.UserError(f'--kubernetes needs --{name}=NAME')
-  container = {
+  container: dict[str, Any] = {
     'name': 'point',
     'image': job.image,
     # exec: Python itself gets the signal.

@@ -132,8 +132,10 @@ def _located(file: str) -> Iterator[None]:
   except Exception as e:
     frames = traceback.extract_tb(e.__traceback__)
     lines = [f.lineno for f in frames if f.filename == file]
-    line = e.lineno if isinstance(e, SyntaxError) else (lines or ['?'])[-1]
-    raise errors.UserError(f'{file}:{line}: {type(e).__name__}: {e}') from e
+    line = e.lineno if isinstance(e, SyntaxError) else (lines or [None])[-1]
+    raise errors.UserError(
+      f'{file}:{line or "?"}: {type(e).__name__}: {e}'
+    ) from e
 
 
 def _import(file: str) -> types.ModuleType:

@@ -145,7 +145,9 @@ class Planner:
     for wait in (False, True):
       for value in tune.values:
         self._try(tune, point, value, num_steps, wait)
-    chosen = best([read_trial(self._folder(point, v)) for v in tune.values])
+    chosen = best(
+      [read_trial(self._folder(tune, point, value)) for value in tune.values]
+    )
     if chosen is None:
       raise Failed(
         'tuning',
@@ -155,15 +157,14 @@ class Planner:
       )
     return {tune.field: tune.values[chosen]}
 
-  def _folder(self, point: Point, value: Any) -> pathlib.Path:
-    field = self.sweep.tune.field
-    return folders.of_trial(self.directory, point.variant, field, value)
+  def _folder(self, tune: Tune, point: Point, value: Any) -> pathlib.Path:
+    return folders.of_trial(self.directory, point.variant, tune.field, value)
 
   def _try(
     self, tune: Tune, point: Point, value: Any, num_steps: int, wait: bool
   ) -> None:
     """Makes a tuning run, unless it is made or, without `wait`, begun."""
-    folder = self._folder(point, value)
+    folder = self._folder(tune, point, value)
     folder.mkdir(parents=True, exist_ok=True)
     what = f'{tune.field}={value} of {point.variant}'
     with contextlib.ExitStack() as stack:
@@ -200,7 +201,7 @@ class Planner:
           folder / 'log.txt',
         )
       except Failed as e:
-        if 'not finite' not in e.about['reason']:
+        if 'not finite' not in str(e):
           raise
         folders.write_json(folder / 'diverged.json', e.about)
         _log.info('%s: %s', what, e.about['reason'])

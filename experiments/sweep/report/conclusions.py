@@ -70,7 +70,10 @@ def analyse(results: Results, resamples: int = RESAMPLES) -> list[Analysis]:
 
 def title(measure: str) -> str:
   """Returns a measure's name in print: 'image mean IoU' for `image_miou`."""
-  entry, reduction = glossary.find(measure)
+  found = glossary.find(measure)
+  if found is None:
+    return measure
+  entry, reduction = found
   _, _, name = measure.partition('/')
   return f'{reduction} {entry.title}{name and ", "}{name}'.strip()
 

@@ -44,12 +44,19 @@ def levels(
 ) -> dict[str, list[str]]:
   """Returns each factor's values: numbers by size, others as they occur."""
   result = {}
-  for factor, values in zip(factors, zip(*variants)):
-    values = list(dict.fromkeys(values))
+  for factor, column in zip(factors, zip(*variants)):
+    values = list(dict.fromkeys(column))
     if all(map(is_number, values)):
       values.sort(key=float)
     result[factor] = values
   return result
+
+
+def _difference(count: int, place: int, other: int) -> np.ndarray:
+  """Returns weights of `count` variants: 1 at a place, -1 at another."""
+  weights = np.zeros(count)
+  weights[[place, other]] = 1, -1
+  return weights
 
 
 def make_contrasts(
@@ -80,16 +87,15 @@ def make_contrasts(
     for pair in _pairs(values[factor], baselines.get(factor)):
       found = []
       for held in others:
-        places = [index.get((*held[:k], v, *held[k:])) for v in pair]
-        if None not in places:
-          weights = np.zeros(len(variants))
-          weights[places] = 1, -1
+        keys = [(*held[:k], value, *held[k:]) for value in pair]
+        if all(key in index for key in keys):
+          weights = _difference(len(variants), *(index[key] for key in keys))
           found.append(weights)
-          held = tuple(zip(names, held))
-          single.append(Contrast(factor, pair, held, tuple(weights)))
+          at = tuple(zip(names, held))
+          single.append(Contrast(factor, pair, at, tuple(weights)))
       if len(found) == len(others) > 1:
-        weights = tuple(np.mean(found, 0))
-        averaged.append(Contrast(factor, pair, (), weights))
+        mean = tuple(np.mean(found, 0))
+        averaged.append(Contrast(factor, pair, (), mean))
   return [*averaged, *single]
 
 
@@ -125,8 +131,7 @@ def _with_first(
   first, *rest = variants
   contrasts = []
   for i, variant in enumerate(rest, 1):
-    weights = np.zeros(len(variants))
-    weights[[i, 0]] = 1, -1
+    weights = _difference(len(variants), i, 0)
     pair = ', '.join(variant), ', '.join(first)
     contrasts.append(Contrast(', '.join(factors), pair, (), tuple(weights)))
   return contrasts

@@ -142,7 +142,7 @@ def _draw_image(
   columns = min(sum(map(bool, loaded)), _COLUMNS)
   if grid is not None:
     columns = grid.shape[1]
-  panels = [
+  panels: list[tuple[str, np.ndarray] | None] = [
     ('image', image if image.shape[2] == 3 else image[..., 0]),
     ('mask', color(first['mask'][k])),
   ]
@@ -159,8 +159,9 @@ def _draw_image(
     squeeze=False,
     layout='constrained',
   )
-  for axis, panel in zip(axes.flat, panels + [None] * rows * columns):
+  for axis in axes.flat:
     axis.set_axis_off()
+  for axis, panel in zip(axes.flat, panels):
     if panel is not None:
       axis.imshow(
         panel[1], cmap='gray', vmin=0, vmax=255, interpolation='nearest'

@@ -19,6 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.sweep.report import contrasts, styles
+from experiments.sweep.report import results as results_lib
 from experiments.sweep.report.results import Point, Results
 from unet_jax import metrics
 
@@ -67,20 +68,6 @@ def draw_all(
   return drawn
 
 
-def means_and_deviations(
-  of_variants: Sequence[np.ndarray],
-) -> tuple[np.ndarray, np.ndarray]:
-  """Returns each variant's mean over seeds, and standard deviation, [V].
-
-  NaN where there is no metric, or, for a deviation, only one.
-  """
-  found = [values[np.isfinite(values)] for values in of_variants]
-  return (
-    np.array([v.mean() if len(v) else np.nan for v in found]),
-    np.array([v.std(ddof=1) if len(v) > 1 else np.nan for v in found]),
-  )
-
-
 def pareto_front(cost: np.ndarray, quality: np.ndarray) -> list[int]:
   """Returns the variants that no other beats, by rising cost.
 
@@ -93,28 +80,6 @@ def pareto_front(cost: np.ndarray, quality: np.ndarray) -> list[int]:
       front.append(int(i))
       best = quality[i]
   return front
-
-
-def object_sizes(results: Results) -> np.ndarray:
-  """Returns the share of each image that is foreground, [N].
-
-  Foreground are the classes that the evaluation also scored as one (`iou/a+b`),
-  else all but the one called background, else all but the first. NaN for an
-  image without a foreground, and for all if pixels were not counted.
-  """
-  names = results.class_names()
-  if not names:
-    return np.full(len(results.images), np.nan)
-  background = 'background' if 'background' in names else names[0]
-  foreground = [name for name in names if name != background]
-  for column in results.networks[0].columns:
-    kind, _, name = column.partition('/')
-    if kind == 'iou' and name not in names:
-      foreground = name.split('+')
-      break
-  pixels = results.stack([f'pixels/{n}' for n in names])[0]
-  inside = pixels[:, [n in foreground for n in names]].sum(1)
-  return np.where(inside > 0, metrics.ratio(inside, pixels.sum(1)), np.nan)
 
 
 def _single() -> tuple[Figure, Axes]:
@@ -137,14 +102,14 @@ def _draw_pareto(
   more_is_better: bool = False,
 ) -> Figure | None:
   """Draws quality against a cost, a column of results.csv."""
-  cost, _ = means_and_deviations(results.metric(column))
+  cost, _ = results_lib.means_and_deviations(results.metric(column))
   if not np.isfinite(cost).any():
     return None
   style = styles.of_factor(results)
   figure, axis = _single()
   front = pareto_front(-cost if more_is_better else cost, scores)
   axis.plot(cost[front], scores[front], color='0.6', lw=3, zorder=1)
-  _, spread = means_and_deviations(_qualities(results))
+  _, spread = results_lib.means_and_deviations(_qualities(results))
   for i, (x, y) in enumerate(zip(cost, scores)):
     color = style.color(style.of(i))
     axis.errorbar(x, y, np.nan_to_num(spread[i]), color=color, lw=1, zorder=2)
@@ -216,7 +181,7 @@ def _draw_by_variant(
 ) -> Figure:
   """Draws lines over a numeric factor, or a row for each variant."""
   style = styles.of_factor(results)
-  mean, spread = means_and_deviations(of_variants)
+  mean, spread = results_lib.means_and_deviations(of_variants)
   rest = [style.rest(i) for i in range(len(mean))]
   if not (
     style.factor is not None
@@ -331,7 +296,9 @@ def _curve(
     for step, value in of_point.items():
       at_step.setdefault(step, []).append(value)
   steps = sorted(at_step)
-  mean, spread = means_and_deviations([np.array(at_step[s]) for s in steps])
+  mean, spread = results_lib.means_and_deviations(
+    [np.array(at_step[s]) for s in steps]
+  )
   return np.array(steps), mean, np.nan_to_num(spread)
 
 
@@ -340,7 +307,7 @@ def _draw_sizes(
 ) -> Figure | None:
   """Draws a panel for each factor of few values, averaged over the others."""
   del scores
-  sizes = object_sizes(results)
+  sizes = results.object_sizes()
   known = np.flatnonzero(np.isfinite(sizes))
   if len(known) < 2 * _BINS:
     return None
@@ -362,7 +329,8 @@ def _draw_sizes(
   bins = np.array_split(known[np.argsort(sizes[known])], _BINS)
   places = [100 * np.median(sizes[b]) for b in bins]
   for axis, style in zip(axes[0], colored):
-    for value in style.values or [None]:
+    values: Sequence[str | None] = style.values or [None]
+    for value in values:
       chosen = [i for i in np.unique(variant) if style.of(i) == value]
       of_value = error[np.isin(variant, chosen)]
       means = [metrics.nanmean(of_value[:, b]) for b in bins]

@@ -112,6 +112,28 @@ class Results:
     """Returns the variant of each network."""
     return [i for i, points in enumerate(self.points) for _ in points]
 
+  def object_sizes(self) -> np.ndarray:
+    """Returns the share of each image that is foreground, [N].
+
+    Foreground are the classes that the evaluation also scored as one
+    (`iou/a+b`), else all but the one called background, else all but the first.
+    NaN for an image without a foreground, and for all if pixels were not
+    counted.
+    """
+    names = self.class_names()
+    if not names:
+      return np.full(len(self.images), np.nan)
+    background = 'background' if 'background' in names else names[0]
+    foreground = [name for name in names if name != background]
+    for column in self.networks[0].columns:
+      kind, _, name = column.partition('/')
+      if kind == 'iou' and name not in names:
+        foreground = name.split('+')
+        break
+    pixels = self.stack([f'pixels/{n}' for n in names])[0]
+    inside = pixels[:, [n in foreground for n in names]].sum(1)
+    return np.where(inside > 0, metrics.ratio(inside, pixels.sum(1)), np.nan)
+
   def measures(self) -> dict[str, np.ndarray]:
     """Returns the input of `statistics.bootstrap` for each measure there is.
 
@@ -139,6 +161,20 @@ class Results:
       for name, sums in found.items()
       if np.isfinite(statistics.score(sums.sum(1))).all()
     }
+
+
+def means_and_deviations(
+  of_variants: Sequence[np.ndarray],
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns each variant's mean over seeds, and standard deviation, [V].
+
+  NaN where there is no metric, or, for a deviation, only one.
+  """
+  found = [values[np.isfinite(values)] for values in of_variants]
+  return (
+    np.array([v.mean() if len(v) else np.nan for v in found]),
+    np.array([v.std(ddof=1) if len(v) > 1 else np.nan for v in found]),
+  )
 
 
 class _Unusable(Exception):

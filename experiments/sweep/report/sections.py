@@ -7,7 +7,11 @@ import numpy as np
 
 from experiments.sweep.report import conclusions, plots, setting
 from experiments.sweep.report.conclusions import Analysis
-from experiments.sweep.report.results import FEW_CLASSES, Results
+from experiments.sweep.report.results import (
+  FEW_CLASSES,
+  means_and_deviations,
+  Results,
+)
 from unet_jax import report_parts as parts
 
 _NOTHING = '–'
@@ -153,7 +157,7 @@ def _cells(
     show = lambda value: (
       format(value / unit, form) if form else _short(value / unit)
     )
-    means, deviations = plots.means_and_deviations(results.metric(name))
+    means, deviations = means_and_deviations(results.metric(name))
     if np.isfinite(means).any():
       found[title] = [
         _NOTHING

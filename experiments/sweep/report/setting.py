@@ -100,8 +100,8 @@ def _seeds(results: Results) -> str:
   text = f'{number_range([len(s) for s in seeds])} seeds'
   if all(sorted(s) == sorted(seeds[0]) for s in seeds):
     text = f'seeds {", ".join(seeds[0])} of each'
-  splits = {point.evaluation.get('split') for point in results.networks}
-  of = f' of {min(splits)}' if len(splits) == 1 and None not in splits else ''
+  split, *others = {p.evaluation.get('split') for p in results.networks}
+  of = '' if split is None or others else f' of {split}'
   return (
     f'{parts.plural(len(seeds), "variant")}, {text}, evaluated on the same '
     f'{parts.plural(len(results.images), "image")}{of}.'

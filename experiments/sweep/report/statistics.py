@@ -157,8 +157,8 @@ def score(sums: np.ndarray) -> np.ndarray:
 
 def bootstrap(
   of_images: np.ndarray,
-  variants: Sequence[int],
-  seeds: Sequence[str],
+  variant_of: Sequence[int],
+  seed_of: Sequence[str],
   resamples: int,
   seed: int,
 ) -> Draws:
@@ -168,13 +168,13 @@ def bootstrap(
     of_images: float64 [P, N, K, 2] of P networks and N images: the numerators
       and denominators that a score sums over images, divides, and averages
       over K. Each network has a score.
-    variants: of each network the index of its variant, 0 to V - 1, [P].
-    seeds: that each was trained with, [P].
+    variant_of: of each network the index of its variant, 0 to V - 1, [P].
+    seed_of: of each network the seed that it was trained with, [P].
     resamples: how many draws, R.
     seed: of the draws.
   """
-  variants = np.asarray(variants)
-  names, places = np.unique(seeds, return_inverse=True)
+  variants = np.asarray(variant_of)
+  names, places = np.unique(seed_of, return_inverse=True)
   design, has_blocks = _design(variants, places)
   inverse = np.linalg.pinv(design)
   averaging = inverse[: variants.max() + 1]
@@ -280,22 +280,15 @@ def compare(
   )
   # Two-sided; with the sample itself as a draw, none is 0.
   beyond = np.minimum((drawn <= 0).sum(0), (drawn >= 0).sum(0))
-  p = [*np.minimum(2 * (beyond + 1) / (len(drawn) + 1), 1)]
-  if cells is not None:
-    p.append(interaction(draws, cells))
+  single = np.minimum(2 * (beyond + 1) / (len(drawn) + 1), 1)
+  p = holm([*single, *([] if cells is None else [interaction(draws, cells)])])
   tail = (1 - LEVEL) / 2 / len(p)
   low, high = np.quantile(drawn, [tail, 1 - tail], axis=0)
-  p = holm(p)
-  comparisons = [
-    Comparison(
-      contrast,
-      *map(float, (difference, lo, hi, q)),
-      is_certain=bool((lo > 0 or hi < 0) and q < 1 - LEVEL and can),
-    )
-    for contrast, difference, lo, hi, q, can in zip(
-      contrasts, differences, low, high, p, can_tell
-    )
-  ]
+  excludes_0 = (low > 0) | (high < 0)
+  certain = excludes_0 & (p[: len(contrasts)] < 1 - LEVEL) & can_tell
+  columns = (differences, low, high, p[: len(contrasts)], certain)
+  rows = zip(contrasts, *(column.tolist() for column in columns))
+  comparisons = [Comparison(*row) for row in rows]
   return comparisons, None if cells is None else float(p[-1])
 
 
@@ -328,9 +321,9 @@ def _averages(
   return found
 
 
-def holm(p: Sequence[float]) -> np.ndarray:
+def holm(values: Sequence[float]) -> np.ndarray:
   """Returns p-values corrected for their number (Holm 1979)."""
-  p = np.asarray(p, float)
+  p = np.asarray(values, float)
   order = np.argsort(p)
   steps = p[order] * np.arange(len(p), 0, -1)
   corrected = np.empty(len(p))

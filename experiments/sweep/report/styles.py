@@ -38,7 +38,8 @@ class Style:
     place = 0 if value is None else self.values.index(value)
     if len(self.values) > 1 and all(map(contrasts.is_number, self.values)):
       # The end of the scale is too pale for lines on white.
-      return colors.color_scale(0.9 * place / (len(self.values) - 1)) / 255
+      share = np.array(0.9 * place / (len(self.values) - 1))
+      return colors.color_scale(share) / 255
     return colors.class_colors(8)[_ORDER[place]] / 255
 
   def of(self, variant: int) -> str | None:
@@ -62,7 +63,7 @@ class Style:
     They are those of `Axes.legend` and `Figure.legend`.
     """
     handles = [
-      Line2D([], [], color=self.color(v), marker='o', lw=1.5)
+      Line2D([], [], color=tuple(self.color(v)), marker='o', lw=1.5)
       for v in self.values
     ]
     title = '' if self.factor is None else self.results.factors[self.factor]
@@ -79,13 +80,8 @@ class Style:
     """Adds a legend beside the axes, where it hides nothing."""
     if self.factor is not None:
       columns = len(self.values) if 'center' in place else 1
-      figure.legend(
-        **self.legend(),
-        loc=place,
-        ncols=columns,
-        fontsize=9,
-        title_fontsize=9,
-      )
+      font = {'fontsize': 9, 'title_fontsize': 9}
+      figure.legend(**{**self.legend(), **font, 'loc': place, 'ncols': columns})
 
 
 def of_factor(results: Results, factor: int | None = None) -> Style:

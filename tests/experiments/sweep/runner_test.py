@@ -133,7 +133,7 @@ def out(tmp_path):
 def _run(sweep, directory, children, jobs=1):
   """Runs what is left, as main does; returns (done, failed, missing)."""
   left = [p for p in sweep.points if not folders.is_done(directory, p)]
-  runner.run(sweep, left, directory, children, jobs)
+  runner.Runner(sweep, directory, children).run(left, jobs)
   counts = tables.write(sweep, directory)
   assert list(counts) == ['done', 'failed', 'missing']
   return tuple(counts.values())

@@ -32,7 +32,7 @@ def test_pareto_front_is_what_nothing_beats():
 
 def test_means_and_deviations_skip_what_is_missing():
   nan = float('nan')
-  mean, spread = plots.means_and_deviations(
+  mean, spread = results.means_and_deviations(
     [np.array([1, 3, nan]), np.array([4.0]), np.array([nan])]
   )
   np.testing.assert_array_equal(mean, [2, 4, nan])
@@ -45,11 +45,11 @@ def test_sizes_of_objects(sweep):
   counted = {n: columns[f'pixels/{n}'] for n in fake_sweep.NAMES}
   # What the evaluation scored as one, pet and border, is the foreground.
   share = (counted['pet'] + counted['border']) / sum(counted.values())
-  np.testing.assert_allclose(plots.object_sizes(found), share)
+  np.testing.assert_allclose(found.object_sizes(), share)
   del columns['iou/pet+border']
-  np.testing.assert_allclose(plots.object_sizes(found), share)
+  np.testing.assert_allclose(found.object_sizes(), share)
   columns['pixels/pet'][2] = columns['pixels/border'][2] = 0
-  sizes = plots.object_sizes(found)
+  sizes = found.object_sizes()
   assert np.isnan(sizes[2]) and np.isfinite(sizes).sum() == 39
 
 
