@@ -23,15 +23,13 @@ from unet_jax import errors
 _NOTICE = 120
 # How often an index is tried again after a failure of its own.
 _RETRIES = 2
-
-
 # The fields of `Job` that are flags of the command.
 FLAGS = ('jobs', 'cpus', 'gpus', 'tpu', 'image', 'queue', 'claim')
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-  """What is submitted.
+  """A sweep to submit.
 
   Attributes:
     arguments: of experiments.sweep, for all jobs.
@@ -82,7 +80,7 @@ def slurm(job: Job) -> str:
   gpus = f'\n#SBATCH --gpus={job.gpus}' if job.gpus else ''
   return f"""#!/bin/bash
 # From the repository's root: sbatch [--partition=NAME] THIS_FILE
-# Tables of what is done: {job.gather}
+# Tables of the points that are done: {job.gather}
 # Data is kept under ~/.cache/unet_jax, or XDG_CACHE_HOME/unet_jax: let all
 # nodes see it, or each downloads its own.
 #SBATCH --job-name=sweep
@@ -213,7 +211,7 @@ def xpk(job: Job) -> str:
   points = '\n'.join(f"  '{' '.join(names)}'" for names in job.points)
   return f"""#!/bin/bash
 # bash THIS_FILE, with the variables below; IMAGE has this code and jax[tpu].
-# Tables of what is done: {job.gather}
+# Tables of the points that are done: {job.gather}
 # The workdir lies under the mount point of STORAGE,
 # {_STORAGE[job.unit]}
 # Data is kept in the container, and downloaded by each job, unless

@@ -1,7 +1,7 @@
 """The folder of a sweep: its places, and files that processes share.
 
-points/NAME is the workdir of a point, variants/NAME has what points that differ
-in the seed alone share; sweep.json keeps what the sweep began with.
+points/NAME is the workdir of a point; points that differ in the seed alone
+share variants/NAME; sweep.json has the base, tuning and budget of the sweep.
 """
 
 import contextlib

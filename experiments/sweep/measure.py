@@ -41,7 +41,7 @@ _WARM_UP, _TIMED = 2, 9
 def network(directory: str, arguments: list[str]) -> None:
   """Writes summary.* and costs.json of the config that arguments give."""
   config = points.resolve(arguments)
-  # What a step costs is in the tables.
+  # The tables have the costs of a step.
   config.summary.compile = True
   config_lib.validate(config, 'summary')
   summary.run(config, directory)

@@ -1,4 +1,4 @@
-"""Sweep files: what they may set, and what is refused.
+"""Sweep files: their constants and points, and checks of both.
 
 A sweep file is a Python module whose docstring's first line is the question,
 with a function `sweep()` that yields a dict of dotted overrides for each point,

@@ -34,7 +34,7 @@ from experiments.sweep import folder as folders
 from experiments.sweep import tuning
 from experiments.sweep.points import Point, Sweep, Tune
 
-# Entries of point.json: what it ran on.
+# The machine of a point, in its record.
 MACHINE = ('device', 'cores', 'jobs')
 
 Row = dict[str, Any]

@@ -1,4 +1,4 @@
-"""What a sweep's results say, in words.
+"""The conclusion of a sweep, in words.
 
 A sentence claims a difference only where statistics.py is certain of it.
 """

@@ -1,4 +1,4 @@
-"""Reads what a sweep left behind: its tables and its points' folders.
+"""Reads the tables and the points' folders of a sweep.
 
 These are results.csv, failures.csv, sweep.json, and of each point eval.csv,
 eval.json and metrics.jsonl in points/NAME. A point that failed, or that was

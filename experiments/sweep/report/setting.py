@@ -1,4 +1,4 @@
-"""What was equal for all variants of a sweep, and what was not, in words."""
+"""Sentences on budget, tuning, seeds and machines of a sweep."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -154,92 +154,88 @@ def test_sizes_replace_constants(write):
   'text, message',
   [
     (
-      "def sweep():\n  yield {'model.dept': 1}",
+      "yield {'model.dept': 1}",
       'there is no field model.dept (did you mean model.depth?); '
       'configs/default.py lists them all',
     ),
-    ('def sweep():\n  return []', 'sweep() yields no point'),
+    ('return []', 'sweep() yields no point'),
+    ("yield from [{'seed': 0}] * 2", 'sweep() yields seed=0 twice'),
+    ("yield {'seed': 1000}", 'seed 1000 is that of the tuning; choose others'),
     (
-      "def sweep():\n  yield {'seed': 0}\n  yield {'seed': 0}",
-      'sweep() yields seed=0 twice',
-    ),
-    (
-      "def sweep():\n  yield {'seed': 1000}",
-      'seed 1000 is that of the tuning; choose others',
-    ),
-    (
-      "def sweep():\n  yield {'optimizer.learning_rate': 1e-3}",
+      "yield {'optimizer.learning_rate': 1e-3}",
       'sweep() yields optimizer.learning_rate, which is tuned; set TUNE = '
       'None, or give --no_tune',
     ),
     (
-      "TUNE = {'stesp': 1}\ndef sweep():\n  yield {'seed': 0}",
+      "TUNE = {'stesp': 1}",
       "TUNE has 'stesp'; it takes one field, such as "
       'optimizer.learning_rate, and steps, seed, num_folds',
     ),
     (
-      "TUNE = {'optimizer.eps': 1e-8}\ndef sweep():\n  yield {'seed': 0}",
-      "TUNE has 'optimizer.eps': 1e-08; it takes the values to try, "
-      'such as (0.001, 0.002, 0.004, 0.008)',
+      "TUNE = {'optimizer.eps': 1e-8}",
+      "TUNE has 'optimizer.eps': 1e-08; it takes the values to try, such as "
+      '(0.001, 0.002, 0.004, 0.008)',
     ),
+    ("BUDGET = 'time'", "BUDGET is one of steps, flops, not 'time'"),
     (
-      "BUDGET = 'time'\ndef sweep():\n  yield {'seed': 0}",
-      "BUDGET is one of steps, flops, not 'time'",
-    ),
-    (
-      "BUDGET = 'flops'\ndef sweep():\n  yield {'train.num_steps': 5}",
+      "BUDGET = 'flops'\nyield {'train.num_steps': 5}",
       "train.num_steps follows from BUDGET = 'flops'; remove it from sweep(), "
       "or set BUDGET = 'steps'",
     ),
     (
-      "OVERRIDES = {'data.num_folds': 4}\ndef sweep():\n  yield {'seed': 0}",
+      "OVERRIDES = {'data.num_folds': 4}",
       'the tuning holds a fold out of data.train_split; with data.num_folds '
       'set, give --no_tune',
     ),
     (
-      "BASE = 'configs/volumes.py'\ndef sweep():\n  yield {'seed': 0}",
+      "BASE = 'configs/volumes.py'",
       'volumes (model.spatial_dims=3) have no metrics of each example yet, '
       'which a sweep compares; train them one by one with main.py',
     ),
     # Of the second variant.
     (
-      "def sweep():\n  yield {'seed': 0}\n  yield {'model.norm': 'bach'}",
+      "yield from [{'seed': 0}, {'model.norm': 'bach'}]",
       'norm=bach: --config.model.norm=bach: not one of none, batch, group, '
       'instance, layer (did you mean batch?)',
     ),
     (
-      "def sweep():\n  yield {'model.depth': 'x'}",
+      "yield {'model.depth': 'x'}",
       'depth=x: --config.model.depth=x: takes a whole number, such as 3',
     ),
     (
-      "OVERRIDES = {'data.image_size': (16, 16)}\n"
-      "def sweep():\n  yield {'model.depth': 5}",
+      "OVERRIDES = {'data.image_size': (16, 16)}\nyield {'model.depth': 5}",
       'depth=5: an image of 16 x 16 pixels cannot be halved 5 times '
       '(model.depth=5); use at least 32 pixels or a smaller depth',
     ),
     (
-      "TUNE = {'optimizer.learning_rate': (0.1, 'x')}\n"
-      "def sweep():\n  yield {'seed': 0}",
+      "TUNE = {'optimizer.learning_rate': (0.1, 'x')}",
       'TUNE: --config.optimizer.learning_rate=x: takes a number, such as 0.002',
     ),
     (
-      "TUNE = {'num_folds': 1}\ndef sweep():\n  yield {'seed': 0}",
+      "TUNE = {'num_folds': 1}",
       'TUNE: --config.data.num_folds=1 leaves nothing to train on; take 2 or '
       'more, or 0 for no folds',
     ),
     (
-      "OVERIDES = {'train.num_steps': 9}\ndef sweep():\n  yield {'seed': 0}",
+      "OVERIDES = {'train.num_steps': 9}",
       'did you mean OVERRIDES by OVERIDES? Else choose another name',
     ),
     (
-      "SIZES = {'cpu': {'OVERIDES': {}}}\ndef sweep():\n  yield {'seed': 0}",
+      "SIZES = {'cpu': {'OVERIDES': {}}}",
       "SIZES['cpu'] has 'OVERIDES' (did you mean OVERRIDES?); it takes BASE, "
       'OVERRIDES, TUNE, BUDGET',
+    ),
+    (
+      'return [1]',
+      "sweep() yields 1; it takes a dict of overrides, {'model.depth': 2}",
     ),
   ],
 )
 def test_mistakes_in_a_sweep_file(write, text, message):
-  name = write(text)
+  *constants, body = text.split('\n')
+  if not body.startswith(('yield', 'return')):
+    constants, body = [body], "yield {'seed': 0}"
+  name = write('\n'.join([*constants, 'def sweep():', f'  {body}']))
   assert _refused(name) == f'{name}: {message}'
 
 
@@ -272,14 +268,6 @@ def test_twenty_variants_are_checked_quickly():
 def test_errors_of_a_sweep_file_s_code(write, text, line, message):
   name = write(text)
   assert _refused(name).startswith(f'{name}:{line}: {message}')
-
-
-def test_points_are_dicts(write):
-  name = write('def sweep():\n  return [1]')
-  assert _refused(name) == (
-    f'{name}: sweep() yields 1; it takes a dict of overrides, '
-    "{'model.depth': 2}"
-  )
 
 
 def test_the_last_value_of_a_tuple_counts(write):
