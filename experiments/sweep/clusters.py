@@ -112,35 +112,6 @@ def kubernetes(job: Job) -> str:
   for name in ('image', 'claim'):
     if not getattr(job, name):
       raise errors.UserError(f'--kubernetes needs --{name}=NAME')
-  container: dict[str, Any] = {
-    'name': 'point',
-    'image': job.image,
-    # exec: Python itself gets the signal.
-    'command': [
-      '/bin/sh',
-      '-c',
-      f'exec {job.command}"$JOB_COMPLETION_INDEX"',
-    ],
-    'resources': {'requests': {'cpu': str(job.cpus)}},
-    'volumeMounts': [{'name': 'sweep', 'mountPath': job.directory}],
-  }
-  limits, labels = _accelerators(job)
-  if limits:
-    container['resources']['limits'] = limits
-  pod = {
-    'restartPolicy': 'Never',
-    'terminationGracePeriodSeconds': _NOTICE,
-    'containers': [container],
-    'volumes': [
-      {'name': 'sweep', 'persistentVolumeClaim': {'claimName': job.claim}}
-    ],
-  }
-  if labels:
-    pod['nodeSelector'] = labels
-  template = {'spec': pod}
-  if job.unit == 'variant':
-    # How GKE mounts a bucket; it says nothing to others.
-    template['metadata'] = {'annotations': {'gke-gcsfuse/volumes': 'true'}}
   manifest = {
     'apiVersion': 'batch/v1',
     'kind': 'Job',
@@ -165,10 +136,39 @@ def kubernetes(job: Job) -> str:
           }
         ]
       },
-      'template': template,
+      'template': _pod_template(job),
     },
   }
   return json.dumps(manifest, indent=2) + '\n'
+
+
+def _pod_template(job: Job) -> dict[str, Any]:
+  container: dict[str, Any] = {
+    'name': 'point',
+    'image': job.image,
+    # exec: Python itself gets the signal.
+    'command': ['/bin/sh', '-c', f'exec {job.command}"$JOB_COMPLETION_INDEX"'],
+    'resources': {'requests': {'cpu': str(job.cpus)}},
+    'volumeMounts': [{'name': 'sweep', 'mountPath': job.directory}],
+  }
+  limits, labels = _accelerators(job)
+  if limits:
+    container['resources']['limits'] = limits
+  pod: dict[str, Any] = {
+    'restartPolicy': 'Never',
+    'terminationGracePeriodSeconds': _NOTICE,
+    'containers': [container],
+    'volumes': [
+      {'name': 'sweep', 'persistentVolumeClaim': {'claimName': job.claim}}
+    ],
+  }
+  if labels:
+    pod['nodeSelector'] = labels
+  template: dict[str, Any] = {'spec': pod}
+  if job.unit == 'variant':
+    # How GKE mounts a bucket; others ignore it.
+    template['metadata'] = {'annotations': {'gke-gcsfuse/volumes': 'true'}}
+  return template
 
 
 def _accelerators(job: Job) -> tuple[dict[str, Any], dict[str, str]]:

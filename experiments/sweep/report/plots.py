@@ -7,7 +7,7 @@ variant are written beside it, inside its mark or above its panel.
 import functools
 import os
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib
 
@@ -82,8 +82,22 @@ def pareto_front(cost: np.ndarray, quality: np.ndarray) -> list[int]:
   return front
 
 
-def _single() -> tuple[Figure, Axes]:
-  return plt.subplots(figsize=(_WIDE, _HIGH), layout='constrained')
+def _single(high: float = _HIGH) -> tuple[Figure, Axes]:
+  return plt.subplots(figsize=(_WIDE, high), layout='constrained')
+
+
+def _panels(
+  rows: int, columns: int, wide: float, high: float, **shared: Any
+) -> tuple[Figure, np.ndarray]:
+  """Returns a figure and its axes, [rows, columns]; sides are in inches."""
+  return plt.subplots(
+    rows,
+    columns,
+    figsize=(max(wide, _WIDE), high),
+    squeeze=False,
+    layout='constrained',
+    **shared,
+  )
 
 
 def _qualities(results: Results) -> list[np.ndarray]:
@@ -222,8 +236,7 @@ def _draw_rows(
   label: str,
 ) -> Figure:
   names = [' '.join(v) or 'all' for v in results.variants]
-  high = 0.28 * len(names) + 1
-  figure, axis = plt.subplots(figsize=(_WIDE, high), layout='constrained')
+  figure, axis = _single(0.28 * len(names) + 1)
   for i, (value, error) in enumerate(zip(mean, spread)):
     color = style.color(style.of(i))
     axis.errorbar(
@@ -250,14 +263,8 @@ def _draw_curves(
   panels = list(dict.fromkeys(rest))
   columns = min(len(panels), 3)
   rows = -(-len(panels) // columns)
-  figure, axes = plt.subplots(
-    rows,
-    columns,
-    figsize=(max(3 * columns, _WIDE), 2.5 * rows + 0.5),
-    sharex=True,
-    sharey=True,
-    squeeze=False,
-    layout='constrained',
+  figure, axes = _panels(
+    rows, columns, 3 * columns, 2.5 * rows + 0.5, sharex=True, sharey=True
   )
   for i, (steps, mean, spread) in enumerate(curves):
     axis, color = axes.flat[panels.index(rest[i])], style.color(style.of(i))
@@ -318,14 +325,7 @@ def _draw_sizes(
   ]
   colored = [s for s in of_factors if s.factor is not None]
   colored = colored or [styles.of_factor(results)]
-  figure, axes = plt.subplots(
-    1,
-    len(colored),
-    figsize=(max(4.2 * len(colored), _WIDE), 3.6),
-    sharey=True,
-    squeeze=False,
-    layout='constrained',
-  )
+  figure, axes = _panels(1, len(colored), 4.2 * len(colored), 3.6, sharey=True)
   bins = np.array_split(known[np.argsort(sizes[known])], _BINS)
   places = [100 * np.median(sizes[b]) for b in bins]
   for axis, style in zip(axes[0], colored):

@@ -66,8 +66,8 @@ def write(
     right += 0.85 + rng.normal(0, of_seed) - hard
     folder = directory / 'points' / name
     folder.mkdir(parents=True)
-    figures = _write_point(folder, right, sizes, short, rng)
-    rows.append({'point': name, **fields, **figures})
+    measured = _write_point(folder, right, sizes, short, rng)
+    rows.append({'point': name, **fields, **measured})
   metric_writer.write_csv(str(directory / 'results.csv'), rows)
   failures = [{'point': n, 'reason': 'out of memory, 8 GiB'} for n in failed]
   metric_writer.write_csv(str(directory / 'failures.csv'), failures)
@@ -88,20 +88,20 @@ def write(
 
 
 def _write_point(folder, right, sizes, short, rng) -> dict[str, Any]:
-  """Writes a point's folder; returns its figures."""
+  """Writes a point's folder; returns its measured."""
   confusion = [
     _confusion(np.clip(r, 0.3, 0.99), s, rng) for r, s in zip(right, sizes)
   ]
   table = [_row(i, c, rng) for i, c in enumerate(confusion)]
   metric_writer.write_csv(str(folder / 'eval.csv'), table)
   scores = metrics.scores(np.array(confusion), NAMES, ())
-  figures = {f'eval/{k}': v for k, v in scores.items()}
+  measured = {f'eval/{k}': v for k, v in scores.items()}
   mean = lambda key: float(np.nanmean([row[key] for row in table]))
-  figures['eval/image_boundary_miou'] = float(
+  measured['eval/image_boundary_miou'] = float(
     np.mean([mean(f'boundary_iou/{n}') for n in NAMES])
   )
-  figures['eval/dataset_boundary_miou'] = figures['eval/image_boundary_miou']
-  evaluation = {'step': 600, 'split': 'test', **figures}
+  measured['eval/dataset_boundary_miou'] = measured['eval/image_boundary_miou']
+  evaluation = {'step': 600, 'split': 'test', **measured}
   (folder / 'eval.json').write_text(json.dumps(evaluation))
   with open(folder / 'metrics.jsonl', 'w') as f:
     for step in range(100, 601, 100):
@@ -113,7 +113,7 @@ def _write_point(folder, right, sizes, short, rng) -> dict[str, Any]:
   flops = 4e9 * (1 + 0.3 * depth) * extra
   speed = 4000 / (1 + 0.2 * depth) / extra * rng.uniform(0.97, 1.03)
   return {
-    **figures,
+    **measured,
     'parameters': int(30000 * 4**depth * extra),
     'train_flops': 3 * 16 * flops,
     'inference_flops': flops,

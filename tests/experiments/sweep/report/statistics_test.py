@@ -36,6 +36,11 @@ def _draws(values, variants, resamples=1000, seed=0, seeds=None):
   )
 
 
+def _alike(scores, images=12):
+  """Of networks that have the same score on each image."""
+  return np.repeat(np.reshape(scores, (-1, 1)), images, 1)
+
+
 def _compare(draws, contrasts):
   comparisons, interaction = statistics.compare(draws, contrasts)
   assert interaction is None
@@ -115,8 +120,7 @@ def test_trainings_spread_as_students_t():
   means = np.array([0.50, 0.52, 0.57, 0.61, 0.61])
   # Both variants' seeds deviate alike.
   means[3:] += np.array([1, -1]) * means[:3].std(ddof=1) / np.sqrt(2)
-  values = np.repeat(means[:, None], 12, 1)
-  draws = _draws(values, [0, 0, 0, 1, 1], 40000)
+  draws = _draws(_alike(means), [0, 0, 0, 1, 1], 40000)
   _assert_agrees(draws, stats.ttest_ind(means[3:], means[:3]), 0.03)
 
 
@@ -134,7 +138,7 @@ def _assert_agrees(draws, expected, tolerance):
 def test_seeds_in_common_cancel_as_in_a_paired_t_test():
   """All images are alike, so that only the seeds are left."""
   means = np.array([0.50, 0.61, 0.57, 0.52, 0.64, 0.58])
-  values = np.repeat(means[:, None], 12, 1)
+  values = _alike(means)
   # They need not be in the same order.
   draws = _draws(values, [0, 0, 0, 1, 1, 1], 40000, 0, [*'abc', *'acb'])
   assert draws.has_blocks and draws.freedom == 2
@@ -147,7 +151,7 @@ def test_a_missing_network_is_made_up_for_by_its_seed():
   variants, seeds = np.repeat(range(4), 3)[:-1], np.tile(range(3), 4)[:-1]
   effects, of_seed = np.array([0, 0.1, 0.2, 0.3]), np.array([0, 0.05, -0.5])
   means = effects[variants] + of_seed[seeds] + 0.01 * rng.standard_normal(11)
-  draws = _draws(np.repeat(means[:, None], 12, 1), variants, 4000, 0, seeds)
+  draws = _draws(_alike(means), variants, 4000, 0, seeds)
   coding = np.hstack([np.eye(4)[variants], np.eye(3)[seeds][:, 1:]])
   found, squares, *_ = np.linalg.lstsq(coding, means)
   scores = found[:4] + (found[4] + found[5]) / 3
@@ -182,13 +186,8 @@ def test_seeds_that_no_variants_share_are_told_from_nothing():
 def test_a_restless_variant_has_its_own_deviation_in_blocks():
   """All images are alike; residuals by hand, whose variance is 3 / 4 of one."""
   means = np.array([0, 0.5, -0.4, 0, 0.01, 0, 0.01, 0, 0, 0, 0, 0.01])
-  draws = _draws(
-    np.repeat(means[:, None], 30, 1),
-    np.repeat(range(4), 3),
-    20000,
-    0,
-    np.tile(range(3), 4),
-  )
+  variants, seeds = np.repeat(range(4), 3), np.tile(range(3), 4)
+  draws = _draws(_alike(means, 30), variants, 20000, 0, seeds)
   table = means.reshape(4, 3)
   rest = table - table.mean(1, keepdims=True) - table.mean(0) + table.mean()
   own = np.sqrt((rest[0] ** 2).sum() / (2 * 3 / 4))
@@ -204,13 +203,8 @@ def test_an_average_deviates_as_its_values_do():
   of_value = rng.standard_normal((3, 4))
   table = of_value[:, None] + 0.001 * rng.standard_normal((3, 5, 4))
   weights = np.repeat([[-1, 1, 0], [0, -1, 1]], 5, 1) / 5
-  draws = _draws(
-    np.repeat(table.reshape(-1, 1), 30, 1),
-    np.repeat(range(15), 4),
-    40000,
-    0,
-    np.tile(range(4), 15),
-  )
+  variants, seeds = np.repeat(range(15), 4), np.tile(range(4), 15)
+  draws = _draws(_alike(table, 30), variants, 40000, 0, seeds)
   found = _compare(draws, [_one(tuple(w)) for w in weights])
   means = table.mean(1)
   rest = means - means.mean(1, keepdims=True) - means.mean(0) + means.mean()
