@@ -88,7 +88,7 @@ def write(
 
 
 def _write_point(folder, right, sizes, short, rng) -> dict[str, Any]:
-  """Writes a point's folder; returns its measured."""
+  """Writes a point's folder; returns its metrics."""
   confusion = [
     _confusion(np.clip(r, 0.3, 0.99), s, rng) for r, s in zip(right, sizes)
   ]
