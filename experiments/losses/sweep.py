@@ -1,6 +1,6 @@
 """Cross-entropy, Dice, or both?
 
-python -m experiments.run experiments/losses/sweep.py[:cpu] --workdir=DIR
+python -m experiments.sweep experiments/losses/sweep.py[:cpu] --workdir=DIR
 """
 
 import itertools

@@ -1,6 +1,6 @@
 """Which normalisation suits a U-Net at a small batch?
 
-python -m experiments.run experiments/norms/sweep.py[:cpu] --workdir=DIR
+python -m experiments.sweep experiments/norms/sweep.py[:cpu] --workdir=DIR
 """
 
 import itertools

@@ -1,6 +1,6 @@
 """What do skips add to a U-Net, and does it matter how they are joined?
 
-python -m experiments.run experiments/skips/sweep.py[:cpu] --workdir=DIR
+python -m experiments.sweep experiments/skips/sweep.py[:cpu] --workdir=DIR
 """
 
 import itertools

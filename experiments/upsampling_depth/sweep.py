@@ -1,7 +1,7 @@
 """How much do the kind of upsampling and the depth of a U-Net matter?
 
-  python -m experiments.run experiments/upsampling_depth/sweep.py --workdir=DIR
-  python -m experiments.run experiments/upsampling_depth/sweep.py:cpu ...
+python -m experiments.sweep experiments/upsampling_depth/sweep.py --workdir=DIR
+python -m experiments.sweep experiments/upsampling_depth/sweep.py:cpu ...
 
 Four kinds, five depths, three seeds: 60 runs. `:cpu` is for two cores.
 """

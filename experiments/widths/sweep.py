@@ -1,6 +1,6 @@
 """At equal FLOP, a wide U-Net for few steps or a narrow one for many?
 
-python -m experiments.run experiments/widths/sweep.py[:cpu] --workdir=DIR
+python -m experiments.sweep experiments/widths/sweep.py[:cpu] --workdir=DIR
 """
 
 import itertools

@@ -15,7 +15,9 @@ from configs import oxford_pets, shapes
 from tests import folders
 from unet_jax.data import prepare
 from unet_jax.models import unet
-from unet_jax.runtime import errors
+from unet_jax.runtime.program import errors
+
+pass
 
 pytestmark = pytest.mark.whole_runs
 

@@ -1,0 +1,48 @@
+"""Writes the report of a sweep again: REPORT.md, figures/ and report.html.
+
+  python -m experiments.sweep.report DIR [--predict]
+
+DIR is the --workdir of experiments.sweep, which calls this with --predict:
+example predictions are made first, from the checkpoints of the points, and
+skipped where checkpoints or data are not there.
+"""
+
+import argparse
+import os
+import sys
+
+from experiments.sweep.report import examples, page, results
+from unet_jax.runtime import errors
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument('directory', help='of the sweep')
+  parser.add_argument(
+    '--predict', action='store_true', help='make the example predictions'
+  )
+  arguments = parser.parse_args()
+  directory = arguments.directory
+  try:
+    if arguments.predict:
+      _predict(directory)
+    conclusion = page.write(directory)
+  except (errors.UserError, OSError) as e:
+    errors.exit_with(f'error: {errors.one_line(e, directory)}', 1)
+  print(' '.join(conclusion))
+  print(f'wrote {os.path.join(directory, "report.html")}')
+
+
+def _predict(directory: str) -> None:
+  sweep = results.read(directory)
+  try:
+    examples.save(directory, sweep)
+  except errors.UserError as e:
+    line = errors.one_line(e, directory)
+    print(f'no example predictions: {line}', file=sys.stderr)
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,267 @@
+"""Scripts and manifests for clusters, run with stand-ins for the engines."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import re
+import stat
+import subprocess
+import sys
+
+import kubernetes_validate
+import pytest
+
+from experiments.sweep import clusters
+from experiments.sweep import folder as folders
+from unet_jax.runtime import errors
+
+
+@pytest.fixture
+def job():
+  return clusters.Job(
+    arguments=('sweep.py', '--workdir=/a b', '--config.data.image_size=(8, 8)'),
+    unit='point',
+    points=(('depth=1,seed=0',), ('depth=1,seed=1',), ('depth=2,seed=0',)),
+    jobs=2,
+    cpus=6,
+    gpus=1,
+    tpu='',
+    image='registry/unet:1',
+    queue='team',
+    claim='disk',
+    directory='/a b',
+  )
+
+
+_RUN = [
+  'python',
+  '-m',
+  'experiments.sweep',
+  'sweep.py',
+  '--workdir=/a b',
+  '--config.data.image_size=(8, 8)',
+]
+
+
+def _check(script):
+  """Fails at anything that shellcheck would have otherwise."""
+  program = pathlib.Path(sys.executable).with_name('shellcheck')
+  process = subprocess.run([program, script], capture_output=True, text=True)
+  assert process.returncode == 0, process.stdout
+
+
+def _run(script, tmp_path, programs, code=0, **env):
+  """Runs a script with stand-ins; returns the argument lists that they got."""
+  for name, exit_code in programs.items():
+    path = tmp_path / name
+    path.write_text(
+      '#!/bin/bash\n'
+      f'printf "%s\\0" {name} "$@" >> {tmp_path}/calls\n'
+      f'printf "\\n" >> {tmp_path}/calls\nexit {exit_code}\n'
+    )
+    path.chmod(path.stat().st_mode | stat.S_IEXEC)
+  file = tmp_path / 'script.sh'
+  file.write_text(script)
+  _check(file)
+  process = subprocess.run(
+    ['bash', file],
+    env={'PATH': f'{tmp_path}:{os.environ["PATH"]}', **env},
+    capture_output=True,
+    text=True,
+  )
+  assert process.returncode == code, process.stderr
+  lines = (tmp_path / 'calls').read_text().splitlines()
+  return [line.split('\0')[:-1] for line in lines]
+
+
+def test_slurm_runs_the_point_of_its_index(job, tmp_path):
+  script = clusters.slurm(job)
+  assert '\n#SBATCH --array=0-2%2\n' in script
+  assert ' --cpus-per-task=6\n#SBATCH --gpus=1\n' in script
+  assert '\n#SBATCH --requeue' in script
+  programs = {'srun': 1, 'scontrol': 0}
+  env = {'SLURM_ARRAY_TASK_ID': '2', 'SLURM_CPUS_PER_TASK': '6'}
+  calls = _run(script, tmp_path, programs, code=1, **env)
+  assert calls == [['srun', '--cpus-per-task=6', *_RUN, '--point=2']]
+
+
+def test_slurm_goes_on_after_the_time_limit(job, tmp_path):
+  calls = _run(
+    clusters.slurm(job),
+    tmp_path,
+    {'srun': 143, 'scontrol': 0},
+    code=143,
+    SLURM_ARRAY_TASK_ID='1',
+    SLURM_ARRAY_JOB_ID='77',
+  )
+  assert calls[1:] == [['scontrol', 'requeue', '77_1']]
+
+
+_XPK = {
+  name: f'my {name}'
+  for name in ('CLUSTER', 'PROJECT', 'ZONE', 'IMAGE', 'STORAGE')
+}
+
+
+def _xpk(job, tmp_path, exit_code=0, **env):
+  """Runs xpk's script; returns the options of each workload."""
+  programs = {'xpk': exit_code}
+  calls = _run(
+    clusters.xpk(job), tmp_path, programs, code=exit_code, **_XPK, **env
+  )
+  assert all(call[:3] == ['xpk', 'workload', 'create'] for call in calls)
+  return [dict(a.split('=', 1) for a in call[3:]) for call in calls]
+
+
+def test_xpk_submits_a_workload_for_each_point(job, tmp_path):
+  workloads = _xpk(job, tmp_path)
+  assert len(workloads) == 3
+  for i, options in enumerate(workloads):
+    # XPK takes no more than 40 characters.
+    assert re.fullmatch(rf'sweep-\d{{8}}-\d{{6}}-{i}', options['--workload'])
+    assert options['--docker-image'] == 'my IMAGE'
+    # What a shell in the container makes of it.
+    printed = subprocess.run(
+      ['bash', '-c', f'printf "%s\\0" {options["--command"]}'],
+      capture_output=True,
+      text=True,
+      check=True,
+    ).stdout
+    assert printed.split('\0')[:-1] == [*_RUN, f'--point={i}']
+
+
+def test_xpk_goes_on_after_a_refusal(job, tmp_path):
+  workloads = _xpk(job, tmp_path, exit_code=1, NAME='mine')
+  names = [options['--workload'] for options in workloads]
+  assert names == ['mine-0', 'mine-1', 'mine-2']
+
+
+def _record(directory, point, **record):
+  folder = directory / 'points' / point
+  folder.mkdir(parents=True)
+  folders.write_json(folder / 'point.json', record)
+
+
+@pytest.mark.parametrize(
+  'unit, jobs, left',
+  [
+    ('point', [['depth=1'], ['depth=2'], ['depth=3'], ['depth=4']], [1, 2, 3]),
+    ('variant', [['depth=1', 'depth=2'], ['depth=1']], [0]),
+  ],
+)
+def test_xpk_skips_what_is_done(job, tmp_path, unit, jobs, left):
+  directory = tmp_path / 'a b'
+  _record(directory, 'depth=1', status='done', fields={'seed': 0})
+  _record(directory, 'depth=2', status='failed', fields={'status': 'done'})
+  _record(directory, 'depth=3', status='stopped')
+  points = tuple(map(tuple, jobs))
+  job = dataclasses.replace(
+    job, unit=unit, points=points, directory=str(directory)
+  )
+  workloads = _xpk(job, tmp_path)
+  for i, options in zip(left, workloads, strict=True):
+    assert options['--workload'].endswith(f'-{i}')
+    assert options['--command'].endswith(f' --{unit}={i}')
+
+
+def test_xpk_names_the_variable_that_is_missing(job, tmp_path):
+  file = tmp_path / 'script.sh'
+  file.write_text(clusters.xpk(job))
+  process = subprocess.run(['bash', file], env={}, capture_output=True)
+  assert process.returncode and b'CLUSTER' in process.stderr
+
+
+def test_kubernetes_runs_the_point_of_its_index(job, tmp_path):
+  # The fields: kubernetes.io/docs/reference/kubernetes-api/workload-resources.
+  manifest = json.loads(clusters.kubernetes(job))
+  assert (manifest['apiVersion'], manifest['kind']) == ('batch/v1', 'Job')
+  assert manifest['metadata']['labels'] == {'kueue.x-k8s.io/queue-name': 'team'}
+  spec = manifest['spec']
+  assert spec['completionMode'] == 'Indexed' and spec['suspend'] is True
+  assert (spec['completions'], spec['parallelism']) == (3, 2)
+  assert spec['backoffLimitPerIndex'] == 2
+  # One more than may fail would end the others.
+  assert spec['maxFailedIndexes'] == 3
+  (rule,) = spec['podFailurePolicy']['rules']
+  assert rule == {
+    'action': 'Ignore',
+    'onPodConditions': [{'type': 'DisruptionTarget', 'status': 'True'}],
+  }
+  pod = spec['template']['spec']
+  # What a policy on failures of pods asks for.
+  assert pod['restartPolicy'] == 'Never'
+  (container,) = pod['containers']
+  assert container['resources'] == {
+    'requests': {'cpu': '6'},
+    'limits': {'nvidia.com/gpu': '1'},
+  }
+  (mount,), (volume,) = container['volumeMounts'], pod['volumes']
+  assert mount == {'name': volume['name'], 'mountPath': '/a b'}
+  assert volume['persistentVolumeClaim'] == {'claimName': 'disk'}
+  shell, option, line = container['command']
+  assert (shell, option) == ('/bin/sh', '-c')
+  line = f'#!{shell}\n{line}'
+  calls = _run(line, tmp_path, {'python': 0}, JOB_COMPLETION_INDEX='2')
+  assert calls == [[*_RUN, '--point=2']]
+
+
+def test_kubernetes_asks_for_tpus(job):
+  # docs.cloud.google.com/kubernetes-engine/docs/how-to/tpus
+  job = dataclasses.replace(job, tpu='tpu-v5-lite-podslice:2x4')
+  pod = json.loads(clusters.kubernetes(job))['spec']['template']['spec']
+  assert pod['containers'][0]['resources']['limits'] == {'google.com/tpu': '8'}
+  assert pod['nodeSelector'] == {
+    'cloud.google.com/gke-tpu-accelerator': 'tpu-v5-lite-podslice',
+    'cloud.google.com/gke-tpu-topology': '2x4',
+  }
+
+
+@pytest.mark.parametrize('tpu', ['v5litepod-4', ':2x2', 'v5:2x', 'v5:0x2'])
+def test_kubernetes_names_the_tpu_that_cannot_be(job, tpu):
+  with pytest.raises(errors.UserError) as e:
+    clusters.kubernetes(dataclasses.replace(job, tpu=tpu))
+  assert str(e.value) == (
+    f'--tpu={tpu}: takes TYPE:TOPOLOGY of one host, such as '
+    'tpu-v5-lite-podslice:2x2'
+  )
+
+
+def test_kubernetes_mounts_a_bucket_where_there_are_no_locks(job):
+  # docs.cloud.google.com/kubernetes-engine/docs/how-to/
+  # cloud-storage-fuse-csi-driver-pv
+  job = dataclasses.replace(job, unit='variant')
+  template = json.loads(clusters.kubernetes(job))['spec']['template']
+  assert template['metadata']['annotations'] == {'gke-gcsfuse/volumes': 'true'}
+  (container,) = template['spec']['containers']
+  assert container['command'][-1].endswith(' --variant="$JOB_COMPLETION_INDEX"')
+
+
+@pytest.mark.parametrize(
+  'changes',
+  [
+    {'gpus': 0},
+    {'gpus': 2, 'unit': 'variant'},
+    {'tpu': 'tpu-v5-lite-podslice:2x2'},
+  ],
+)
+@pytest.mark.parametrize('version', ['1.29', '1.33', '1.37'])
+def test_kubernetes_takes_the_manifest(job, version, changes):
+  # The server's own schema; `strict` refuses fields that it does not know.
+  job = dataclasses.replace(job, **changes)
+  manifest = json.loads(clusters.kubernetes(job))
+  kubernetes_validate.validate(manifest, version, strict=True)
+
+
+def test_the_schema_refuses_what_kubernetes_would(job):
+  manifest = json.loads(clusters.kubernetes(job))
+  manifest['spec']['backoffLimitPerIndices'] = 2
+  with pytest.raises(kubernetes_validate.ValidationError, match='Indices'):
+    kubernetes_validate.validate(manifest, '1.33', strict=True)
+
+
+def test_kubernetes_needs_image_and_claim(job):
+  for name in ('image', 'claim'):
+    with pytest.raises(errors.UserError) as e:
+      clusters.kubernetes(dataclasses.replace(job, **{name: ''}))
+    assert str(e.value) == f'--kubernetes needs --{name}=NAME'
