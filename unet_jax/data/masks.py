@@ -51,25 +51,31 @@ def map_mask(
       values.max() == 255 and np.all(values % 255 == 0)
     ):
       classes = {0: 0}
+  mapped, any_unknown = _look_up(values, classes)
+  if any_unknown:
+    raise _unknown_value_error(values, classes, num_names, is_color, name)
+  return mapped
+
+
+def _look_up(
+  values: np.ndarray, classes: dict[int, int]
+) -> tuple[np.ndarray, bool]:
+  """Returns the classes, uint8 [H, W], and whether a value has none."""
   if values.dtype == np.uint8:
     # The common case: OpenCV's lookup is four times as fast as indexing.
     lookup, unknown = np.zeros(256, np.uint8), np.ones(256, np.uint8)
     for value, c in classes.items():
       if 0 <= value < 256:
         lookup[value], unknown[value] = c, 0
-    mapped = cv2.LUT(values, lookup)
-    any_unknown = cv2.countNonZero(cv2.LUT(values, unknown))
-  else:
-    mapped = np.zeros(values.shape, np.uint8)
-    known = np.zeros(values.shape, bool)
-    for value, c in classes.items():
-      at = values == value
-      mapped[at] = c
-      known |= at
-    any_unknown = not known.all()
-  if any_unknown:
-    raise _unknown_value_error(values, classes, num_names, is_color, name)
-  return mapped
+    any_unknown = cv2.countNonZero(cv2.LUT(values, unknown)) > 0
+    return cv2.LUT(values, lookup), any_unknown
+  mapped = np.zeros(values.shape, np.uint8)
+  known = np.zeros(values.shape, bool)
+  for value, c in classes.items():
+    at = values == value
+    mapped[at] = c
+    known |= at
+  return mapped, not known.all()
 
 
 def unknown_values(
