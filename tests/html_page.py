@@ -1,4 +1,4 @@
-"""A page as a browser would parse it, for the tests of what writes pages."""
+"""A page as a browser would parse it, for the tests of pages."""
 
 import base64
 import html.parser
@@ -9,8 +9,9 @@ from PIL import Image
 
 # A name that is no tag, no attribute and no address.
 HOSTILE = '<script src="https://evil.example/x.js">\'&"猫.png'
+NO_UNICODE = b'caf\xe9.png'.decode('utf-8', 'surrogateescape')
 _VOID = {'meta', 'img', 'input', 'br', 'link', 'hr'}
-_SVG_HREF = re.compile(r'data:image/(png|jpeg);base64,(.*)')
+_DATA_URI = re.compile(r'data:image/(png|jpeg);base64,(.*)')
 
 
 class Page(html.parser.HTMLParser):
@@ -58,7 +59,7 @@ class Page(html.parser.HTMLParser):
         if attributes.get('aria-label') == label:
           found.append(layers)
       elif tag == 'image':
-        layers.append(_decode(attributes))
+        layers.append(decode(attributes['href']))
         images[attributes.get('id')] = layers[-1]
       elif tag == 'use':
         layers.append(images[attributes['href'].removeprefix('#')])
@@ -66,12 +67,22 @@ class Page(html.parser.HTMLParser):
     return layers
 
 
-def _decode(attributes: dict) -> Image.Image:
-  kind, encoded = _SVG_HREF.fullmatch(attributes['href']).groups()
+def decode(uri: str) -> Image.Image:
+  kind, encoded = _DATA_URI.fullmatch(uri).groups()
   image = Image.open(io.BytesIO(base64.b64decode(encoded, validate=True)))
   assert image.format == kind.upper()
   image.load()
   return image
+
+
+def read(path) -> Page:
+  """Returns a page, which must be whole and the only file of its folder."""
+  assert [p.name for p in path.parent.iterdir()] == [path.name]
+  text = path.read_text(encoding='utf-8')
+  page = Page(text)
+  assert_self_contained(page, text)
+  assert_pictures_are_named(page)
+  return page
 
 
 def assert_self_contained(page: Page, text: str) -> None:

@@ -1,4 +1,4 @@
-"""Tests of unet_jax/inspect_data.py: the whole mode, on folders."""
+"""The whole mode, on folders."""
 
 import json
 import math
@@ -25,13 +25,23 @@ def write_splits(root):
   folders.write_pairs(root / 'val', folders.make_pairs(3, start=50))
 
 
+def read_report(tmp_path):
+  return json.loads((tmp_path / 'run/inspect.json').read_text())
+
+
+def read_suggested(tmp_path):
+  namespace = {}
+  exec((tmp_path / 'run/suggested.py').read_text(), namespace)
+  return namespace['get_config']()
+
+
 def test_a_good_set(tmp_path, capsys):
   write_splits(tmp_path / 'data')
   config = make_config(tmp_path / 'data', tmp_path, suggest=True)
   config.model.update(padding='valid')
   config.loss.weights.dice = 0.5
   inspect_data.run(config, str(tmp_path / 'run'))
-  report = json.loads((tmp_path / 'run/inspect.json').read_text())
+  report = read_report(tmp_path)
   assert report['counts']['error'] == 0
   train = report['splits']['train']
   assert train['num_examples'] == 9
@@ -52,9 +62,7 @@ def test_a_good_set(tmp_path, capsys):
   assert (tmp_path / 'run/inspect.html').stat().st_size > 10_000
   printed = capsys.readouterr().out
   assert '0 error(s)' in printed and 'inspect.html' in printed
-  namespace = {}
-  exec((tmp_path / 'run/suggested.py').read_text(), namespace)
-  suggested = namespace['get_config']()
+  suggested = read_suggested(tmp_path)
   checks.validate(suggested)
   unet.create_model(suggested).output_size(suggested.data.image_size)
   assert suggested.data.dir == str(tmp_path / 'data')
@@ -77,26 +85,24 @@ def test_folds_of_a_stack(tmp_path):
   config = make_config(tmp_path / 'data', tmp_path, num_folds=4, fold=1)
   config.data.suggest = True
   inspect_data.run(config, str(tmp_path / 'run'))
-  report = json.loads((tmp_path / 'run/inspect.json').read_text())
+  report = read_report(tmp_path)
   counts = {k: v['num_examples'] for k, v in report['splits'].items()}
   assert counts == {'train': 9, 'fold_1': 3}
   assert report['network']['error'] is None
-  namespace = {}
-  exec((tmp_path / 'run/suggested.py').read_text(), namespace)
-  data = namespace['get_config']().data
+  data = read_suggested(tmp_path).data
   assert (data.num_folds, data.fold, data.holdout) == (4, 1, 'last')
 
 
-def test_errors_are_told_after_the_report(tmp_path, capsys):
+def test_errors_are_reported_after_the_report(tmp_path, capsys):
   write_splits(tmp_path / 'data')
   image, mask = folders.make_pair()
   bad = {'08': (image, mask * np.uint8(77)), '<b>': (image[:20], mask)}
   folders.write_pairs(tmp_path / 'data/train', bad)
   (tmp_path / 'data/train/masks/03.png').unlink()
   config = make_config(tmp_path / 'data', tmp_path)
-  with pytest.raises(errors.UserError, match='error.s. in the data, told abov'):
+  with pytest.raises(errors.UserError, match='error.s. in the data, reported'):
     inspect_data.run(config, str(tmp_path / 'run'))
-  report = json.loads((tmp_path / 'run/inspect.json').read_text())
+  report = read_report(tmp_path)
   kinds = {f['kind'] for f in report['findings'] if f['level'] == 'error'}
   assert {'unpaired', 'unknown values', 'different sizes'} <= kinds
   # The pairs that can be used still make a batch.
@@ -113,11 +119,11 @@ def test_nothing_usable(tmp_path):
   config = make_config(tmp_path / 'data', tmp_path)
   with pytest.raises(errors.UserError, match='error.s. in the data'):
     inspect_data.run(config, str(tmp_path / 'run'))
-  report = json.loads((tmp_path / 'run/inspect.json').read_text())
+  report = read_report(tmp_path)
   assert report['network']['error'] == 'no pair of train can be used'
 
 
-def test_a_problem_of_a_shared_folder_is_told_once(tmp_path):
+def test_a_problem_of_a_shared_folder_is_reported_once(tmp_path):
   """Both splits are held out of one folder, whose pairs are incomplete."""
   folders.write_pairs(tmp_path / 'data', folders.make_pairs(6))
   (tmp_path / 'data/masks/03.png').unlink()

@@ -16,7 +16,7 @@ import numpy as np
 
 from unet_jax.data import decode, resize
 from unet_jax.data import masks as masks_lib
-from unet_jax.inspection import alignment
+from unet_jax.inspection import alignment, verdict
 
 _SHIFTS = (4, 8, 16, 32)
 _OTHERS = 4  # Borders of other masks that each pair is compared with.
@@ -145,14 +145,14 @@ def _set_faults(size: int, rng):
   return faults
 
 
-def _is_named(fault: str, verdict: alignment.Verdict) -> bool:
+def _is_named(fault: str, found: verdict.Verdict) -> bool:
   """Whether a verdict names the fault."""
   if fault in _FIXES:
     fixed = f' when {_FIXES[fault]}'
-    return fixed + ';' in verdict.message or fixed + ',' in verdict.message
+    return fixed + ';' in found.message or fixed + ',' in found.message
   if fault.startswith('shift'):
-    return verdict.kind == 'moved'
-  return verdict.kind in ('shuffled', 'no fit')
+    return found.kind == 'moved'
+  return found.kind in ('shuffled', 'no fit')
 
 
 def _whole_sets(pairs, size: int, repeats: int, rng) -> dict[str, list]:
@@ -168,10 +168,11 @@ def _whole_sets(pairs, size: int, repeats: int, rng) -> dict[str, list]:
       tried = range(0, size, max(1, size // 32))
       found = {i: finder.find(chosen[i][0]) for i in tried}
       owners = {i: owner[0] for i, owner in found.items() if owner}
-      verdicts = alignment.summarize(fits, owners)
+      noticed = verdict.summarize(fits, owners)
       row = counts.setdefault(name, [0.0, 0.0])
-      row[0] += bool(verdicts) / repeats
-      row[1] += any(_is_named(name, v) for v in verdicts) / repeats
+      if noticed:
+        row[0] += 1 / repeats
+        row[1] += _is_named(name, noticed) / repeats
   return counts
 
 

@@ -1,4 +1,4 @@
-"""Tests of unet_jax/data/findings.py: each injected fault must be told."""
+"""Each injected fault must be reported."""
 
 import numpy as np
 import pytest
@@ -6,32 +6,25 @@ from PIL import Image
 
 from tests import folders
 from tests.folders import make_pairs
+from tests.inspection import measured
 from unet_jax.data import prepare, sources
-from unet_jax.inspection import findings, scan
+from unet_jax.inspection import duplicates, findings, scan
+
+# 255 of a mask is ignored.
+_IGNORING = ((0, 0), (1, 1), (255, 255))
 
 
-def find(root, splits=('train',), **data):
-  """Returns {kind: finding} of a folder."""
-  config = folders.make_config(root, **data)
-  measured = {}
-  for split in splits:
-    source = sources.make_source(config, split, [])
-    measured[split], _ = scan.scan(source, config)
-  return {f.kind: f for f in findings.find(measured, config)}
-
-
-def write_splits(root, **splits):
-  for split, pairs in splits.items():
-    folders.write_pairs(root / split, pairs)
+def _mask(root, stem):
+  return str(root / f'train/masks/{stem}.png')
 
 
 def test_a_good_set_has_no_finding(tmp_path):
-  write_splits(tmp_path, train=make_pairs(6), val=make_pairs(3, start=50))
-  found = find(tmp_path, ('train', 'val'))
+  measured.write(tmp_path, train=make_pairs(6), val=make_pairs(3, start=50))
+  found = measured.find(tmp_path, 'train', 'val')
   assert not {f.kind for f in found.values() if f.level != 'note'}, found
 
 
-def test_masks_that_say_nothing(tmp_path):
+def test_masks_of_one_class(tmp_path):
   pairs = make_pairs(6)
   image, mask = pairs['01']
   pairs['01'] = image, np.zeros_like(mask)
@@ -39,8 +32,8 @@ def test_masks_that_say_nothing(tmp_path):
   pairs['03'] = pairs['03'][0], np.full_like(mask, 255)
   pairs['04'] = np.full_like(image, 93), pairs['04'][1]
   pairs['05'] = pairs['05'][0], np.where(mask, 255, 0).astype(np.uint8)
-  write_splits(tmp_path, train=pairs, val=make_pairs(2, 50))
-  found = find(tmp_path, mask_values=((0, 0), (1, 1), (255, 255)))
+  measured.write(tmp_path, train=pairs)
+  found = measured.find(tmp_path, mask_values=_IGNORING)
   for kind, level, stem in (
     ('empty mask', 'note', '01'),
     ('mask of one class', 'warning', '02'),
@@ -52,18 +45,20 @@ def test_masks_that_say_nothing(tmp_path):
   assert len(found['empty mask'].names) == 2  # 05 has class 0 and ignored.
 
 
-def test_all_masks_ignored_is_an_error(tmp_path):
-  pairs = {k: (i, np.full_like(m, 255)) for k, (i, m) in make_pairs(3).items()}
-  write_splits(tmp_path, train=pairs, val=make_pairs(2, 50))
-  found = find(tmp_path, mask_values=((0, 0), (1, 1), (255, 255)))
-  assert found['ignored mask'].level == 'error'
-
-
-def test_absent_classes(tmp_path):
-  write_splits(tmp_path, train=make_pairs(3), val=make_pairs(2, 50))
-  found = find(tmp_path, mask_values=((0, 0), (1, 0)))
-  assert found['absent class'].level == 'error'
-  assert 'class_1' in found['absent class'].message
+@pytest.mark.parametrize(
+  'value, table, kind, message',
+  [
+    (255, _IGNORING, 'ignored mask', 'no pixel to learn from'),
+    (None, ((0, 0), (1, 0)), 'absent class', 'class_1'),
+  ],
+)
+def test_sets_without_a_class_are_errors(tmp_path, value, table, kind, message):
+  pairs = make_pairs(3)
+  if value is not None:
+    pairs = {k: (i, np.full_like(m, value)) for k, (i, m) in pairs.items()}
+  measured.write(tmp_path, train=pairs)
+  found = measured.find(tmp_path, mask_values=table)[kind]
+  assert found.level == 'error' and message in found.message
 
 
 def test_broken_and_unpaired_files_are_all_named(tmp_path):
@@ -71,123 +66,72 @@ def test_broken_and_unpaired_files_are_all_named(tmp_path):
   pairs['01'] = b'broken', pairs['01'][1]
   pairs['03'] = pairs['03'][0], folders.encode(pairs['03'][1])[:55]
   pairs['04'] = pairs['04'][0], pairs['04'][1] * 9
-  write_splits(tmp_path, train=pairs, val=make_pairs(2, 50))
-  (tmp_path / 'train/images/alone.png').write_bytes(
-    folders.encode(pairs['00'][0])
-  )
-  (tmp_path / 'train/masks/00.bmp').write_bytes(
-    folders.encode(pairs['00'][1], 'BMP')
-  )
+  measured.write(tmp_path, train=pairs)
+  alone = tmp_path / 'train/images/alone.png'
+  alone.write_bytes(folders.encode(pairs['00'][0]))
+  twin = folders.encode(pairs['00'][1], 'BMP')
+  (tmp_path / 'train/masks/00.bmp').write_bytes(twin)
   problems = []
   config = folders.make_config(tmp_path)
-  source = sources.make_source(config, 'train', problems)
-  assert len(source) == 5
+  assert len(sources.make_source(config, 'train', problems)) == 5
   assert [p.kind for p in problems] == ['same stem', 'unpaired']
-  assert problems[1].names == (str(tmp_path / 'train/images/alone.png'),)
-  config = folders.make_config(tmp_path)
-  source = sources.make_source(config, 'train', [])
-  measured = {'train': scan.scan(source, config)[0]}
-  found = findings.find(measured, config)
-  # Each with its own reason, and the file that is to blame.
+  assert problems[1].names == (str(alone),)
+  splits, config = measured.measure(tmp_path)
+  found = findings.find(splits, config)
+  # Each with its own reason, and the file that has the fault.
   broken = [f for f in found if f.kind == 'broken']
   assert [f.names for f in broken] == [
     (str(tmp_path / 'train/images/01.png'),),
-    (str(tmp_path / 'train/masks/03.png'),),
+    (_mask(tmp_path, '03'),),
   ]
   assert all(f.names[0] in f.message for f in broken)
   (values,) = [f for f in found if f.kind == 'unknown values']
   assert values.level == 'error'
-  assert values.names == (str(tmp_path / 'train/masks/04.png'),)
-  # Of many, the rest is told together.
-  for m in measured['train']:
+  assert values.names == (_mask(tmp_path, '04'),)
+  # Of many, the rest is reported together.
+  for m in splits['train']:
     m.error = ('broken', f'{m.name} cannot be decoded')
-  measured['train'] *= 3
-  broken = [f for f in findings.find(measured, config) if f.kind == 'broken']
+  splits['train'] *= 3
+  broken = [f for f in findings.find(splits, config) if f.kind == 'broken']
   assert len(broken) == 8 and len(broken[-1].names) == 8
   assert broken[-1].message.endswith('(and 7 more files)')
 
 
-def test_unknown_values_are_told_one_by_one(tmp_path):
+def test_unknown_values_are_reported_one_by_one(tmp_path):
   pairs = make_pairs(6)
   for stem, value in (('01', 7), ('04', 7), ('05', 4)):
     mask = pairs[stem][1].copy()
     mask[0, :3] = value
     pairs[stem] = pairs[stem][0], mask
-  write_splits(tmp_path, train=pairs, val=make_pairs(2, 50))
-  message = find(tmp_path)['unknown values'].message
-  mask = lambda stem: str(tmp_path / 'train/masks' / f'{stem}.png')
+  measured.write(tmp_path, train=pairs)
+  message = measured.find(tmp_path)['unknown values'].message
   assert message.endswith(
     '(3 of 6 masks hold values outside the table: '
-    f'7: 6 pixels of 2 mask(s), first {mask("01")}; '
-    f'4: 3 pixels of 1 mask(s), first {mask("05")})'
+    f'7: 6 pixels of 2 mask(s), first {_mask(tmp_path, "01")}; '
+    f'4: 3 pixels of 1 mask(s), first {_mask(tmp_path, "05")})'
   )
 
 
-def test_jpeg_masks(tmp_path):
-  pairs = make_pairs(3)
-  jpeg = folders.encode(pairs['01'][1] * np.uint8(255), 'JPEG')
-  pairs['01'] = pairs['01'][0], jpeg
-  write_splits(tmp_path, train=pairs, val=make_pairs(2, 50))
-  found = find(tmp_path)
-  assert found['JPEG masks'].names == (str(tmp_path / 'train/masks/01.png'),)
-  assert 'PNG' in found['JPEG masks'].message
-
-
-def test_exif_rotation_and_kinds(tmp_path):
-  pairs = make_pairs(4)
+def test_files(tmp_path):
+  pairs = make_pairs(5)
   exif = Image.Exif()
   exif[0x0112] = 3
   image, mask = pairs['02']
+  jpeg = folders.encode(pairs['01'][1] * np.uint8(255), 'JPEG')
+  pairs['01'] = pairs['01'][0], jpeg
   pairs['02'] = folders.encode(image, 'JPEG', exif=exif), mask
   pairs['03'] = folders.encode(np.uint16(257) * image[..., 0]), mask
-  write_splits(tmp_path, train=pairs, val=make_pairs(2, 50))
-  found = find(tmp_path)
-  assert found['EXIF rotation'].names == (
-    str(tmp_path / 'train/images/02.png'),
-  )
-  assert 'turned by 180 degrees' in found['EXIF rotation'].message
+  measured.write(tmp_path, train=pairs)
+  found = measured.find(tmp_path)
+  assert found['JPEG masks'].names == (_mask(tmp_path, '01'),)
+  assert 'PNG' in found['JPEG masks'].message
+  rotated = found['EXIF rotation']
+  assert rotated.names == (str(tmp_path / 'train/images/02.png'),)
+  assert 'turned by 180 degrees' in rotated.message
   kinds = found['kinds of images']
   assert kinds.level == 'warning'  # The depth varies.
-  assert '2 RGB 8 bit PNG, 1 RGB 8 bit JPEG, 1 grey 16 bit PNG' in kinds.message
+  assert '3 RGB 8 bit PNG, 1 RGB 8 bit JPEG, 1 grey 16 bit PNG' in kinds.message
   assert [n[-6:] for n in kinds.names] == ['02.png', '03.png']
-
-
-def test_duplicates_within_and_across_splits(tmp_path):
-  train, val = make_pairs(6), make_pairs(3, 50)
-  rng = np.random.default_rng(0)
-
-  def picture(seed):
-    """Smooth, so that it survives re-encoding."""
-    coarse = np.random.default_rng(seed).integers(0, 255, (6, 6, 3), np.uint8)
-    return np.asarray(Image.fromarray(coarse).resize((48, 40), 2))
-
-  for i, stem in enumerate(train):
-    train[stem] = picture(i), train[stem][1]
-  for i, stem in enumerate(val):
-    val[stem] = picture(50 + i), val[stem][1]
-  # Exact within, near across, mirrored across, contradicting.
-  train['04'] = train['01']
-  val['00'] = folders.encode(train['02'][0], 'JPEG', quality=80), train['02'][1]
-  val['01'] = train['03'][0][:, ::-1].copy(), train['03'][1]
-  train['05'] = train['00'][0], rng.integers(0, 2, (40, 48), np.uint8)
-  write_splits(tmp_path, train=train, val=val)
-  found = find(tmp_path, ('train', 'val'))
-  path = lambda split, stem: str(tmp_path / split / 'images' / f'{stem}.png')
-  assert found['exact duplicates'].level == 'note'
-  assert found['exact duplicates'].names == (
-    f'{path("train", "00")} = {path("train", "05")}',
-    f'{path("train", "01")} = {path("train", "04")}',
-  )
-  leakage = found['near duplicates, leakage']
-  assert leakage.level == 'warning'
-  assert leakage.names == (
-    f'{path("train", "02")} = {path("val", "00")}',
-    f'{path("train", "03")} = {path("val", "01")}',
-  )
-  assert found['contradicting masks'].names == (
-    path('train', '00'),
-    path('train', '05'),
-  )
 
 
 def _flip_masks(pairs):
@@ -200,16 +144,14 @@ def test_masks_that_do_not_lie_on_the_edges(tmp_path):
   pairs = make_pairs(24)
   # One of another image, and in the other split all flipped.
   pairs['11'] = pairs['11'][0], pairs['17'][1]
-  flipped = _flip_masks(make_pairs(16, 50))
-  write_splits(tmp_path, train=pairs, val=flipped)
-  found = find(tmp_path)
+  measured.write(tmp_path, train=pairs, val=_flip_masks(make_pairs(16, 50)))
+  found = measured.find(tmp_path)
   assert 'masks turned' not in found
   odd = found['mask beside the edges']
-  assert odd.level == 'warning'
-  assert odd.names == (str(tmp_path / 'train/masks/11.png'),)
-  found = find(tmp_path, ('val',))
-  assert found['masks turned'].level == 'error'
-  assert 'flipped left to right' in found['masks turned'].message
+  assert odd.level == 'warning' and odd.names == (_mask(tmp_path, '11'),)
+  turned = measured.find(tmp_path, 'val')['masks turned']
+  assert turned.level == 'error'
+  assert 'flipped left to right' in turned.message
 
 
 def test_the_owner_of_a_mask_is_found(tmp_path):
@@ -220,15 +162,15 @@ def test_the_owner_of_a_mask_is_found(tmp_path):
     stem: (image, masks[i - 1])
     for i, (stem, (image, _)) in enumerate(pairs.items())
   }
-  write_splits(tmp_path, train=late, val=make_pairs(3, 50))
-  config = folders.make_config(tmp_path)
-  source = sources.make_source(config, 'train')
-  measured, _ = scan.scan(source, config)
-  scan.find_owners(source, measured, config)
-  owners = {m.index: m.owner for m in measured if m.owner is not None}
+  measured.write(tmp_path, train=late)
+  splits, config = measured.measure(tmp_path)
+  scan.find_owners(
+    sources.make_source(config, 'train'), splits['train'], config
+  )
+  owners = {m.index: m.owner for m in splits['train'] if m.owner is not None}
   right = [owner == (i + 1) % 16 for i, owner in owners.items()]
   assert len(right) >= 12 and np.mean(right) > 0.8
-  found = {f.kind: f for f in findings.find({'train': measured}, config)}
+  found = {f.kind: f for f in findings.find(splits, config)}
   assert found['masks shuffled'].level == 'error'
   assert 'the mask 1 after theirs' in found['masks shuffled'].message
 
@@ -239,12 +181,12 @@ def test_the_cheap_part_from_prepared_sets(tmp_path, cache):
   train['03'] = np.full_like(train['03'][0], 9), train['03'][1]
   train['05'] = train['05'][0], np.full_like(train['05'][1], 255)
   val['07'] = train['07']
-  write_splits(tmp_path / 'data', train=train, val=val)
+  measured.write(tmp_path / 'data', train=train, val=val)
   config = folders.make_config(
     tmp_path / 'data',
     cache=cache,
     cache_dir=str(tmp_path / 'cache'),
-    mask_values=((0, 0), (1, 1), (255, 255)),
+    mask_values=_IGNORING,
   )
   sets = {s: prepare.prepare(config, s) for s in ('train', 'val')}
   found = {f.kind: f for f in findings.find_in_prepared(sets, config)}
@@ -261,65 +203,15 @@ def test_the_cheap_part_from_prepared_sets(tmp_path, cache):
   )
 
 
-def test_a_stem_in_two_lists_is_an_error(tmp_path):
-  folders.write_pairs(tmp_path, make_pairs(6))
-  (tmp_path / 'train.txt').write_text('00\n01\n02\n03\n')
-  (tmp_path / 'val.txt').write_text('03\n04\n')
-  found = find(tmp_path, ('train', 'val'))
-  assert found['same files in two splits'].level == 'error'
-  assert found['same files in two splits'].names == (
-    str(tmp_path / 'images/03.png'),
-  )
-
-
-def test_a_stack_must_not_be_held_out_at_random(tmp_path):
-  rng = np.random.default_rng(0)
-  walk = np.cumsum(rng.normal(size=(24, 12, 12)), 0)
-  walk = (walk - walk.min()) / (walk.max() - walk.min()) * 255
-  pairs = {
-    # Not in the order of the characters.
-    f's{i}': (
-      np.asarray(Image.fromarray(w.astype(np.uint8)).resize((48, 40))),
-      folders.make_pair(i)[1],
-    )
-    for i, w in enumerate(walk)
-  }
-  folders.write_pairs(tmp_path, pairs)
-  kind = findings.NEIGHBOURS
-  found = find(tmp_path, ('train', 'val'))
-  assert 'holdout=last' in found[kind].message
-  assert kind not in find(tmp_path, ('train', 'val'), holdout='last')
-  folds = ('train', 'fold_0')
-  found = find(tmp_path, folds, num_folds=3)
-  assert 'holdout=last' in found[kind].message
-  assert kind not in find(tmp_path, folds, num_folds=3, holdout='last')
-
-
-def test_near_duplicates_of_images_that_all_look_alike():
-  """As X-rays do: what is usual in a set is no duplicate."""
-  rng = np.random.default_rng(0)
-  common = rng.normal(size=256)
-  thumbs = common + 0.15 * rng.normal(size=(40, 256))
-  thumbs[7] = thumbs[31] + 0.005 * rng.normal(size=256)
-  thumbs -= thumbs.mean(1, keepdims=True)
-  thumbs /= np.linalg.norm(thumbs, axis=1, keepdims=True)
-  assert np.mean(thumbs @ thumbs.T > 0.95) > 0.9
-  measurements = [
-    scan.Measurement('train', i, thumbnail=t.astype(np.float32))
-    for i, t in enumerate(thumbs)
-  ]
-  groups = findings.near_duplicates(measurements)
-  assert [[m.index for m in g] for g in groups] == [[7, 31]]
-
-
 def test_real_sets(shared_data):
-  config = folders.make_config(shared_data('isbi2012') / 'train')
-  config.data.update(
-    num_channels=1, mean=(0.5,), std=(0.25,), mask_values=((0, 0), (255, 1))
+  splits, config = measured.measure(
+    shared_data('isbi2012') / 'train',
+    'train',
+    'val',
+    num_channels=1,
+    mean=(0.5,),
+    std=(0.25,),
+    mask_values=((0, 0), (255, 1)),
   )
-  measured = {}
-  for split in ('train', 'val'):
-    source = sources.make_source(config, split)
-    measured[split], _ = scan.scan(source, config)
-  found = {f.kind: f.level for f in findings.find(measured, config)}
-  assert found == {findings.NEIGHBOURS: 'warning', 'shrunk images': 'note'}
+  found = {f.kind: f.level for f in findings.find(splits, config)}
+  assert found == {duplicates.NEIGHBOURS: 'warning', 'shrunk images': 'note'}

@@ -1,4 +1,4 @@
-"""Tests of unet_jax/data/scan.py."""
+"""Measurements, against NumPy and scikit-image."""
 
 import io
 
@@ -8,14 +8,14 @@ from PIL import Image
 from skimage import measure
 
 from tests import folders
+from tests.inspection import measured
 from unet_jax.config import default
 from unet_jax.data import sources
-from unet_jax.inspection import scan
+from unet_jax.inspection import records, scan
 
 
-def scan_folder(root, split='train', **data):
-  config = folders.make_config(root, **data)
-  return scan.scan(sources.make_source(config, split), config)[0]
+def scan_folder(root, **data):
+  return measured.measure(root, **data)[0]['train']
 
 
 def test_measures_what_numpy_and_skimage_measure(tmp_path):
@@ -27,8 +27,8 @@ def test_measures_what_numpy_and_skimage_measure(tmp_path):
   assert first.error is None
   assert first.split == 'train' and first.name.endswith('a.png')
   assert first.image_size == first.mask_size == (40, 48)
-  assert first.image_file == scan.FileInfo('RGB 8 bit PNG')
-  assert first.mask_file == scan.FileInfo('grey 8 bit PNG')
+  assert first.image_file == records.FileInfo('RGB 8 bit PNG')
+  assert first.mask_file == records.FileInfo('grey 8 bit PNG')
   np.testing.assert_allclose(first.mean, image.mean((0, 1)) / 255, rtol=1e-6)
   np.testing.assert_allclose(first.std, image.std((0, 1)) / 255, rtol=1e-6)
   values, counts = np.unique(mask, return_counts=True)
@@ -70,10 +70,10 @@ def test_describe():
   exif = Image.Exif()
   exif[0x0112] = 6
   got = scan.describe(folders.encode(rgb, 'JPEG', exif=exif))
-  assert got == scan.FileInfo('RGB 8 bit JPEG', orientation=6)
+  assert got == records.FileInfo('RGB 8 bit JPEG', orientation=6)
   deep = folders.encode(np.zeros((4, 6), np.uint16))
   assert scan.describe(deep).kind == 'grey 16 bit PNG'
-  assert scan.describe(b'?') == scan.FileInfo('unknown to Pillow')
+  assert scan.describe(b'?') == records.FileInfo('unknown to Pillow')
   file = io.BytesIO()
   pages = [Image.fromarray(rgb), Image.fromarray(rgb)]
   pages[0].save(file, 'TIFF', save_all=True, append_images=pages[1:])

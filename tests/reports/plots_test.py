@@ -1,4 +1,4 @@
-"""What is in the pictures of a workdir."""
+"""The plots of a workdir."""
 
 import itertools
 
@@ -13,12 +13,16 @@ _NAMES = ('ground', 'cell', 'rim')
 
 @pytest.fixture
 def drawn(monkeypatch):
-  """The figures that are saved, as matplotlib has them."""
+  """The saved figures, as matplotlib has them; each must become a PNG."""
   saved, save = [], plots._save
 
   def keep(figure, path):
     saved.append(figure)
     save(figure, path)
+    with Image.open(path) as png:
+      assert png.format == 'PNG'
+      figure.shorter_side = min(png.size)
+      assert len(np.unique(np.asarray(png))) > 50
 
   monkeypatch.setattr(plots, '_save', keep)
   return saved
@@ -38,20 +42,15 @@ def test_predictions_side_by_side(drawn, tmp_path):
   mask[0, 0] = 255
   # Grey, and of a `valid` network, which predicts the centre.
   grey = {'image': image[..., :1], 'mask': mask, 'prediction': mask[1:5, 2:6]}
-  path = tmp_path / 'figures' / 'predictions.png'
   plots.draw_predictions(
-    str(path),
+    str(tmp_path / 'figures' / 'predictions.png'),
     [{'image': image, 'mask': mask, 'prediction': prediction}, grey],
     _NAMES,
   )
   (figure,) = drawn
   axes = np.reshape(figure.axes, (2, 4))
-  assert [a.get_title() for a in axes[0]] == [
-    'image',
-    'mask',
-    'prediction',
-    'errors',
-  ]
+  titles = [a.get_title() for a in axes[0]]
+  assert titles == ['image', 'mask', 'prediction', 'errors']
   np.testing.assert_array_equal(_panel(axes[0, 0]), image)
   np.testing.assert_array_equal(_panel(axes[0, 1]), colors.color_mask(mask, 3))
   np.testing.assert_array_equal(
@@ -68,9 +67,7 @@ def test_predictions_side_by_side(drawn, tmp_path):
   assert not (_panel(axes[1, 3]) == (220, 40, 40)).all(-1).any()
   labels = [t.get_text() for t in figure.legends[0].get_texts()]
   assert labels == [*_NAMES, 'ignored']
-  with Image.open(path) as png:
-    assert png.format == 'PNG' and min(png.size) > 400
-    assert len(np.unique(np.asarray(png))) > 50
+  assert figure.shorter_side > 400
 
 
 def test_legend_names_ignored_pixels_only_where_there_are_any(drawn, tmp_path):
@@ -115,8 +112,6 @@ def test_curves(best, right, drawn, tmp_path):
     'eval/loss': ([2], [2.5]),
   }
   assert points(right_axis) == right
-  with Image.open(tmp_path / 'curves.png') as png:
-    assert png.format == 'PNG'
 
 
 def test_curves_of_a_run_without_figures(drawn, tmp_path):
@@ -130,8 +125,8 @@ def _texts(axis):
 
 def test_confusion(drawn, tmp_path):
   counts = np.array([[900, 90, 10], [1, 0, 2999], [0, 0, 0]])
-  path = tmp_path / 'figures' / 'confusion.png'
-  plots.draw_confusion(str(path), counts, ('ground', '$cell$', 'r' * 40))
+  path = str(tmp_path / 'figures' / 'confusion.png')
+  plots.draw_confusion(path, counts, ('ground', '$cell$', 'r' * 40))
   axis = drawn[0].axes[0]
   np.testing.assert_allclose(
     _panel(axis), [[0.9, 0.09, 0.01], [1 / 3000, 0, 2999 / 3000], [0, 0, 0]]
@@ -148,8 +143,7 @@ def test_confusion(drawn, tmp_path):
     assert [t.get_text() for t in ticks] == labels
     assert not any(t.get_parse_math() for t in ticks)
   assert (axis.get_ylabel(), axis.get_xlabel()) == ('mask', 'prediction')
-  with Image.open(path) as png:
-    assert png.format == 'PNG' and min(png.size) > 400
+  assert drawn[0].shorter_side > 400
 
 
 @pytest.mark.parametrize('num_classes', [2, 10, 11, 30])
@@ -187,8 +181,7 @@ def test_reliability(drawn, tmp_path):
     'confidence': np.array([nan, nan, 0.6, 0.9]),
     'accuracy': np.array([nan, nan, 0.5, 0.8]),
   }
-  path = tmp_path / 'reliability.png'
-  plots.draw_reliability(str(path), reliability, 0.1)
+  plots.draw_reliability(str(tmp_path / 'a.png'), reliability, 0.1)
   upper, lower = drawn[0].axes
   bars = lambda axis: [
     (round(b.get_x() + b.get_width() / 2, 6), round(b.get_height(), 6))
@@ -200,15 +193,12 @@ def test_reliability(drawn, tmp_path):
   np.testing.assert_array_equal(diagonal.get_xydata(), [[0, 0], [1, 1]])
   np.testing.assert_array_equal(dots.get_xydata(), [[0.6, 0.5], [0.9, 0.8]])
   assert upper.get_title() == 'ECE 0.1000'
-  with Image.open(path) as png:
-    assert png.format == 'PNG' and min(png.size) > 400
+  assert drawn[0].shorter_side > 400
 
 
 def test_reliability_without_pixels(drawn, tmp_path):
   nothing = np.full(3, np.nan)
   reliability = {'count': np.zeros(3, int), 'confidence': nothing}
   reliability['accuracy'] = nothing
-  plots.draw_reliability(
-    str(tmp_path / 'reliability.png'), reliability, float('nan')
-  )
+  plots.draw_reliability(str(tmp_path / 'a.png'), reliability, float('nan'))
   assert not drawn[0].axes[0].patches

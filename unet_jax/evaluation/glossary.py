@@ -1,4 +1,4 @@
-"""What the figures of an evaluation are called and mean, a line each."""
+"""Names and meanings of the metrics of an evaluation, a line each."""
 
 import dataclasses
 import re
@@ -23,13 +23,11 @@ class Entry:
   lower_is_better: bool = False
 
 
-# Of each class, as `REDUCTION_KEY/CLASS`, or `KEY/CLASS` of what is only
-# counted; means as `REDUCTION_mKEY`, where the m stands before the last word.
+# Metrics of each class are called `REDUCTION_KEY/CLASS`, or `KEY/CLASS` if they
+# are only counted; means `REDUCTION_mKEY`, with the m before the last word.
 OVERLAPS = {
   'iou': Entry(
-    'IoU',
-    'pixels in mask and prediction / pixels in either',
-    'Jaccard 1912',
+    'IoU', 'pixels in mask and prediction / pixels in either', 'Jaccard 1912'
   ),
   'dice': Entry(
     'Dice',
@@ -78,7 +76,7 @@ BORDERS = {
     'Nikolov et al. 2018, arXiv:1809.04430',
   ),
 }
-# Of all classes at once.
+# Metrics of all classes at once.
 _FCN = 'Long et al. 2015, arXiv:1411.4038'
 _CALIBRATION = 'Guo et al. 2017, arXiv:1706.04599'
 _OBJECTS = 'Schmidt et al. 2018, arXiv:1806.03535'
@@ -142,18 +140,18 @@ for _key, _title, _meaning in (
     )
 
 
-def find(figure: str) -> tuple[Entry, str] | None:
-  """Returns the entry of a figure and its reduction, None if it is unknown.
+def find(metric: str) -> tuple[Entry, str] | None:
+  """Returns the entry of a metric and its reduction, None if it is unknown.
 
   Args:
-    figure: such as 'dataset_iou/cat', 'image_miou' or 'ece', whose reduction is
+    metric: such as 'dataset_iou/cat', 'image_miou' or 'ece', whose reduction is
       ''.
   """
-  key = figure.partition('/')[0]
+  key = metric.partition('/')[0]
   reduction, _, rest = key.partition('_')
   if reduction not in REDUCTIONS:
     reduction, rest = '', key
-  if '/' in figure:
+  if '/' in metric:
     entry = (OVERLAPS | BORDERS).get(rest)
   else:
     entry = WHOLES.get(rest) or _mean(rest)

@@ -24,7 +24,6 @@ _HEADLINE = ('dataset_miou', 'image_miou', 'dataset_mdice', 'pixel_accuracy')
 _CALIBRATION = ('ece', 'mce', 'nll', 'brier')
 
 _Rows = Sequence[Mapping[str, Any]]
-_Table = tuple[list[tuple[Any, str]], list[list[Any]]]
 
 
 def write(
@@ -50,8 +49,7 @@ def write(
       `name`, `score` and the arrays of `pictures.predicted_part`.
   """
   metrics = _Metrics(report['metrics'], report['intervals'])
-  about = dict(report['about'])
-  known, other = _metric_tables(metrics)
+  names, about = report['names'], dict(report['about'])
   page = html.render(
     'evaluation.html',
     title=f'Evaluation of {report["title"]}',
@@ -59,20 +57,26 @@ def write(
     command=about.pop('command', ''),
     about={word: _plain(value) for word, value in about.items()},
     headline=metrics.facts(_HEADLINE),
-    known=known,
-    other=other,
-    overlap=_class_table(metrics, report['names'], glossary.OVERLAPS),
-    borders=_class_table(metrics, report['names'], glossary.BORDERS),
+    known=_known_rows(metrics),
+    other=[
+      [parts.code(name), _show(metrics[name])]
+      for name, found in metrics.entries.items()
+      if not found
+    ],
+    class_tables={
+      'Overlap': _class_table(metrics, names, glossary.OVERLAPS),
+      'Borders': _class_table(metrics, names, glossary.BORDERS),
+    },
     confusion=_confusion(report),
     calibration=_calibration(report),
     calibration_facts=metrics.facts(_CALIBRATION),
     images=_images(rows),
     predictions={
-      heading.capitalize(): _figures(examples, report['names'])
+      heading.capitalize(): _figures(examples, names)
       for heading, examples in predictions.items()
       if examples
     },
-    measures=_measures(metrics),
+    measures=_measure_rows(metrics),
     reductions=metrics.reductions(),
   )
   html.write(path, page)
@@ -128,8 +132,9 @@ class _Metrics(dict[str, float | None]):
     """Returns {title: cell} of those of the metrics that were measured."""
     facts = {}
     for name in names:
-      if name in self:
-        entry, reduction = self.entries[name]
+      found = self.entries.get(name)
+      if found:
+        entry, reduction = found
         title = f'{entry.title}, {reduction}' if reduction else entry.title
         facts[title] = self.cell(name)
     return facts
@@ -140,47 +145,32 @@ class _Metrics(dict[str, float | None]):
     return {k: v for k, v in glossary.REDUCTIONS.items() if k in used}
 
 
-def _metric_tables(metrics: _Metrics) -> tuple[_Table, _Table]:
-  """Metrics of all classes at once, and those that the glossary lacks."""
-  known, other = [], []
-  for name, value in metrics.items():
-    found = metrics.entries[name]
-    if found is None:
-      other.append([parts.code(name), _show(value)])
-    elif '/' not in name:
+def _known_rows(metrics: _Metrics) -> list[list[str]]:
+  """Metrics of all classes at once: title, reduction, value, interval, bar."""
+  rows = []
+  for name, found in metrics.entries.items():
+    if found and '/' not in name:
       entry, reduction = found
-      interval = metrics.interval(name)
+      value, interval = metrics[name], metrics.interval(name)
       has_bar = _has_score(value) and not entry.unit
-      unit = ' px' if entry.unit == 'px' else ''
-      known.append(
+      rows.append(
         [
           entry.title,
           reduction,
-          _show(value, entry.unit) + unit,
+          _show(value, entry.unit) + (' px' if entry.unit == 'px' else ''),
           metrics.show_interval(name, entry.unit),
           parts.bar(value, interval) if has_bar else '',
         ]
       )
-  columns = [
-    ('metric', 'label'),
-    ('reduction', ''),
-    ('value', 'number'),
-    ('95 % interval', 'number'),
-    ('0 to 1', 'bars'),
-  ]
-  return (columns, known), ([('metric', ''), ('value', 'number')], other)
+  return rows
 
 
 def _class_table(
   metrics: _Metrics,
   names: Sequence[str],
   measures: Mapping[str, glossary.Entry],
-) -> tuple[list[tuple[Any, str]], list[list[Any]], list[Any]] | None:
-  """Measures of each class as columns, with each reduction that there is.
-
-  Returns:
-    Columns, rows, and the row of means; None where nothing was measured.
-  """
+) -> dict[str, list] | None:
+  """Measures of each class as columns, with each reduction that there is."""
   of_classes = [name.partition('/') for name in metrics if '/' in name]
   prefixes = {prefix for prefix, _, _ in of_classes}
   # (prefix of the metrics, name of their mean, reduction, entry)
@@ -197,43 +187,34 @@ def _class_table(
     for name, color in zip(names, colors.class_colors(len(names)))
   }
   # Classes that were scored as one come after the classes.
-  titles = {**titles, **{n: n for _, _, n in of_classes if n not in titles}}
-  rows = []
-  for name, title in titles.items():
-    keys = [f'{prefix}/{name}' for prefix, *_ in measured]
-    if any(key in metrics for key in keys):
-      cells = [metrics.cell(k, e.unit) for k, (*_, e) in zip(keys, measured)]
-      rows.append([title, *cells])
-  means = [metrics.cell(mean, entry.unit) for _, mean, _, entry in measured]
-  columns = [
-    (
-      parts.value_with(
-        f'{entry.title}, {entry.unit}' if entry.unit else entry.title, reduction
-      ),
-      'number',
-    )
-    for *_, reduction, entry in measured
+  titles |= {name: name for *_, name in of_classes if name not in titles}
+  rows = [
+    [title, *(metrics.cell(f'{p}/{name}', e.unit) for p, *_, e in measured)]
+    for name, title in titles.items()
   ]
-  last = [parts.strong('mean'), *means] if any(means) else []
-  return [('class', 'label'), *columns], rows, last
+  means = [metrics.cell(mean, entry.unit) for _, mean, _, entry in measured]
+  heads = [
+    parts.value_with(', '.join(filter(None, (e.title, e.unit))), reduction)
+    for *_, reduction, e in measured
+  ]
+  return {
+    'columns': [('class', 'label'), *((head, 'number') for head in heads)],
+    'rows': [row for row in rows if any(row[1:])],
+    'last': [parts.strong('mean'), *means] if any(means) else [],
+  }
 
 
 def _confusion(report: Mapping[str, Any]) -> dict[str, Any] | None:
-  counts, names = np.asarray(report['confusion'], np.int64), report['names']
+  counts = np.asarray(report['confusion'], np.int64)
   if not counts.size:
     return None
-  rows = [
-    [name, *(f'{n:,}' for n in row)]
-    for name, row in zip(names, counts.tolist())
-  ]
   return {
     'pixels': int(counts.sum()),
-    'figures': _plot(report, 'confusion', 'confusion matrix'),
-    'columns': [
-      ('mask ↓ prediction →', ''),
-      *((name, 'number') for name in names),
+    'figures': [_plot(report['plots']['confusion'], 'confusion matrix')],
+    'rows': [
+      [name, *(f'{n:,}' for n in row)]
+      for name, row in zip(report['names'], counts.tolist())
     ],
-    'rows': rows,
   }
 
 
@@ -242,39 +223,37 @@ def _calibration(report: Mapping[str, Any]) -> dict[str, Any] | None:
   if bins is None:
     return None
   edges = np.linspace(0, 1, len(bins['count']) + 1)
-  rows = [
-    [
-      f'{edges[i]:.2f} to {edges[i + 1]:.2f}',
-      f'{bins["confidence"][i]:.3f}',
-      f'{bins["accuracy"][i]:.3f}',
-      f'{bins["count"][i]:,}',
-    ]
-    for i in np.flatnonzero(bins['count'])
-  ]
   alt = 'accuracy of the pixels of each confidence'
-  titles = ('bin', 'mean confidence', 'accuracy', 'pixels')
   return {
-    'figures': _plot(report, 'reliability', alt),
-    'columns': [(title, 'number') for title in titles],
-    'rows': rows,
+    'figures': [_plot(report['plots']['reliability'], alt)],
+    'rows': [
+      [
+        f'{edges[i]:.2f} to {edges[i + 1]:.2f}',
+        f'{bins["confidence"][i]:.3f}',
+        f'{bins["accuracy"][i]:.3f}',
+        f'{bins["count"][i]:,}',
+      ]
+      for i in np.flatnonzero(bins['count'])
+    ],
   }
 
 
-def _plot(
-  report: Mapping[str, Any], name: str, alt: str
-) -> list[pictures.Figure]:
-  return [pictures.Figure([pictures.file_panel(report['plots'][name], alt)])]
+def _plot(path: str, alt: str) -> pictures.Figure:
+  return pictures.Figure([pictures.file_panel(path, alt)])
 
 
 def _images(rows: _Rows) -> dict[str, Any] | None:
-  """Histogram of the images' mIoU, and the worst images."""
+  """Distribution of the images' mIoU, and the worst images."""
   scored = [row for row in rows if _has_score(row.get('miou'))]
   if not scored:
     return None
   scored.sort(key=lambda row: row['miou'])
   values = np.array([row['miou'] for row in scored])
   low, middle, high = np.quantile(values, (0.1, 0.5, 0.9))
-  columns, cells = _worst(scored[:_WORST])
+  # Including the classes that were scored as one.
+  classes = [key for key in scored[0] if key.startswith('iou/')]
+  if len(classes) > _LISTED_CLASSES:
+    classes = []
   return {
     'facts': {
       'images': f'{len(rows):,}',
@@ -286,33 +265,17 @@ def _images(rows: _Rows) -> dict[str, Any] | None:
     'histogram': charts.histogram(
       'mIoU of an image', values, unit='', limits=(0, 1), digits=1
     ),
-    'columns': columns,
-    'rows': cells,
+    'classes': [key.removeprefix('iou/') for key in classes],
+    'worst': [
+      [
+        parts.code(row['image']),
+        _show(row['miou']),
+        parts.bar(row['miou']),
+        *(_show(row.get(key)) for key in ('pixel_accuracy', *classes)),
+      ]
+      for row in scored[:_WORST]
+    ],
   }
-
-
-def _worst(rows: _Rows) -> _Table:
-  # Including the classes that were scored as one.
-  classes = [key for key in rows[0] if key.startswith('iou/')]
-  if len(classes) > _LISTED_CLASSES:
-    classes = []
-  columns = [
-    ('image', 'label'),
-    ('mIoU', 'number'),
-    ('', 'bars'),
-    ('accuracy', 'number'),
-    *((f'IoU {key.removeprefix("iou/")}', 'number') for key in classes),
-  ]
-  cells = [
-    [
-      parts.code(row['image']),
-      _show(row['miou']),
-      parts.bar(row['miou']),
-      *(_show(row.get(key)) for key in ('pixel_accuracy', *classes)),
-    ]
-    for row in rows
-  ]
-  return columns, cells
 
 
 def _figures(examples: _Rows, names: Sequence[str]) -> list[pictures.Figure]:
@@ -326,12 +289,10 @@ def _figures(examples: _Rows, names: Sequence[str]) -> list[pictures.Figure]:
   ]
 
 
-def _measures(metrics: _Metrics) -> _Table:
+def _measure_rows(metrics: _Metrics) -> list[list[str]]:
   """A line on each measure that is on the page."""
-  found = filter(None, metrics.entries.values())
-  entries = {entry.title: entry for entry, _ in found}
-  titles = ('measure', 'meaning', 'unit', 'better', 'source')
-  rows = [
+  entries = [found[0] for found in metrics.entries.values() if found]
+  return [
     [
       entry.title,
       entry.meaning,
@@ -339,6 +300,5 @@ def _measures(metrics: _Metrics) -> _Table:
       'lower' if entry.lower_is_better else 'higher',
       entry.source,
     ]
-    for entry in entries.values()
+    for entry in {entry.title: entry for entry in entries}.values()
   ]
-  return [(title, '') for title in titles], rows

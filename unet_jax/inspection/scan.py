@@ -1,56 +1,47 @@
-"""What is measured of every example of a set, in parallel, for --mode=inspect.
+"""Measures every example of a set, in parallel, for --mode=inspect.
 
-A measurement never raises for a bad example: it holds what could be found out
-and, as `error`, why the rest could not.
+A bad example raises nothing: its measurement holds all that could be measured
+and, as `error`, why the rest could not be.
 """
 
 import concurrent.futures
-import dataclasses
 import hashlib
 import io
 import sys
 import time
 import warnings
+from collections.abc import Mapping, Sequence
 
 import cv2
+import ml_collections
 import numpy as np
 import tqdm
 from PIL import Image
 
 from unet_jax.config import fields
 from unet_jax.data import decode, examples, masks, prepared
-from unet_jax.inspection import alignment
+from unet_jax.inspection import alignment, records, verdict
 from unet_jax.runtime import errors
 
-# Edge of the thumbnails that near duplicates are found by, in pixels.
+# Edge of the thumbnails that find near duplicates, in pixels.
 _THUMBNAIL = 16
-# An orthonormal basis of even slopes of light, which say nothing of what is
-# shown: float32 [16 * 16, 3].
+# An orthonormal basis of constant and evenly sloping light, which is removed
+# from thumbnails: float32 [16 * 16, 3].
 _PLANES = np.linalg.qr(
   np.stack(
     [np.ones((_THUMBNAIL,) * 2), *np.mgrid[:_THUMBNAIL, :_THUMBNAIL]], -1
   ).reshape(-1, 3)
 )[0].astype(np.float32)
-# Values of a mask that are kept.
+# Most values of a mask that are kept.
 _MANY_VALUES = 300
-# Masks of other images that are tried on each.
+# Masks of other images that are tried on each image.
 _TRIED = 4
-# Images whose mask is looked for, and the share of suspicious pairs from which
-# on others are tried too.
+# Images for which the best mask of the set is searched.
 _OWNERS = 32
+# Above this share of suspicious pairs, the search includes unsuspicious ones.
 _MANY = 0.05
-# EXIF's tag of the orientation, and what a viewer does for its values.
+# EXIF's tag of the orientation.
 _ORIENTATION = 0x0112
-ORIENTATIONS = {
-  1: 'as stored',
-  2: 'flipped left to right',
-  3: 'turned by 180 degrees',
-  4: 'flipped upside down',
-  5: 'transposed',
-  6: 'turned by 90 degrees clockwise',
-  7: 'transposed along the other diagonal',
-  8: 'turned by 90 degrees counter-clockwise',
-}
 _MODES = {
   '1': '1 bit',
   'L': 'grey 8 bit',
@@ -64,75 +55,10 @@ _MODES = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class FileInfo:
-  """What a file's header says.
-
-  Attributes:
-    kind: colours, bits and format, such as `RGB 8 bit JPEG`.
-    orientation: EXIF's, 1 to 8; 1 is as stored.
-    pages: of a TIFF or GIF; the first is read.
-  """
-
-  kind: str
-  orientation: int = 1
-  pages: int = 1
-
-  @property
-  def is_deep(self) -> bool:
-    """Whether there are more than 8 bits in a channel."""
-    return any(depth in self.kind for depth in ('more than 8', '16', '32'))
-
-
-@dataclasses.dataclass
-class Measurement:
-  """What is known of one example; None where it could not be found out.
-
-  Attributes:
-    split: its name in the source.
-    index: in the split.
-    name: of the image, for people; likewise mask_name.
-    mask_name: see name.
-    error: (kind, message) of what makes it unusable.
-    image_file: its header, where there is a file; likewise mask_file.
-    mask_file: see image_file.
-    image_size: height and width in pixels; likewise mask_size.
-    mask_size: see image_size.
-    digest: of the image file, or of the image where there is no file.
-    thumbnail: float32 [16 * 16], grey, without mean and slope, of norm 1 (0
-      if nothing is left).
-    mean: per channel, of values in 0..1; likewise std.
-    std: see mean.
-    values: {value or (r, g, b): pixels} of the mask as stored, at most 300.
-    class_pixels: int64 [classes + 1], the last are ignored.
-    instances: int64 [classes]: the objects of each class, from the instance
-      mask where there is one, else connected (8 neighbours) parts.
-    fit: how well the mask's borders lie on the image's edges.
-    owner: index of the pair whose mask fits the image best, see `find_owners`.
-  """
-
-  split: str
-  index: int
-  name: str = ''
-  mask_name: str = ''
-  error: tuple[str, str] | None = None
-  image_file: FileInfo | None = None
-  mask_file: FileInfo | None = None
-  image_size: tuple[int, int] | None = None
-  mask_size: tuple[int, int] | None = None
-  digest: bytes | None = None
-  thumbnail: np.ndarray | None = None
-  mean: np.ndarray | None = None
-  std: np.ndarray | None = None
-  values: dict | None = None
-  class_pixels: np.ndarray | None = None
-  instances: np.ndarray | None = None
-  fit: alignment.Fit | None = None
-  owner: int | None = None
-
-
-def scan(source: examples.Source, config) -> tuple[list[Measurement], dict]:
-  """Measures every example of a source, in threads, with a bar.
+def scan(
+  source: examples.Source, config: ml_collections.ConfigDict
+) -> tuple[list[records.Measurement], dict[str, float]]:
+  """Measures every example of a source, in threads, with a progress bar.
 
   Args:
     source: of one split.
@@ -153,14 +79,14 @@ def scan(source: examples.Source, config) -> tuple[list[Measurement], dict]:
   measurements = []
   pool = concurrent.futures.ThreadPoolExecutor(workers)
   with warnings.catch_warnings(), bar, pool:
-    # Of odd metadata; what decodes is good enough.
+    # Warnings about odd metadata of files that can be decoded.
     warnings.simplefilter('ignore')
     # The masks of some pairs, to be tried on the images of all others.
     borders = {}
     spread = np.linspace(0, len(source) - 1, _TRIED + 1, dtype=int).tolist()
     for index in dict.fromkeys(spread):
       fit = _measure(source, index, config, {})[0].fit
-      borders[index] = fit and fit.border
+      borders[index] = fit.border if fit else None
     try:
       for measurement, decoding, measuring in pool.map(
         lambda index: _measure(source, index, config, borders),
@@ -177,30 +103,38 @@ def scan(source: examples.Source, config) -> tuple[list[Measurement], dict]:
   return measurements, seconds
 
 
-def find_owners(source: examples.Source, measurements, config) -> None:
-  """Looks for the mask that belongs to an image, where its own fits badly.
+def find_owners(
+  source: examples.Source,
+  measurements: records.Measurements,
+  config: ml_collections.ConfigDict,
+) -> None:
+  """Searches the mask that belongs to an image, where its own fits badly.
 
-  Of the most suspicious pairs and, where many are suspicious, of others evenly
-  spread over the set, so that masks which are out of step show.
+  The images are those of the most suspicious pairs and, where many are
+  suspicious, others evenly spread over the set, to detect masks that are out of
+  step.
 
   Args:
     source: that was scanned.
     measurements: of all its examples, in order; some get their `owner`.
     config: of the run.
   """
-  fitted = [m for m in measurements if m.fit is not None]
-  odd = [m for m in fitted if alignment.is_suspicious(m.fit)]
-  chosen = sorted(odd, key=lambda m: -m.fit.suspicion)[:_OWNERS]
-  if alignment.summarize([m.fit for m in fitted]) or (
+  fitted = records.by_suspicion(measurements)
+  odd = [m for m in fitted if m.is_suspicious]
+  chosen = odd[:_OWNERS]
+  if verdict.summarize([m.fit for m in measurements]) or (
     len(odd) > _MANY * len(fitted)
   ):
+    fitted.sort(key=lambda m: m.index)
     spread = np.linspace(0, len(fitted) - 1, _OWNERS, dtype=int)
     chosen += [fitted[i] for i in spread.tolist()]
   if not chosen:
     return
-  finder = alignment.MaskFinder([m.fit and m.fit.border for m in measurements])
+  finder = alignment.MaskFinder(
+    [m.fit.border if m.fit else None for m in measurements]
+  )
 
-  def work(m):
+  def work(m: records.Measurement) -> None:
     found = finder.find(source[m.index]['image'])
     if found is not None:
       m.owner = found[0]
@@ -209,16 +143,21 @@ def find_owners(source: examples.Source, measurements, config) -> None:
     list(p.map(work, chosen))
 
 
-def _measure(source, index: int, config, borders: dict):
+def _measure(
+  source: examples.Source,
+  index: int,
+  config: ml_collections.ConfigDict,
+  borders: Mapping[int, np.ndarray | None],
+) -> tuple[records.Measurement, float, float]:
   """Returns a measurement, and the seconds to decode and to measure.
 
   Args:
     source: of the split.
     index: of the pair.
     config: of the run.
-    borders: {index: border of its mask}, the others of which are tried too.
+    borders: {index: border of its mask}; those of other pairs are tried too.
   """
-  result = Measurement(source.split, index, f'{source.split}[{index}]')
+  result = records.Measurement(source.split, index, f'{source.split}[{index}]')
   start = decoded = time.thread_time()
   try:
     files = source.read(index)
@@ -237,7 +176,9 @@ def _measure(source, index: int, config, borders: dict):
   return result, decoded - start, end - decoded
 
 
-def _measure_files(result: Measurement, files: examples.Example) -> None:
+def _measure_files(
+  result: records.Measurement, files: examples.Example
+) -> None:
   image = files['image']
   result.digest = hashlib.blake2b(image, digest_size=16).digest()
   if isinstance(image, bytes):
@@ -245,8 +186,8 @@ def _measure_files(result: Measurement, files: examples.Example) -> None:
     result.mask_file = describe(files['mask'])
 
 
-def describe(data: bytes) -> FileInfo:
-  """Returns what the header of an image file says, without decoding it."""
+def describe(data: bytes) -> records.FileInfo:
+  """Reads the header of an image file, without decoding it."""
   try:
     image = Image.open(io.BytesIO(data))
     # Pillow would decode a PNG to look for it at the file's end.
@@ -255,20 +196,20 @@ def describe(data: bytes) -> FileInfo:
     orientation = exif.get(_ORIENTATION, 1)
     pages = getattr(image, 'n_frames', 1)
   except (OSError, SyntaxError, ValueError):
-    return FileInfo('unknown to Pillow')
+    return records.FileInfo('unknown to Pillow')
   mode = _MODES.get(image.mode)
   if mode is None:
     mode = 'grey 16 bit' if image.mode.startswith('I;16') else image.mode
   if decode.has_deep_colors(image):
     mode = mode.replace('8 bit', 'more than 8 bit')
-  return FileInfo(
+  return records.FileInfo(
     f'{mode} {image.format}',
-    orientation if orientation in ORIENTATIONS else 1,
+    orientation if orientation in records.ORIENTATIONS else 1,
     pages,
   )
 
 
-def _measure_image(result: Measurement, image: np.ndarray) -> None:
+def _measure_image(result: records.Measurement, image: np.ndarray) -> None:
   result.image_size = image.shape[:2]
   mean, std = cv2.meanStdDev(image)
   result.mean, result.std = mean.ravel() / 255, std.ravel() / 255
@@ -285,7 +226,12 @@ def _measure_image(result: Measurement, image: np.ndarray) -> None:
   result.thumbnail = grey / norm if norm > _THUMBNAIL else 0 * grey
 
 
-def _measure_mask(result: Measurement, example, config, others) -> None:
+def _measure_mask(
+  result: records.Measurement,
+  example: examples.Example,
+  config: ml_collections.ConfigDict,
+  others: Sequence[np.ndarray | None],
+) -> None:
   values = example['mask']
   result.mask_size = values.shape[:2]
   result.values = count_values(values)
@@ -302,34 +248,34 @@ def _measure_mask(result: Measurement, example, config, others) -> None:
     result.error = ('different sizes', str(e))
     return
   if classes is None:
-    # The fit of borders does not depend on what the values mean.
+    # The fit of borders does not depend on the classes of the values.
     if values.ndim == 2 and 1 < len(result.values) < 256:
       _, inverse = np.unique(values, return_inverse=True)
       classes = inverse.reshape(values.shape).astype(np.uint8)
       result.fit = alignment.measure(example['image'], classes, others)
     return
-  num_names = max(config.data.num_classes, 2)
-  result.class_pixels = _class_pixels(result, config.data, num_names)
+  result.class_pixels = _class_pixels(result, config.data)
   result.instances = _count_instances(
     classes, example.get('instances'), result.class_pixels[:-1]
   )
   result.fit = alignment.measure(example['image'], classes, others)
 
 
-def count_values(values: np.ndarray) -> dict:
-  """Returns {value or (r, g, b): pixels} of a mask as stored.
+def count_values(values: np.ndarray) -> records.Values:
+  """Counts the pixels of each value or (r, g, b) of a mask as stored.
 
-  Of the most frequent values only: those of a mask that is a photograph, or was
-  stored as a JPEG, would fill the memory.
+  Only the most frequent values are kept: all values of photographs or JPEGs
+  would fill the memory.
   """
+  keys: list[records.Value]
   if values.ndim == 3:
     codes = values.astype(np.int64) @ np.array([1 << 16, 1 << 8, 1])
     found, counts = np.unique(codes, return_counts=True)
     keys = [(v >> 16, v >> 8 & 255, v & 255) for v in found.tolist()]
   elif values.dtype == np.uint8:
     counts = masks.histogram(values)
-    keys = np.flatnonzero(counts).tolist()
-    counts = counts[keys]
+    present = np.flatnonzero(counts)
+    keys, counts = present.tolist(), counts[present]
   else:
     found, counts = np.unique(values, return_counts=True)
     keys = found.tolist()
@@ -339,8 +285,11 @@ def count_values(values: np.ndarray) -> dict:
   return dict(zip(keys, counts.tolist()))
 
 
-def _class_pixels(result: Measurement, data, num_names: int) -> np.ndarray:
-  """Pixels of each class and, last, of those ignored: int64 [num_names + 1]."""
+def _class_pixels(
+  result: records.Measurement, data: ml_collections.ConfigDict
+) -> np.ndarray:
+  """Pixels of each class and, last, of those ignored: int64 [classes + 1]."""
+  num_names = max(data.num_classes, 2)
   # The table is applied to each value once: their counts are known.
   values = np.array([list(result.values)])
   classes = masks.map_mask(
@@ -352,7 +301,9 @@ def _class_pixels(result: Measurement, data, num_names: int) -> np.ndarray:
   return counts
 
 
-def _count_instances(classes, instances, class_pixels) -> np.ndarray:
+def _count_instances(
+  classes: np.ndarray, instances: np.ndarray | None, class_pixels: np.ndarray
+) -> np.ndarray:
   """Objects of each class: int64 [classes]."""
   counts = np.zeros(len(class_pixels), np.int64)
   present = np.flatnonzero(class_pixels)

@@ -4,36 +4,27 @@ import collections
 import dataclasses
 import pprint
 import textwrap
+from collections.abc import Sequence
 from typing import Any
 
+import ml_collections
 import numpy as np
 
-from unet_jax.config import default
-from unet_jax.config import fields as fields_lib
-from unet_jax.inspection import scan
+from unet_jax.config import default, fields
+from unet_jax.inspection import classes, records
 from unet_jax.models import unet
 from unet_jax.runtime import errors
 
-# The edge that whole images are brought to, at most, and the edge of windows
-# that are cut from larger ones, in pixels.
+# Largest edge of whole images, and edge of the windows that are cut from larger
+# ones, in pixels.
 _LARGEST_IMAGE, _WINDOW = 512, 256
-# The smaller edge at the bottom of the U, in pixels, at least.
+# Smallest edge at the bottom of the U, in pixels.
 _SMALLEST_BOTTOM = 4
 _LARGEST_DEPTH = 6
-# Values of classes are most likely below this where 255 is what is ignored.
-_SMALL = 64
-# A table stays that fits this share of the masks. A value that is in less than
-# these shares of pixels and of masks is most likely a slip of the pen.
-_MOST = 0.9
-_STRAY_PIXELS, _STRAY_MASKS = 1e-3, 0.05
-# No class weighs more than this, or less than its inverse.
-_LARGEST_WEIGHT = 10
 # Augmentations that grey images do not have.
 _OF_COLORS = ('hue', 'saturation')
 # Mean of values in 0..1 below which deep images most likely use fewer bits.
 _DARK = 0.1
-# A class this much rarer than the most frequent one is worth a weight.
-_IMBALANCE = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,9 +33,9 @@ class Suggestion:
 
   Attributes:
     field: `section.name`.
-    now: its value in the config at hand.
+    now: its value in the present config.
     value: the suggested one.
-    why: from what it follows.
+    why: the reason.
   """
 
   field: str
@@ -53,57 +44,58 @@ class Suggestion:
   why: str
 
 
-def suggest(measurements: list[scan.Measurement], config) -> list[Suggestion]:
-  """Returns a value for each field that follows from the data.
+class _Suggestions(list[Suggestion]):
+  """Suggestions for a config."""
 
-  Args:
-    measurements: of the split to train on.
-    config: at hand.
-  """
-  flat = fields_lib.flatten(config)
-  found = []
+  def __init__(self, config: ml_collections.ConfigDict):
+    super().__init__()
+    self.config = config
+    self.now = fields.flatten(config)
 
-  def add(field: str, value, why: str):
-    found.append(Suggestion(field, flat[field], value, why))
+  def add(self, field: str, value: Any, why: str) -> None:
+    self.append(Suggestion(field, self.now[field], value, why))
 
-  table, num_classes, why, order = _table(measurements, config)
-  add('data.mask_values', table, why)
-  add('data.num_classes', num_classes, why)
-  names = tuple(config.data.class_names)
-  if len(names) != max(num_classes, 2):
-    names = ()
-  add('data.class_names', names, 'one for each class, or () to number them')
-  if names != tuple(config.data.class_names):
-    # What names classes that are no longer there.
-    why = 'it named a class that the data do not have'
-    for field in ('eval.foreground', 'data.sample_classes'):
-      if flat[field]:
-        add(field, (), why)
-    if flat['checkpoint.best_metric'].count('/') > 1:
-      add('checkpoint.best_metric', 'eval/dataset_miou', why)
-  known = [m for m in measurements if m.mean is not None]
-  if known:
+  def add_names(self, num_classes: int) -> None:
+    """Names of classes; without them, no field can refer to one."""
+    now = tuple(self.config.data.class_names)
+    names = now if len(now) == max(num_classes, 2) else ()
+    why = 'one for each class, or () to number them'
+    self.add('data.class_names', names, why)
+    if names != now:
+      why = 'it named a class that the data do not have'
+      for field in ('eval.foreground', 'data.sample_classes'):
+        if self.now[field]:
+          self.add(field, (), why)
+      if self.now['checkpoint.best_metric'].count('/') > 1:
+        self.add('checkpoint.best_metric', 'eval/dataset_miou', why)
+
+  def add_normalization(self, known: records.Measurements) -> None:
     mean, std = normalization(known)
     why = f'measured over {len(known)} images'
     files = [m.image_file for m in known if m.image_file]
-    needs_color = any(flat[f'augment.{n}.probability'] for n in _OF_COLORS)
+    needs_color = any(
+      self.now[f'augment.{name}.probability'] for name in _OF_COLORS
+    )
     grey = all(f.kind.startswith(('grey', '1 bit')) for f in files)
     if files and grey and not needs_color:
-      add('data.num_channels', 1, 'every image file is grey')
+      self.add('data.num_channels', 1, 'every image file is grey')
       mean, std = mean[:1], std[:1]
-    if config.data.intensity == 'dtype' and _fills_little(known):
-      # What they will be: each image fills its range.
+    if self.config.data.intensity == 'dtype' and _fills_little(known):
+      # Once each image fills its range.
       mean, std = (0.5,) * len(mean), (0.25,) * len(std)
-      why = 'the usual ones, until it was looked at with data.intensity=image'
-      add(
+      why = 'typical values; measure again with data.intensity=image'
+      self.add(
         'data.intensity',
         'image',
         'the images fill a small part of the range of their type',
       )
-    add('data.mean', mean, why)
-    add('data.std', std, why)
+    self.add('data.mean', mean, why)
+    self.add('data.std', std, why)
+
+  def add_sizes(self, known: records.Measurements) -> None:
+    """Size of the images, and the depth and the cache that it needs."""
     size, resize, why = _image_size([m.image_size for m in known])
-    if config.augment.rotate_90 and size[0] != size[1]:
+    if self.config.augment.rotate_90 and size[0] != size[1]:
       side = max(32, round((size[0] * size[1]) ** 0.5 / 32) * 32)
       size, why = (side, side), f'{why}; square for augment.rotate_90'
     depth = int(np.log2(max(min(size) // _SMALLEST_BOTTOM, 1)))
@@ -112,40 +104,63 @@ def suggest(measurements: list[scan.Measurement], config) -> list[Suggestion]:
       f'the smaller edge stays at least {_SMALLEST_BOTTOM} px; take less for '
       'few images or little memory'
     )
-    if config.model.features:  # A number for each stage.
-      depth, reason = config.model.depth, 'model.features says it'
-    if config.model.padding == 'valid':
-      size, depth = _valid_size(size, depth, config)
+    if self.config.model.features:  # A number for each stage.
+      depth, reason = self.config.model.depth, 'model.features fixes it'
+    if self.config.model.padding == 'valid':
+      size, depth = _valid_size(size, depth, self.config)
       # As the 2015 paper does, instead of losing the image's border.
       resize = 'patch'
       why += '; the nearest that model.padding=valid takes, in mirrored tiles'
       reason = 'at most half of the image is lost at its border'
-    add('data.image_size', size, why)
-    add('data.resize', resize, why)
-    add('model.depth', depth, reason)
-    if resize == 'patch' and config.data.cache == 'none':
-      add('data.cache', 'disk', 'windows are cut from kept arrays')
-  add('loss.class_weights', *_class_weights(measurements, order, num_classes))
+    self.add('data.image_size', size, why)
+    self.add('data.resize', resize, why)
+    self.add('model.depth', depth, reason)
+    if resize == 'patch' and self.config.data.cache == 'none':
+      self.add('data.cache', 'disk', 'windows are cut from cached arrays')
+
+
+def suggest(
+  measurements: records.Measurements, config: ml_collections.ConfigDict
+) -> list[Suggestion]:
+  """Returns a value for each field that follows from the data.
+
+  Args:
+    measurements: of the split to train on.
+    config: the present one.
+  """
+  found = _Suggestions(config)
+  table, num_classes, why, order = classes.find_table(measurements, config)
+  found.add('data.mask_values', table, why)
+  found.add('data.num_classes', num_classes, why)
+  found.add_names(num_classes)
+  known = [m for m in measurements if m.mean is not None]
+  if known:
+    found.add_normalization(known)
+    found.add_sizes(known)
+  weights, why = classes.find_weights(measurements, order, num_classes)
+  found.add('loss.class_weights', weights, why)
   return found
 
 
-def _fills_little(known) -> bool:
+def _fills_little(known: records.Measurements) -> bool:
   """Whether most images of more than 8 bits are nearly black."""
   deep = [m.mean.max() for m in known if m.image_file and m.image_file.is_deep]
   return len(deep) > len(known) / 2 and np.median(deep) < _DARK
 
 
-def _valid_size(size, depth: int, config):
+def _valid_size(
+  size: tuple[int, int], depth: int, config: ml_collections.ConfigDict
+) -> tuple[tuple[int, int], int]:
   """Returns the size and the depth of a network without padding.
 
   Args:
-    size: wanted; the next larger ones that fit are taken.
+    size: wanted; the next larger edges that fit are taken.
     depth: at most.
-    config: at hand, whose depth is not exceeded either.
+    config: the present one, whose depth is not exceeded either.
   """
 
-  def fit(edge, depth):
-    """The next fitting edge, and that of its output."""
+  def fit(edge: int, depth: int) -> tuple[int, int]:
+    """Returns the next fitting edge, and that of its output."""
     while True:
       try:
         output = model.clone(depth=depth).output_size((edge, edge))
@@ -161,98 +176,12 @@ def _valid_size(size, depth: int, config):
     if 2 * output >= edge:
       break
     depth -= 1
-  return tuple(fit(edge, depth)[0] for edge in size), depth
+  return (fit(size[0], depth)[0], fit(size[1], depth)[0]), depth
 
 
-def _table(measurements, config):
-  """Returns mask_values, num_classes, the reason, and {value: class}."""
-  values, masks = collections.Counter(), 0
-  for m in measurements:
-    if m.values:
-      values.update(m.values)
-      masks += 1
-  colors = any(isinstance(v, tuple) for v in values)
-  if colors:
-    # A mask of grey pixels alone comes as one channel.
-    values = _as_colors(values)
-  now = config.data
-  order = _as_order(now.mask_values, max(now.num_classes, 2))
-  same = lambda why: (now.mask_values, now.num_classes, why, order)
-  mapped = [m for m in measurements if m.class_pixels is not None]
-  occurring = np.sum([m.class_pixels for m in mapped], 0) if mapped else None
-  if mapped and len(mapped) >= _MOST * masks:
-    if occurring[:-1].all() or len(values) > 1 and now.mask_values:
-      left = masks - len(mapped)
-      return same(
-        f'fits all masks but {left}, to be mended'
-        if left
-        else 'fits the masks as it is'
-      )
-  if any(m.mask_file and 'JPEG' in m.mask_file.kind for m in measurements):
-    return same('masks that are JPEGs have lost their values')
-  in_masks = collections.Counter(
-    v for m in measurements for v in m.values or ()
-  )
-  if colors:
-    in_masks = _as_colors(in_masks)
-  stray = [
-    v
-    for v, pixels in values.items()
-    if pixels < _STRAY_PIXELS * values.total()
-    and in_masks[v] <= max(_STRAY_MASKS * masks, 1)
-  ]
-  for v in stray:
-    del values[v]
-  if len(values) > fields_lib.IGNORE_LABEL or not values:
-    return same(
-      f'{len(values)} different values in the masks: not a map of classes'
-    )
-  # Of colours the most frequent is most likely the background.
-  ordered = sorted(values)
-  if colors:
-    ordered = [v for v, _ in values.most_common()]
-  ignored = []
-  # 255 beside small numbers is what many sets do not label.
-  if (
-    not colors
-    and len(ordered) > 2
-    and ordered[-1] == fields_lib.IGNORE_LABEL
-    and ordered[-2] < _SMALL
-  ):
-    ignored = [ordered.pop()]
-  num_classes = max(len(ordered), 2)
-  order = {v: i for i, v in enumerate(ordered)}
-  order.update({v: fields_lib.IGNORE_LABEL for v in ignored})
-  listed = ', '.join(map(str, list(order)[:12]))
-  why = f'the values in {masks} masks: {listed}'
-  if stray:
-    why += (
-      f'; left out, since they are in few pixels of few masks: '
-      f'{", ".join(map(str, sorted(stray)[:12]))}: mend those masks'
-    )
-  plain = all(v == c for v, c in order.items())
-  return (() if plain else tuple(order.items())), num_classes, why, order
-
-
-def _as_color(value) -> tuple[int, int, int]:
-  return value if isinstance(value, tuple) else (value,) * 3
-
-
-def _as_colors(values) -> collections.Counter:
-  """{value or (r, g, b): count} with colours alone."""
-  colors = collections.Counter()
-  for value, count in values.items():
-    colors[_as_color(value)] += count
-  return colors
-
-
-def _as_order(table, num_names: int) -> dict:
-  if table:
-    return dict(table)
-  return {i: i for i in (*range(num_names), fields_lib.IGNORE_LABEL)}
-
-
-def normalization(measurements):
+def normalization(
+  measurements: records.Measurements,
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
   """Returns mean and standard deviation over the pixels of all images.
 
   Args:
@@ -263,16 +192,18 @@ def normalization(measurements):
   """
   weights = np.prod([m.image_size for m in measurements], axis=1)
   mean = np.average([m.mean for m in measurements], 0, weights)
-  second = [m.mean**2 + m.std**2 for m in measurements]
-  second = np.average(second, 0, weights)
+  squares = [m.mean**2 + m.std**2 for m in measurements]
+  second = np.average(squares, 0, weights)
   std = np.maximum(np.sqrt(np.maximum(second - mean**2, 0)), 1 / 255)
   as_tuple = lambda x: tuple(round(float(v), 3) for v in x)
   return as_tuple(mean), as_tuple(std)
 
 
-def _image_size(sizes):
+def _image_size(
+  image_sizes: Sequence[tuple[int, int]],
+) -> tuple[tuple[int, int], str, str]:
   """Returns image_size, resize and the reason."""
-  sizes = np.array(sizes)
+  sizes = np.array(image_sizes)
   height, width = np.median(sizes, 0)
   same = np.all(sizes == sizes[0])
   about = f'{"all" if same else "median"} {width:.0f} x {height:.0f} px'
@@ -290,9 +221,10 @@ def _image_size(sizes):
     )
   # The median aspect, in multiples of 32, which all depths divide well.
   scale = min(1, _WINDOW / np.sqrt(height * width))
-  size = tuple(
+  rows, columns = (
     max(32, int(round(n * scale / 32)) * 32) for n in (height, width)
   )
+  size = (rows, columns)
   ratio = (sizes[:, 1] / sizes[:, 0]) / (size[1] / size[0])
   varied = np.mean(np.maximum(ratio, 1 / ratio) > 1.5) > 0.05
   resize = 'pad' if varied else 'stretch'
@@ -300,54 +232,28 @@ def _image_size(sizes):
   return size, resize, f'{about} (width x height); {reason}'
 
 
-def _class_weights(measurements, order: dict, num_classes: int):
-  """Median-frequency balancing (Eigen and Fergus 2015, arXiv 1411.4734)."""
-  pixels = np.zeros(max(num_classes, 2))
-  present = np.zeros_like(pixels)  # Pixels of the masks that have the class.
-  for m in measurements:
-    mine = np.zeros_like(pixels)
-    for value, count in (m.values or {}).items():
-      c = order.get(value, order.get(_as_color(value), fields_lib.IGNORE_LABEL))
-      if c < len(mine):
-        mine[c] += count
-    pixels += mine
-    present += np.where(mine > 0, mine.sum(), 0)
-  if not pixels.all():
-    return (), 'a class does not occur, so that there is nothing to balance'
-  imbalance = pixels.max() / pixels.min()
-  if imbalance < _IMBALANCE:
-    return (), (
-      f'the most frequent class has {imbalance:.1f} times the pixels of the '
-      f'rarest: below {_IMBALANCE}, no weights'
-    )
-  frequency = pixels / present
-  weights = np.median(frequency) / frequency
-  weights = weights.clip(1 / _LARGEST_WEIGHT, _LARGEST_WEIGHT)
-  rounded = tuple(float(f'{w:.3g}') for w in weights)
-  return rounded, (
-    f'median-frequency balancing, at most {_LARGEST_WEIGHT}; the most frequent '
-    f'class has {imbalance:.1f} times the pixels of the rarest'
-  )
-
-
-def config_text(suggestions: list[Suggestion], config, source: str) -> str:
+def config_text(
+  suggestions: Sequence[Suggestion],
+  config: ml_collections.ConfigDict,
+  source: str,
+) -> str:
   """Returns the Python text of a config file with the suggestions in it.
 
   Args:
     suggestions: see `suggest`.
-    config: at hand; what it changes of the defaults is kept.
-    source: what was inspected, for the docstring.
+    config: the present one; its changes of the defaults are kept.
+    source: names the data set, for the docstring.
   """
-  base = fields_lib.flatten(default.get_config())
+  base = fields.flatten(default.get_config())
   values = {
     field: value
-    for field, value in fields_lib.flatten(config).items()
+    for field, value in fields.flatten(config).items()
     if value != base[field]
   }
-  # It is the suggestion's own switch.
+  # The switch that asks for suggestions.
   values.pop('data.suggest', None)
   values.update({s.field: s.value for s in suggestions})
-  sections = collections.defaultdict(dict)
+  sections: dict[str, dict] = collections.defaultdict(dict)
   for field, value in values.items():
     section, _, name = field.rpartition('.')
     sections[section][name] = value
@@ -363,9 +269,9 @@ def config_text(suggestions: list[Suggestion], config, source: str) -> str:
     'def get_config():',
     '  config = default.get_config()',
   ]
-  for section, fields in sections.items():
+  for section, changed in sections.items():
     path = f'config.{section}' if section else 'config'
-    for name, value in fields.items():
+    for name, value in changed.items():
       reason = why.get(f'{section}.{name}')
       if reason:
         text = f'{reason[0].upper()}{reason[1:]}.'

@@ -32,6 +32,7 @@ def _make_environment(*folders: str) -> jinja2.Environment:
       [*folders, os.path.join(_HERE, 'templates'), _HERE]
     ),
     autoescape=True,
+    extensions=['jinja2.ext.do'],
     undefined=jinja2.StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,

@@ -117,7 +117,9 @@ def batch_panels(
   return panels
 
 
-def prediction_panels(example: Mapping[str, Any], num_classes: int) -> list[Panel]:
+def prediction_panels(
+  example: Mapping[str, Any], num_classes: int
+) -> list[Panel]:
   """Returns image, mask, prediction, and the errors in red on the pale image.
 
   Args:

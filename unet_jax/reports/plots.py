@@ -49,7 +49,7 @@ def draw_predictions(
       colors.color_mask(prediction, len(names)),
       np.where(
         wrong[..., None],
-        np.uint8(colors.WRONG),
+        np.array(colors.WRONG, np.uint8),
         np.where(ignored, 255, 225)[..., None].astype(np.uint8),
       ),
     )
@@ -142,7 +142,10 @@ def draw_confusion(
     axis.text(j, i, text, ha='center', va='center', color=color, fontsize=size)
   # A name is no formula, though it may hold dollars.
   labels = [n if len(n) <= _LABEL else f'{n[: _LABEL - 1]}…' for n in names]
-  style = {'fontsize': 9 if has_counts else 7, 'parse_math': False}
+  style: dict[str, Any] = {
+    'fontsize': 9 if has_counts else 7,
+    'parse_math': False,
+  }
   axis.set_xticks(range(cells), labels, rotation=45, ha='right', **style)
   axis.set_yticks(range(cells), labels, **style)
   axis.set_xlabel('prediction')

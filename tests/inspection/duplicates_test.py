@@ -1,0 +1,95 @@
+"""Images that occur twice, or look alike, must be reported."""
+
+import numpy as np
+from PIL import Image
+
+from tests import folders
+from tests.folders import make_pairs
+from tests.inspection import measured
+from unet_jax.inspection import duplicates, records
+
+
+def _smooth(seed):
+  """A picture that survives re-encoding."""
+  coarse = np.random.default_rng(seed).integers(0, 255, (6, 6, 3), np.uint8)
+  return np.asarray(Image.fromarray(coarse).resize((48, 40), 2))
+
+
+def test_duplicates_within_and_across_splits(tmp_path):
+  train, val = [
+    {
+      stem: (_smooth(start + i), mask)
+      for i, (stem, (_, mask)) in enumerate(make_pairs(count, start).items())
+    }
+    for count, start in ((6, 0), (3, 50))
+  ]
+  # Exact within, near across, mirrored across, contradicting.
+  train['04'] = train['01']
+  val['00'] = folders.encode(train['02'][0], 'JPEG', quality=80), train['02'][1]
+  val['01'] = train['03'][0][:, ::-1].copy(), train['03'][1]
+  mask = np.random.default_rng(0).integers(0, 2, (40, 48), np.uint8)
+  train['05'] = train['00'][0], mask
+  measured.write(tmp_path, train=train, val=val)
+  found = measured.find(tmp_path, 'train', 'val')
+  path = lambda split, stem: str(tmp_path / split / 'images' / f'{stem}.png')
+  assert found['exact duplicates'].level == 'note'
+  assert found['exact duplicates'].names == (
+    f'{path("train", "00")} = {path("train", "05")}',
+    f'{path("train", "01")} = {path("train", "04")}',
+  )
+  leakage = found['near duplicates, leakage']
+  assert leakage.level == 'warning'
+  assert leakage.names == (
+    f'{path("train", "02")} = {path("val", "00")}',
+    f'{path("train", "03")} = {path("val", "01")}',
+  )
+  assert found['contradicting masks'].names == (
+    path('train', '00'),
+    path('train', '05'),
+  )
+
+
+def test_a_stem_in_two_lists_is_an_error(tmp_path):
+  folders.write_pairs(tmp_path, make_pairs(6))
+  (tmp_path / 'train.txt').write_text('00\n01\n02\n03\n')
+  (tmp_path / 'val.txt').write_text('03\n04\n')
+  found = measured.find(tmp_path, 'train', 'val')['same files in two splits']
+  assert found.level == 'error'
+  assert found.names == (str(tmp_path / 'images/03.png'),)
+
+
+def test_a_stack_must_not_be_held_out_at_random(tmp_path):
+  rng = np.random.default_rng(0)
+  walk = np.cumsum(rng.normal(size=(24, 12, 12)), 0)
+  walk = (walk - walk.min()) / (walk.max() - walk.min()) * 255
+  pairs = {
+    # Not in the order of the characters.
+    f's{i}': (
+      np.asarray(Image.fromarray(w.astype(np.uint8)).resize((48, 40))),
+      folders.make_pair(i)[1],
+    )
+    for i, w in enumerate(walk)
+  }
+  folders.write_pairs(tmp_path, pairs)
+  for split, data in (('val', {}), ('fold_0', {'num_folds': 3})):
+    found = measured.find(tmp_path, 'train', split, **data)
+    assert 'holdout=last' in found[duplicates.NEIGHBOURS].message
+    found = measured.find(tmp_path, 'train', split, holdout='last', **data)
+    assert duplicates.NEIGHBOURS not in found
+
+
+def test_near_duplicates_of_images_that_all_look_alike():
+  """As X-rays do: typical similarity makes no duplicate."""
+  rng = np.random.default_rng(0)
+  common = rng.normal(size=256)
+  thumbs = common + 0.15 * rng.normal(size=(40, 256))
+  thumbs[7] = thumbs[31] + 0.005 * rng.normal(size=256)
+  thumbs -= thumbs.mean(1, keepdims=True)
+  thumbs /= np.linalg.norm(thumbs, axis=1, keepdims=True)
+  assert np.mean(thumbs @ thumbs.T > 0.95) > 0.9
+  measurements = [
+    records.Measurement('train', i, thumbnail=t.astype(np.float32))
+    for i, t in enumerate(thumbs)
+  ]
+  groups = duplicates.near_duplicates(measurements)
+  assert [[m.index for m in g] for g in groups] == [[7, 31]]

@@ -1,0 +1,27 @@
+"""Folders of pairs that are written, measured and searched for faults."""
+
+from tests import folders
+from unet_jax.data import sources
+from unet_jax.inspection import findings, scan
+
+
+def write(root, val=None, **splits):
+  """Writes pairs of the splits; without `val`, two good pairs are added."""
+  splits['val'] = val or folders.make_pairs(2, start=50)
+  for split, pairs in splits.items():
+    folders.write_pairs(root / split, pairs)
+
+
+def measure(root, *splits, **data):
+  """Returns {split: measurements} of a folder, and the config."""
+  config = folders.make_config(root, **data)
+  measured = {}
+  for split in splits or ('train',):
+    source = sources.make_source(config, split, [])
+    measured[split], _ = scan.scan(source, config)
+  return measured, config
+
+
+def find(root, *splits, **data):
+  """Returns {kind: finding} of a folder."""
+  return {f.kind: f for f in findings.find(*measure(root, *splits, **data))}

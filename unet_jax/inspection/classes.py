@@ -1,0 +1,163 @@
+"""The classes of a data set, from the values in its masks."""
+
+import collections
+from collections.abc import Mapping, Sequence
+
+import ml_collections
+import numpy as np
+
+from unet_jax.config import fields
+from unet_jax.inspection import records
+
+# If all other values are below this, 255 most likely marks ignored pixels.
+_SMALL = 64
+# A table that fits this share of the masks stays. A value in a smaller share of
+# the pixels and of the masks than these is most likely a slip of the pen.
+_MOST = 0.9
+_STRAY_PIXELS, _STRAY_MASKS = 1e-3, 0.05
+# No class weighs more than this, or less than its inverse.
+_LARGEST_WEIGHT = 10
+# A class this much rarer than the most frequent one is worth a weight.
+_IMBALANCE = 5
+
+
+def find_table(
+  measurements: records.Measurements, config: ml_collections.ConfigDict
+) -> tuple[tuple, int, str, dict[records.Value, int]]:
+  """Returns mask_values, num_classes, the reason, and {value: class}."""
+  values = collections.Counter[records.Value]()
+  in_masks = collections.Counter[records.Value]()
+  for m in measurements:
+    values.update(m.values or {})
+    in_masks.update((m.values or {}).keys())
+  num_masks = sum(bool(m.values) for m in measurements)
+  has_colors = any(isinstance(v, tuple) for v in values)
+  if has_colors:
+    # A mask of grey pixels alone comes as one channel.
+    values, in_masks = _as_colors(values), _as_colors(in_masks)
+  now = config.data
+  order = _as_order(now.mask_values, max(now.num_classes, 2))
+  same = lambda why: (now.mask_values, now.num_classes, why, order)
+  why = _why_table_fits(measurements, num_masks, len(values), now)
+  if why:
+    return same(why)
+  if any(m.mask_file and 'JPEG' in m.mask_file.kind for m in measurements):
+    return same('masks that are JPEGs have lost their values')
+  stray = [
+    v
+    for v, pixels in values.items()
+    if pixels < _STRAY_PIXELS * values.total()
+    and in_masks[v] <= max(_STRAY_MASKS * num_masks, 1)
+  ]
+  for v in stray:
+    del values[v]
+  if len(values) > fields.IGNORE_LABEL or not values:
+    return same(
+      f'{len(values)} different values in the masks: not a map of classes'
+    )
+  num_classes, order = _number(values, has_colors)
+  listed = ', '.join(map(str, list(order)[:12]))
+  why = f'the values in {num_masks} masks: {listed}'
+  if stray:
+    why += (
+      f'; skipped, since they are in few pixels of few masks: '
+      f'{", ".join(map(str, sorted(stray)[:12]))}: fix those masks'
+    )
+  plain = all(v == c for v, c in order.items())
+  return (() if plain else tuple(order.items())), num_classes, why, order
+
+
+def _why_table_fits(
+  measurements: records.Measurements,
+  num_masks: int,
+  num_values: int,
+  data: ml_collections.ConfigDict,
+) -> str:
+  """Returns why the present table of values stays; '' if it does not."""
+  mapped = [m.class_pixels for m in measurements if m.class_pixels is not None]
+  if not mapped or len(mapped) < _MOST * num_masks:
+    return ''
+  all_occur = np.sum(mapped, 0)[:-1].all()
+  if not all_occur and not (num_values > 1 and data.mask_values):
+    return ''
+  misfits = num_masks - len(mapped)
+  if misfits:
+    return f'fits all masks but {misfits}, which need fixing'
+  return 'fits the masks as it is'
+
+
+def _number(
+  values: collections.Counter[records.Value], has_colors: bool
+) -> tuple[int, dict[records.Value, int]]:
+  """Returns the number of classes, and {value: class}."""
+  # The most frequent colour is most likely the background.
+  ordered = sorted(values)
+  if has_colors:
+    ordered = [v for v, _ in values.most_common()]
+  # 255 beside small numbers marks unlabelled pixels in many sets.
+  has_ignored = (
+    not has_colors
+    and len(ordered) > 2
+    and ordered[-1] == fields.IGNORE_LABEL
+    and ordered[-2] < _SMALL
+  )
+  if has_ignored:
+    ordered.pop()
+  order = {v: i for i, v in enumerate(ordered)}
+  if has_ignored:
+    order[fields.IGNORE_LABEL] = fields.IGNORE_LABEL
+  return max(len(ordered), 2), order
+
+
+def _as_color(value: records.Value) -> tuple[int, int, int]:
+  return value if isinstance(value, tuple) else (value,) * 3
+
+
+def _as_colors(
+  values: Mapping[records.Value, int],
+) -> collections.Counter[records.Value]:
+  """{value or (r, g, b): count} with colours alone."""
+  colors = collections.Counter[records.Value]()
+  for value, count in values.items():
+    colors[_as_color(value)] += count
+  return colors
+
+
+def _as_order(table: Sequence, num_names: int) -> dict[records.Value, int]:
+  if table:
+    return dict(table)
+  return {i: i for i in (*range(num_names), fields.IGNORE_LABEL)}
+
+
+def find_weights(
+  measurements: records.Measurements,
+  order: Mapping[records.Value, int],
+  num_classes: int,
+) -> tuple[tuple[float, ...], str]:
+  """Median-frequency balancing (Eigen and Fergus 2015, arXiv 1411.4734)."""
+  pixels = np.zeros(max(num_classes, 2))
+  present = np.zeros_like(pixels)  # Pixels of the masks that have the class.
+  for m in measurements:
+    mine = np.zeros_like(pixels)
+    for value, count in (m.values or {}).items():
+      c = order.get(value, order.get(_as_color(value), fields.IGNORE_LABEL))
+      if c < len(mine):
+        mine[c] += count
+    pixels += mine
+    present += np.where(mine > 0, mine.sum(), 0)
+  if not pixels.all():
+    return (), 'a class does not occur, so that there is nothing to balance'
+  imbalance = pixels.max() / pixels.min()
+  if imbalance < _IMBALANCE:
+    return (), (
+      f'the most frequent class has {imbalance:.1f} times the pixels of the '
+      f'rarest: below {_IMBALANCE}, no weights'
+    )
+  frequency = pixels / present
+  weights = np.median(frequency) / frequency
+  weights = weights.clip(1 / _LARGEST_WEIGHT, _LARGEST_WEIGHT)
+  rounded = tuple(float(f'{w:.3g}') for w in weights)
+  return rounded, (
+    f'median-frequency balancing, at most {_LARGEST_WEIGHT}; the most frequent '
+    f'class has {imbalance:.1f} times the pixels of the rarest'
+  )

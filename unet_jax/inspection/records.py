@@ -1,0 +1,147 @@
+"""What an inspection knows: files, measurements of examples, and findings."""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from unet_jax.inspection import alignment
+
+# Below this standard deviation (of values in 0..1, in every channel) an image
+# shows nothing: two of 255 levels.
+_CONSTANT = 2 / 255
+LEVELS = ('error', 'warning', 'note')
+# How a viewer shows an image, by its EXIF orientation.
+ORIENTATIONS = {
+  1: 'as stored',
+  2: 'flipped left to right',
+  3: 'turned by 180 degrees',
+  4: 'flipped upside down',
+  5: 'transposed',
+  6: 'turned by 90 degrees clockwise',
+  7: 'transposed along the other diagonal',
+  8: 'turned by 90 degrees counter-clockwise',
+}
+
+# Of a mask as stored: a number or (r, g, b); {value: pixels}.
+Value = Any
+Values = dict[Value, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class FileInfo:
+  """The header of an image file.
+
+  Attributes:
+    kind: colours, bits and format, such as `RGB 8 bit JPEG`.
+    orientation: EXIF's, see ORIENTATIONS.
+    pages: of a TIFF or GIF; the first is read.
+  """
+
+  kind: str
+  orientation: int = 1
+  pages: int = 1
+
+  @property
+  def is_deep(self) -> bool:
+    """Whether there are more than 8 bits in a channel."""
+    return any(depth in self.kind for depth in ('more than 8', '16', '32'))
+
+
+@dataclasses.dataclass
+class Measurement:
+  """Measurements of one example; None where there could be none.
+
+  Attributes:
+    split: its name in the source.
+    index: in the split.
+    name: of the image, for people; likewise mask_name.
+    mask_name: see name.
+    error: (kind, message) of the fault that makes it unusable.
+    image_file: its header, where there is a file; likewise mask_file.
+    mask_file: see image_file.
+    image_size: height and width in pixels; likewise mask_size.
+    mask_size: see image_size.
+    digest: of the image file, or of the image where there is no file.
+    thumbnail: float32 [16 * 16], grey, without mean and slope, of norm 1 (0
+      if nothing is left).
+    mean: per channel, of values in 0..1; likewise std.
+    std: see mean.
+    values: pixels of each value of the mask as stored, at most 300 values.
+    class_pixels: int64 [classes + 1], the last are ignored.
+    instances: int64 [classes]: the objects of each class, from the instance
+      mask where there is one, else connected (8 neighbours) parts.
+    fit: how well the mask's borders lie on the image's edges.
+    owner: index of the pair whose mask fits the image best, see `find_owners`.
+  """
+
+  split: str
+  index: int
+  name: str = ''
+  mask_name: str = ''
+  # `| Any`: callers filter by `is not None`, which no type checker follows.
+  error: tuple[str, str] | Any = None
+  image_file: FileInfo | Any = None
+  mask_file: FileInfo | Any = None
+  image_size: tuple[int, int] | Any = None
+  mask_size: tuple[int, int] | Any = None
+  digest: bytes | Any = None
+  thumbnail: np.ndarray | Any = None
+  mean: np.ndarray | Any = None
+  std: np.ndarray | Any = None
+  values: Values | Any = None
+  class_pixels: np.ndarray | Any = None
+  instances: np.ndarray | Any = None
+  fit: alignment.Fit | Any = None
+  owner: int | None = None
+
+  @property
+  def is_constant(self) -> bool:
+    """Whether the image is known to be nearly one colour."""
+    return self.std is not None and bool(self.std.max() < _CONSTANT)
+
+  @property
+  def is_suspicious(self) -> bool:
+    """Whether a person should look at how the mask fits."""
+    return self.fit is not None and alignment.is_suspicious(self.fit)
+
+
+Measurements = Sequence[Measurement]
+
+
+def by_suspicion(measurements: Iterable[Measurement]) -> list[Measurement]:
+  """Returns the measurements that have a fit, the most suspicious first."""
+  fitted = [m for m in measurements if m.fit is not None]
+  return sorted(fitted, key=lambda m: -m.fit.suspicion)
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+  """A fault of a data set, or a fact worth knowing.
+
+  Attributes:
+    level: one of LEVELS.
+    kind: a few words that all findings of a kind share.
+    split: where; '' for the whole set.
+    message: one line: what, where, how to fix it.
+    names: all files concerned.
+  """
+
+  level: str
+  kind: str
+  split: str
+  message: str
+  names: tuple[str, ...] = ()
+
+
+def by_level(findings: Iterable[Finding]) -> list[Finding]:
+  """Returns the findings, errors first."""
+  return sorted(findings, key=lambda f: LEVELS.index(f.level))
+
+
+def some(names: Sequence[str], limit: int = 3) -> str:
+  """Returns 'a, b, c and 4 more'."""
+  shown = ', '.join(names[:limit])
+  more = len(names) - limit
+  return f'{shown} and {more} more' if more > 0 else shown
