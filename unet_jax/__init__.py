@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any, TYPE_CHECKING
 
 if TYPE_CHECKING:
   from unet_jax.prediction import segmenter
