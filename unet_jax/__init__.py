@@ -1,14 +1,22 @@
 """A U-Net of configurable depth for image segmentation, in JAX."""
 
+import os
 import time
+from collections.abc import Mapping
+from typing import Any, TYPE_CHECKING
 
-# Of the program, as nearly as its slow imports matter (`time.perf_counter`).
+if TYPE_CHECKING:
+  from unet_jax.prediction import segmenter
+
+# Start of the program, before its slow imports (`time.perf_counter`).
 STARTED = time.perf_counter()
 
 
-def load(workdir, fields=None):
+def load(
+  workdir: str | os.PathLike, fields: Mapping[str, Any] | None = None
+) -> 'segmenter.Segmenter':
   """Returns a run's network as a function of images, see segmenter.py."""
-  # Imports jax, which what checks a command line does without.
+  # Imported here: it imports jax, and flags are checked without waiting for it.
   from unet_jax.prediction import segmenter
 
   return segmenter.load(workdir, fields)

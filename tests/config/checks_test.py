@@ -253,7 +253,7 @@ loss.border_sigma=0.0
 loss.border_sigma=nan
   : must be above 0 pixels
 loss.balance=image loss.weights.cross_entropy=0.0 loss.weights.dice=1.0
-  weighs the cross-entropy, which is left out
+  weighs the cross-entropy, which is off
   (loss.weights.cross_entropy=0); set one of the two
 data.instance_key=panoptic
   names a feature of the tfds source, not of shapes; the folder source takes

@@ -311,7 +311,7 @@ def test_biases_beside_batch_norm_change_nothing(tmp_path, caplog):
   with caplog.at_level('INFO', 'unet_jax'):
     variables = parity.load(tmp_path / 'network.pth', config)
   assert '10 biases of convolutions went into the running means' in caplog.text
-  assert 'left out: 10 num_batches_tracked' in caplog.text
+  assert 'skipped: 10 num_batches_tracked' in caplog.text
   images = parity.draw(1, *_SIZE, 3)
   expected = network.double()(_to_torch(images))
   actual = unet.create_model(config).apply(variables, images, train=False)

@@ -241,7 +241,7 @@ def _loss(config: ml_collections.ConfigDict, mode: str) -> Table:
     'config.loss.weights: all are 0; set one, for instance '
     '--config.loss.weights.cross_entropy=1': not any(loss.weights.values()),
     **{
-      f'loss.{name} weighs the cross-entropy, which is left out '
+      f'loss.{name} weighs the cross-entropy, which is off '
       '(loss.weights.cross_entropy=0); set one of the two': (
         loss[name] != 'none' and not loss.weights.cross_entropy
       )

@@ -94,7 +94,7 @@ def get_config() -> config_dict.ConfigDict:
   data.cache = 'disk'
   # Threads that decode and read; 0: one per core.
   data.num_workers = 0
-  # A file that cannot be decoded: `stop`, or `skip` (the pair is left out and
+  # A file that cannot be decoded: `stop`, or `skip` (the pair is skipped and
   # listed).
   data.on_error = 'stop'
   # Before training: look at the prepared arrays for masks that say nothing,

@@ -1,4 +1,4 @@
-"""Configs as JSON in workdirs; what a later run may change."""
+"""Configs as JSON in workdirs; the fields that a later run may change."""
 
 import json
 import pathlib
@@ -80,7 +80,7 @@ def from_json(text: str) -> ml_collections.ConfigDict:
 def read(
   workdir: str, overrides: dict[str, Any]
 ) -> ml_collections.ConfigDict | None:
-  """Returns the config that a workdir's run has, if there is one.
+  """Returns the config of a workdir's run; None without one.
 
   Args:
     workdir: of the run.

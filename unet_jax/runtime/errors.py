@@ -9,8 +9,8 @@ from typing import NoReturn
 class UserError(ValueError):
   """A mistake that a user can fix; its text is one line: what, where, fix.
 
-  `main.py` prints the text and exits with code 1. Everything else that is
-  raised is a bug of ours and keeps its stack trace.
+  The program prints the text and exits with code 1. Every other exception is a
+  bug of ours and keeps its stack trace.
   """
 
 
@@ -26,7 +26,7 @@ def one_line(e: UserError | OSError, where: str) -> str:
     where: named for a full disk or a missing permission, unless `e` names it.
 
   Raises:
-    e: if it is none that a user can fix.
+    e: if a user cannot fix it.
   """
   if isinstance(e, UserError):
     return str(e)

@@ -20,14 +20,15 @@ def lock(
   wait: bool = True,
   pause: Callable[[], None] | None = None,
 ) -> Iterator[None]:
-  """Holds a lock that the system lets go of when the process dies.
+  """Holds a lock that the system releases when the process dies.
 
   Args:
-    path: of a file beside what is guarded; it is created and stays.
-    what: is done, for the line that a run which finds it locked tells.
-    wait: for the other run to let go, or raise at once.
-    pause: takes some time between two attempts, or raises to give up; without
-      it the wait has no end but the other run's.
+    path: of a file beside the guarded files; it is created and stays.
+    what: the work under the lock, named in the message of a run that finds it
+      locked.
+    wait: wait for the other run, or raise at once.
+    pause: called between two attempts; it takes some time, or raises to give
+      up. Without it the wait ends with the other run.
 
   Raises:
     UserError: another run holds the lock and `wait` is false; or the file
@@ -49,7 +50,7 @@ def lock(
 
 
 def _take(f: TextIO) -> bool:
-  """Takes the lock if it is free; whether it was."""
+  """Takes the lock if it is free; returns whether it was."""
   try:
     fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except BlockingIOError:

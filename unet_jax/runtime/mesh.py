@@ -131,7 +131,7 @@ def nearest_multiples(n: int, k: int) -> str:
 
 
 def batch_sharding(mesh: Mesh) -> dict[str, NamedSharding]:
-  """Where each entry of a batch lives."""
+  """Returns the sharding of each entry of a batch."""
   rows = NamedSharding(mesh, P(('data', 'fsdp'), 'spatial'))
   per_image = NamedSharding(mesh, P(('data', 'fsdp')))
   return {
@@ -148,7 +148,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def state_sharding(mesh: Mesh, state: PyTree) -> PyTree:
-  """Where each array of a train state lives.
+  """Returns the sharding of each array of a train state.
 
   Each array is split over fsdp along its largest axis that divides; scalars and
   arrays without such an axis are replicated, as everything is for fsdp = 1.

@@ -37,7 +37,7 @@ def variables_of_file(
   weights = _named(file, config)
   naming.match_biases(weights, naming.flatten(wanted), config.model.norm)
   if weights.others:
-    _log.info('not of the network, left out: %s', _counted(weights.others))
+    _log.info('not part of the network, skipped: %s', _counted(weights.others))
   for note in weights.notes:
     _log.info('%s', note)
   _check_fit(file, config, weights, naming.flatten(wanted))

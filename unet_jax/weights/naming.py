@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 
 from unet_jax.weights import files
 
@@ -59,36 +60,24 @@ class Weights:
     self.arrays[name], self.names[name] = array, theirs
 
 
-def flatten(variables: dict[str, Any]) -> dict[str, Any]:
+def flatten(variables: Mapping[str, Any]) -> dict[str, Any]:
   """Returns {name: leaf} of `params` and `batch_stats`."""
-  flat = {}
-
-  def walk(tree: Mapping[str, Any], path: str) -> None:
-    for key, value in tree.items():
-      if hasattr(value, 'items'):
-        walk(value, f'{path}{key}/')
-      else:
-        flat[path + key] = value
-
+  flat: dict[str, Any] = {}
   for tree in variables.values():
-    walk(tree, '')
+    flat |= traverse_util.flatten_dict(tree, sep='/')
   return flat
 
 
 def unflatten(
-  arrays: dict[str, np.ndarray], variables: dict[str, Any]
+  arrays: Mapping[str, np.ndarray], variables: Mapping[str, Any]
 ) -> dict[str, Any]:
   """Returns a tree as `variables` with the arrays as leaves."""
-
-  def walk(tree: Mapping[str, Any], path: str) -> dict[str, Any]:
-    return {
-      key: walk(value, f'{path}{key}/')
-      if hasattr(value, 'items')
-      else arrays[path + key]
-      for key, value in tree.items()
-    }
-
-  return {collection: walk(tree, '') for collection, tree in variables.items()}
+  return {
+    collection: traverse_util.unflatten_dict(
+      {k: arrays[k] for k in traverse_util.flatten_dict(tree, sep='/')}, sep='/'
+    )
+    for collection, tree in variables.items()
+  }
 
 
 def abstract_variables(
