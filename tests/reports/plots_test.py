@@ -146,13 +146,16 @@ def test_confusion(drawn, tmp_path):
   assert drawn[0].shorter_side > 400
 
 
-@pytest.mark.parametrize('num_classes', [2, 10, 11, 30])
+@pytest.mark.parametrize(
+  'num_classes,name',
+  [(2, 'a'), (3, 'sky'), *((n, 'class number') for n in (2, 10, 11, 30))],
+)
 def test_cells_of_a_confusion_matrix_hold_their_text(
-  num_classes, drawn, tmp_path
+  num_classes, name, drawn, tmp_path
 ):
   counts = np.full((num_classes, num_classes), 10**8)
   counts[0, 0], counts[0, 1] = 1, 0
-  names = [f'class number {i}' for i in range(num_classes)]
+  names = [f'{name} {i}' for i in range(num_classes)]
   plots.draw_confusion(str(tmp_path / 'a.png'), counts, names)
   figure = drawn[0]
   axis = figure.axes[0]

@@ -127,7 +127,7 @@ def draw_confusion(
   # Counts need room; of many classes the percent alone can be read.
   has_counts = cells <= _ROOMY_CLASSES
   side = cells * (0.9 if has_counts else 0.34) + 2.2
-  figure, axis = plt.subplots(figsize=(side + 0.6, side), layout='constrained')
+  figure, axis = plt.subplots(figsize=(side + 0.6, side), layout='compressed')
   drawn = axis.imshow(shares, cmap='Blues', vmin=0, vmax=1)
   for i, j in np.ndindex(confusion.shape):
     n, total = int(confusion[i, j]), int(totals[i, 0])
