@@ -13,8 +13,6 @@ from experiments.sweep.report.statistics import Comparison
 from unet_jax.evaluation import glossary
 from unet_jax.reports import html
 
-pass
-
 # Draws of the bootstrap: about ten lie beyond the limits of the interval of one
 # of forty comparisons.
 RESAMPLES = 20000

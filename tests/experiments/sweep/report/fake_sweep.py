@@ -10,7 +10,7 @@ import numpy as np
 
 from unet_jax.evaluation import confusion as confusion_lib
 from unet_jax.evaluation import measures
-from unet_jax.training import metric_writer
+from unet_jax.runtime import whole_files
 
 NAMES = ('pet', 'background', 'border')
 GRID = {'model.upsample': ('nearest', 'transpose'), 'model.depth': (2, 10)}
@@ -30,7 +30,7 @@ def rewrite(path: pathlib.Path, change) -> None:
   """Changes the rows of a table; rows that become None are removed."""
   with open(path, newline='') as f:
     rows = [change(row) for row in csv.DictReader(f)]
-  metric_writer.write_csv(str(path), [row for row in rows if row is not None])
+  whole_files.write_csv(str(path), [row for row in rows if row is not None])
 
 
 def write(
@@ -70,9 +70,9 @@ def write(
     folder.mkdir(parents=True)
     measured = _write_point(folder, right, sizes, short, rng)
     rows.append({'point': name, **fields, **measured})
-  metric_writer.write_csv(str(directory / 'results.csv'), rows)
+  whole_files.write_csv(str(directory / 'results.csv'), rows)
   failures = [{'point': n, 'reason': 'out of memory, 8 GiB'} for n in failed]
-  metric_writer.write_csv(str(directory / 'failures.csv'), failures)
+  whole_files.write_csv(str(directory / 'failures.csv'), failures)
   about = {
     'question': 'Which upsampling, and how deep?',
     'fields': [*grid, 'seed'],
@@ -95,7 +95,7 @@ def _write_point(folder, right, sizes, short, rng) -> dict[str, Any]:
     _confusion(np.clip(r, 0.3, 0.99), s, rng) for r, s in zip(right, sizes)
   ]
   table = [_row(i, c, rng) for i, c in enumerate(confusion)]
-  metric_writer.write_csv(str(folder / 'eval.csv'), table)
+  whole_files.write_csv(str(folder / 'eval.csv'), table)
   scores = confusion_lib.scores(np.array(confusion), NAMES, ())
   measured = {f'eval/{k}': v for k, v in scores.items()}
   mean = lambda key: float(np.nanmean([row[key] for row in table]))

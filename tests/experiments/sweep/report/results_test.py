@@ -14,7 +14,7 @@ from experiments.sweep.report import (
 )
 from tests.experiments.sweep.report import fake_sweep
 from unet_jax.runtime import errors
-from unet_jax.training import metric_writer
+from unet_jax.runtime import whole_files
 
 
 def test_points_that_cannot_be_used_are_named(sweep):
@@ -96,7 +96,7 @@ def test_weights_that_are_alone_or_together_keep_the_order_of_the_file(
 def test_no_results(tmp_path):
   with pytest.raises(errors.UserError, match='results.csv is not there; name'):
     results.read(tmp_path)
-  metric_writer.write_csv(str(tmp_path / 'results.csv'), [])
+  whole_files.write_csv(str(tmp_path / 'results.csv'), [])
   with pytest.raises(errors.UserError, match='no point .* no rows.*run the sw'):
     results.read(tmp_path)
 
