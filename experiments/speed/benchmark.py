@@ -15,6 +15,8 @@ import os
 import pathlib
 import platform
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import jax
 from absl import app, flags, logging
@@ -50,20 +52,17 @@ def _config_arguments() -> list[str]:
   return [f'--config={file}', *fields]
 
 
-_MEASURES = {
-  'step': lambda config: step.measure(
-    config, _REPEATS.value, _STEPS.value, _TORCH_COMPILE.value
+# Functions of the config, the rounds, and the steps of a round.
+_MEASURES: dict[str, Callable[..., dict[str, Any]]] = {
+  'step': lambda config, repeats, steps: step.measure(
+    config, repeats, steps, _TORCH_COMPILE.value
   ),
-  'pipeline': lambda config: pipeline.measure(
-    config, _REPEATS.value, _STEPS.value
+  'pipeline': pipeline.measure,
+  'start': lambda config, repeats, _: start.measure(
+    config, _config_arguments(), repeats
   ),
-  'start': lambda config: start.measure(
-    config, _config_arguments(), _REPEATS.value
-  ),
-  'loader': lambda config: loader.measure(config, _REPEATS.value, _STEPS.value),
-  'augment': lambda config: augment.measure(
-    config, _REPEATS.value, _STEPS.value
-  ),
+  'loader': loader.measure,
+  'augment': augment.measure,
 }
 
 
@@ -74,7 +73,7 @@ def _processor() -> str:
   return names[0] if names else platform.processor()
 
 
-def _machine() -> dict:
+def _machine() -> dict[str, Any]:
   """The machine of the measurements."""
   packages = ['jax', 'jaxlib', 'flax']
   devices = [d.device_kind for d in jax.devices()]
@@ -96,7 +95,7 @@ def _machine() -> dict:
   }
 
 
-def main(_) -> None:
+def main(_: list[str]) -> None:
   logging.set_verbosity(logging.WARNING)
   config = _CONFIG.value
   try:
@@ -115,13 +114,16 @@ def main(_) -> None:
     jax.config.update('jax_enable_compilation_cache', False)
     machine = _machine()
     print('\n'.join(f'{name}: {value}' for name, value in machine.items()))
-    results = {what: _MEASURES[what](config) for what in _WHAT.value}
+    arguments = {'repeats': _REPEATS.value, 'steps': _STEPS.value}
+    results = {
+      what: _MEASURES[what](config, *arguments.values()) for what in _WHAT.value
+    }
   except errors.UserError as e:
     sys.exit(f'error: {e}')
   if _OUTPUT.value:
     document = {
       'machine': machine,
-      'arguments': {'repeats': _REPEATS.value, 'steps': _STEPS.value},
+      'arguments': arguments,
       'config': config.to_dict(),
       'results': results,
     }

@@ -19,8 +19,6 @@ from experiments.sweep.points import Point, Sweep
 from unet_jax.config import fields
 from unet_jax.runtime import errors, locks
 
-pass
-
 # Fields that may differ between calls: only the clock depends on them.
 _FREE = ('data.cache', 'data.cache_dir', 'data.num_workers', 'log')
 

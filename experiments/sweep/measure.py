@@ -29,8 +29,6 @@ from unet_jax.prediction import step as step_lib
 from unet_jax.runtime import errors, logs, program
 from unet_jax.runtime import mesh as mesh_lib
 
-pass
-
 # Batches of inference before the clock, and timed ones, whose median counts.
 _WARM_UP, _TIMED = 2, 9
 

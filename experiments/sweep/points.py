@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import pathlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import ml_collections
@@ -14,8 +14,6 @@ from ml_collections import config_flags
 from unet_jax.config import command_line
 from unet_jax.config import fields as fields_lib
 from unet_jax.runtime import errors
-
-pass
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 LEARNING_RATE = 'optimizer.learning_rate'
@@ -146,18 +144,16 @@ def _word(value: Any) -> str:
   return re.sub(r'[^\w.+-]', '-', str(value), flags=re.ASCII)
 
 
-def resolve(arguments: Iterable[str]) -> ml_collections.ConfigDict:
+def resolve(arguments: Sequence[str]) -> ml_collections.ConfigDict:
   """Returns the config of --config and --config.* flags, as main.py does."""
-  arguments = list(arguments)
-  command_line.check_arguments(arguments, ROOT / 'configs')
-  argv = ['main.py', *map(command_line.spelled_for_python, arguments)]
+  argv = ['main.py', *command_line.resolved(arguments)]
   values = flags.FlagValues()
-  # sys_argv: it looks there for the fields, not among the flags.
-  holder = config_flags.DEFINE_config_file(
-    'config', flag_values=values, sys_argv=argv
-  )
   try:
+    # sys_argv: it looks there for the fields, not among the flags.
+    holder = config_flags.DEFINE_config_file(
+      'config', flag_values=values, sys_argv=argv
+    )
     values(argv)
-  except (flags.Error, ValueError, TypeError) as e:
-    raise errors.UserError(errors.line_of_flags(e)) from e
+  except (flags.Error, ImportError, ValueError, TypeError) as e:
+    raise errors.UserError(command_line.line_of_flags(e)) from e
   return holder.value

@@ -24,8 +24,6 @@ from unet_jax.config import checks
 from unet_jax.config import fields as fields_lib
 from unet_jax.runtime import errors
 
-pass
-
 # The constants of a sweep file, and their defaults.
 DEFAULTS: dict[str, Any] = {
   # The config that the points change, from the root of the repository.

@@ -15,9 +15,7 @@ from configs import oxford_pets, shapes
 from tests import folders
 from unet_jax.data import prepare
 from unet_jax.models import unet
-from unet_jax.runtime.program import errors
-
-pass
+from unet_jax.runtime import errors
 
 pytestmark = pytest.mark.whole_runs
 
@@ -131,7 +129,7 @@ def test_data_loader_does_the_same(folder):
   peer = loader._Peer(folder, list(zip(images, masks)))
   ours = prepare.prepare(folder, 'train')
   # Workers get it pickled.
-  theirs = pickle.loads(pickle.dumps(peer._prepared()))
+  theirs = pickle.loads(pickle.dumps(peer.prepared()))
   assert len(theirs) == len(ours) == 12
   for i in range(12):
     image, mask = (tensor.numpy() for tensor in theirs[i])

@@ -3,7 +3,6 @@
 The HTML page is one file, with nothing beside it.
 """
 
-import os
 import pathlib
 from collections.abc import Sequence
 from xml.sax import saxutils
@@ -25,7 +24,7 @@ _UNBROKEN = 40
 
 
 def write(
-  directory: str | os.PathLike,
+  directory: pathlib.Path,
   question: str = '',
   resamples: int = conclusions.RESAMPLES,
 ) -> list[str]:
@@ -47,7 +46,7 @@ def write(
   question = question or sweep.about.get('question') or 'Sweep'
   question = question.strip().splitlines()[0]
   conclusion = conclusions.conclude(sweep, analyses[0])
-  folder = os.path.join(directory, 'figures')
+  folder = directory / 'figures'
   scores = analyses[0].draws.scores
   drawn = plots.draw_all(sweep, scores, analyses[0].title, folder)
   content = [
@@ -59,7 +58,7 @@ def write(
   if predicted := examples.draw(directory, sweep, folder):
     content.append(Section('Predictions', [examples.RULE], [], predicted))
   markdown = _markdown(question, conclusion, content)
-  html.write(os.path.join(directory, 'REPORT.md'), markdown)
+  html.write(str(directory / 'REPORT.md'), markdown)
   page = html.render(
     'report.html',
     str(pathlib.Path(__file__).parent),
@@ -69,7 +68,7 @@ def write(
     sheets=lambda section: _sheets(folder, section),
     cells=_columns_and_rows,
   )
-  html.write(os.path.join(directory, 'report.html'), page)
+  html.write(str(directory / 'report.html'), page)
   return conclusion
 
 
@@ -121,11 +120,13 @@ def _columns_and_rows(table: Table) -> tuple[list, list]:
   return columns, rows
 
 
-def _sheets(folder: str, section: Section) -> dict[str, list[pictures.Figure]]:
+def _sheets(
+  folder: pathlib.Path, section: Section
+) -> dict[str, list[pictures.Figure]]:
   """Returns {kind of the sheet: figures}."""
   sheets: dict[str, list[pictures.Figure]] = {'charts': [], 'singles': []}
   for file, caption in section.pictures.items():
-    panel = pictures.file_panel(os.path.join(folder, file), caption)
+    panel = pictures.file_panel(str(folder / file), caption)
     kind = 'charts' if panel.size[1] <= _NARROW else 'singles'
     sheets[kind].append(pictures.Figure([panel], caption))
   return sheets

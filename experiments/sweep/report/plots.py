@@ -5,7 +5,7 @@ variant are written beside it, inside its mark or above its panel.
 """
 
 import functools
-import os
+import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -42,7 +42,7 @@ class Plot(NamedTuple):
 
 
 def draw_all(
-  results: Results, scores: np.ndarray, what: str, directory: str | os.PathLike
+  results: Results, scores: np.ndarray, what: str, directory: pathlib.Path
 ) -> dict[str, str]:
   """Draws the plots that there are metrics for.
 
@@ -55,14 +55,14 @@ def draw_all(
   Returns:
     {name of the file: caption}, in the order of a report.
   """
-  os.makedirs(directory, exist_ok=True)
+  directory.mkdir(parents=True, exist_ok=True)
   drawn = {}
   # A value is no formula, though it may hold dollars.
   with plt.rc_context({'text.parse_math': False}):
     for name, plot in _PLOTS.items():
       figure = plot.draw(results, scores, what)
       if figure is not None:
-        figure.savefig(os.path.join(directory, name), dpi=120)
+        figure.savefig(directory / name, dpi=120)
         plt.close(figure)
         drawn[name] = plot.caption
   return drawn

@@ -183,7 +183,7 @@ class _Unusable(Exception):
   """Why a point is skipped."""
 
 
-def read(directory: str | pathlib.Path) -> Results:
+def read(directory: pathlib.Path) -> Results:
   """Reads a sweep.
 
   Args:
@@ -192,7 +192,6 @@ def read(directory: str | pathlib.Path) -> Results:
   Raises:
     UserError: there is no results.csv, or no point of it is finished.
   """
-  directory = pathlib.Path(directory)
   path = directory / 'results.csv'
   if not path.exists():
     raise errors.UserError(

@@ -13,8 +13,7 @@ from experiments.sweep.report import (
   statistics,
 )
 from tests.experiments.sweep.report import fake_sweep
-from unet_jax.runtime import errors
-from unet_jax.runtime import whole_files
+from unet_jax.runtime import errors, whole_files
 
 
 def test_points_that_cannot_be_used_are_named(sweep):
