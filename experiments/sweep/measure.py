@@ -94,7 +94,7 @@ def costs(config: ml_collections.ConfigDict) -> dict[str, float | str | None]:
       mean=config.data.mean,
       std=config.data.std,
     ),
-    compiler_options=program.compiler_options(),
+    compiler_options=program.compiler_options(mesh),
   )
   compiled = step.lower(variables, image).compile()
   by_compiler, device = summary.costs(compiled), jax.devices()[0]

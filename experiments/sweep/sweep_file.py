@@ -232,7 +232,7 @@ def _mistakes(sweep: Sweep) -> Iterator[str]:
     if field not in flat:
       yield (
         f'there is no field {field}{fields_lib.nearest(field, flat)}; '
-        'configs/default.py lists them all'
+        'unet_jax/config/default.py lists them all'
       )
   all_flat = [sweep.flat(point.overrides) for point in sweep.points]
   if any(of_point['model.spatial_dims'] == 3 for of_point in all_flat):

@@ -156,7 +156,7 @@ def test_sizes_replace_constants(write):
     (
       "yield {'model.dept': 1}",
       'there is no field model.dept (did you mean model.depth?); '
-      'configs/default.py lists them all',
+      'unet_jax/config/default.py lists them all',
     ),
     ('return []', 'sweep() yields no point'),
     ("yield from [{'seed': 0}] * 2", 'sweep() yields seed=0 twice'),
@@ -292,7 +292,7 @@ def test_mistakes_on_the_command_line(write, tmp_path):
   )
   assert _refused(write(_TWO), ('--config.model.depht=2',)) == (
     '--config.model.depht: there is no such field (did you mean model.depth?); '
-    'configs/default.py lists them all'
+    'unet_jax/config/default.py lists them all'
   )
   assert 'not one of transpose' in _refused(
     write(_TWO), ('--config.model.upsample=no',)
