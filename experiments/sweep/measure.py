@@ -8,6 +8,7 @@ the network of a training run, as --mode=evaluate does, and writes
 WORKDIR/checkerboard.json.
 """
 
+import functools
 import os
 import pathlib
 import statistics
@@ -86,14 +87,9 @@ def costs(config: ml_collections.ConfigDict) -> dict[str, float | str | None]:
   variables = jax.device_put(
     _variables(model, shape, rng), mesh_lib.replicated(mesh)
   )
+  mean, std = config.data.mean, config.data.std
   step = jax.jit(
-    lambda variables, image: step_lib.predict_step(
-      variables,
-      image,
-      model=model,
-      mean=config.data.mean,
-      std=config.data.std,
-    ),
+    functools.partial(step_lib.predict_step, model=model, mean=mean, std=std),
     compiler_options=program.compiler_options(mesh),
   )
   compiled = step.lower(variables, image).compile()
@@ -114,10 +110,7 @@ def _variables(
 ) -> Any:
   """Returns small random values; an initialisation is slow to compile.
 
-  Args:
-    model: whose variables.
-    shape: of a batch of images, [B, H, W, C].
-    rng: draws them.
+  The shape is that of a batch of images, [B, H, W, C].
   """
   image = jax.ShapeDtypeStruct((1, *shape[1:]), np.float32)
   abstract = jax.eval_shape(

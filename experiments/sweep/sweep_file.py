@@ -64,8 +64,8 @@ def load(
   Args:
     name: `SWEEP.py` or `SWEEP.py:SIZE`.
     arguments: --config.x=y that change the base.
-    no_tune: skips the tuning.
-    budget: `steps` or `flops`; '' is that of the file.
+    no_tune: skip the tuning.
+    budget: '' is that of the file.
 
   Raises:
     UserError: there is no such file, or it asks for what cannot be done.
@@ -173,9 +173,7 @@ def _points(yielded: list[dict[str, Any]]) -> tuple[Point, ...]:
   points = []
   for overrides in yielded:
     rest = {k: v for k, v in overrides.items() if k != 'seed'}
-    names = (
-      points_lib.point_name(fields, short) for fields in (overrides, rest)
-    )
+    names = [points_lib.point_name(x, short) for x in (overrides, rest)]
     points.append(Point(overrides, *names))
   return tuple(points)
 

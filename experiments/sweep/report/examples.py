@@ -1,7 +1,4 @@
-"""Predictions of a few images by each variant of a sweep, side by side.
-
-The images are chosen by a rule, `RULE`.
-"""
+"""Predictions of a few images by each variant of a sweep, side by side."""
 
 import pathlib
 from collections.abc import Sequence
@@ -19,6 +16,7 @@ from experiments.sweep.report.results import Point, Results
 from unet_jax.evaluation import confusion
 from unet_jax.reports import colors
 
+# How the images are chosen.
 RULE = (
   'The images at the 10th, 50th and 90th percentile of the mean mIoU over all '
   'networks: a hard, a middling and an easy one.'
@@ -45,10 +43,6 @@ def save(directory: pathlib.Path, results: Results) -> None:
   Writes DIR/examples/POINT.npz with `image` uint8 [K, H, W, C], `mask` and
   `prediction` uint8 [K, H, W], at the network's input size, and `name` [K].
   Files that have these images already are kept.
-
-  Args:
-    directory: of the sweep; points/NAME still has its checkpoint.
-    results: of the sweep.
 
   Raises:
     UserError: a point has no checkpoint, or its data is not there.
@@ -104,14 +98,10 @@ def draw(
 ) -> dict[str, str]:
   """Draws each image with its mask and the predictions of all variants.
 
-  Args:
-    directory: of the sweep, with the files of `save`; variants without one are
-      skipped.
-    results: of the sweep.
-    folder: for the PNGs.
+  Variants without a file of `save` are skipped.
 
   Returns:
-    {name of the file: caption}.
+    {name of the PNG in the folder: caption}.
   """
   loaded = [_load(directory, results, points[0]) for points in results.points]
   first = next(filter(None, loaded), None)

@@ -31,15 +31,12 @@ def write(
   """Writes REPORT.md, figures/ and report.html of a sweep.
 
   Args:
-    directory: of the sweep, see `results.read`.
+    directory: of the sweep, see `results.read`, which may raise UserError.
     question: heads the report; '' takes that of sweep.json.
     resamples: of the bootstrap.
 
   Returns:
     The sentences of the conclusion.
-
-  Raises:
-    UserError: there are no results.
   """
   sweep = results.read(directory)
   analyses = conclusions.analyse(sweep, resamples)
@@ -91,9 +88,8 @@ def _markdown(
 
 
 def _markdown_table(table: Table) -> str:
-  rule = [
-    '---' if i < table.num_labels else '---:' for i in range(len(table.columns))
-  ]
+  numbers = len(table.columns) - table.num_labels
+  rule = ['---'] * table.num_labels + ['---:'] * numbers
   rows = [[*map(_escape, table.columns)], rule]
   for i, row in enumerate(table.rows):
     form = '**{}**' if i in table.strong else '{}'

@@ -28,7 +28,7 @@ from unet_jax.evaluation import confusion
 
 # Inches of a plot.
 _WIDE, _HIGH = 6.6, 3.8
-_STYLE = {
+_STYLE: Any = {
   # A value is no formula, though it may hold dollars.
   'text.parse_math': False,
   'axes.grid': True,
@@ -54,13 +54,7 @@ class Plot(NamedTuple):
 def draw_all(
   results: Results, scores: np.ndarray, what: str, directory: pathlib.Path
 ) -> dict[str, str]:
-  """Draws the plots that there are metrics for.
-
-  Args:
-    results: the sweep.
-    scores: the quality of the variants, [V].
-    what: its name.
-    directory: for the PNGs.
+  """Draws the plots that there are metrics for, see `Plot`, into a directory.
 
   Returns:
     {name of the file: caption}, in the order of a report.
@@ -159,22 +153,18 @@ def _annotate(
   axis: Axes, text: str, place: tuple[float, float], color: np.ndarray
 ) -> None:
   """Writes a short text inside of the mark at a place, a long one beside it."""
-  options: dict[str, Any] = {
-    'xytext': (8, 4),
-    'ha': 'left',
-    'va': 'bottom',
-    'color': '0.2',
-  }
-  if len(text) <= 2:
-    options = {
-      'xytext': (0, 0),
-      'ha': 'center',
-      'va': 'center_baseline',
-      'color': styles.ink(color),
-      'fontweight': 'bold',
-    }
+  inside = len(text) <= 2
   axis.annotate(
-    text, place, textcoords='offset points', fontsize=8, zorder=4, **options
+    text,
+    place,
+    (0, 0) if inside else (8, 4),
+    textcoords='offset points',
+    ha='center' if inside else 'left',
+    va='center_baseline' if inside else 'bottom',
+    color=styles.ink(color) if inside else '0.2',
+    fontsize=8,
+    fontweight='bold' if inside else None,
+    zorder=4,
   )
 
 
@@ -198,9 +188,8 @@ def _draw_quality(results: Results, _: np.ndarray, what: str) -> Figure:
 
 def _draw_boundary(results: Results, *_: Any) -> Figure | None:
   for reduction in ('dataset', 'image'):
-    found = results.metric(f'eval/{reduction}_boundary_miou')
-    if np.isfinite(np.concatenate(found)).any():
-      error = [1 - values for values in found]
+    error = [1 - x for x in results.metric(f'eval/{reduction}_boundary_miou')]
+    if np.isfinite(np.concatenate(error)).any():
       label = f'1 - mean boundary IoU, {reduction}'
       return _draw_by_variant(results, error, label)
   return None

@@ -67,25 +67,19 @@ _SEED = 0
 
 @dataclasses.dataclass(frozen=True)
 class Draws:
-  """Scores of V variants, and R draws of them.
+  """Scores of V variants, and R draws of them."""
 
-  Attributes:
-    scores: float64 [V], means over seeds, as if all variants had all of them.
-    of_images: float64 [R, V]: the images are drawn again.
-    draws: float64 [R, V]: images and trainings are.
-    networks: float64 [V, S], the score with each seed, NaN where there is none.
-    deviation: the standard deviation s, NaN where it is unknown.
-    freedom: its degrees of freedom, 0 where it is unknown.
-    has_blocks: whether seeds' effects on all variants are subtracted from it.
-    num_images: N.
-  """
-
+  # [V], means over seeds, as if all variants had all of them.
   scores: np.ndarray
+  # [R, V]: the images are drawn again; images and trainings are.
   of_images: np.ndarray
   draws: np.ndarray
+  # [V, S], the score with each seed, NaN where there is none.
   networks: np.ndarray
+  # The standard deviation s, and its degrees of freedom; NaN and 0 if unknown.
   deviation: float
   freedom: int
+  # Whether seeds' effects on all variants are subtracted from it.
   has_blocks: bool
   num_images: int
 
@@ -97,22 +91,16 @@ class Draws:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-  """A contrast with its interval.
-
-  Attributes:
-    contrast: what was compared.
-    difference: of the scores.
-    low, high: its simultaneous interval.
-    p: corrected for the number of comparisons.
-    is_certain: the interval excludes 0, p is below 0.05, and seeds and images
-      are enough to conclude from.
-  """
+  """A difference of scores with its simultaneous interval."""
 
   contrast: Contrast
   difference: float
   low: float
   high: float
+  # Corrected for the number of comparisons.
   p: float
+  # The interval excludes 0, p is below 0.05, and seeds and images are enough to
+  # conclude from.
   is_certain: bool
 
 
@@ -213,11 +201,7 @@ def bootstrap(
 
 
 def _design(variants: np.ndarray, seeds: np.ndarray) -> tuple[np.ndarray, bool]:
-  """Returns the design matrix of variants and seeds.
-
-  Args:
-    variants, seeds: of each network the index of its variant and of its seed,
-      [P].
+  """Returns the design matrix of the variants and seeds of networks, [P].
 
   Returns:
     (float64 [P, V + S - 1], true): the variants' columns, then those of the
@@ -256,7 +240,7 @@ def compare(
 
   Args:
     draws: see `bootstrap`.
-    contrasts: what is compared.
+    contrasts: the differences.
     cells: of a grid of two factors, whose interaction is one comparison more,
       see `interaction`; None for none.
 
@@ -341,7 +325,7 @@ def interaction(draws: Draws, cells: np.ndarray) -> float:
 
   Args:
     draws: see `bootstrap`.
-    cells: index of the variant of each pair of values, [A, B].
+    cells: the variant of each pair of values, [A, B].
   """
 
   def left(scores: np.ndarray) -> np.ndarray:

@@ -66,7 +66,7 @@ class Style:
     """Adds a legend beside the axes, where it hides nothing."""
     if self.name:
       columns = len(self.values) if 'center' in place else 1
-      figure.legend(**self.legend(9), loc=place, ncols=columns)
+      figure.legend(**{**self.legend(9), 'loc': place, 'ncols': columns})
 
 
 def of_factor(results: Results, factor: int | None = None) -> Style:
