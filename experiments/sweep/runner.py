@@ -71,12 +71,9 @@ class Runner:
   def run(
     self, chosen: Sequence[Point], jobs: int, gathers: bool = True
   ) -> None:
-    """Runs points that are not done, and returns when all have ended.
+    """Runs points, `jobs` of them at once, and returns when all have ended.
 
-    Args:
-      chosen: the points, `jobs` of them at once.
-      jobs: see `chosen`.
-      gathers: write the tables after each point.
+    With `gathers` it writes the tables after each.
     """
     done = len(self._sweep.points) - len(chosen) if gathers else 0
     progress = Progress(done + len(chosen), done, jobs)
