@@ -6,27 +6,20 @@ import json
 import numpy as np
 import pytest
 
-from experiments.sweep.report import (
-  conclusions,
-  results,
-  setting,
-  statistics,
-)
+from experiments.sweep.report import conclusions, results, setting, statistics
 from tests.experiments.sweep.report import fake_sweep
 from unet_jax.runtime import errors, whole_files
 
 
 def test_points_that_cannot_be_used_are_named(sweep):
-  points = sweep / 'points'
-  fake_sweep.rewrite(
-    points / 'upsample=transpose,depth=2,seed=0' / 'eval.csv',
-    lambda row: {**row, 'image': 'other.png'},
+  of_point = lambda values: (
+    sweep / 'points' / f'upsample=transpose,{values}' / 'eval.csv'
   )
-  (points / 'upsample=transpose,depth=2,seed=1' / 'eval.csv').unlink()
-  fake_sweep.rewrite(
-    points / 'upsample=transpose,depth=10,seed=2' / 'eval.csv',
-    lambda row: {**row, 'miou': ''},
-  )
+  other = lambda row: {**row, 'image': 'other.png'}
+  fake_sweep.rewrite(of_point('depth=2,seed=0'), other)
+  of_point('depth=2,seed=1').unlink()
+  no_score = lambda row: {**row, 'miou': ''}
+  fake_sweep.rewrite(of_point('depth=10,seed=2'), no_score)
   fake_sweep.rewrite(
     sweep / 'results.csv',
     lambda row: row if 'depth=10,seed=0' not in row['point'] else None,
