@@ -5,6 +5,7 @@ thread and the DataLoader no worker; on n, ours n threads and it n workers.
 """
 
 import contextlib
+import dataclasses
 import functools
 import os
 import pathlib
@@ -134,92 +135,87 @@ class _Peer:
     )
 
 
-def _decode_rounds(
-  config: ml_collections.ConfigDict, source: examples.Source
-) -> dict[str, _Round]:
-  """Returns those of ours: of the files, and perhaps of their own source."""
-  local = sources.make_source(config, 'train')
+@dataclasses.dataclass(frozen=True)
+class _Measurement:
+  """Decode, prepare and read on some cores, by ours and perhaps by the peer."""
 
-  def decode(pairs: examples.Source) -> None:
-    with futures.ThreadPoolExecutor(prepared.num_workers(config)) as pool:
-      # Nothing is kept, as in prepare.py.
-      for _ in pool.map(lambda i: pairs[i] is None, range(len(pairs))):
-        pass
+  config: ml_collections.ConfigDict
+  source: examples.Source
+  peer: _Peer | None
+  repeats: int
+  steps: int
+  # Of the DataLoader.
+  workers: int
 
-  found = {'unet_jax': local}
-  if type(source) is not type(local):
-    found[f'unet_jax, {type(source).__name__}'] = source
-  return {
-    name: functools.partial(rounds.seconds, decode, pairs)
-    for name, pairs in found.items()
-  }
+  def decode(self) -> rounds.Table:
+    """Decodes the files, and the examples of another source."""
+    contenders = {'unet_jax': sources.make_source(self.config, 'train')}
+    if type(self.source) is not type(contenders['unet_jax']):
+      contenders[f'unet_jax, {type(self.source).__name__}'] = self.source
 
+    def decode(pairs: examples.Source) -> None:
+      workers = prepared.num_workers(self.config)
+      with futures.ThreadPoolExecutor(workers) as pool:
+        # Nothing is kept, as in prepare.py.
+        for _ in pool.map(lambda i: pairs[i] is None, range(len(pairs))):
+          pass
 
-def _prepare_round(config: ml_collections.ConfigDict, cache: str) -> float:
-  config = config.copy_and_resolve_references()
-  with tempfile.TemporaryDirectory() as folder:
-    config.data.update(cache=cache, cache_dir=folder)
-    return rounds.seconds(prepare.prepare, config, 'train')
+    calls: dict[str, _Round] = {
+      name: functools.partial(rounds.seconds, decode, pairs)
+      for name, pairs in contenders.items()
+    }
+    if self.peer:
+      calls['PyTorch'] = self.peer.decode(self.workers)
+    return self._compare('decode', calls)
 
+  def prepare(self) -> rounds.Table:
+    config = self.config.copy_and_resolve_references()
 
-def _measure_read(
-  config: ml_collections.ConfigDict,
-  peer: _Peer | None,
-  repeats: int,
-  steps: int,
-  workers: int,
-) -> rounds.Table:
-  config = config.copy_and_resolve_references()
-  mesh, quick = mesh_lib.make_mesh(config), 10 * steps
-  with tempfile.TemporaryDirectory() as folder:
+    def ours(cache: str) -> float:
+      with tempfile.TemporaryDirectory() as folder:
+        config.data.update(cache=cache, cache_dir=folder)
+        return rounds.seconds(prepare.prepare, config, 'train')
 
-    def ours(dataset: prepared.Dataset, count: int) -> float:
-      batches = pipeline.train_batches(dataset, config, mesh)
-      return rounds.per_batch(batches, config, count)
+    calls: dict[str, _Round] = {
+      f'unet_jax, cache {cache}': functools.partial(ours, cache)
+      for cache in ('disk', 'memory')
+    }
+    if self.peer:
+      calls['PyTorch, in each epoch'] = self.peer.prepare(self.workers)
+    return self._compare('prepare', calls)
 
-    contenders: dict[str, _Round] = {}
-    for cache, count in (('disk', quick), ('memory', quick), ('none', steps)):
-      config.data.update(cache=cache, cache_dir=folder)
-      dataset = prepare.prepare(config, 'train')
-      name = f'unet_jax, cache {cache}'
-      contenders[name] = functools.partial(ours, dataset, count)
-    if peer:
-      # The whole set at random access, as a user would save it.
-      whole = [dataset[i] for i in range(len(dataset))]
-      arrays = [f'{folder}/{key}.npy' for key in ('image', 'mask')]
-      for path, key in zip(arrays, ('image', 'mask')):
-        np.save(path, np.stack([example[key] for example in whole]))
-      contenders['PyTorch, files'] = peer.read(workers, steps)
-      for n in sorted({0, workers}):
-        name = f'PyTorch, arrays, {n} workers'
-        contenders[name] = peer.read(n, quick, arrays)
-    size = config.data.batch_size
-    title = f'read a batch of {size} images, s'
-    return rounds.compare(title, contenders, repeats, size)
+  def _compare(self, what: str, calls: dict[str, _Round]) -> rounds.Table:
+    n = len(self.source)
+    return rounds.compare(f'{what} {n} images, s', calls, self.repeats, n)
 
+  def read(self) -> rounds.Table:
+    config, peer = self.config.copy_and_resolve_references(), self.peer
+    mesh, steps, quick = mesh_lib.make_mesh(config), self.steps, 10 * self.steps
+    with tempfile.TemporaryDirectory() as folder:
 
-def _measure_all(
-  config: ml_collections.ConfigDict,
-  source: examples.Source,
-  peer: _Peer | None,
-  repeats: int,
-  steps: int,
-  workers: int,
-) -> dict[str, rounds.Table]:
-  decode = _decode_rounds(config, source)
-  prepares: dict[str, _Round] = {
-    f'unet_jax, cache {cache}': functools.partial(_prepare_round, config, cache)
-    for cache in ('disk', 'memory')
-  }
-  if peer:
-    decode['PyTorch'] = peer.decode(workers)
-    prepares['PyTorch, in each epoch'] = peer.prepare(workers)
-  n = len(source)
-  return {
-    'decode': rounds.compare(f'decode {n} images, s', decode, repeats, n),
-    'prepare': rounds.compare(f'prepare {n} images, s', prepares, repeats, n),
-    'read': _measure_read(config, peer, repeats, steps, workers),
-  }
+      def ours(dataset: prepared.Dataset, count: int) -> float:
+        batches = pipeline.train_batches(dataset, config, mesh)
+        return rounds.per_batch(batches, config, count)
+
+      calls: dict[str, _Round] = {}
+      for cache, count in (('disk', quick), ('memory', quick), ('none', steps)):
+        config.data.update(cache=cache, cache_dir=folder)
+        dataset = prepare.prepare(config, 'train')
+        name = f'unet_jax, cache {cache}'
+        calls[name] = functools.partial(ours, dataset, count)
+      if peer:
+        # The whole set at random access, as a user would save it.
+        whole = [dataset[i] for i in range(len(dataset))]
+        arrays = [f'{folder}/{key}.npy' for key in ('image', 'mask')]
+        for path, key in zip(arrays, ('image', 'mask')):
+          np.save(path, np.stack([example[key] for example in whole]))
+        calls['PyTorch, files'] = peer.read(self.workers, steps)
+        for n in sorted({0, self.workers}):
+          name = f'PyTorch, arrays, {n} workers'
+          calls[name] = peer.read(n, quick, arrays)
+      size = config.data.batch_size
+      title = f'read a batch of {size} images, s'
+      return rounds.compare(title, calls, self.repeats, size)
 
 
 def measure(
@@ -247,7 +243,10 @@ def measure(
       print(f'\non {n} core(s); workers of the DataLoader: {workers}')
       one_thread = peer.torch.one_thread() if peer else contextlib.nullcontext()
       with _on_cores(cores[:n]), one_thread:
-        results[f'on {n} core(s)'] = _measure_all(
-          config, source, peer, repeats, steps, workers
-        )
+        on = _Measurement(config, source, peer, repeats, steps, workers)
+        results[f'on {n} core(s)'] = {
+          'decode': on.decode(),
+          'prepare': on.prepare(),
+          'read': on.read(),
+        }
   return results

@@ -105,20 +105,20 @@ def _torch_contender(
 
   device, memory = torch_unet.set_up(), getattr(torch, layout)
   model, optimizer = torch_unet.create(config, device, memory)
-  image, mask = torch_unet.to_device(batch, device, memory)
+  placed = torch_unet.to_device(batch, device, memory)
   called: Any = torch.compile(model) if compiles else model
   wait = torch.cuda.synchronize if device.type == 'cuda' else lambda: None
 
   def train(n: int) -> None:
     model.train()
     for _ in range(n):
-      torch_unet.train_step(called, optimizer, image, mask, config)
+      torch_unet.train_step(called, optimizer, placed, config)
     wait()
 
   def predict(n: int) -> None:
     model.eval()
     for _ in range(n):
-      torch_unet.predict(called, image, config)
+      torch_unet.predict(called, placed[0], config)
     wait()
 
   count = sum(p.numel() for p in model.parameters())

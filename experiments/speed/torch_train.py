@@ -53,8 +53,8 @@ def main(_: list[str]) -> None:
   start = time.perf_counter()
   batches = _batches(train_set, orders, size)
   for step, batch in zip(range(1, steps + 1), batches):
-    image, mask = torch_unet.to_device(batch, device)
-    loss = torch_unet.train_step(model, optimizer, image, mask, config)
+    placed = torch_unet.to_device(batch, device)
+    loss = torch_unet.train_step(model, optimizer, placed, config)
     schedule.step()
     if step == 1 or step % config.log.every == 0:
       seconds = time.perf_counter() - start

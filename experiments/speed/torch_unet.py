@@ -15,6 +15,9 @@ from torch.nn import functional as F
 
 from unet_jax.config import fields
 
+# Image and mask.
+Batch = tuple[torch.Tensor, torch.Tensor]
+
 # The only values that this network has for these fields of `model`.
 _FIXED = {
   'spatial_dims': 2,
@@ -143,7 +146,7 @@ def to_device(
   batch: dict[str, np.ndarray],
   device: torch.device,
   layout: torch.memory_format = torch.channels_last,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> Batch:
   """Returns image uint8 [B, C, H, W] and mask uint8 [B, H, W] on the device."""
   image = torch.from_numpy(batch['image']).to(device).permute(0, 3, 1, 2)
   return (
@@ -159,9 +162,8 @@ def _autocast(
   return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
 
 
-def _flip(
-  image: torch.Tensor, mask: torch.Tensor, axis: int, probability: float
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _flip(batch: Batch, axis: int, probability: float) -> Batch:
+  image, mask = batch
   chosen = torch.rand(len(image), 1, 1, device=image.device) < probability
   return (
     torch.where(chosen[..., None], image.flip(axis), image),
@@ -170,19 +172,13 @@ def _flip(
 
 
 def train_step(
-  model: nn.Module,
-  optimizer: torch.optim.Optimizer,
-  image: torch.Tensor,
-  mask: torch.Tensor,
-  config: ml_collections.ConfigDict,
+  model: Any, optimizer: Any, batch: Batch, config: ml_collections.ConfigDict
 ) -> torch.Tensor:
   """One update of the parameters; returns the loss, on the device."""
-  for axis, probability in (
-    (-1, config.augment.flip_horizontal),
-    (-2, config.augment.flip_vertical),
-  ):
-    if probability:
-      image, mask = _flip(image, mask, axis, probability)
+  for axis, name in ((-1, 'flip_horizontal'), (-2, 'flip_vertical')):
+    if config.augment[name]:
+      batch = _flip(batch, axis, config.augment[name])
+  image, mask = batch
   with _autocast(image.device, config):
     loss = F.cross_entropy(
       model(image), mask.long(), ignore_index=fields.IGNORE_LABEL
@@ -195,7 +191,7 @@ def train_step(
 
 @torch.inference_mode()
 def predict(
-  model: nn.Module, image: torch.Tensor, config: ml_collections.ConfigDict
+  model: Any, image: torch.Tensor, config: ml_collections.ConfigDict
 ) -> torch.Tensor:
   """Returns the class of each pixel, [B, H, W]; the model is in eval mode."""
   with _autocast(image.device, config):

@@ -13,8 +13,7 @@ import os
 import pathlib
 import statistics
 import sys
-import time
-from collections.abc import Callable
+import timeit
 from typing import Any
 
 import jax
@@ -75,10 +74,7 @@ def costs(config: ml_collections.ConfigDict) -> dict[str, float | str | None]:
   compilation_cache.reset_cache()
   mesh, model = mesh_lib.make_mesh(config), unet.create_model(config)
   lowered = summary.lower_train_step(config, model, mesh)
-  start = time.perf_counter()
-  lowered.compile()
-  compile_seconds = time.perf_counter() - start
-
+  compile_seconds = timeit.timeit(lowered.compile, number=1)
   size = config.inference.batch_size or config.data.batch_size
   shape = (size, *config.data.image_size, config.data.num_channels)
   rng = np.random.default_rng(0)
@@ -93,14 +89,18 @@ def costs(config: ml_collections.ConfigDict) -> dict[str, float | str | None]:
     compiler_options=program.compiler_options(mesh),
   )
   compiled = step.lower(variables, image).compile()
+  seconds = timeit.repeat(
+    lambda: jax.block_until_ready(compiled(variables, image)),
+    repeat=_WARM_UP + _TIMED,
+    number=1,
+  )[_WARM_UP:]
   by_compiler, device = summary.costs(compiled), jax.devices()[0]
   flops = by_compiler['flops']
   return {
     'compile_seconds': compile_seconds,
     'inference_flops': flops and flops * mesh.size / size,
     'inference_bytes': by_compiler['total_bytes'],
-    'inference_images_per_second': size
-    / _seconds(lambda: compiled(variables, image)),
+    'inference_images_per_second': size / statistics.median(seconds),
     'device': device.device_kind or device.platform,
   }
 
@@ -119,16 +119,6 @@ def _variables(
   return jax.tree.map(
     lambda x: rng.uniform(0.01, 0.1, x.shape).astype(x.dtype), abstract
   )
-
-
-def _seconds(call: Callable[[], Any]) -> float:
-  """Returns the median of some calls' seconds."""
-  seconds = []
-  for _ in range(_WARM_UP + _TIMED):
-    start = time.perf_counter()
-    jax.block_until_ready(call())
-    seconds.append(time.perf_counter() - start)
-  return statistics.median(seconds[_WARM_UP:])
 
 
 def main(what: str, directory: str, *arguments: str) -> None:

@@ -25,13 +25,10 @@ MEASURE = ['-m', 'experiments.sweep.measure']
 
 
 def await_run(folder: pathlib.Path, children: Children) -> None:
-  """Waits until no training has a workdir.
+  """Waits until no training has a workdir; may raise Stopped.
 
   A runner that was killed may have left one behind, which saves its state or,
   where it did not learn of that end, goes on.
-
-  Raises:
-    Stopped: see children.py.
   """
   # main.py holds this lock while it trains.
   with children.lock(folder / '.lock', f'training in {folder}'):

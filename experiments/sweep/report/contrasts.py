@@ -90,20 +90,13 @@ def make_contrasts(
 
 def is_grid(factors: Sequence[str], variants: Sequence[Sequence[str]]) -> bool:
   """Whether factors differ one by one, see `make_contrasts`."""
-  if len(factors) < 2:
-    return True
-  for k in range(len(factors)):
-    groups: dict[tuple[str, ...], list[str]] = collections.defaultdict(list)
-    for variant in variants:
-      groups[(*variant[:k], *variant[k + 1 :])].append(variant[k])
-    pairs = collections.Counter(
-      pair
-      for values in groups.values()
-      for pair in itertools.combinations(sorted(values), 2)
-    )
-    if any(count > 1 for count in pairs.values()):
-      return True
-  return False
+  counts: collections.Counter = collections.Counter()
+  for pair in itertools.combinations(variants, 2):
+    differing = [(k, *ab) for k, ab in enumerate(zip(*pair)) if len({*ab}) > 1]
+    if len(differing) == 1:
+      ((k, a, b),) = differing
+      counts[k, frozenset((a, b))] += 1
+  return len(factors) < 2 or max(counts.values(), default=0) > 1
 
 
 def _pairs(values: list[str], baseline: str | None) -> list[tuple[str, str]]:

@@ -105,14 +105,10 @@ class Comparison:
 
 
 def means_of_images(values: np.ndarray) -> np.ndarray:
-  """Returns the input of `bootstrap` for a mean over images.
+  """Returns the input of `bootstrap` for a mean over images, [P, N, 1, 2].
 
-  Args:
-    values: scores [P, N] of N images by P networks; NaN where an image has
-      none, which does not count in the mean.
-
-  Returns:
-    float64 [P, N, 1, 2].
+  Scores are [P, N], of N images by P networks; NaN, where an image has none,
+  does not count in the mean.
   """
   has_score = np.isfinite(values)
   return np.stack([np.where(has_score, values, 0), has_score], -1)[:, :, None]
@@ -128,8 +124,7 @@ def counts_of_images(
 
   Args:
     iou: float [P, N, C], NaN of a class that is in neither.
-    in_mask: pixels of each class in the mask, [P, N, C].
-    predicted: the same in the prediction.
+    in_mask, predicted: pixels of each class, [P, N, C].
 
   Returns:
     float64 [P, N, C, 2]: pixels in both, and in either.
@@ -157,8 +152,8 @@ def bootstrap(
     of_images: float64 [P, N, K, 2] of P networks and N images: the numerators
       and denominators that a score sums over images, divides, and averages
       over K. Each network has a score.
-    variant_of: of each network the index of its variant, 0 to V - 1, [P].
-    seed_of: of each network the seed that it was trained with, [P].
+    variant_of, seed_of: of each network the index of its variant, 0 to V - 1,
+      and the seed that it was trained with, [P].
     resamples: how many draws, R.
     seed: of the draws.
   """
