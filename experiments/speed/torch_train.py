@@ -7,22 +7,18 @@ the same network for the same number of steps with flips, AdamW, a one-cycle
 schedule and cross-entropy; no EMA, no clipping.
 """
 
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
-from absl import app, logging
-from ml_collections import config_flags
 
 from experiments.speed import torch_unet
+from experiments.sweep import points
 from unet_jax.config import checks, fields
 from unet_jax.data import prepare, prepared
-
-_CONFIG = config_flags.DEFINE_config_file(
-  'config', 'configs/oxford_pets.py:small', 'File with get_config().'
-)
 
 
 def _batches(
@@ -35,9 +31,8 @@ def _batches(
       yield {k: np.stack([e[k] for e in examples]) for k in examples[0]}
 
 
-def main(_: list[str]) -> None:
-  logging.set_verbosity(logging.WARNING)
-  config = _CONFIG.value
+def main() -> None:
+  config = points.resolve(sys.argv[1:])
   checks.validate(config)
   torch.manual_seed(config.seed)
   rng = np.random.default_rng(config.seed)
@@ -76,4 +71,4 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  app.run(main)
+  main()
