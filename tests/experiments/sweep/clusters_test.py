@@ -5,7 +5,6 @@ import json
 import os
 import pathlib
 import re
-import stat
 import subprocess
 import sys
 
@@ -50,7 +49,7 @@ def _run(script, tmp_path, programs, code=0, **env):
       f'printf "%s\\0" {name} "$@" >> {tmp_path}/calls\n'
       f'printf "\\n" >> {tmp_path}/calls\nexit {exit_code}\n'
     )
-    path.chmod(path.stat().st_mode | stat.S_IEXEC)
+    path.chmod(0o755)
   file = tmp_path / 'script.sh'
   file.write_text(script)
   program = pathlib.Path(sys.executable).with_name('shellcheck')

@@ -1,6 +1,7 @@
 """The report of a sweep from made-up results."""
 
 import itertools
+import operator
 import pathlib
 import re
 import shutil
@@ -82,11 +83,8 @@ def test_tables_are_those_of_results_csv(whole):
   rows = folders.read_csv(directory / 'results.csv')
   lines = [line.split(' | ') for line in _words(directory).splitlines()]
   for variant in itertools.product(('nearest', 'transpose'), ('2', '10')):
-    of = lambda name: [
-      float(row[name])
-      for row in rows
-      if (row['model.upsample'], row['model.depth']) == variant
-    ]
+    fields = operator.itemgetter('model.upsample', 'model.depth')
+    of = lambda name: [float(r[name]) for r in rows if fields(r) == variant]
     head = [f'| {variant[0]}', variant[1]]
     quality, cost = [line for line in lines if line[:2] == head]
     assert quality[2] == str(len(of('seed')))
@@ -103,11 +101,12 @@ def test_the_committed_report_has_the_tables_of_its_results():
   directory = _ROOT / 'experiments/upsampling_depth'
   rows = folders.read_csv(directory / 'results.csv')
   fields = ('model.upsample', 'model.depth')
-  variants = list(dict.fromkeys(tuple(row[f] for f in fields) for row in rows))
+  values = operator.itemgetter(*fields)
+  variants = list(dict.fromkeys(map(values, rows)))
   # As in eval.csv, from which the names of the classes come.
   columns = dict.fromkeys(f'pixels/{n}' for n in fake_sweep.NAMES)
   point = lambda row: results.Point(row['point'], row, [], columns, {}, [])
-  of = lambda v: [point(r) for r in rows if tuple(r[f] for f in fields) == v]
+  of = lambda v: [point(row) for row in rows if values(row) == v]
   sweep = results.Results(fields, variants, list(map(of, variants)), {}, {})
   words = _words(directory)
   for table in sections.variants_of(sweep).tables:

@@ -67,22 +67,16 @@ def test_fields_are_named_as_in_the_names_of_points(sweep):
   assert [found.short[f] for f in found.factors] == ['upsample', 'model.depth']
 
 
-def test_weights_that_are_alone_or_together_keep_the_order_of_the_file(
-  tmp_path,
-):
+def test_weights_alone_or_together_keep_the_order_of_the_file(tmp_path):
   """So that all others are compared with the first, cross-entropy."""
   grid = {'loss.weights.cross_entropy': (1, 0), 'loss.weights.dice': (0, 1)}
   neither = [f'cross_entropy=0,dice=0,seed={seed}' for seed in (0, 1)]
-  fake_sweep.write(
-    tmp_path, grid, 2, 40, lambda cross_entropy, dice: 0.0, failed=neither
-  )
+  fake_sweep.write(tmp_path, grid, 2, 40, failed=neither)
   found = results.read(tmp_path)
   assert found.variants == [('1', '0'), ('1', '1'), ('0', '1')]
   asked = conclusions.analyse(found, fake_sweep.DRAWS)[0].comparisons
-  assert [c.contrast.values for c in asked] == [
-    ('1, 1', '1, 0'),
-    ('0, 1', '1, 0'),
-  ]
+  pairs = [c.contrast.values for c in asked]
+  assert pairs == [('1, 1', '1, 0'), ('0, 1', '1, 0')]
 
 
 def test_no_results(tmp_path):
