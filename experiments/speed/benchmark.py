@@ -90,9 +90,8 @@ def _machine() -> dict[str, Any]:
 
 
 def main() -> None:
-  args, arguments = _parse()
-  if not any(a.lstrip('-').startswith('config=') for a in arguments):
-    arguments = ['--config=configs/shapes.py', *arguments]
+  args, rest = _parse()
+  arguments = points.last_of_each(['--config=configs/shapes.py', *rest])
   try:
     config = points.resolve(arguments)
     checks.validate(config)

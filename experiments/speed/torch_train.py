@@ -32,7 +32,8 @@ def _batches(
 
 
 def main() -> None:
-  config = points.resolve(sys.argv[1:])
+  usual = '--config=configs/oxford_pets.py:small'
+  config = points.resolve(points.last_of_each([usual, *sys.argv[1:]]))
   checks.validate(config)
   torch.manual_seed(config.seed)
   rng = np.random.default_rng(config.seed)
