@@ -91,11 +91,7 @@ def _shift(mask: np.ndarray, pixels: int, angle: float) -> np.ndarray:
 
 
 def _faults(angles: np.ndarray) -> dict[str, _Fault]:
-  """Returns the faults of single masks.
-
-  Args:
-    angles: directions of the shifts, of each pair, in radians.
-  """
+  """Returns the faults of single masks; angles are of the pairs' shifts."""
 
   def shift(pixels: int) -> _Fault:
     return lambda masks, i: _shift(masks[i], pixels, angles[i])
@@ -205,9 +201,8 @@ def main() -> None:
   parser.add_argument('--pairs', type=int, default=600)
   parser.add_argument('--sizes', default='16,64')
   parser.add_argument('--repeats', type=int, default=25)
-  parser.add_argument(
-    '--sets', default='oxford_pets_600,oxford_pets_128,isbi2012'
-  )
+  sets = 'oxford_pets_600,oxford_pets_128,isbi2012'
+  parser.add_argument('--sets', default=sets)
   args = parser.parse_args()
   single, whole, times = {}, {}, {}
   for name in args.sets.split(','):

@@ -47,11 +47,7 @@ def _check(config: ml_collections.ConfigDict) -> None:
 def _write_files(
   source: examples.Source, root: pathlib.Path
 ) -> list[tuple[str, str]]:
-  """Writes examples as a folder that configs/folder.py reads.
-
-  Returns:
-    [(image path, mask path), ...].
-  """
+  """Writes a folder that configs/folder.py reads; returns images and masks."""
   for split in ('train', 'test'):  # Without another, some are held out.
     for folder in ('images', 'masks'):
       (root / split / folder).mkdir(parents=True)

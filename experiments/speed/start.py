@@ -46,10 +46,7 @@ def measure(
 ) -> dict[str, Any]:
   """Times program starts up to the end of the first training step.
 
-  Args:
-    config: what `arguments` say.
-    arguments: --config flags for the programs that are started.
-    repeats: rounds.
+  The programs get the arguments, flags that give this config.
   """
   with tempfile.TemporaryDirectory() as name:
     folder = pathlib.Path(name)

@@ -54,8 +54,7 @@ class Files(torch.utils.data.Dataset):
 class Arrays(torch.utils.data.Dataset):
   """Prepared arrays, mapped from their .npy files.
 
-  Args:
-    paths: of the images, uint8 [N, H, W, C], and of the masks, uint8 [N, H, W].
+  These are the images, uint8 [N, H, W, C], and the masks, uint8 [N, H, W].
   """
 
   def __init__(self, paths: Sequence[str]):

@@ -55,10 +55,7 @@ class DoubleConv(nn.Sequential):
 class UNet(nn.Module):
   """[B, C, H, W] to logits [B, num_classes, H, W].
 
-  Args:
-    channels: of the image.
-    num_classes: channels of the logits.
-    widths: features of each stage; one more than there are downsamplings.
+  Widths are the features of each stage, one more than there are downsamplings.
   """
 
   def __init__(self, channels: int, num_classes: int, widths: list[int]):

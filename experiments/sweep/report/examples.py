@@ -2,6 +2,7 @@
 
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib
 
@@ -111,8 +112,10 @@ def draw(
   drawn = {}
   for k, name in enumerate(first['name']):
     file = f'predictions_{k}.png'
-    figure = _draw_image(results, loaded, first, k)
-    figure.savefig(folder / file, dpi=100)
+    # A name is no formula, though it may hold dollars.
+    with plt.rc_context({'text.parse_math': False}):
+      figure = _draw_image(results, loaded, first, k)
+      figure.savefig(folder / file, dpi=100)
     plt.close(figure)
     drawn[file] = (
       f'{name}: image, mask (ignored pixels are white), and the prediction by '
@@ -142,37 +145,23 @@ def _draw_image(
     title = f'{" ".join(variant)}\n{miou:.3f}'
     panels.append((title, color(arrays['prediction'][k])) if arrays else None)
   rows = -(-len(panels) // columns)
-  figure, axes = plt.subplots(
-    rows,
-    columns,
-    figsize=(1.6 * columns, 1.95 * rows),
-    squeeze=False,
-    layout='constrained',
-  )
-  for axis in axes.flat:
+  size = 1.6 * columns, 1.95 * rows
+  figure = plt.figure(figsize=size, layout='constrained')
+  gray: Any = {'cmap': 'gray', 'vmin': 0, 'vmax': 255}
+  for i, panel in enumerate(panels, 1):
+    axis = figure.add_subplot(rows, columns, i)
     axis.set_axis_off()
-  for axis, panel in zip(axes.flat, panels):
     if panel is not None:
-      axis.imshow(
-        panel[1], cmap='gray', vmin=0, vmax=255, interpolation='nearest'
-      )
-      axis.set_title(panel[0], fontsize=8, parse_math=False)
-  _name_classes(figure, names)
-  return figure
-
-
-def _name_classes(figure: Figure, names: Sequence[str]) -> None:
-  """Adds a legend of the colours; ignored pixels are white."""
-  if not 0 < len(names) <= 2 * _COLUMNS:
-    return
-  of_classes = colors.class_colors(len(names)) / 255
-  # A name is no formula, though it may hold dollars.
-  with plt.rc_context({'text.parse_math': False}):
+      axis.imshow(panel[1], interpolation='nearest', **gray)
+      axis.set_title(panel[0], fontsize=8)
+  # Ignored pixels are white.
+  if 0 < len(names) <= 2 * _COLUMNS:
     figure.legend(
-      [patches.Patch(color=color) for color in of_classes],
+      [patches.Patch(color=c) for c in colors.class_colors(len(names)) / 255],
       names,
       loc='outside lower center',
       ncols=min(len(names), _COLUMNS),
       frameon=False,
       fontsize=8,
     )
+  return figure

@@ -194,13 +194,9 @@ def test_tables(sweep, out, children):
   assert (tried[0][_RATE], tried[0]['eval/dataset_miou']) == ('0.001', '0.497')
 
 
-class _Terminal(io.StringIO):
-  def isatty(self):
-    return True
-
-
 def test_a_terminal_has_a_bar(monkeypatch):
-  terminal = _Terminal()
+  terminal = io.StringIO()
+  terminal.isatty = lambda: True
   monkeypatch.setattr(sys, 'stderr', terminal)
   progress = runner.Progress(total=4, done=1, jobs=1)
   progress.ended('depth=1', 2.0, '')
@@ -266,21 +262,19 @@ def test_rates_that_diverge_lose(sweep, out, children):
   assert children.stages().count(('tuning', 'learning_rate=0.004')) == 2
 
 
-def test_a_variant_that_cannot_be_planned_fails(tmp_path, out, children):
-  """No rate trains; or no FLOP are known for a budget of them."""
+def test_a_variant_of_which_no_rate_trains_fails(sweep, out, children):
   children.broken['tuning', 'depth=1'] = _DIVERGED
-  assert _run(_load(tmp_path), out, children) == (2, 2, 0)
+  assert _run(sweep, out, children) == (2, 2, 0)
   assert _column(out, 'reason', 'failures.csv')[0] == (
     'depth=1: no optimizer.learning_rate of (0.001, 0.004, 0.008) trains; '
     'change TUNE'
   )
 
-  children = _Pretended()
+
+def test_a_budget_of_unknown_flops_fails(tmp_path, out, children):
   children.train_flops = None
-  other = tmp_path / 'other'
-  other.mkdir()
-  assert _run(_load(tmp_path, budget='flops'), other, children) == (0, 4, 0)
-  failure, *_ = folders.read_csv(other / 'failures.csv')
+  assert _run(_load(tmp_path, budget='flops'), out, children) == (0, 4, 0)
+  failure, *_ = folders.read_csv(out / 'failures.csv')
   assert (failure['stage'], failure['exit_code']) == ('budget', '1')
   assert failure['reason'] == (
     'the compiler of this backend reports no FLOP; take --budget=steps'

@@ -7,7 +7,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 
 import pytest
@@ -130,30 +129,21 @@ def test_the_points_of_a_variant_are_run(main, tmp_path):
 
 
 _TINY = """
-  'Does it repeat?'
+'Does it repeat?'
 
-  OVERRIDES = {
-    'data.image_size': (16, 16),
-    'data.num_train': 20,
-    'data.num_eval': 24,
-    'data.batch_size': 4,
-    'model.depth': 0,
-    'model.norm': 'none',
-    'model.base_features': 2,
-    'train.num_steps': 6,
-    'eval.every': 3,
-    'eval.bootstrap': 0,
-    'eval.num_examples': 1,
-    'log.every': 1,
-    'log.num_examples': 0,
-    'log.tensorboard': False,
-    # A step is compiled for the tables nevertheless.
-    'summary.compile': False,
-  }
-  TUNE = {'optimizer.learning_rate': (4e-3,), 'steps': 1}
+OVERRIDES = {
+  'data.image_size': (16, 16), 'data.num_train': 20, 'data.num_eval': 24,
+  'data.batch_size': 4, 'model.depth': 0, 'model.norm': 'none',
+  'model.base_features': 2, 'train.num_steps': 6, 'eval.every': 3,
+  'eval.bootstrap': 0, 'eval.num_examples': 1, 'log.every': 1,
+  'log.num_examples': 0, 'log.tensorboard': False,
+  # A step is compiled for the tables nevertheless.
+  'summary.compile': False,
+}
+TUNE = {'optimizer.learning_rate': (4e-3,), 'steps': 1}
 
-  def sweep():
-    yield {'seed': 0}
+def sweep():
+  yield {'seed': 0}
 """
 
 
@@ -161,7 +151,7 @@ _TINY = """
 def tiny(tmp_path):
   """A sweep file, and a flag that keeps its data out of the home folder."""
   path = tmp_path / 'sweep.py'
-  path.write_text(textwrap.dedent(_TINY))
+  path.write_text(_TINY)
   return str(path), f'--config.data.cache_dir={tmp_path}'
 
 
