@@ -148,7 +148,7 @@ def scores(
   """
   confusion = np.asarray(confusion, np.int64)
   total = confusion.sum(0)
-  result = {'pixel_accuracy': ratio(np.trace(total), total.sum())}
+  result = {}
   for reduction, counts in (('dataset', total[None]), ('image', confusion)):
     scored, iou, dice = class_scores(counts, names, foreground)
     for score, values in (('iou', iou), ('dice', dice)):
@@ -156,6 +156,7 @@ def scores(
       result[f'{reduction}_m{score}'] = nanmean(nanmean(of_classes, 1))
       for name, value in zip(scored, nanmean(values, 0)):
         result[f'{reduction}_{score}/{name}'] = value
+  result['pixel_accuracy'] = ratio(np.trace(total), total.sum())
   return {name: float(value) for name, value in result.items()}
 
 
