@@ -333,6 +333,7 @@ _NO_ZEROS = dict(norm='none', activation='gelu')
 def _run_dropout(model, train=True):
   """Outputs of dropout layers that have many zeros, and of `_join`."""
   x, skips = _random(1, 16, 16, 3), []
+  variables = networks.variables(model, x)
 
   def interceptor(next_fun, args, kwargs, context):
     if context.method_name == '_join':
@@ -341,7 +342,7 @@ def _run_dropout(model, train=True):
 
   with nn.intercept_methods(interceptor):
     _, state = model.apply(
-      networks.variables(model, x),
+      variables,
       x,
       train=train,
       rngs={'dropout': jax.random.key(0)},
