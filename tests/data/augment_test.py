@@ -174,6 +174,7 @@ def _sharded(mesh, batch):
   return shardings, jax.device_put(batch, shardings)
 
 
+@pytest.mark.eight_devices
 def test_sharded_equals_unsharded():
   batch = random_batch(np.random.default_rng(12), 16, 16, 16)
   _, sent = _sharded({'data': 2, 'fsdp': 2, 'spatial': 2}, batch)
@@ -187,6 +188,7 @@ def test_sharded_equals_unsharded():
     assert np.mean(got[name] != expected[name]) < 2e-3
 
 
+@pytest.mark.eight_devices
 def test_devices_look_up_in_their_own_images():
   batch = random_batch(np.random.default_rng(12), 16, 16, 16)
   shardings, sent = _sharded({'data': 8}, batch)

@@ -111,6 +111,7 @@ def test_goes_on_from_a_state(train, k):
   assert _take(used, 12 - k) == expected[k:]
 
 
+@pytest.mark.eight_devices
 def test_batches_on_the_devices():
   batches = pipeline.train_batches(
     _Numbers(16), _config(8), helpers.make_mesh(4)
@@ -157,6 +158,7 @@ def test_processes_train_on_parts_of_the_same_batches(
     assert got == expected
 
 
+@pytest.mark.eight_devices
 @pytest.mark.parametrize('length, batch_size', [(12, 4), (13, 4), (3, 8)])
 def test_evaluation_has_every_example_once_in_order(length, batch_size):
   batches = pipeline.eval_batches(

@@ -410,6 +410,7 @@ def _evaluate(config, model, variables, mesh):
   return evaluator.run(variables)
 
 
+@pytest.mark.eight_devices
 def test_tiles_are_scored_as_whole_images(source):
   """With `valid` convolutions the tiles' logits are those of whole images.
 

@@ -17,6 +17,8 @@ from unet_jax.runtime import mesh as mesh_lib
 from unet_jax.training import optimizer as optimizer_lib
 from unet_jax.training import steps
 
+pytestmark = pytest.mark.eight_devices
+
 _STEPS = 3
 # The set is no multiple of the batch: the last one is padded.
 _NUM_EVAL = 11
