@@ -29,7 +29,7 @@ _MEMORY = {
   'output_bytes': ('output_size_in_bytes', 'outputs'),
   'alias_bytes': ('alias_size_in_bytes', 'outputs over arguments'),
   'temp_bytes': ('temp_size_in_bytes', 'temporaries'),
-  'peak_bytes': ('peak_memory_in_bytes', 'peak, as told'),
+  'peak_bytes': ('peak_memory_in_bytes', 'peak, as reported'),
 }
 
 

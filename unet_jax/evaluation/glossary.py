@@ -65,7 +65,7 @@ BORDERS = {
   ),
   'hd95_infinite': Entry(
     'no HD95',
-    'images with the class in mask or prediction alone, left out of HD95',
+    'images with the class in mask or prediction alone, skipped in HD95',
     'counted here',
     unit='images',
     lower_is_better=True,

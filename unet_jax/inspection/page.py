@@ -68,7 +68,7 @@ def _sort_examples(
   dict[str, list[pictures.Figure]],
   list[pictures.Figure],
 ]:
-  """Returns {kind of finding: figures}, {split: figures}, other figures."""
+  """Returns {kind of finding: pictures}, {split: pictures}, other pictures."""
   kinds = {finding['kind'] for finding in report['findings']}
   num_classes = len(report['data']['class_names'])
   of_finding: dict[str, list] = {}
@@ -182,7 +182,7 @@ def _files(splits: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _batch(batch: _Examples, names: Sequence[str]) -> dict[str, Any] | None:
-  """Figures of the images that the network gets, and their largest weight."""
+  """Pictures of the images that the network gets, and their largest weight."""
   if not batch:
     return None
   height, width = batch[0]['mask'].shape
