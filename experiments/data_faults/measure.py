@@ -11,12 +11,19 @@ import argparse
 import math
 import pathlib
 import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from unet_jax.data import decode, resize
 from unet_jax.data import masks as masks_lib
 from unet_jax.inspection import alignment, verdict
+
+# (image, mask).
+_Pair = tuple[np.ndarray, np.ndarray]
+# From the masks of all pairs, and an index among them, to a faulty mask.
+_Fault = Callable[[Sequence[np.ndarray], int], np.ndarray]
 
 _SHIFTS = (4, 8, 16, 32)
 _OTHERS = 4  # Borders of other masks that each pair is compared with.
@@ -29,36 +36,41 @@ _FIXES = {
   'transpose': 'transposed',
   'turn by 90 degrees': 'turned by 90 degrees clockwise',
 }
-_PETS_TABLE = ((1, 0), (2, 1), (3, 2))
+_PETS_TABLE: tuple[tuple[int, int], ...] = ((1, 0), (2, 1), (3, 2))
 
 
-def _files(folder: pathlib.Path, name: str, count: int, rng):
+def _files(
+  folder: pathlib.Path, name: str, count: int, rng: np.random.Generator
+) -> list[tuple[pathlib.Path, pathlib.Path]]:
   """Paths of up to `count` pairs: all in order, or a random choice."""
   if name == 'isbi2012':
     masks = (folder / 'train/masks').iterdir()
-    masks = sorted(masks, key=lambda p: int(p.stem))[:count]
-    return [(folder / 'train/images' / p.name, p) for p in masks]
-  masks = sorted((folder / 'annotations/trimaps').glob('[!.]*.png'))
-  chosen = sorted(rng.permutation(len(masks))[:count])
+    found = sorted(masks, key=lambda p: int(p.stem))[:count]
+    return [(folder / 'train/images' / p.name, p) for p in found]
+  found = sorted((folder / 'annotations/trimaps').glob('[!.]*.png'))
+  chosen = sorted(rng.permutation(len(found))[:count])
   return [
-    (folder / 'images' / f'{masks[i].stem}.jpg', masks[i]) for i in chosen
+    (folder / 'images' / f'{found[i].stem}.jpg', found[i]) for i in chosen
   ]
 
 
-def _load(name: str, files):
-  """Pairs [(image, mask)], and the median ms of decoding and of measuring."""
-  grey = name == 'isbi2012'
-  table = ((0, 0), (255, 1)) if grey else _PETS_TABLE
-  pairs, others, times = [], [], []
-  for image_path, mask_path in files:
-    image_bytes, mask_bytes = image_path.read_bytes(), mask_path.read_bytes()
+def _load(
+  name: str, files: Sequence[tuple[pathlib.Path, pathlib.Path]]
+) -> tuple[list[_Pair], float, float]:
+  """Returns pairs, and the median ms of decoding and of measuring."""
+  channels, table = 3, _PETS_TABLE
+  if name == 'isbi2012':
+    channels, table = 1, ((0, 0), (255, 1))
+  pairs, times = [], []
+  others: list[Any] = []
+  for paths in files:
+    image_bytes, mask_bytes = (path.read_bytes() for path in paths)
+    image_name, mask_name = map(str, paths)
     start = time.perf_counter()
-    image = decode.decode_image(
-      image_bytes, str(image_path), 1 if grey else 3, 'dtype'
-    )
-    values = decode.decode_mask(mask_bytes, str(mask_path))
+    image = decode.decode_image(image_bytes, image_name, channels, 'dtype')
+    values = decode.decode_mask(mask_bytes, mask_name)
     decoded = time.perf_counter()
-    mask = masks_lib.map_mask(values, table, 2 if grey else 3, str(mask_path))
+    mask = masks_lib.map_mask(values, table, len(table), mask_name)
     mapped = time.perf_counter()
     fit = alignment.measure(image, mask, others)
     times.append([decoded - start, time.perf_counter() - mapped])
@@ -66,7 +78,7 @@ def _load(name: str, files):
     others = [*others, fit and fit.border][-_OTHERS:]
     pairs.append((image, mask))
   decoding, measuring = 1e3 * np.median(times, axis=0)
-  return pairs, decoding, measuring
+  return pairs, float(decoding), float(measuring)
 
 
 def _shift(mask: np.ndarray, pixels: int, angle: float) -> np.ndarray:
@@ -78,31 +90,30 @@ def _shift(mask: np.ndarray, pixels: int, angle: float) -> np.ndarray:
   return mask[rows[:, None], columns]
 
 
-def _faults(angles):
-  """Functions from (masks, index) to a faulty mask.
+def _faults(angles: np.ndarray) -> dict[str, _Fault]:
+  """Returns the faults of single masks.
 
   Args:
     angles: directions of the shifts, of each pair, in radians.
   """
 
-  def turned(turn):
-    return lambda masks, i: turn(masks[i])
-
-  def shifted(pixels):
+  def shift(pixels: int) -> _Fault:
     return lambda masks, i: _shift(masks[i], pixels, angles[i])
 
   return {
-    'none': turned(lambda m: m),
-    'flip left to right': turned(lambda m: m[:, ::-1]),
-    'flip upside down': turned(lambda m: m[::-1]),
-    'turn by 180 degrees': turned(lambda m: m[::-1, ::-1]),
-    'transpose': turned(lambda m: m.T),
-    'turn by 90 degrees': turned(np.rot90),
-    **{f'shift by {pixels} px': shifted(pixels) for pixels in _SHIFTS},
+    'none': lambda masks, i: masks[i],
+    'flip left to right': lambda masks, i: masks[i][:, ::-1],
+    'flip upside down': lambda masks, i: masks[i][::-1],
+    'turn by 180 degrees': lambda masks, i: masks[i][::-1, ::-1],
+    'transpose': lambda masks, i: masks[i].T,
+    'turn by 90 degrees': lambda masks, i: np.rot90(masks[i]),
+    **{f'shift by {pixels} px': shift(pixels) for pixels in _SHIFTS},
   }
 
 
-def _fits(pairs, fault, others=None):
+def _fits(
+  pairs: Sequence[_Pair], fault: _Fault, others: Sequence[Any] | None = None
+) -> list[Any]:
   """Measures all pairs with a fault in each."""
   masks = [mask for _, mask in pairs]
   fits = []
@@ -114,7 +125,9 @@ def _fits(pairs, fault, others=None):
   return fits
 
 
-def _single_pairs(pairs, rng) -> dict[str, float]:
+def _single_pairs(
+  pairs: Sequence[_Pair], rng: np.random.Generator
+) -> dict[str, float]:
   """The share of pairs called suspicious, for each fault."""
   n = len(pairs)
   borders = [alignment.border(mask) for _, mask in pairs]
@@ -129,11 +142,11 @@ def _single_pairs(pairs, rng) -> dict[str, float]:
   shares = {}
   for name, fault in faults.items():
     fits = [fit for fit in _fits(pairs, fault, others) if fit is not None]
-    shares[name] = np.mean([alignment.is_suspicious(fit) for fit in fits])
+    shares[name] = float(np.mean(list(map(alignment.is_suspicious, fits))))
   return shares
 
 
-def _set_faults(size: int, rng):
+def _set_faults(size: int, rng: np.random.Generator) -> dict[str, _Fault]:
   faults = _faults(np.full(size, rng.uniform(0, 2 * math.pi)))
   order = rng.permutation(size)
   faults['mask of the next image'] = lambda masks, i: masks[(i + 1) % size]
@@ -155,12 +168,13 @@ def _is_named(fault: str, found: verdict.Verdict) -> bool:
   return found.kind in ('shuffled', 'no fit')
 
 
-def _whole_sets(pairs, size: int, repeats: int, rng) -> dict[str, list]:
+def _whole_sets(
+  pairs: Sequence[_Pair], size: int, repeats: int, rng: np.random.Generator
+) -> dict[str, list[float]]:
   """Of sets of `size` neighbouring pairs: [share noticed, share named]."""
-  size = min(size, len(pairs))
-  counts: dict[str, list] = {}
+  counts: dict[str, list[float]] = {}
   for _ in range(repeats):
-    start = rng.integers(len(pairs) - size + 1)
+    start = int(rng.integers(len(pairs) - size + 1))
     chosen = pairs[start : start + size]
     for name, fault in _set_faults(size, rng).items():
       fits = _fits(chosen, fault)
@@ -176,7 +190,7 @@ def _whole_sets(pairs, size: int, repeats: int, rng) -> dict[str, list]:
   return counts
 
 
-def _print_table(title: str, columns: dict[str, dict[str, str]]) -> None:
+def _print_table(title: str, columns: Mapping[str, Mapping[str, str]]) -> None:
   rows = list(dict.fromkeys(row for c in columns.values() for row in c))
   print(f'\n| {title} | ' + ' | '.join(columns) + ' |')
   print('|---' * (len(columns) + 1) + '|')
@@ -185,7 +199,7 @@ def _print_table(title: str, columns: dict[str, dict[str, str]]) -> None:
     print(f'| {row} | {cells} |', flush=True)
 
 
-def main():
+def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
   parser.add_argument('--data', type=pathlib.Path, default='../shared/data')
   parser.add_argument('--pairs', type=int, default=600)

@@ -8,26 +8,24 @@ own, whose time and peak of memory it prints. With --layout=png the same image
 is a PNG, which is read whole.
 """
 
+import argparse
 import os
 import pathlib
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 
 import numpy as np
 import tifffile
-from absl import app, flags
 from PIL import Image
 
-_SIDE = flags.DEFINE_integer('side', 20_000, 'Pixels along each side.')
-_WINDOW = flags.DEFINE_integer('window', 512, 'Pixels along a window.')
-_LAYOUT = flags.DEFINE_enum('layout', 'tiff', ['tiff', 'png'], 'Of the image.')
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 _TILE = 256
 
 
-def _tiles(side: int):
+def _tiles(side: int) -> Iterator[np.ndarray]:
   """Yields RGB tiles, row by row."""
   rng = np.random.default_rng(0)
   noise = rng.integers(0, 128, (_TILE, _TILE, 3), np.uint8)
@@ -67,11 +65,16 @@ def _run(*command: str) -> tuple[float, float]:
   return time.perf_counter() - start, usage.ru_maxrss / 1024
 
 
-def main(_) -> None:
-  window = f'{_WINDOW.value},{_WINDOW.value}'
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+  add = parser.add_argument
+  add('--side', type=int, default=20_000, help='pixels along each side')
+  add('--window', type=int, default=512, help='pixels along a window')
+  add('--layout', choices=('tiff', 'png'), default='tiff', help='of the image')
+  args = parser.parse_args()
   with tempfile.TemporaryDirectory() as name:
     folder = pathlib.Path(name)
-    path = _draw(folder, _SIDE.value, _LAYOUT.value)
+    path = _draw(folder, args.side, args.layout)
     run = [
       sys.executable,
       str(_ROOT / 'main.py'),
@@ -82,7 +85,7 @@ def main(_) -> None:
     _run(
       *run,
       '--config.data.resize=patch',
-      f'--config.data.image_size={window}',
+      f'--config.data.image_size={args.window},{args.window}',
       '--config.data.num_train=2',
       '--config.data.num_eval=2',
       '--config.data.batch_size=2',
@@ -100,11 +103,11 @@ def main(_) -> None:
     )
     (mask,) = (folder / 'run/predictions/masks').iterdir()
     print(
-      f'{_SIDE.value} x {_SIDE.value} pixels, {path.stat().st_size / 1e6:.0f} '
-      f'MB as {_LAYOUT.value}: {seconds:.0f} s, peak of {peak:.0f} MiB; the '
+      f'{args.side} x {args.side} pixels, {path.stat().st_size / 1e6:.0f} '
+      f'MB as {args.layout}: {seconds:.0f} s, peak of {peak:.0f} MiB; the '
       f'mask has {mask.stat().st_size / 1e6:.0f} MB'
     )
 
 
 if __name__ == '__main__':
-  app.run(main)
+  main()

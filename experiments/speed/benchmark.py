@@ -8,6 +8,7 @@ Contenders run in turn, round after round, in one process (the starts:
 in processes of their own). README.md says how to read the tables.
 """
 
+import argparse
 import datetime
 import importlib.metadata
 import json
@@ -15,56 +16,48 @@ import os
 import pathlib
 import platform
 import sys
+from typing import Any
 
 import jax
-from absl import app, flags, logging
-from ml_collections import config_flags
+import ml_collections
 
 from experiments.speed import augment, loader, pipeline, start, step
+from experiments.sweep import points
 from unet_jax.config import checks
 from unet_jax.runtime import errors
 
-_DEFAULT_CONFIG = pathlib.Path(__file__).parents[2] / 'configs/shapes.py'
-_CONFIG = config_flags.DEFINE_config_file(
-  'config', str(_DEFAULT_CONFIG), 'File with get_config().'
-)
-_WHAT = flags.DEFINE_list(
-  'what',
-  'step,pipeline,start',
-  'What to measure, of step, pipeline, start, augment, loader.',
-)
-_REPEATS = flags.DEFINE_integer('repeats', 5, 'Rounds.', lower_bound=1)
-_STEPS = flags.DEFINE_integer(
-  'steps', 10, 'Steps of each contender in a round.', lower_bound=1
-)
-_TORCH_COMPILE = flags.DEFINE_boolean(
-  'torch_compile', False, 'Also measure torch.compile.'
-)
-_OUTPUT = flags.DEFINE_string('output', None, 'JSON file to write.')
+_WHAT = ('step', 'pipeline', 'start', 'augment', 'loader')
 
 
-def _config_arguments() -> list[str]:
-  """This command's --config flags, for a command that is started here."""
-  file = config_flags.get_config_filename(flags.FLAGS['config'])
-  fields = [a for a in sys.argv[1:] if a.lstrip('-').startswith('config.')]
-  return [f'--config={file}', *fields]
+def _parse() -> tuple[argparse.Namespace, list[str]]:
+  """Returns the flags, and those of the config."""
+  parser = argparse.ArgumentParser(
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+  )
+  add = parser.add_argument
+  add('--what', default='step,pipeline,start', help='measured')
+  add('--repeats', type=int, default=5, help='rounds')
+  add('--steps', type=int, default=10, help='of each contender in a round')
+  add('--torch_compile', action='store_true', help='measure torch.compile too')
+  add('--output', help='JSON file to write')
+  return parser.parse_known_args()
 
 
-_MEASURES = {
-  'step': lambda config: step.measure(
-    config, _REPEATS.value, _STEPS.value, _TORCH_COMPILE.value
-  ),
-  'pipeline': lambda config: pipeline.measure(
-    config, _REPEATS.value, _STEPS.value
-  ),
-  'start': lambda config: start.measure(
-    config, _config_arguments(), _REPEATS.value
-  ),
-  'loader': lambda config: loader.measure(config, _REPEATS.value, _STEPS.value),
-  'augment': lambda config: augment.measure(
-    config, _REPEATS.value, _STEPS.value
-  ),
-}
+def _measure(
+  what: str,
+  config: ml_collections.ConfigDict,
+  arguments: list[str],
+  args: argparse.Namespace,
+) -> dict[str, Any]:
+  repeats, steps = args.repeats, args.steps
+  if what == 'step':
+    return step.measure(config, repeats, steps, args.torch_compile)
+  if what == 'start':
+    return start.measure(config, arguments, repeats)
+  modules = {'pipeline': pipeline, 'augment': augment, 'loader': loader}
+  return modules[what].measure(config, repeats, steps)
 
 
 def _processor() -> str:
@@ -74,7 +67,7 @@ def _processor() -> str:
   return names[0] if names else platform.processor()
 
 
-def _machine() -> dict:
+def _machine() -> dict[str, Any]:
   """The machine of the measurements."""
   packages = ['jax', 'jaxlib', 'flax']
   devices = [d.device_kind for d in jax.devices()]
@@ -96,16 +89,18 @@ def _machine() -> dict:
   }
 
 
-def main(_) -> None:
-  logging.set_verbosity(logging.WARNING)
-  config = _CONFIG.value
+def main() -> None:
+  args, rest = _parse()
+  arguments = points.last_of_each(['--config=configs/shapes.py', *rest])
   try:
+    config = points.resolve(arguments)
     checks.validate(config)
-    for what in _WHAT.value:
-      if what not in _MEASURES:
-        raise errors.UserError(
-          f'--what={what}: not one of {", ".join(_MEASURES)}'
-        )
+    for what in args.what.split(','):
+      if what not in _WHAT:
+        raise errors.UserError(f'--what={what}: not one of {", ".join(_WHAT)}')
+    for name in ('repeats', 'steps'):
+      if getattr(args, name) < 1:
+        raise errors.UserError(f'--{name}: takes 1 or more')
     # Read when PyTorch is imported. Its threads otherwise spin while they wait,
     # which beside any other work makes its steps several times slower.
     os.environ.setdefault('OMP_WAIT_POLICY', 'passive')
@@ -115,19 +110,22 @@ def main(_) -> None:
     jax.config.update('jax_enable_compilation_cache', False)
     machine = _machine()
     print('\n'.join(f'{name}: {value}' for name, value in machine.items()))
-    results = {what: _MEASURES[what](config) for what in _WHAT.value}
+    results = {
+      what: _measure(what, config, arguments, args)
+      for what in args.what.split(',')
+    }
   except errors.UserError as e:
     sys.exit(f'error: {e}')
-  if _OUTPUT.value:
+  if args.output:
     document = {
       'machine': machine,
-      'arguments': {'repeats': _REPEATS.value, 'steps': _STEPS.value},
+      'arguments': {'repeats': args.repeats, 'steps': args.steps},
       'config': config.to_dict(),
       'results': results,
     }
-    pathlib.Path(_OUTPUT.value).write_text(json.dumps(document, indent=1))
-    print(f'\nwrote {_OUTPUT.value}')
+    pathlib.Path(args.output).write_text(json.dumps(document, indent=1))
+    print(f'\nwrote {args.output}')
 
 
 if __name__ == '__main__':
-  app.run(main)
+  main()

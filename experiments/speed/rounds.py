@@ -1,36 +1,48 @@
 """Rounds of contenders in turn, and the table of their times."""
 
+import contextlib
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 
+from unet_jax.data import prepared
 
-def in_turn(contenders: dict[str, Callable[[], float]], repeats: int):
-  """Returns {name: [value of each round]}."""
-  values = {name: [] for name in contenders}
+# {row: {'values', 'median', 'min', 'max', 'ratio'}}, seconds, and perhaps
+# 'images_per_second'.
+Table = dict[str, dict[str, Any]]
+
+
+def compare(
+  title: str,
+  contenders: Mapping[str, Callable[[], float]],
+  repeats: int,
+  images: int = 0,
+) -> Table:
+  """Runs contenders in turn, round after round; prints and returns `report`."""
+  values: dict[str, list[float]] = {name: [] for name in contenders}
   for _ in range(repeats):
     for name, contender in contenders.items():
       values[name].append(contender())
-  return values
+  return report(title, values, images)
 
 
-def report(title: str, values: dict[str, list[float]], images: int = 0):
+def report(
+  title: str, values: Mapping[str, list[float]], images: int = 0
+) -> Table:
   """Prints a table of seconds, and images/s where a value is of `images`.
 
   The ratio is to the first row, within each round, and then the median.
-
-  Returns:
-    {row: {'values', 'median', 'min', 'max', 'ratio'}}, seconds.
   """
   first = next(iter(values.values()))
   width = max(map(len, values))
   heads = ['median', 'min', 'max', 'ratio', *['images/s'] * bool(images)]
   print(f'\n{title}\n' + ' ' * width + ''.join(f'{h:>10}' for h in heads))
-  rows = {}
+  rows: Table = {}
   for name, row in values.items():
-    rows[name] = measured = {
+    measured: dict[str, Any] = {
       'median': statistics.median(row),
       'min': min(row),
       'max': max(row),
@@ -41,31 +53,36 @@ def report(title: str, values: dict[str, list[float]], images: int = 0):
       measured['images_per_second'] = images / measured['median']
       cells.append(f'{measured["images_per_second"]:10.1f}')
     print(f'{name:<{width}}' + ''.join(cells), flush=True)
-    measured['values'] = row
+    rows[name] = {**measured, 'values': row}
   return rows
 
 
-def seconds(call, *args) -> float:
+def seconds(call: Callable[..., Any], *args: Any) -> float:
   start = time.perf_counter()
   call(*args)
   return time.perf_counter() - start
 
 
-def per_batch(batches, warmup: int, count: int) -> float:
-  """Seconds per batch of an iterator, which is closed at the end.
+def per_step(call: Callable[[int], Any], steps: int, warmup: int = 1) -> float:
+  """Returns the seconds per step of `call(number of steps)`.
 
-  Args:
-    batches: an iterator with `close()`.
-    warmup: batches before the clock: they start threads and fill buffers.
-    count: batches that are timed.
+  The warm-up compiles in the first round, and brings threads and caches back
+  in the others.
+  """
+  call(warmup)
+  return seconds(call, steps) / steps
+
+
+def per_batch(batches: Any, config: Any, count: int) -> float:
+  """Returns the seconds per batch of a generator, which is closed at the end.
+
+  The batches before the clock start the threads, and use up what is read
+  ahead.
   """
 
-  def take(n):
+  def take(n: int) -> None:
     for _ in range(n):
       jax.block_until_ready(next(batches))
 
-  try:
-    take(warmup)
-    return seconds(take, count) / count
-  finally:
-    batches.close()
+  with contextlib.closing(batches):
+    return per_step(take, count, 2 * prepared.num_workers(config) + 4)

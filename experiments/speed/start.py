@@ -8,6 +8,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from typing import Any
+
+import ml_collections
 
 from experiments.speed import rounds, step
 
@@ -16,8 +19,8 @@ _ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 def _seconds_to_first_step(command: list[str]) -> float:
   """Runs a command until it reports its first step, and ends it there."""
-  environment = dict(os.environ)
-  environment.pop('JAX_COMPILATION_CACHE_DIR', None)
+  name = 'JAX_COMPILATION_CACHE_DIR'
+  environment = {k: v for k, v in os.environ.items() if k != name}
   lines = []
   start = time.perf_counter()
   process = subprocess.Popen(
@@ -29,7 +32,7 @@ def _seconds_to_first_step(command: list[str]) -> float:
     text=True,
   )
   with process:
-    for line in process.stdout:
+    for line in process.stdout or ():
       if 'first step done' in line:
         seconds = time.perf_counter() - start
         process.kill()
@@ -38,7 +41,9 @@ def _seconds_to_first_step(command: list[str]) -> float:
   raise RuntimeError(f'{command} made no step:\n' + ''.join(lines[-20:]))
 
 
-def measure(config, arguments: list[str], repeats: int) -> dict:
+def measure(
+  config: ml_collections.ConfigDict, arguments: list[str], repeats: int
+) -> dict[str, Any]:
   """Times program starts up to the end of the first training step.
 
   Args:
@@ -46,13 +51,13 @@ def measure(config, arguments: list[str], repeats: int) -> dict:
     arguments: --config flags for the programs that are started.
     repeats: rounds.
   """
-  with tempfile.TemporaryDirectory() as folder:
-    folder = pathlib.Path(folder)
+  with tempfile.TemporaryDirectory() as name:
+    folder = pathlib.Path(name)
     cache, number = folder / 'cache', itertools.count()
     # The last flag of a name counts.
     arguments = [*arguments, f'--config.data.cache_dir={cache}']
 
-    def ours(*forgotten):
+    def ours(*forgotten: pathlib.Path) -> float:
       for path in forgotten:
         shutil.rmtree(path, ignore_errors=True)
       workdir = f'--workdir={folder / str(next(number))}'
@@ -63,14 +68,9 @@ def measure(config, arguments: list[str], repeats: int) -> dict:
       'arrays kept, compiles': lambda: ours(cache / 'xla'),
       'arrays and programs kept': ours,
     }
-    if step.HAS_TORCH:
-      from experiments.speed import torch_unet
-
-      if torch_unet.unsupported(config) is None:
-        contenders['PyTorch, arrays kept'] = lambda: _seconds_to_first_step(
-          ['-m', 'experiments.speed.torch_train', *arguments]
-        )
-    return rounds.report(
-      'process start to end of first step, s',
-      rounds.in_turn(contenders, repeats),
-    )
+    if step.torch_skipped(config) is None:
+      contenders['PyTorch, arrays kept'] = lambda: _seconds_to_first_step(
+        ['-m', 'experiments.speed.torch_train', *arguments]
+      )
+    title = 'process start to end of first step, s'
+    return rounds.compare(title, contenders, repeats)

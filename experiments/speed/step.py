@@ -1,9 +1,13 @@
 """Training and inference steps, ours and PyTorch's, on one random batch."""
 
+import functools
 import importlib.util
 import itertools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import jax
+import ml_collections
 import numpy as np
 
 from experiments.speed import rounds
@@ -21,7 +25,7 @@ _OURS = 'unet_jax'
 class Ours:
   """The step that main.py trains with, and its state."""
 
-  def __init__(self, config):
+  def __init__(self, config: ml_collections.ConfigDict):
     self.mesh = mesh.make_mesh(config)
     model = unet.create_model(config)
     optimizer = optimizer_lib.make_optimizer(config)
@@ -40,11 +44,7 @@ class Ours:
       compiler_options=program.compiler_options(self.mesh),
     )
 
-  @property
-  def num_parameters(self) -> int:
-    return sum(x.size for x in jax.tree.leaves(self.state.params))
-
-  def train(self, batches, count: int) -> None:
+  def train(self, batches: Iterator[Any], count: int) -> None:
     """Trains as train.py does: metrics are read one step late."""
     pending = None
     for _ in range(count):
@@ -54,14 +54,14 @@ class Ours:
       pending = metrics
     jax.block_until_ready(self.state)
 
-  def predict(self, image, count: int) -> None:
+  def predict(self, image: jax.Array, count: int) -> None:
     variables = self.state.variables()
     for _ in range(count):
       result = self._predict(variables, image)
     result.block_until_ready()
 
 
-def random_batch(config) -> dict[str, np.ndarray]:
+def random_batch(config: ml_collections.ConfigDict) -> dict[str, np.ndarray]:
   data, rng = config.data, np.random.default_rng(0)
   shape = (data.batch_size, *data.image_size)
   image = rng.integers(256, size=(*shape, data.num_channels), dtype=np.uint8)
@@ -72,91 +72,104 @@ def random_batch(config) -> dict[str, np.ndarray]:
   }
 
 
-def _our_contender(config, batch):
+class _Contender(NamedTuple):
+  """A network; its calls take the number of steps."""
+
+  num_parameters: int
+  train: Callable[[int], None]
+  predict: Callable[[int], None]
+
+
+def _our_contender(
+  config: ml_collections.ConfigDict, batch: dict[str, np.ndarray]
+) -> _Contender:
   ours = Ours(config)
-  batch = mesh.to_devices(batch, ours.mesh)
-  return (
-    ours.num_parameters,
-    lambda n: ours.train(itertools.repeat(batch), n),
-    lambda n: ours.predict(batch['image'], n),
+  placed = mesh.to_devices(batch, ours.mesh)
+  return _Contender(
+    sum(x.size for x in jax.tree.leaves(ours.state.params)),
+    lambda n: ours.train(itertools.repeat(placed), n),
+    lambda n: ours.predict(placed['image'], n),
   )
 
 
-def _torch_contender(config, batch, layout: str, compiles: bool):
+def _torch_contender(
+  config: ml_collections.ConfigDict,
+  batch: dict[str, np.ndarray],
+  layout: str,
+  compiles: bool = False,
+) -> _Contender:
   """As `_our_contender`, for the steps of torch_unet.py."""
   import torch
 
   from experiments.speed import torch_unet
 
-  device, layout = torch_unet.set_up(), getattr(torch, layout)
-  model, optimizer = torch_unet.create(config, device, layout)
-  image, mask = torch_unet.to_device(batch, device, layout)
-  called = torch.compile(model) if compiles else model
+  device, memory = torch_unet.set_up(), getattr(torch, layout)
+  model, optimizer = torch_unet.create(config, device, memory)
+  placed = torch_unet.to_device(batch, device, memory)
+  called: Any = torch.compile(model) if compiles else model
   wait = torch.cuda.synchronize if device.type == 'cuda' else lambda: None
 
-  def train_steps(n):
+  def train(n: int) -> None:
     model.train()
     for _ in range(n):
-      torch_unet.train_step(called, optimizer, image, mask, config)
+      torch_unet.train_step(called, optimizer, placed, config)
     wait()
 
-  def predict_steps(n):
+  def predict(n: int) -> None:
     model.eval()
     for _ in range(n):
-      torch_unet.predict(called, image, config)
+      torch_unet.predict(called, placed[0], config)
     wait()
 
   count = sum(p.numel() for p in model.parameters())
-  return count, train_steps, predict_steps
+  return _Contender(count, train, predict)
 
 
-def _torch_contenders(config, batch, compiles: bool):
-  """{name: contender} of PyTorch; reports where it is skipped."""
+def torch_skipped(config: ml_collections.ConfigDict) -> str | None:
+  """Returns why PyTorch is not measured, or None."""
   if not HAS_TORCH:
-    print('PyTorch is skipped: it is not installed')
-    return {}
+    return 'it is not installed'
   from experiments.speed import torch_unet
 
   field = torch_unet.unsupported(config)
-  if field:
-    print(f'PyTorch is skipped: its U-Net here has no {field}')
-    return {}
-  variants = {
-    'PyTorch, channels_last': ('channels_last', False),
-    'PyTorch, default layout': ('contiguous_format', False),
-  }
-  if compiles:
-    variants['PyTorch, torch.compile'] = ('channels_last', True)
-  return {
-    name: _torch_contender(config, batch, *variant)
-    for name, variant in variants.items()
-  }
+  return field and f'its U-Net here has no {field}'
 
 
-def measure(config, repeats: int, steps: int, torch_compile: bool) -> dict:
+def measure(
+  config: ml_collections.ConfigDict,
+  repeats: int,
+  steps: int,
+  torch_compile: bool,
+) -> dict[str, Any]:
   """Times training and inference steps on one random batch on the device."""
   batch, size = random_batch(config), config.data.batch_size
-  contenders = {
-    _OURS: _our_contender(config, batch),
-    **_torch_contenders(config, batch, torch_compile),
-  }
-  counts = {name: c[0] for name, c in contenders.items()}
+  contenders = {_OURS: _our_contender(config, batch)}
+  if reason := torch_skipped(config):
+    print(f'PyTorch is skipped: {reason}')
+  else:
+    theirs = functools.partial(_torch_contender, config, batch)
+    contenders['PyTorch, channels_last'] = theirs('channels_last')
+    contenders['PyTorch, default layout'] = theirs('contiguous_format')
+    if torch_compile:
+      contenders['PyTorch, torch.compile'] = theirs('channels_last', True)
+  counts = {name: c.num_parameters for name, c in contenders.items()}
   if len(set(counts.values())) > 1:
     raise AssertionError(f'the networks differ in parameters: {counts}')
-  results = {'parameters': counts[_OURS]}
-  for i, what in ((1, 'train'), (2, 'inference')):
-    calls = {name: c[i] for name, c in contenders.items()}
+  results: dict[str, Any] = {'parameters': counts[_OURS]}
+  for what in ('train', 'inference'):
+    calls = {
+      name: c.train if what == 'train' else c.predict
+      for name, c in contenders.items()
+    }
     first = {name: [rounds.seconds(call, 1)] for name, call in calls.items()}
-
-    def round_of(call):
-      call(1)  # Brings its threads and caches back.
-      return rounds.seconds(call, steps) / steps
-
-    values = rounds.in_turn(
-      {n: lambda c=c: round_of(c) for n, c in calls.items()}, repeats
-    )
-    results[what] = rounds.report(
-      f'{what} step of {size} images, s', values, size
+    results[what] = rounds.compare(
+      f'{what} step of {size} images, s',
+      {
+        name: functools.partial(rounds.per_step, call, steps)
+        for name, call in calls.items()
+      },
+      repeats,
+      size,
     )
     results[f'{what}_first_call'] = rounds.report(
       f'first {what} call, with compilation, s', first

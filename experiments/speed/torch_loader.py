@@ -6,7 +6,8 @@ processes import this file, so it imports little.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +24,13 @@ class Files(torch.utils.data.Dataset):
     classes: uint8 [256], the class of each value of a mask, used with `size`.
   """
 
-  def __init__(self, pairs, mode: str, size=None, classes=None):
+  def __init__(
+    self,
+    pairs: Sequence[tuple[str, str]],
+    mode: str,
+    size: tuple[int, int] | None = None,
+    classes: np.ndarray | None = None,
+  ):
     self._pairs, self._mode = pairs, mode
     self._size, self._classes = size, classes
 
@@ -32,16 +39,16 @@ class Files(torch.utils.data.Dataset):
 
   def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
     image_path, mask_path = self._pairs[index]
-    image = Image.open(image_path).convert(self._mode)
-    mask = Image.open(mask_path)
-    if self._size is None:
-      image, mask = np.array(image), np.array(mask)
-    else:
+    image: Any = Image.open(image_path).convert(self._mode)
+    mask: Any = Image.open(mask_path)
+    if self._size:
       size = self._size[::-1]
-      image = np.array(image.resize(size, Image.Resampling.BILINEAR))
-      mask = np.array(mask.resize(size, Image.Resampling.NEAREST))
+      image = image.resize(size, Image.Resampling.BILINEAR)
+      mask = mask.resize(size, Image.Resampling.NEAREST)
+    mask = np.array(mask)
+    if self._classes is not None:
       mask = self._classes[mask]
-    return torch.from_numpy(image), torch.from_numpy(mask)
+    return torch.from_numpy(np.array(image)), torch.from_numpy(mask)
 
 
 class Arrays(torch.utils.data.Dataset):
@@ -51,20 +58,21 @@ class Arrays(torch.utils.data.Dataset):
     paths: of the images, uint8 [N, H, W, C], and of the masks, uint8 [N, H, W].
   """
 
-  def __init__(self, paths):
-    self._paths, self._arrays = paths, None
+  def __init__(self, paths: Sequence[str]):
+    self._paths = paths
+    self._arrays: list[np.ndarray] = []
 
   def __len__(self) -> int:
     return len(np.load(self._paths[0], mmap_mode='r'))
 
   def __getitem__(self, index: int) -> tuple[torch.Tensor, ...]:
-    if self._arrays is None:  # In each worker: pickling would read it all.
+    if not self._arrays:  # In each worker: pickling would read it all.
       self._arrays = [np.load(path, mmap_mode='r') for path in self._paths]
     return tuple(torch.from_numpy(np.array(a[index])) for a in self._arrays)
 
 
 @contextlib.contextmanager
-def one_thread():
+def one_thread() -> Iterator[None]:
   """Keeps PyTorch from dividing the copy of a batch among threads.
 
   Its workers never do; in the main process that is slower on a busy machine.
@@ -77,12 +85,14 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-def as_list(examples: list) -> list:
+def as_list(examples: list[Any]) -> list[Any]:
   """Makes a batch of images that differ in size."""
   return examples
 
 
-def make_loader(dataset, batch_size: int, workers: int, **options):
+def make_loader(
+  dataset: Any, batch_size: int, workers: int, **options: Any
+) -> torch.utils.data.DataLoader:
   """Returns a DataLoader whose workers stay until it is dropped."""
   if workers:
     # JAX has threads, with which a fork may hang.
@@ -92,7 +102,7 @@ def make_loader(dataset, batch_size: int, workers: int, **options):
   )
 
 
-def endless(loader) -> Iterator[list[torch.Tensor]]:
+def endless(loader: Iterable[Any]) -> Iterator[list[torch.Tensor]]:
   """Yields batches, epoch after epoch, on the GPU where there is one."""
   device = 'cuda' if torch.cuda.is_available() else 'cpu'
   while True:

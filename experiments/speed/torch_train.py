@@ -7,23 +7,23 @@ the same network for the same number of steps with flips, AdamW, a one-cycle
 schedule and cross-entropy; no EMA, no clipping.
 """
 
+import sys
 import time
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
-from absl import app, logging
-from ml_collections import config_flags
 
 from experiments.speed import torch_unet
+from experiments.sweep import points
 from unet_jax.config import checks, fields
-from unet_jax.data import prepare
-
-_CONFIG = config_flags.DEFINE_config_file(
-  'config', 'configs/oxford_pets.py:small', 'File with get_config().'
-)
+from unet_jax.data import prepare, prepared
 
 
-def _batches(dataset, orders, size: int):
+def _batches(
+  dataset: prepared.Dataset, orders: Iterable[np.ndarray], size: int
+) -> Iterator[dict[str, np.ndarray]]:
   """Batches of `size` along each of the orders; the last may be smaller."""
   for order in orders:
     for start in range(0, len(order), size):
@@ -31,9 +31,9 @@ def _batches(dataset, orders, size: int):
       yield {k: np.stack([e[k] for e in examples]) for k in examples[0]}
 
 
-def main(_) -> None:
-  logging.set_verbosity(logging.WARNING)
-  config = _CONFIG.value
+def main() -> None:
+  usual = '--config=configs/oxford_pets.py:small'
+  config = points.resolve(points.last_of_each([usual, *sys.argv[1:]]))
   checks.validate(config)
   torch.manual_seed(config.seed)
   rng = np.random.default_rng(config.seed)
@@ -47,30 +47,24 @@ def main(_) -> None:
   )
   orders = (rng.permutation(len(train_set)) for _ in iter(int, 1))
   start = time.perf_counter()
-  for step, batch in zip(
-    range(1, steps + 1), _batches(train_set, orders, size)
-  ):
-    loss = torch_unet.train_step(
-      model, optimizer, *torch_unet.to_device(batch, device), config
-    )
+  batches = _batches(train_set, orders, size)
+  for step, batch in zip(range(1, steps + 1), batches):
+    placed = torch_unet.to_device(batch, device)
+    loss = torch_unet.train_step(model, optimizer, placed, config)
     schedule.step()
     if step == 1 or step % config.log.every == 0:
       seconds = time.perf_counter() - start
       what = 'first step done' if step == 1 else f'step {step}/{steps}'
       print(f'{what}: loss {loss:.4f}, {seconds:.1f} s', flush=True)
   model.eval()
-  predictions, masks = [], []
-  for batch in _batches(test_set, [np.arange(len(test_set))], size):
-    image, _ = torch_unet.to_device(batch, device)
-    predictions.append(torch_unet.predict(model, image, config).cpu().numpy())
-    masks.append(batch['mask'])
   from unet_jax.evaluation import confusion  # Importing jax takes a second.
 
-  names = fields.class_names(config)
-  counts = [
-    confusion.confusion_counts(m, p, len(names))
-    for m, p in zip(masks, predictions)
-  ]
+  names, counts = fields.class_names(config), []
+  for batch in _batches(test_set, [np.arange(len(test_set))], size):
+    image, mask = torch_unet.to_device(batch, device)
+    pair: Any = mask, torch_unet.predict(model, image, config)
+    in_mask, predicted = (tensor.cpu().numpy() for tensor in pair)
+    counts.append(confusion.confusion_counts(in_mask, predicted, len(names)))
   scores = confusion.scores(
     np.concatenate(counts), names, config.eval.foreground
   )
@@ -78,4 +72,4 @@ def main(_) -> None:
 
 
 if __name__ == '__main__':
-  app.run(main)
+  main()

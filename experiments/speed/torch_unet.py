@@ -5,12 +5,18 @@ batch norm, transposed convolutions, concatenated skips and `same` padding.
 """
 
 import os
+from typing import Any
 
+import ml_collections
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from unet_jax.config import fields
+
+# Image and mask.
+Batch = tuple[torch.Tensor, torch.Tensor]
 
 # The only values that this network has for these fields of `model`.
 _FIXED = {
@@ -79,7 +85,7 @@ class UNet(nn.Module):
     return self.head(x)
 
 
-def unsupported(config) -> str | None:
+def unsupported(config: ml_collections.ConfigDict) -> str | None:
   """Returns a field of a config that this network does not support, or None."""
   for field, value in _FIXED.items():
     if config.model[field] != value:
@@ -92,7 +98,7 @@ def unsupported(config) -> str | None:
   return None
 
 
-def create_network(config) -> UNet:
+def create_network(config: ml_collections.ConfigDict) -> UNet:
   """Returns the network of a config that is not `unsupported`."""
   widths = list(fields.stage_features(config.model))
   return UNet(config.data.num_channels, config.data.num_classes, widths)
@@ -101,7 +107,10 @@ def create_network(config) -> UNet:
 class Normalize(nn.Module):
   """uint8 [B, C, H, W] to (value / 255 - mean) / std, per channel."""
 
-  def __init__(self, mean, std):
+  mean: torch.Tensor
+  std: torch.Tensor
+
+  def __init__(self, mean: Any, std: Any):
     super().__init__()
     self.register_buffer('mean', torch.tensor(mean).view(-1, 1, 1))
     self.register_buffer('std', torch.tensor(std).view(-1, 1, 1))
@@ -118,18 +127,26 @@ def set_up() -> torch.device:
   return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
 
 
-def create(config, device, layout=torch.channels_last):
+def create(
+  config: ml_collections.ConfigDict,
+  device: torch.device,
+  layout: torch.memory_format = torch.channels_last,
+) -> tuple[nn.Module, torch.optim.Optimizer]:
   """Returns the model (uint8 images to logits) and its optimiser."""
-  model = nn.Sequential(
-    Normalize(config.data.mean, config.data.std), create_network(config)
-  ).to(device, memory_format=layout)
+  normalize = Normalize(config.data.mean, config.data.std)
+  model: Any = nn.Sequential(normalize, create_network(config))
+  model = model.to(device, memory_format=layout)
   o = config.optimizer
   return model, torch.optim.AdamW(
     model.parameters(), lr=o.learning_rate, weight_decay=o.weight_decay
   )
 
 
-def to_device(batch, device, layout=torch.channels_last):
+def to_device(
+  batch: dict[str, np.ndarray],
+  device: torch.device,
+  layout: torch.memory_format = torch.channels_last,
+) -> Batch:
   """Returns image uint8 [B, C, H, W] and mask uint8 [B, H, W] on the device."""
   image = torch.from_numpy(batch['image']).to(device).permute(0, 3, 1, 2)
   return (
@@ -138,12 +155,15 @@ def to_device(batch, device, layout=torch.channels_last):
   )
 
 
-def _autocast(device, config):
+def _autocast(
+  device: torch.device, config: ml_collections.ConfigDict
+) -> torch.autocast:
   enabled = config.model.dtype == 'bfloat16'
   return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
 
 
-def _flip(image, mask, axis: int, probability: float):
+def _flip(batch: Batch, axis: int, probability: float) -> Batch:
+  image, mask = batch
   chosen = torch.rand(len(image), 1, 1, device=image.device) < probability
   return (
     torch.where(chosen[..., None], image.flip(axis), image),
@@ -151,14 +171,14 @@ def _flip(image, mask, axis: int, probability: float):
   )
 
 
-def train_step(model, optimizer, image, mask, config) -> torch.Tensor:
+def train_step(
+  model: Any, optimizer: Any, batch: Batch, config: ml_collections.ConfigDict
+) -> torch.Tensor:
   """One update of the parameters; returns the loss, on the device."""
-  for axis, probability in (
-    (-1, config.augment.flip_horizontal),
-    (-2, config.augment.flip_vertical),
-  ):
-    if probability:
-      image, mask = _flip(image, mask, axis, probability)
+  for axis, name in ((-1, 'flip_horizontal'), (-2, 'flip_vertical')):
+    if config.augment[name]:
+      batch = _flip(batch, axis, config.augment[name])
+  image, mask = batch
   with _autocast(image.device, config):
     loss = F.cross_entropy(
       model(image), mask.long(), ignore_index=fields.IGNORE_LABEL
@@ -170,7 +190,9 @@ def train_step(model, optimizer, image, mask, config) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def predict(model, image, config) -> torch.Tensor:
+def predict(
+  model: Any, image: torch.Tensor, config: ml_collections.ConfigDict
+) -> torch.Tensor:
   """Returns the class of each pixel, [B, H, W]; the model is in eval mode."""
   with _autocast(image.device, config):
     return model(image).argmax(1)

@@ -21,16 +21,11 @@ _AROUND = 3
 
 
 def power(logits: np.ndarray, axis: int) -> np.ndarray:
-  """Returns the mean power at each frequency along an axis.
+  """Returns the mean power at each frequency along an axis of [B, H, W, K].
 
-  Args:
-    logits: [B, H, W, K].
-    axis: 1, of the rows, or 2, of the columns.
-
-  Returns:
-    float64 [n // 2 + 1] at the frequencies i / n per pixel, n the axis' length
-    cut to a multiple of 16; of Hann-windowed lines without their means, so that
-    the image's borders leave little; averaged over lines and channels.
+  It is float64 [n // 2 + 1] at the frequencies i / n per pixel, n the axis'
+  length cut to a multiple of 16; of Hann-windowed lines without their means, so
+  that the image's borders leave little; averaged over lines and channels.
   """
   lines = np.moveaxis(np.asarray(logits, np.float64), axis, -1)
   n = lines.shape[-1] // 16 * 16
@@ -43,14 +38,11 @@ def power(logits: np.ndarray, axis: int) -> np.ndarray:
 
 
 def share(spectrum: np.ndarray, period: int) -> float:
-  """Returns the share of the power that is a pattern of a period.
+  """Returns the share of a spectrum (see `power`) that is a pattern.
 
   It is the power in the bins that a pattern reaches, above the geometric mean
-  of the bins next to them, which fits a power law.
-
-  Args:
-    spectrum: see `power`.
-    period: in pixels, a power of 2.
+  of the bins next to them, which fits a power law. The period is in pixels, a
+  power of 2.
 
   Returns:
     At most 1; near 0, of either sign, for noise and smooth pictures; NaN where
@@ -80,11 +72,7 @@ def share(spectrum: np.ndarray, period: int) -> float:
 def measure(logits: np.ndarray) -> dict[str, float]:
   """Returns {'period_2': ..., 'period_4': ..., 'period_8': ...}.
 
-  Args:
-    logits: [B, H, W, K].
-
-  Returns:
-    See `share`, the mean over the two axes.
+  Each is the mean of `share` over the two axes of logits [B, H, W, K].
   """
   spectra = [power(logits, axis) for axis in (1, 2)]
   return {

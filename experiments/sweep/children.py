@@ -30,9 +30,8 @@ class Stopped(Exception):
 class Failed(Exception):
   """A process that ended with an error.
 
-  Attributes:
-    about: for the record of a point: `stage`, `exit_code`, `reason` (one line)
-      and `log`, the last lines that it printed.
+  `about` is for the record of a point: `stage`, `exit_code`, `reason` (one
+  line) and `log`, the last lines that it printed.
   """
 
   def __init__(self, stage: str, code: int, printed: str):
@@ -143,11 +142,7 @@ class Children:
   def lock(
     self, path: pathlib.Path, what: str, wait: bool = True
   ) -> contextlib.AbstractContextManager[None]:
-    """Returns `locks.lock`, for which a signal ends the wait.
-
-    Raises:
-      Stopped: a signal came, on entering.
-    """
+    """Returns `locks.lock`; a signal while it waits raises Stopped."""
     return locks.lock(path, what, wait, self._pause)
 
   def start_thread(self) -> None:
@@ -178,10 +173,7 @@ class Children:
   def run(self, stage: str, arguments: list[str], log: pathlib.Path) -> None:
     """Runs `python ARGUMENTS`, and returns when it has ended.
 
-    Args:
-      stage: what it does, for the record of a failure.
-      arguments: of Python.
-      log: its output is appended to this file.
+    Its output is appended to the log.
 
     Raises:
       Failed: its exit code is not 0.

@@ -29,46 +29,36 @@ FLAGS = ('jobs', 'cpus', 'gpus', 'tpu', 'image', 'queue', 'claim')
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-  """A sweep to submit.
+  """A sweep to submit."""
 
-  Attributes:
-    arguments: of experiments.sweep, for all jobs.
-    unit: `point` or `variant`, of which each job runs one.
-    points: names of the points of each job.
-    directory: the workdir, absolute.
-    jobs: at most so many at once; 1: no limit.
-    cpus: of each job.
-    gpus: of each job.
-    tpu: TYPE:TOPOLOGY of each job in place of GPUs, or ''.
-    image: of the container, which has this code as its working directory.
-    queue: of Kueue, in the namespace of the job.
-    claim: name of the PersistentVolumeClaim that is mounted at the workdir.
-  """
-
+  # Of experiments.sweep, for all jobs.
   arguments: tuple[str, ...]
+  # `point` or `variant`, of which each job runs one; and its points' names.
   unit: str
   points: tuple[tuple[str, ...], ...]
+  # The workdir, absolute.
   directory: str
+  # At most so many at once; 1: no limit.
   jobs: int
+  # Of each job; TYPE:TOPOLOGY takes the place of GPUs.
   cpus: int
   gpus: int
   tpu: str
+  # Of the container, which has this code as its working directory.
   image: str
+  # Of Kueue, in the namespace of the job.
   queue: str
+  # The PersistentVolumeClaim that is mounted at the workdir.
   claim: str
 
   @property
   def command(self) -> str:
-    """For a shell, up to the number of the point or variant."""
-    return f'{self._run} --{self.unit}='
-
-  @property
-  def gather(self) -> str:
-    return f'{self._run} --gather'
-
-  @property
-  def _run(self) -> str:
     return shlex.join(['python', '-m', 'experiments.sweep', *self.arguments])
+
+  @property
+  def run(self) -> str:
+    """For a shell, up to the number of the point or variant."""
+    return f'{self.command} --{self.unit}='
 
 
 def slurm(job: Job) -> str:
@@ -80,7 +70,7 @@ def slurm(job: Job) -> str:
   gpus = f'\n#SBATCH --gpus={job.gpus}' if job.gpus else ''
   return f"""#!/bin/bash
 # From the repository's root: sbatch [--partition=NAME] THIS_FILE
-# Tables of the points that are done: {job.gather}
+# Tables of the points that are done: {job.command} --gather
 # Data is kept under ~/.cache/unet_jax, or XDG_CACHE_HOME/unet_jax: let all
 # nodes see it, or each downloads its own.
 #SBATCH --job-name=sweep
@@ -89,7 +79,7 @@ def slurm(job: Job) -> str:
 #SBATCH --time=04:00:00 --signal=TERM@{_NOTICE}
 #SBATCH --requeue --open-mode=append
 # Since Slurm 22.05 a step does not take its CPUs from the job.
-srun --cpus-per-task="$SLURM_CPUS_PER_TASK" {job.command}"$SLURM_ARRAY_TASK_ID"
+srun --cpus-per-task="$SLURM_CPUS_PER_TASK" {job.run}"$SLURM_ARRAY_TASK_ID"
 code=$?
 # Saved after SIGTERM, at the time limit: go on later.
 if [ "$code" -eq 143 ]; then
@@ -147,13 +137,10 @@ def _pod_template(job: Job) -> dict[str, Any]:
     'name': 'point',
     'image': job.image,
     # exec: Python itself gets the signal.
-    'command': ['/bin/sh', '-c', f'exec {job.command}"$JOB_COMPLETION_INDEX"'],
+    'command': ['/bin/sh', '-c', f'exec {job.run}"$JOB_COMPLETION_INDEX"'],
     'resources': {'requests': {'cpu': str(job.cpus)}},
     'volumeMounts': [{'name': 'sweep', 'mountPath': job.directory}],
   }
-  limits, labels = _accelerators(job)
-  if limits:
-    container['resources']['limits'] = limits
   pod: dict[str, Any] = {
     'restartPolicy': 'Never',
     'terminationGracePeriodSeconds': _NOTICE,
@@ -162,8 +149,11 @@ def _pod_template(job: Job) -> dict[str, Any]:
       {'name': 'sweep', 'persistentVolumeClaim': {'claimName': job.claim}}
     ],
   }
-  if labels:
-    pod['nodeSelector'] = labels
+  limits = {'nvidia.com/gpu': str(job.gpus)} if job.gpus else {}
+  if job.tpu:
+    limits, pod['nodeSelector'] = _tpu(job.tpu)
+  if limits:
+    container['resources']['limits'] = limits
   template: dict[str, Any] = {'spec': pod}
   if job.unit == 'variant':
     # How GKE mounts a bucket; others ignore it.
@@ -171,17 +161,15 @@ def _pod_template(job: Job) -> dict[str, Any]:
   return template
 
 
-def _accelerators(job: Job) -> tuple[dict[str, Any], dict[str, str]]:
+def _tpu(tpu: str) -> tuple[dict[str, str], dict[str, str]]:
   """Returns a container's limits, and the labels of a node that has them.
 
-  Of TPUs: docs.cloud.google.com/kubernetes-engine/docs/how-to/tpus.
+  See docs.cloud.google.com/kubernetes-engine/docs/how-to/tpus.
   """
-  if not job.tpu:
-    return ({'nvidia.com/gpu': str(job.gpus)} if job.gpus else {}), {}
-  kind, _, topology = job.tpu.partition(':')
+  kind, _, topology = tpu.partition(':')
   if not kind or not re.fullmatch(r'[1-9]\d*(x[1-9]\d*)+', topology):
     raise errors.UserError(
-      f'--tpu={job.tpu}: takes TYPE:TOPOLOGY of one host, such as '
+      f'--tpu={tpu}: takes TYPE:TOPOLOGY of one host, such as '
       'tpu-v5-lite-podslice:2x2'
     )
   chips = math.prod(map(int, topology.split('x')))
@@ -206,12 +194,12 @@ def xpk(job: Job) -> str:
   (github.com/AI-Hypercomputer/xpk). One host for each: processes of several
   would wait for one another's tuning.
   """
-  command = shlex.quote(job.command)
+  command = shlex.quote(job.run)
   # Names of points have no character that is special in a shell.
   points = '\n'.join(f"  '{' '.join(names)}'" for names in job.points)
   return f"""#!/bin/bash
 # bash THIS_FILE, with the variables below; IMAGE has this code and jax[tpu].
-# Tables of the points that are done: {job.gather}
+# Tables of the points that are done: {job.command} --gather
 # The workdir lies under the mount point of STORAGE,
 # {_STORAGE[job.unit]}
 # Data is kept in the container, and downloaded by each job, unless

@@ -19,8 +19,6 @@ from experiments.sweep.points import Point, Sweep
 from unet_jax.config import fields
 from unet_jax.runtime import errors, locks
 
-pass
-
 # Fields that may differ between calls: only the clock depends on them.
 _FREE = ('data.cache', 'data.cache_dir', 'data.num_workers', 'log')
 
@@ -141,17 +139,13 @@ def write_csv(
   rows: Iterable[Mapping[str, Any]],
 ) -> None:
   """Writes a table whole or not at all; missing values are empty cells."""
+  # Floats are written exactly, None as an empty cell.
   with _replacing(path) as f:
-    writer = csv.writer(f)
-    writer.writerow(columns)
-    writer.writerows([_cell(row.get(c)) for c in columns] for row in rows)
-
-
-def _cell(value: Any) -> Any:
-  """Returns a CSV cell: exact for floats, empty for NaN and None."""
-  if isinstance(value, float):
-    return repr(value) if math.isfinite(value) else ''
-  return '' if value is None else value
+    writer = csv.DictWriter(f, columns, extrasaction='ignore')
+    writer.writeheader()
+    for row in rows:
+      isnan = lambda x: isinstance(x, float) and not math.isfinite(x)
+      writer.writerow({k: None if isnan(v) else v for k, v in row.items()})
 
 
 def read_csv(path: pathlib.Path) -> list[dict[str, str]]:

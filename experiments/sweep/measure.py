@@ -8,12 +8,12 @@ the network of a training run, as --mode=evaluate does, and writes
 WORKDIR/checkerboard.json.
 """
 
+import functools
 import os
 import pathlib
 import statistics
 import sys
-import time
-from collections.abc import Callable
+import timeit
 from typing import Any
 
 import jax
@@ -28,8 +28,6 @@ from unet_jax.models import unet
 from unet_jax.prediction import step as step_lib
 from unet_jax.runtime import errors, logs, program
 from unet_jax.runtime import mesh as mesh_lib
-
-pass
 
 # Batches of inference before the clock, and timed ones, whose median counts.
 _WARM_UP, _TIMED = 2, 9
@@ -76,10 +74,7 @@ def costs(config: ml_collections.ConfigDict) -> dict[str, float | str | None]:
   compilation_cache.reset_cache()
   mesh, model = mesh_lib.make_mesh(config), unet.create_model(config)
   lowered = summary.lower_train_step(config, model, mesh)
-  start = time.perf_counter()
-  lowered.compile()
-  compile_seconds = time.perf_counter() - start
-
+  compile_seconds = timeit.timeit(lowered.compile, number=1)
   size = config.inference.batch_size or config.data.batch_size
   shape = (size, *config.data.image_size, config.data.num_channels)
   rng = np.random.default_rng(0)
@@ -88,25 +83,24 @@ def costs(config: ml_collections.ConfigDict) -> dict[str, float | str | None]:
   variables = jax.device_put(
     _variables(model, shape, rng), mesh_lib.replicated(mesh)
   )
+  mean, std = config.data.mean, config.data.std
   step = jax.jit(
-    lambda variables, image: step_lib.predict_step(
-      variables,
-      image,
-      model=model,
-      mean=config.data.mean,
-      std=config.data.std,
-    ),
-    compiler_options=program.compiler_options(),
+    functools.partial(step_lib.predict_step, model=model, mean=mean, std=std),
+    compiler_options=program.compiler_options(mesh),
   )
   compiled = step.lower(variables, image).compile()
+  seconds = timeit.repeat(
+    lambda: jax.block_until_ready(compiled(variables, image)),
+    repeat=_WARM_UP + _TIMED,
+    number=1,
+  )[_WARM_UP:]
   by_compiler, device = summary.costs(compiled), jax.devices()[0]
   flops = by_compiler['flops']
   return {
     'compile_seconds': compile_seconds,
     'inference_flops': flops and flops * mesh.size / size,
     'inference_bytes': by_compiler['total_bytes'],
-    'inference_images_per_second': size
-    / _seconds(lambda: compiled(variables, image)),
+    'inference_images_per_second': size / statistics.median(seconds),
     'device': device.device_kind or device.platform,
   }
 
@@ -116,10 +110,7 @@ def _variables(
 ) -> Any:
   """Returns small random values; an initialisation is slow to compile.
 
-  Args:
-    model: whose variables.
-    shape: of a batch of images, [B, H, W, C].
-    rng: draws them.
+  The shape is that of a batch of images, [B, H, W, C].
   """
   image = jax.ShapeDtypeStruct((1, *shape[1:]), np.float32)
   abstract = jax.eval_shape(
@@ -128,16 +119,6 @@ def _variables(
   return jax.tree.map(
     lambda x: rng.uniform(0.01, 0.1, x.shape).astype(x.dtype), abstract
   )
-
-
-def _seconds(call: Callable[[], Any]) -> float:
-  """Returns the median of some calls' seconds."""
-  seconds = []
-  for _ in range(_WARM_UP + _TIMED):
-    start = time.perf_counter()
-    jax.block_until_ready(call())
-    seconds.append(time.perf_counter() - start)
-  return statistics.median(seconds[_WARM_UP:])
 
 
 def main(what: str, directory: str, *arguments: str) -> None:

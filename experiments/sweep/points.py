@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import pathlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import ml_collections
@@ -14,8 +14,6 @@ from ml_collections import config_flags
 from unet_jax.config import command_line
 from unet_jax.config import fields as fields_lib
 from unet_jax.runtime import errors
-
-pass
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 LEARNING_RATE = 'optimizer.learning_rate'
@@ -38,15 +36,12 @@ class Tune:
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-  """One run of a sweep.
+  """One run of a sweep."""
 
-  Attributes:
-    overrides: {'section.field': value} on the base.
-    name: of its folder: what differs, `upsample=bilinear,depth=3,seed=0`.
-    variant: the same without the seed.
-  """
-
+  # {'section.field': value} on the base.
   overrides: dict[str, Any]
+  # Of its folder: what differs, `upsample=bilinear,depth=3,seed=0`; and the
+  # same without the seed.
   name: str
   variant: str
 
@@ -57,25 +52,17 @@ class Point:
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-  """A sweep file with the command's changes.
+  """A sweep file with the command's changes."""
 
-  Attributes:
-    path: of the file, absolute.
-    size: the argument after its name, or ''.
-    question: that it answers, one line.
-    arguments: of main.py, which give the base config.
-    config: the base config.
-    tune: how a field is tuned, or None.
-    budget: `steps` or `flops`.
-    points: in order.
-  """
-
+  # Of the file, absolute, and the argument after its name, or ''.
   path: str
   size: str
   question: str
+  # Of main.py, which give the base config.
   arguments: tuple[str, ...]
   config: ml_collections.ConfigDict
   tune: Tune | None
+  # `steps` or `flops`.
   budget: str
   points: tuple[Point, ...]
 
@@ -117,16 +104,14 @@ def last_of_each(arguments: Sequence[str]) -> list[str]:
 
 def short_names(fields: Sequence[str]) -> dict[str, str]:
   """Returns each field's shortest ending that no other field has."""
-
-  def short(field: str) -> str:
+  found = {}
+  for field in fields:
     parts = field.split('.')
-    for i in reversed(range(len(parts))):
-      tail = '.'.join(parts[i:])
-      if not any(f'.{f}'.endswith(f'.{tail}') for f in fields if f != field):
-        return tail
-    return field
-
-  return {field: short(field) for field in fields}
+    tails = ['.'.join(parts[i:]) for i in reversed(range(len(parts)))]
+    taken = [f'.{f}' for f in fields if f != field]
+    is_own = lambda tail: not any(f.endswith(f'.{tail}') for f in taken)
+    found[field] = next(filter(is_own, tails), field)
+  return found
 
 
 def point_name(overrides: dict[str, Any], short: dict[str, str]) -> str:
@@ -146,18 +131,16 @@ def _word(value: Any) -> str:
   return re.sub(r'[^\w.+-]', '-', str(value), flags=re.ASCII)
 
 
-def resolve(arguments: Iterable[str]) -> ml_collections.ConfigDict:
+def resolve(arguments: Sequence[str]) -> ml_collections.ConfigDict:
   """Returns the config of --config and --config.* flags, as main.py does."""
-  arguments = list(arguments)
-  command_line.check_arguments(arguments, ROOT / 'configs')
-  argv = ['main.py', *map(command_line.spelled_for_python, arguments)]
+  argv = ['main.py', *command_line.resolved(arguments)]
   values = flags.FlagValues()
-  # sys_argv: it looks there for the fields, not among the flags.
-  holder = config_flags.DEFINE_config_file(
-    'config', flag_values=values, sys_argv=argv
-  )
   try:
+    # sys_argv: it looks there for the fields, not among the flags.
+    holder = config_flags.DEFINE_config_file(
+      'config', flag_values=values, sys_argv=argv
+    )
     values(argv)
-  except (flags.Error, ValueError, TypeError) as e:
-    raise errors.UserError(errors.line_of_flags(e)) from e
+  except (flags.Error, ImportError, ValueError, TypeError) as e:
+    raise errors.UserError(command_line.line_of_flags(e)) from e
   return holder.value

@@ -62,13 +62,7 @@ class Progress:
 
 
 class Runner:
-  """Runs points of a sweep.
-
-  Args:
-    sweep: whose points.
-    directory: of the sweep.
-    children: runs the programs.
-  """
+  """Runs points of a sweep, whose programs `children` runs."""
 
   def __init__(self, sweep: Sweep, directory: pathlib.Path, children: Children):
     self._sweep, self._directory, self._children = sweep, directory, children
@@ -77,12 +71,9 @@ class Runner:
   def run(
     self, chosen: Sequence[Point], jobs: int, gathers: bool = True
   ) -> None:
-    """Runs points that are not done, and returns when all have ended.
+    """Runs points, `jobs` of them at once, and returns when all have ended.
 
-    Args:
-      chosen: the points.
-      jobs: how many run at once.
-      gathers: write the tables after each point.
+    With `gathers` it writes the tables after each.
     """
     done = len(self._sweep.points) - len(chosen) if gathers else 0
     progress = Progress(done + len(chosen), done, jobs)
@@ -122,12 +113,12 @@ class Runner:
     XLA splits sums over them, so that results differ by rounding; those of
     accelerators are taken not to.
     """
-    points = self._sweep.points
-    records = [folders.record_of(self._directory, point) for point in points]
-    machines = [record['machine'] for record in records if 'machine' in record]
-    now = self._children.machine['cores']
-    before = {m['cores'] for m in machines if m['device'] == 'cpu'} - {now}
-    if before:
+    now, before = self._children.machine['cores'], set()
+    for point in self._sweep.points:
+      machine = folders.record_of(self._directory, point).get('machine', {})
+      if machine.get('device') == 'cpu':
+        before.add(machine['cores'])
+    if before := before - {now}:
       _log.warning(
         'points of earlier calls had %s cores each, now %d: their metrics and '
         'those to come are not bit-equal to those of one machine and one '
@@ -139,11 +130,7 @@ class Runner:
   def run_point(self, point: Point) -> dict[str, Any]:
     """Trains, evaluates and measures a point, as far as it is not done.
 
-    Returns:
-      What is recorded in point.json, see `folder.record_of`.
-
-    Raises:
-      Stopped: a signal came; another call goes on.
+    Returns what is recorded, see `folder.record_of`; may raise Stopped.
     """
     self._children.check()
     folder = folders.of_point(self._directory, point)

@@ -24,8 +24,6 @@ from unet_jax.config import checks
 from unet_jax.config import fields as fields_lib
 from unet_jax.runtime import errors
 
-pass
-
 # The constants of a sweep file, and their defaults.
 DEFAULTS: dict[str, Any] = {
   # The config that the points change, from the root of the repository.
@@ -66,8 +64,8 @@ def load(
   Args:
     name: `SWEEP.py` or `SWEEP.py:SIZE`.
     arguments: --config.x=y that change the base.
-    no_tune: skips the tuning.
-    budget: `steps` or `flops`; '' is that of the file.
+    no_tune: skip the tuning.
+    budget: '' is that of the file.
 
   Raises:
     UserError: there is no such file, or it asks for what cannot be done.
@@ -175,9 +173,7 @@ def _points(yielded: list[dict[str, Any]]) -> tuple[Point, ...]:
   points = []
   for overrides in yielded:
     rest = {k: v for k, v in overrides.items() if k != 'seed'}
-    names = (
-      points_lib.point_name(fields, short) for fields in (overrides, rest)
-    )
+    names = [points_lib.point_name(x, short) for x in (overrides, rest)]
     points.append(Point(overrides, *names))
   return tuple(points)
 
@@ -234,7 +230,7 @@ def _mistakes(sweep: Sweep) -> Iterator[str]:
     if field not in flat:
       yield (
         f'there is no field {field}{fields_lib.nearest(field, flat)}; '
-        'configs/default.py lists them all'
+        'unet_jax/config/default.py lists them all'
       )
   all_flat = [sweep.flat(point.overrides) for point in sweep.points]
   if any(of_point['model.spatial_dims'] == 3 for of_point in all_flat):

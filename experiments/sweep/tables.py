@@ -26,6 +26,7 @@ Undefined metrics are empty cells. tuning.csv has a line for each value that was
 tried for a variant, failures.csv one for each point that failed.
 """
 
+import functools
 import pathlib
 import statistics
 from typing import Any
@@ -64,12 +65,14 @@ def row_of(sweep: Sweep, point: Point, directory: pathlib.Path) -> Row:
   """Returns the line of a point that is done, {column: value}."""
   folder = folders.of_point(directory, point)
   variant = folders.of_variant(directory, point.variant)
-  summary, costs = [
-    folders.read_json(variant / name) for name in ('summary.json', 'costs.json')
-  ]
-  checkerboard, evaluated = [
-    folders.read_json(folder / name)
-    for name in ('checkerboard.json', 'eval.json')
+  summary, costs, checkerboard, evaluated = [
+    folders.read_json(path)
+    for path in (
+      variant / 'summary.json',
+      variant / 'costs.json',
+      folder / 'checkerboard.json',
+      folder / 'eval.json',
+    )
   ]
   record = folders.record_of(directory, point)
   flat, seconds = sweep.flat(record['fields']), record['seconds']
@@ -105,18 +108,15 @@ def tuning_rows(sweep: Sweep, tune: Tune, directory: pathlib.Path) -> list[Row]:
   """Returns a line for each value that was tried, {column: value}."""
   rows = []
   for point, *_ in sweep.variants:
-    name = lambda value: folders.of_trial(
-      directory, point.variant, tune.field, value
+    of_value = functools.partial(
+      folders.of_trial, directory, point.variant, tune.field
     )
-    trials = {v: tuning.read_trial(name(v)) for v in tune.values}
-    is_whole = all(trials.values())
-    chosen = tuning.best(list(trials.values())) if is_whole else None
-    for i, (value, trial) in enumerate(trials.items()):
+    trials = [tuning.read_trial(of_value(value)) for value in tune.values]
+    chosen = tuning.best(trials) if all(trials) else None
+    for i, (value, trial) in enumerate(zip(tune.values, trials)):
+      about = {'variant': point.variant, tune.field: value, 'seed': tune.seed}
       if trial:
-        about = {tune.field: value, 'seed': tune.seed}
-        rows.append(
-          {'variant': point.variant, **about, **trial, 'chosen': i == chosen}
-        )
+        rows.append({**about, **trial, 'chosen': i == chosen})
   return rows
 
 

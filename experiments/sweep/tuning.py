@@ -25,13 +25,10 @@ MEASURE = ['-m', 'experiments.sweep.measure']
 
 
 def await_run(folder: pathlib.Path, children: Children) -> None:
-  """Waits until no training has a workdir.
+  """Waits until no training has a workdir; may raise Stopped.
 
   A runner that was killed may have left one behind, which saves its state or,
   where it did not learn of that end, goes on.
-
-  Raises:
-    Stopped: see children.py.
   """
   # main.py holds this lock while it trains.
   with children.lock(folder / '.lock', f'training in {folder}'):
@@ -54,13 +51,12 @@ def read_trial(folder: pathlib.Path) -> dict[str, Any]:
 
 def best(trials: Sequence[dict[str, Any]]) -> int | None:
   """Returns the place of the best of all trials, None if no value trains."""
-  scores = [
-    -math.inf
-    if t['diverged'] or t['eval/dataset_miou'] is None
-    else t['eval/dataset_miou']
-    for t in trials
-  ]
-  return None if max(scores) == -math.inf else scores.index(max(scores))
+  scores = {
+    i: trial['eval/dataset_miou']
+    for i, trial in enumerate(trials)
+    if not trial['diverged'] and trial['eval/dataset_miou'] is not None
+  }
+  return max(scores, key=lambda i: scores[i], default=None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,11 +64,6 @@ class Planner:
   """Decides how the points of a sweep are trained.
 
   Methods raise `Failed` and `Stopped`, see children.py.
-
-  Attributes:
-    sweep: whose points.
-    directory: of the sweep.
-    children: runs the programs.
   """
 
   sweep: Sweep
@@ -89,7 +80,7 @@ class Planner:
     return {**overrides, **self._schedule(overrides, max(num_steps, 1))}
 
   def device(self, point: Point) -> str | None:
-    """Returns the kind of device that the variant's costs were measured on."""
+    """Returns the device that the variant's costs were measured on."""
     folder = folders.of_variant(self.directory, point.variant)
     return folders.read_json(folder / 'costs.json').get('device')
 
@@ -99,12 +90,8 @@ class Planner:
     """Returns the fields of a run of another length; warm-up changes alike."""
     flat = self.sweep.flat(overrides)
     share = num_steps / flat['train.num_steps']
-    return {
-      'train.num_steps': num_steps,
-      'optimizer.warmup_steps': math.ceil(
-        flat['optimizer.warmup_steps'] * share
-      ),
-    }
+    warmup = math.ceil(flat['optimizer.warmup_steps'] * share)
+    return {'train.num_steps': num_steps, 'optimizer.warmup_steps': warmup}
 
   def _budget_share(self, point: Point) -> float:
     """Returns the factor of the base's steps that spends the same budget."""
@@ -113,12 +100,8 @@ class Planner:
       return 1.0
     base = self._train_flops('base', {})
     if not own or not base:
-      raise Failed(
-        'budget',
-        1,
-        'error: the compiler of this backend reports no FLOP; take '
-        '--budget=steps',
-      )
+      what = 'the compiler of this backend reports no FLOP'
+      raise Failed('budget', 1, f'error: {what}; take --budget=steps')
     return base / own
 
   def _train_flops(
@@ -127,12 +110,8 @@ class Planner:
     """Returns the FLOP of a train step; writes summary.json and costs.json."""
     folder = folders.of_variant(self.directory, variant)
     folder.mkdir(parents=True, exist_ok=True)
-    arguments = [
-      *MEASURE,
-      'network',
-      str(folder),
-      *self.sweep.main_arguments(overrides),
-    ]
+    config = self.sweep.main_arguments(overrides)
+    arguments = [*MEASURE, 'network', str(folder), *config]
     with self.children.lock(folder / '.lock', f'measuring {variant}'):
       if not all((folder / f'{n}.json').exists() for n in ('summary', 'costs')):
         self.children.run('summary', arguments, folder / 'log.txt')
@@ -145,16 +124,11 @@ class Planner:
     for wait in (False, True):
       for value in tune.values:
         self._try(tune, point, value, num_steps, wait)
-    chosen = best(
-      [read_trial(self._folder(tune, point, value)) for value in tune.values]
-    )
+    tried = (self._folder(tune, point, value) for value in tune.values)
+    chosen = best([read_trial(folder) for folder in tried])
     if chosen is None:
-      raise Failed(
-        'tuning',
-        1,
-        f'error: {point.variant}: no {tune.field} of {tune.values} trains; '
-        'change TUNE',
-      )
+      what = f'{point.variant}: no {tune.field} of {tune.values} trains'
+      raise Failed('tuning', 1, f'error: {what}; change TUNE')
     return {tune.field: tune.values[chosen]}
 
   def _folder(self, tune: Tune, point: Point, value: Any) -> pathlib.Path:
@@ -192,14 +166,11 @@ class Planner:
         'log.tensorboard': False,
         tune.field: value,
       }
-      arguments = self.sweep.main_arguments(overrides)
+      config = self.sweep.main_arguments(overrides)
+      arguments = [MAIN, f'--workdir={folder}', *config]
       await_run(folder, self.children)
       try:
-        self.children.run(
-          'tuning',
-          [MAIN, f'--workdir={folder}', *arguments],
-          folder / 'log.txt',
-        )
+        self.children.run('tuning', arguments, folder / 'log.txt')
       except Failed as e:
         if 'not finite' not in str(e):
           raise

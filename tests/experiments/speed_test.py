@@ -15,9 +15,7 @@ from configs import oxford_pets, shapes
 from tests import folders
 from unet_jax.data import prepare
 from unet_jax.models import unet
-from unet_jax.runtime.program import errors
-
-pass
+from unet_jax.runtime import errors
 
 pytestmark = pytest.mark.whole_runs
 
@@ -26,11 +24,7 @@ _ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 @pytest.mark.parametrize(
   'config',
-  [
-    shapes.get_config(),
-    oxford_pets.get_config('small'),
-    oxford_pets.get_config('large'),
-  ],
+  [shapes.get_config(), *map(oxford_pets.get_config, ('small', 'large'))],
   ids=['shapes', 'pets-small', 'pets-large'],
 )
 def test_torch_network_is_the_same_size(config):
@@ -54,31 +48,22 @@ def test_each_difference_of_the_torch_network_is_named():
   from experiments.speed import torch_unet
 
   config = shapes.get_config()
-  config.model.norm = 'group'
-  assert torch_unet.unsupported(config) == 'model.norm=group'
-  config = shapes.get_config()
   config.data.image_size = (64, 60)
   assert torch_unet.unsupported(config) == 'data.image_size=(64, 60)'
+  config.model.norm = 'group'
+  assert torch_unet.unsupported(config) == 'model.norm=group'
 
 
 def test_benchmark_measures_steps_and_pipeline(tmp_path):
   output = tmp_path / 'speed.json'
+  arguments = (
+    f'--output={output} --what=step,pipeline --repeats=2 --steps=2 '
+    f'--config.data.cache_dir={tmp_path} --config.data.num_train=32 '
+    '--config.data.image_size=16,16 --config.data.batch_size=4 '
+    '--config.model.depth=1 --config.model.base_features=4'
+  )
   process = subprocess.run(
-    [
-      sys.executable,
-      '-m',
-      'experiments.speed.benchmark',
-      '--what=step,pipeline',
-      '--repeats=2',
-      '--steps=2',
-      f'--output={output}',
-      f'--config.data.cache_dir={tmp_path}',
-      '--config.data.num_train=32',
-      '--config.data.image_size=16,16',
-      '--config.data.batch_size=4',
-      '--config.model.depth=1',
-      '--config.model.base_features=4',
-    ],
+    [sys.executable, '-m', 'experiments.speed.benchmark', *arguments.split()],
     cwd=_ROOT,
     env={**os.environ, 'JAX_PLATFORMS': 'cpu'},
     capture_output=True,
@@ -131,7 +116,7 @@ def test_data_loader_does_the_same(folder):
   peer = loader._Peer(folder, list(zip(images, masks)))
   ours = prepare.prepare(folder, 'train')
   # Workers get it pickled.
-  theirs = pickle.loads(pickle.dumps(peer._prepared()))
+  theirs = pickle.loads(pickle.dumps(peer.prepared()))
   assert len(theirs) == len(ours) == 12
   for i in range(12):
     image, mask = (tensor.numpy() for tensor in theirs[i])
@@ -143,11 +128,8 @@ def test_data_loader_does_the_same(folder):
   arrays = [root / f'{k}.npy' for k in ('image', 'mask')]
   for path, k in zip(arrays, ('image', 'mask')):
     np.save(path, np.stack([ours[i][k] for i in range(12)]))
-  batch = next(
-    torch_loader.endless(
-      torch_loader.make_loader(torch_loader.Arrays(arrays), 8, 0)
-    )
-  )
+  batches = torch_loader.make_loader(torch_loader.Arrays(arrays), 8, 0)
+  batch = next(torch_loader.endless(batches))
   for tensor, k in zip(batch, ('image', 'mask')):
     expected = np.stack([ours[i][k] for i in range(8)])
     np.testing.assert_array_equal(tensor.numpy(), expected)

@@ -8,7 +8,7 @@ skipped where checkpoints or data are not there.
 """
 
 import argparse
-import os
+import pathlib
 import sys
 
 from experiments.sweep.report import examples, page, results
@@ -19,29 +19,25 @@ def main() -> None:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument('directory', help='of the sweep')
+  parser.add_argument('directory', type=pathlib.Path, help='of the sweep')
   parser.add_argument(
     '--predict', action='store_true', help='make the example predictions'
   )
-  arguments = parser.parse_args()
-  directory = arguments.directory
+  args = parser.parse_args()
+  where = str(args.directory)
   try:
-    if arguments.predict:
-      _predict(directory)
-    conclusion = page.write(directory)
+    if args.predict:
+      sweep = results.read(args.directory)
+      try:
+        examples.save(args.directory, sweep)
+      except errors.UserError as e:
+        line = errors.one_line(e, where)
+        print(f'no example predictions: {line}', file=sys.stderr)
+    conclusion = page.write(args.directory)
   except (errors.UserError, OSError) as e:
-    errors.exit_with(f'error: {errors.one_line(e, directory)}', 1)
+    errors.exit_with(f'error: {errors.one_line(e, where)}', 1)
   print(' '.join(conclusion))
-  print(f'wrote {os.path.join(directory, "report.html")}')
-
-
-def _predict(directory: str) -> None:
-  sweep = results.read(directory)
-  try:
-    examples.save(directory, sweep)
-  except errors.UserError as e:
-    line = errors.one_line(e, directory)
-    print(f'no example predictions: {line}', file=sys.stderr)
+  print(f'wrote {args.directory / "report.html"}')
 
 
 if __name__ == '__main__':

@@ -13,8 +13,6 @@ from experiments.sweep.report.statistics import Comparison
 from unet_jax.evaluation import glossary
 from unet_jax.reports import html
 
-pass
-
 # Draws of the bootstrap: about ten lie beyond the limits of the interval of one
 # of forty comparisons.
 RESAMPLES = 20000
@@ -32,18 +30,12 @@ _MOST_CLAIMS = 3
 
 @dataclasses.dataclass(frozen=True)
 class Analysis:
-  """The statistics of one measure.
-
-  Attributes:
-    measure: its name, such as `image_miou`.
-    draws: of the variants.
-    comparisons: that the sweep asks for.
-    interaction: p-value of two factors' interaction, None if there is no grid.
-  """
+  """The statistics of one measure, such as `image_miou`."""
 
   measure: str
   draws: statistics.Draws
   comparisons: list[Comparison]
+  # The p-value of two factors' interaction, None if there is no grid.
   interaction: float | None
 
   @property
@@ -59,12 +51,10 @@ def analyse(results: Results, resamples: int = RESAMPLES) -> list[Analysis]:
   """Returns the statistics of each measure; conclude from the first alone."""
   asked = contrasts.make_contrasts(results.factors, results.variants, BASELINES)
   cells = contrasts.full_grid(results.factors, results.variants)
-  seeds = [point.seed for point in results.networks]
+  networks = results.variant_indices(), [p.seed for p in results.networks]
   analyses = []
   for measure, of_images in results.measures().items():
-    draws = statistics.bootstrap(
-      of_images, results.variant_indices(), seeds, resamples, _SEED
-    )
+    draws = statistics.bootstrap(of_images, *networks, resamples, _SEED)
     compared = statistics.compare(draws, asked, cells)
     analyses.append(Analysis(measure, draws, *compared))
   return analyses
@@ -81,12 +71,7 @@ def title(measure: str) -> str:
 
 
 def conclude(results: Results, analysis: Analysis) -> list[str]:
-  """Returns a few sentences that claim what is certain, or that nothing is.
-
-  Args:
-    results: the sweep.
-    analysis: of the measure that is concluded from.
-  """
+  """Returns a few sentences that claim what is certain, or that nothing is."""
   sentences = _verdict(results, analysis)
   if results.skipped:
     count, done = len(results.skipped), len(results.networks)

@@ -10,19 +10,13 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Contrast:
-  """A difference between variants.
-
-  Attributes:
-    factor: the field that differs.
-    values: (its value, the value that it is compared with).
-    others: ((field, value), ...) that are held; () for a mean over all of them.
-    weights: of the V variants' scores; the positive ones add up to 1, the
-      negative ones to -1.
-  """
+  """A difference between variants: a field, its value, and another value."""
 
   factor: str
   values: tuple[str, str]
+  # ((field, value), ...) that are held; () for a mean over all of them.
   others: tuple[tuple[str, str], ...]
+  # Of the V variants' scores; the positive ones add up to 1, the others to -1.
   weights: tuple[float, ...]
 
   @property
@@ -52,13 +46,6 @@ def levels(
   return result
 
 
-def _difference(count: int, place: int, other: int) -> np.ndarray:
-  """Returns weights of `count` variants: 1 at a place, -1 at another."""
-  weights = np.zeros(count)
-  weights[[place, other]] = 1, -1
-  return weights
-
-
 def make_contrasts(
   factors: Sequence[str],
   variants: Sequence[Sequence[str]],
@@ -81,6 +68,7 @@ def make_contrasts(
     return _with_first(factors, variants)
   values, single, averaged = levels(factors, variants), [], []
   index = {tuple(v): i for i, v in enumerate(variants)}
+  identity = np.eye(len(variants))
   for k, factor in enumerate(factors):
     others = list(dict.fromkeys((*v[:k], *v[k + 1 :]) for v in variants))
     names = [f for f in factors if f != factor]
@@ -89,7 +77,8 @@ def make_contrasts(
       for held in others:
         keys = [(*held[:k], value, *held[k:]) for value in pair]
         if all(key in index for key in keys):
-          weights = _difference(len(variants), *(index[key] for key in keys))
+          this, other = (index[key] for key in keys)
+          weights = identity[this] - identity[other]
           found.append(weights)
           at = tuple(zip(names, held))
           single.append(Contrast(factor, pair, at, tuple(weights)))
@@ -101,20 +90,13 @@ def make_contrasts(
 
 def is_grid(factors: Sequence[str], variants: Sequence[Sequence[str]]) -> bool:
   """Whether factors differ one by one, see `make_contrasts`."""
-  if len(factors) < 2:
-    return True
-  for k in range(len(factors)):
-    groups: dict[tuple[str, ...], list[str]] = collections.defaultdict(list)
-    for variant in variants:
-      groups[(*variant[:k], *variant[k + 1 :])].append(variant[k])
-    pairs = collections.Counter(
-      pair
-      for values in groups.values()
-      for pair in itertools.combinations(sorted(values), 2)
-    )
-    if any(count > 1 for count in pairs.values()):
-      return True
-  return False
+  counts: collections.Counter = collections.Counter()
+  for pair in itertools.combinations(variants, 2):
+    differing = [(k, *ab) for k, ab in enumerate(zip(*pair)) if len({*ab}) > 1]
+    if len(differing) == 1:
+      ((k, a, b),) = differing
+      counts[k, frozenset((a, b))] += 1
+  return len(factors) < 2 or max(counts.values(), default=0) > 1
 
 
 def _pairs(values: list[str], baseline: str | None) -> list[tuple[str, str]]:
@@ -128,13 +110,12 @@ def _pairs(values: list[str], baseline: str | None) -> list[tuple[str, str]]:
 def _with_first(
   factors: Sequence[str], variants: Sequence[Sequence[str]]
 ) -> list[Contrast]:
-  first, *rest = variants
-  contrasts = []
-  for i, variant in enumerate(rest, 1):
-    weights = _difference(len(variants), i, 0)
-    pair = ', '.join(variant), ', '.join(first)
-    contrasts.append(Contrast(', '.join(factors), pair, (), tuple(weights)))
-  return contrasts
+  first, *rest = map(', '.join, variants)
+  name, identity = ', '.join(factors), np.eye(len(variants))
+  return [
+    Contrast(name, (variant, first), (), tuple(weights - identity[0]))
+    for variant, weights in zip(rest, identity[1:])
+  ]
 
 
 def full_grid(

@@ -1,9 +1,6 @@
-"""Predictions of a few images by each variant of a sweep, side by side.
+"""Predictions of a few images by each variant of a sweep, side by side."""
 
-The images are chosen by a rule, `RULE`.
-"""
-
-import os
+import pathlib
 from collections.abc import Sequence
 
 import matplotlib
@@ -19,6 +16,7 @@ from experiments.sweep.report.results import Point, Results
 from unet_jax.evaluation import confusion
 from unet_jax.reports import colors
 
+# How the images are chosen.
 RULE = (
   'The images at the 10th, 50th and 90th percentile of the mean mIoU over all '
   'networks: a hard, a middling and an easy one.'
@@ -39,16 +37,12 @@ def choose(results: Results) -> list[int]:
   return [int(order[i]) for i in dict.fromkeys(places)]
 
 
-def save(directory: str | os.PathLike, results: Results) -> None:
+def save(directory: pathlib.Path, results: Results) -> None:
   """Predicts the images by the first network of each variant.
 
   Writes DIR/examples/POINT.npz with `image` uint8 [K, H, W, C], `mask` and
   `prediction` uint8 [K, H, W], at the network's input size, and `name` [K].
   Files that have these images already are kept.
-
-  Args:
-    directory: of the sweep; points/NAME still has its checkpoint.
-    results: of the sweep.
 
   Raises:
     UserError: a point has no checkpoint, or its data is not there.
@@ -57,12 +51,12 @@ def save(directory: str | os.PathLike, results: Results) -> None:
   import unet_jax
   from unet_jax.data import prepare
 
-  os.makedirs(os.path.join(directory, _FOLDER), exist_ok=True)
+  (directory / _FOLDER).mkdir(exist_ok=True)
   places = choose(results)
   for point in (points[0] for points in results.points):
     if _load(directory, results, point):
       continue
-    segment = unet_jax.load(os.path.join(directory, 'points', point.name))
+    segment = unet_jax.load(str(directory / 'points' / point.name))
     config = segment.config
     dataset = prepare.prepare(
       config, config.eval.split or config.data.eval_split
@@ -72,27 +66,26 @@ def save(directory: str | os.PathLike, results: Results) -> None:
     arrays = {
       'image': images,
       'mask': np.stack([example['mask'] for example in chosen]),
-      'prediction': segment(images).argmax(-1).astype(np.uint8),
+      'prediction': np.argmax(segment(images), -1).astype(np.uint8),
       'name': np.array([results.images[i] for i in places]),
     }
     path = _path(directory, point)
-    np.savez_compressed(path + '.tmp.npz', **arrays)
-    os.replace(path + '.tmp.npz', path)
+    temporary = path.with_name(f'{path.name}.tmp.npz')
+    np.savez_compressed(temporary, **arrays)
+    temporary.replace(path)
 
 
-def _path(directory: str | os.PathLike, point: Point) -> str:
-  return os.path.join(directory, _FOLDER, f'{point.name}.npz')
+def _path(directory: pathlib.Path, point: Point) -> pathlib.Path:
+  return directory / _FOLDER / f'{point.name}.npz'
 
 
-def _load(
-  directory: str | os.PathLike, results: Results, point: Point
-) -> Arrays:
+def _load(directory: pathlib.Path, results: Results, point: Point) -> Arrays:
   """Returns what `save` wrote, {} if it is missing or of other images.
 
   The choice of images changes while a sweep runs.
   """
   path = _path(directory, point)
-  if not os.path.exists(path):
+  if not path.exists():
     return {}
   with np.load(path) as arrays:
     found = dict(arrays)
@@ -101,29 +94,25 @@ def _load(
 
 
 def draw(
-  directory: str | os.PathLike, results: Results, folder: str | os.PathLike
+  directory: pathlib.Path, results: Results, folder: pathlib.Path
 ) -> dict[str, str]:
   """Draws each image with its mask and the predictions of all variants.
 
-  Args:
-    directory: of the sweep, with the files of `save`; variants without one are
-      skipped.
-    results: of the sweep.
-    folder: for the PNGs.
+  Variants without a file of `save` are skipped.
 
   Returns:
-    {name of the file: caption}.
+    {name of the PNG in the folder: caption}.
   """
   loaded = [_load(directory, results, points[0]) for points in results.points]
   first = next(filter(None, loaded), None)
   if first is None:
     return {}
-  os.makedirs(folder, exist_ok=True)
+  folder.mkdir(exist_ok=True)
   drawn = {}
   for k, name in enumerate(first['name']):
     file = f'predictions_{k}.png'
     figure = _draw_image(results, loaded, first, k)
-    figure.savefig(os.path.join(folder, file), dpi=100)
+    figure.savefig(folder / file, dpi=100)
     plt.close(figure)
     drawn[file] = (
       f'{name}: image, mask (ignored pixels are white), and the prediction by '

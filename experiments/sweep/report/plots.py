@@ -5,7 +5,7 @@ variant are written beside it, inside its mark or above its panel.
 """
 
 import functools
-import os
+import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -19,50 +19,53 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.sweep.report import contrasts, styles
-from experiments.sweep.report import results as results_lib
-from experiments.sweep.report.results import Point, Results
+from experiments.sweep.report.results import (
+  means_and_deviations,
+  Point,
+  Results,
+)
 from unet_jax.evaluation import confusion
 
 # Inches of a plot.
 _WIDE, _HIGH = 6.6, 3.8
+_STYLE: Any = {
+  # A value is no formula, though it may hold dollars.
+  'text.parse_math': False,
+  'axes.grid': True,
+  'grid.alpha': 0.3,
+  'axes.titlesize': 9,
+}
 # Bins of the sizes of objects, with as many images each.
 _BINS = 8
 
-# Returns None where metrics are missing. Arguments: the sweep, the quality of
-# the variants [V], and its name.
-Draw = Callable[[Results, np.ndarray, str], Figure | None]
-
 
 class Plot(NamedTuple):
-  """A file of figures/, skipped without the metrics in `needs`."""
+  """A file of figures/, skipped without the metrics in `needs`.
 
-  draw: Draw
+  `draw` then returns None. It takes the sweep, the quality of the variants [V],
+  and its name.
+  """
+
+  draw: Callable[[Results, np.ndarray, str], Figure | None]
   caption: str
   needs: str = ''
 
 
 def draw_all(
-  results: Results, scores: np.ndarray, what: str, directory: str | os.PathLike
+  results: Results, scores: np.ndarray, what: str, directory: pathlib.Path
 ) -> dict[str, str]:
-  """Draws the plots that there are metrics for.
-
-  Args:
-    results: the sweep.
-    scores: the quality of the variants, [V].
-    what: its name.
-    directory: for the PNGs.
+  """Draws the plots that there are metrics for, see `Plot`, into a directory.
 
   Returns:
     {name of the file: caption}, in the order of a report.
   """
-  os.makedirs(directory, exist_ok=True)
+  directory.mkdir(parents=True, exist_ok=True)
   drawn = {}
-  # A value is no formula, though it may hold dollars.
-  with plt.rc_context({'text.parse_math': False}):
+  with plt.rc_context(_STYLE):
     for name, plot in _PLOTS.items():
       figure = plot.draw(results, scores, what)
       if figure is not None:
-        figure.savefig(os.path.join(directory, name), dpi=120)
+        figure.savefig(directory / name, dpi=120)
         plt.close(figure)
         drawn[name] = plot.caption
   return drawn
@@ -82,12 +85,12 @@ def pareto_front(cost: np.ndarray, quality: np.ndarray) -> list[int]:
   return front
 
 
-def _single(high: float = _HIGH) -> tuple[Figure, Axes]:
-  return plt.subplots(figsize=(_WIDE, high), layout='constrained')
-
-
 def _panels(
-  rows: int, columns: int, wide: float, high: float, **shared: Any
+  rows: int = 1,
+  columns: int = 1,
+  wide: float = _WIDE,
+  high: float = _HIGH,
+  **shared: Any,
 ) -> tuple[Figure, np.ndarray]:
   """Returns a figure and its axes, [rows, columns]; sides are in inches."""
   return plt.subplots(
@@ -107,6 +110,14 @@ def _qualities(results: Results) -> list[np.ndarray]:
   ]
 
 
+def _mean_and_bar(
+  of_variants: Sequence[np.ndarray],
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns means over seeds, and their deviations, 0 where unknown."""
+  mean, spread = means_and_deviations(of_variants)
+  return mean, np.nan_to_num(spread)
+
+
 def _draw_pareto(
   results: Results,
   scores: np.ndarray,
@@ -116,25 +127,24 @@ def _draw_pareto(
   more_is_better: bool = False,
 ) -> Figure | None:
   """Draws quality against a cost, a column of results.csv."""
-  cost, _ = results_lib.means_and_deviations(results.metric(column))
+  cost, _ = _mean_and_bar(results.metric(column))
   if not np.isfinite(cost).any():
     return None
   style = styles.of_factor(results)
-  figure, axis = _single()
+  figure, ((axis,),) = _panels()
   front = pareto_front(-cost if more_is_better else cost, scores)
   axis.plot(cost[front], scores[front], color='0.6', lw=3, zorder=1)
-  _, spread = results_lib.means_and_deviations(_qualities(results))
-  for i, (x, y) in enumerate(zip(cost, scores)):
-    color = style.color(style.of(i))
-    axis.errorbar(x, y, np.nan_to_num(spread[i]), color=color, lw=1, zorder=2)
+  _, bars = _mean_and_bar(_qualities(results))
+  for x, y, bar, value, rest in zip(cost, scores, bars, style.of, style.rest):
+    color = style.color(value)
+    axis.errorbar(x, y, bar, color=color, lw=1, zorder=2)
     axis.scatter(x, y, 130, color=color, edgecolor='white', zorder=3)
-    _annotate(axis, ' '.join(style.rest(i)), (x, y), color)
+    _annotate(axis, ' '.join(rest), (x, y), color)
   _scale_costs(axis, cost)
   axis.set_xlabel(f'{label} ({"more" if more_is_better else "less"} is better)')
   axis.set_ylabel(what)
-  axis.grid(alpha=0.3)
-  if style.rest_names() and style.factor is not None:
-    axis.set_title(f'in the mark: {", ".join(style.rest_names())}', fontsize=9)
+  if style.rest_names and style.name:
+    axis.set_title(f'in the mark: {", ".join(style.rest_names)}')
   style.name_colors(figure)
   return figure
 
@@ -172,19 +182,14 @@ def _scale_costs(axis: Axes, cost: np.ndarray) -> None:
   axis.xaxis.set_major_formatter(ticker.EngFormatter(sep=''))
 
 
-def _draw_quality(results: Results, scores: np.ndarray, what: str) -> Figure:
-  del scores  # Drawn with the spread over seeds.
+def _draw_quality(results: Results, _: np.ndarray, what: str) -> Figure:
   return _draw_by_variant(results, _qualities(results), what)
 
 
-def _draw_boundary(
-  results: Results, scores: np.ndarray, what: str
-) -> Figure | None:
-  del scores, what
+def _draw_boundary(results: Results, *_: Any) -> Figure | None:
   for reduction in ('dataset', 'image'):
-    found = results.metric(f'eval/{reduction}_boundary_miou')
-    if np.isfinite(np.concatenate(found)).any():
-      error = [1 - values for values in found]
+    error = [1 - x for x in results.metric(f'eval/{reduction}_boundary_miou')]
+    if np.isfinite(np.concatenate(error)).any():
       label = f'1 - mean boundary IoU, {reduction}'
       return _draw_by_variant(results, error, label)
   return None
@@ -195,25 +200,23 @@ def _draw_by_variant(
 ) -> Figure:
   """Draws lines over a numeric factor, or a row for each variant."""
   style = styles.of_factor(results)
-  mean, spread = results_lib.means_and_deviations(of_variants)
-  rest = [style.rest(i) for i in range(len(mean))]
+  mean, bars = _mean_and_bar(of_variants)
   if not (
-    style.factor is not None
+    style.name
     and len(results.factors) == 2
-    and all(contrasts.is_number(r[0]) for r in rest)
+    and all(contrasts.is_number(r[0]) for r in style.rest)
   ):
-    return _draw_rows(results, style, mean, spread, label)
-  figure, axis = _single()
-  ticks = sorted({float(r[0]) for r in rest})
+    return _draw_rows(results, style, mean, bars, label)
+  figure, ((axis,),) = _panels()
+  ticks = sorted({float(r[0]) for r in style.rest})
   for k, value in enumerate(style.values):
-    chosen = [i for i in range(len(mean)) if style.of(i) == value]
+    chosen = [i for i, v in enumerate(style.of) if v == value]
     # Beside one another, so that bars do not hide one another.
     shift = 0.07 * (k - (len(style.values) - 1) / 2)
-    places = [ticks.index(float(rest[i][0])) + shift for i in chosen]
     axis.errorbar(
-      places,
+      [ticks.index(float(style.rest[i][0])) + shift for i in chosen],
       mean[chosen],
-      np.nan_to_num(spread[chosen]),
+      bars[chosen],
       color=style.color(value),
       marker='o',
       ms=5,
@@ -221,9 +224,8 @@ def _draw_by_variant(
       capsize=2,
     )
   axis.set_xticks(range(len(ticks)), [f'{t:g}' for t in ticks])
-  axis.set_xlabel(style.rest_names()[0])
+  axis.set_xlabel(style.rest_names[0])
   axis.set_ylabel(label)
-  axis.grid(alpha=0.3)
   style.name_colors(figure)
   return figure
 
@@ -232,54 +234,44 @@ def _draw_rows(
   results: Results,
   style: styles.Style,
   mean: np.ndarray,
-  spread: np.ndarray,
+  bars: np.ndarray,
   label: str,
 ) -> Figure:
   names = [' '.join(v) or 'all' for v in results.variants]
-  figure, axis = _single(0.28 * len(names) + 1)
-  for i, (value, error) in enumerate(zip(mean, spread)):
-    color = style.color(style.of(i))
-    axis.errorbar(
-      value, i, xerr=np.nan_to_num(error), color=color, marker='o', capsize=2
-    )
+  figure, ((axis,),) = _panels(high=0.28 * len(names) + 1)
+  for i, value in enumerate(style.of):
+    color = style.color(value)
+    axis.errorbar(mean[i], i, xerr=bars[i], color=color, marker='o', capsize=2)
   axis.set_yticks(range(len(names)), names, fontsize=9)
   # Whole marks at both ends.
   axis.set_ylim(len(names) - 0.5, -0.5)
   axis.set_xlabel(label)
-  axis.grid(alpha=0.3)
   return figure
 
 
-def _draw_curves(
-  results: Results, scores: np.ndarray, what: str
-) -> Figure | None:
+def _draw_curves(results: Results, *_: Any) -> Figure | None:
   """Draws a panel for each combination of the factors without colour."""
-  del scores, what
   style = styles.of_factor(results)
   curves = [_curve(points, 'eval/dataset_miou') for points in results.points]
   if all(steps.size < 2 for steps, _, _ in curves):
     return None
-  rest = [style.rest(i) for i in range(len(curves))]
-  panels = list(dict.fromkeys(rest))
+  panels = list(dict.fromkeys(style.rest))
   columns = min(len(panels), 3)
   rows = -(-len(panels) // columns)
   figure, axes = _panels(
     rows, columns, 3 * columns, 2.5 * rows + 0.5, sharex=True, sharey=True
   )
-  for i, (steps, mean, spread) in enumerate(curves):
-    axis, color = axes.flat[panels.index(rest[i])], style.color(style.of(i))
+  for rest, value, (steps, mean, bars) in zip(style.rest, style.of, curves):
+    axis, color = axes.flat[panels.index(rest)], style.color(value)
     axis.plot(steps, mean, color=color, lw=1.3)
     axis.fill_between(
-      steps, mean - spread, mean + spread, color=color, alpha=0.18, lw=0
+      steps, mean - bars, mean + bars, color=color, alpha=0.18, lw=0
     )
-  for j, axis in enumerate(axes.flat):
-    axis.set_visible(j < len(panels))
-    if j >= len(panels):
-      continue
-    named = zip(style.rest_names(), panels[j])
-    title = ', '.join(f'{name} {value}' for name, value in named)
-    axis.set_title(title, fontsize=9)
-    axis.grid(alpha=0.3)
+  for axis in axes.flat[len(panels) :]:
+    axis.set_visible(False)
+  for j, (axis, panel) in enumerate(zip(axes.flat, panels)):
+    named = zip(style.rest_names, panel)
+    axis.set_title(', '.join(f'{name} {value}' for name, value in named))
     if j + columns >= len(panels):
       axis.tick_params(labelbottom=True)
   figure.supxlabel('step', fontsize=10)
@@ -303,10 +295,7 @@ def _curve(
     for step, value in of_point.items():
       at_step.setdefault(step, []).append(value)
   steps = sorted(at_step)
-  mean, spread = results_lib.means_and_deviations(
-    [np.array(at_step[s]) for s in steps]
-  )
-  return np.array(steps), mean, np.nan_to_num(spread)
+  return np.array(steps), *_mean_and_bar([np.array(at_step[s]) for s in steps])
 
 
 def _draw_sizes(
@@ -323,15 +312,13 @@ def _draw_sizes(
   of_factors = [
     styles.of_factor(results, i) for i in range(len(results.factors))
   ]
-  colored = [s for s in of_factors if s.factor is not None]
-  colored = colored or [styles.of_factor(results)]
+  colored = [s for s in of_factors if s.name] or [styles.of_factor(results)]
   figure, axes = _panels(1, len(colored), 4.2 * len(colored), 3.6, sharey=True)
   bins = np.array_split(known[np.argsort(sizes[known])], _BINS)
   places = [100 * np.median(sizes[b]) for b in bins]
   for axis, style in zip(axes[0], colored):
-    values: Sequence[str | None] = style.values or [None]
-    for value in values:
-      chosen = [i for i in np.unique(variant) if style.of(i) == value]
+    for value in dict.fromkeys((*style.values, *style.of)):
+      chosen = [i for i, v in enumerate(style.of) if v == value]
       of_value = error[np.isin(variant, chosen)]
       means = [confusion.nanmean(of_value[:, b]) for b in bins]
       axis.plot(places, means, color=style.color(value), marker='o', ms=4)
@@ -339,9 +326,8 @@ def _draw_sizes(
     axis.xaxis.set_major_formatter(lambda x, _: f'{x:g}')
     axis.xaxis.set_minor_formatter(ticker.NullFormatter())
     axis.set_xlabel('object, % of the image (log scale)')
-    axis.grid(alpha=0.3)
-    if style.factor is not None:
-      axis.legend(**style.legend(), fontsize=8, title_fontsize=8)
+    if style.name:
+      axis.legend(**style.legend(8))
   axes[0, 0].set_ylabel(f'1 - {what}')
   return figure
 

@@ -25,22 +25,17 @@ FEW_CLASSES = 4
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-  """One trained network.
-
-  Attributes:
-    name: of the point.
-    row: its row of results.csv, {column: text}.
-    images: names of the N images of eval.csv.
-    columns: metrics of these images, {column: float64 [N]}.
-    evaluation: eval.json, or {}.
-    curve: lines of metrics.jsonl.
-  """
+  """One trained network."""
 
   name: str
+  # Of results.csv, {column: text}.
   row: dict[str, str]
+  # Names of the N images of eval.csv, and {column: float64 [N]}.
   images: list[str]
   columns: dict[str, np.ndarray]
+  # eval.json, or {}.
   evaluation: dict[str, Any]
+  # Lines of metrics.jsonl.
   curve: list[dict[str, Any]]
 
   @property
@@ -50,20 +45,16 @@ class Point:
 
 @dataclasses.dataclass(frozen=True)
 class Results:
-  """A sweep.
+  """A sweep."""
 
-  Attributes:
-    factors: fields that differ between variants.
-    variants: their values, V tuples of as many texts, in order.
-    points: of each variant, at least one.
-    skipped: {name of a point: reason}.
-    about: sweep.json, or {}.
-  """
-
+  # Fields that differ between variants, and the values of each of the V.
   factors: tuple[str, ...]
   variants: list[tuple[str, ...]]
+  # Of each variant, at least one.
   points: list[list[Point]]
+  # {name of a point: reason}.
   skipped: dict[str, str]
+  # sweep.json, or {}.
   about: dict[str, Any]
 
   @property
@@ -154,10 +145,9 @@ class Results:
       )
       boundary = confusion.nanmean(of_classes('boundary_iou'), -1)
       found['image_boundary_miou'] = statistics.means_of_images(boundary)
-      if len(classes) <= FEW_CLASSES:
-        for i, name in enumerate(classes):
-          of_class = statistics.means_of_images(iou[..., i])
-          found[f'image_iou/{name}'] = of_class
+      for i, name in enumerate(classes if len(classes) <= FEW_CLASSES else ()):
+        of_class = statistics.means_of_images(iou[..., i])
+        found[f'image_iou/{name}'] = of_class
     return {
       name: sums
       for name, sums in found.items()
@@ -183,16 +173,12 @@ class _Unusable(Exception):
   """Why a point is skipped."""
 
 
-def read(directory: str | pathlib.Path) -> Results:
+def read(directory: pathlib.Path) -> Results:
   """Reads a sweep.
-
-  Args:
-    directory: with results.csv, and points/NAME/ of each point.
 
   Raises:
     UserError: there is no results.csv, or no point of it is finished.
   """
-  directory = pathlib.Path(directory)
   path = directory / 'results.csv'
   if not path.exists():
     raise errors.UserError(

@@ -16,14 +16,14 @@ from unet_jax.reports import html
 
 _NOTHING = '–'
 # Measures in the table of variants, besides the dataset IoU of each class.
-_MEASURES = (
-  'image_miou',
-  'dataset_miou',
-  'image_boundary_miou',
-  'dataset_boundary_miou',
-)
-# Columns of results.csv, their title, unit, and format ('': three digits).
-_COSTS = (
+_MEASURES = [
+  f'{reduction}_{name}'
+  for name in ('miou', 'boundary_miou')
+  for reduction in ('image', 'dataset')
+]
+# Column of results.csv, title, unit, and format ('': three digits).
+_Column = tuple[str, str, float, str]
+_COSTS: tuple[_Column, ...] = (
   ('parameters', 'parameters', 1, ',.0f'),
   ('train_flops', 'GFLOP of a train step', 1e9, ''),
   ('inference_flops', 'GFLOP of inference, an image', 1e9, ''),
@@ -47,46 +47,34 @@ _HOW = (
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-  """Cells are plain text.
-
-  Attributes:
-    title: above it.
-    columns: names.
-    rows: of cells.
-    num_labels: columns before the numbers.
-    strong: places of the rows that stand out.
-  """
+  """Cells are plain text."""
 
   title: str
   columns: list[str]
   rows: list[list[str]]
+  # Columns before the numbers.
   num_labels: int
+  # Places of the rows that stand out.
   strong: frozenset[int] = frozenset()
 
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-  """A part of the report.
+  """A part of the report, with a title of one word.
 
-  Attributes:
-    title: one word.
-    lines: of text.
-    tables: below the text.
-    pictures: {file in figures/: caption}, below the tables.
+  Pictures are {file in figures/: caption}.
   """
 
   title: str
-  lines: list[str] = dataclasses.field(default_factory=list)
+  lines: list[str]
   tables: list[Table] = dataclasses.field(default_factory=list)
   pictures: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 def setting_of(results: Results) -> Section:
   """Lists what was equal for all variants, and the points that are skipped."""
-  tables = []
-  if results.skipped:
-    rows = [[name, reason] for name, reason in results.skipped.items()]
-    tables.append(Table('Skipped', ['point', 'why'], rows, 2))
+  skipped = [list(item) for item in results.skipped.items()]
+  tables = [Table('Skipped', ['point', 'why'], skipped, 2)] if skipped else []
   return Section('Setting', setting.describe(results), tables)
 
 
@@ -98,13 +86,9 @@ def variants_of(results: Results) -> Section:
     for variant, points in zip(results.variants, results.points)
   ]
   tables = []
-  for title, columns in (
-    ('Quality', _quality_columns(results)),
-    ('Cost', _cost_columns(results)),
-  ):
-    if columns:
-      cells = zip(*columns.values())
-      rows = [[*head, *row] for head, row in zip(heads, cells)]
+  for title, listed in (('Quality', _quality), ('Cost', _costs)):
+    if columns := _cells(results, listed(results)):
+      rows = [[*head, *row] for head, *row in zip(heads, *columns.values())]
       names = [*labels, *columns]
       tables.append(Table(title, names, rows, len(labels) - 1))
   lines = ['Mean and standard deviation over seeds.']
@@ -117,37 +101,30 @@ def variants_of(results: Results) -> Section:
   return Section('Variants', lines, tables)
 
 
-Columns = dict[str, list[str]]
-
-
-def _quality_columns(results: Results) -> Columns:
-  """Returns {title: cell of each variant} of the measures that there are."""
+def _quality(results: Results) -> list[_Column]:
   names = [(f'eval/{m}', conclusions.title(m)) for m in _MEASURES]
   classes = results.class_names()
   if len(classes) <= FEW_CLASSES:
     names += [(f'eval/dataset_iou/{c}', f'dataset IoU, {c}') for c in classes]
-  return _cells(results, [(name, title, 1, '.4f') for name, title in names])
+  return [(name, title, 1, '.4f') for name, title in names]
 
 
-def _cost_columns(results: Results) -> Columns:
+def _costs(results: Results) -> list[_Column]:
   field = results.tuned_field
-  return _cells(
-    results,
-    [
-      *_COSTS,
-      *(
-        (name, name.replace('/', ', ').replace('_', ' '), 1, '')
-        for name in results.networks[0].row
-        if name.startswith('checkerboard')
-      ),
-      (field, field.rpartition('.')[2].replace('_', ' '), 1, '.3g'),
-    ],
-  )
+  return [
+    *_COSTS,
+    *(
+      (name, name.replace('/', ', ').replace('_', ' '), 1, '')
+      for name in results.networks[0].row
+      if name.startswith('checkerboard')
+    ),
+    (field, field.rpartition('.')[2].replace('_', ' '), 1, '.3g'),
+  ]
 
 
 def _cells(
-  results: Results, columns: Sequence[tuple[str, str, float, str]]
-) -> Columns:
+  results: Results, columns: Sequence[_Column]
+) -> dict[str, list[str]]:
   """Returns {title: cells} of (name, title, unit, format), where not all NaN.
 
   A deviation is shown where metrics vary over seeds.
@@ -162,9 +139,8 @@ def _cells(
       found[title] = [
         _NOTHING
         if not np.isfinite(mean)
-        else f'{show(mean)} ± {show(deviation)}'
-        if deviation > 1e-9 * abs(mean)
         else show(mean)
+        + (f' ± {show(deviation)}' if deviation > 1e-9 * abs(mean) else '')
         for mean, deviation in zip(means, deviations)
       ]
   return found
@@ -183,14 +159,11 @@ def differences_of(results: Results, analyses: Sequence[Analysis]) -> Section:
     name = ', '.join(short[f] for f in factor.split(', '))
     rows = [_difference_row(analyses, i, short) for i in places]
     titles = [first.title, 'p', *(a.title for a in analyses[1:])]
-    strong = [
+    strong = frozenset(
       row for row, i in enumerate(places) if first.comparisons[i].is_certain
-    ]
-    tables.append(
-      Table(
-        f'Effect of {name}', [name, 'at', *titles], rows, 2, frozenset(strong)
-      )
     )
+    columns = [name, 'at', *titles]
+    tables.append(Table(f'Effect of {name}', columns, rows, 2, strong))
   lines = []
   if tables:
     lines += [

@@ -67,25 +67,19 @@ _SEED = 0
 
 @dataclasses.dataclass(frozen=True)
 class Draws:
-  """Scores of V variants, and R draws of them.
+  """Scores of V variants, and R draws of them."""
 
-  Attributes:
-    scores: float64 [V], means over seeds, as if all variants had all of them.
-    of_images: float64 [R, V]: the images are drawn again.
-    draws: float64 [R, V]: images and trainings are.
-    networks: float64 [V, S], the score with each seed, NaN where there is none.
-    deviation: the standard deviation s, NaN where it is unknown.
-    freedom: its degrees of freedom, 0 where it is unknown.
-    has_blocks: whether seeds' effects on all variants are subtracted from it.
-    num_images: N.
-  """
-
+  # [V], means over seeds, as if all variants had all of them.
   scores: np.ndarray
+  # [R, V]: the images are drawn again; images and trainings are.
   of_images: np.ndarray
   draws: np.ndarray
+  # [V, S], the score with each seed, NaN where there is none.
   networks: np.ndarray
+  # The standard deviation s, and its degrees of freedom; NaN and 0 if unknown.
   deviation: float
   freedom: int
+  # Whether seeds' effects on all variants are subtracted from it.
   has_blocks: bool
   num_images: int
 
@@ -97,34 +91,24 @@ class Draws:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-  """A contrast with its interval.
-
-  Attributes:
-    contrast: what was compared.
-    difference: of the scores.
-    low, high: its simultaneous interval.
-    p: corrected for the number of comparisons.
-    is_certain: the interval excludes 0, p is below 0.05, and seeds and images
-      are enough to conclude from.
-  """
+  """A difference of scores with its simultaneous interval."""
 
   contrast: Contrast
   difference: float
   low: float
   high: float
+  # Corrected for the number of comparisons.
   p: float
+  # The interval excludes 0, p is below 0.05, and seeds and images are enough to
+  # conclude from.
   is_certain: bool
 
 
 def means_of_images(values: np.ndarray) -> np.ndarray:
-  """Returns the input of `bootstrap` for a mean over images.
+  """Returns the input of `bootstrap` for a mean over images, [P, N, 1, 2].
 
-  Args:
-    values: scores [P, N] of N images by P networks; NaN where an image has
-      none, which does not count in the mean.
-
-  Returns:
-    float64 [P, N, 1, 2].
+  Scores are [P, N], of N images by P networks; NaN, where an image has none,
+  does not count in the mean.
   """
   has_score = np.isfinite(values)
   return np.stack([np.where(has_score, values, 0), has_score], -1)[:, :, None]
@@ -140,8 +124,7 @@ def counts_of_images(
 
   Args:
     iou: float [P, N, C], NaN of a class that is in neither.
-    in_mask: pixels of each class in the mask, [P, N, C].
-    predicted: the same in the prediction.
+    in_mask, predicted: pixels of each class, [P, N, C].
 
   Returns:
     float64 [P, N, C, 2]: pixels in both, and in either.
@@ -169,8 +152,8 @@ def bootstrap(
     of_images: float64 [P, N, K, 2] of P networks and N images: the numerators
       and denominators that a score sums over images, divides, and averages
       over K. Each network has a score.
-    variant_of: of each network the index of its variant, 0 to V - 1, [P].
-    seed_of: of each network the seed that it was trained with, [P].
+    variant_of, seed_of: of each network the index of its variant, 0 to V - 1,
+      and the seed that it was trained with, [P].
     resamples: how many draws, R.
     seed: of the draws.
   """
@@ -213,11 +196,7 @@ def bootstrap(
 
 
 def _design(variants: np.ndarray, seeds: np.ndarray) -> tuple[np.ndarray, bool]:
-  """Returns the design matrix of variants and seeds.
-
-  Args:
-    variants, seeds: of each network the index of its variant and of its seed,
-      [P].
+  """Returns the design matrix of the variants and seeds of networks, [P].
 
   Returns:
     (float64 [P, V + S - 1], true): the variants' columns, then those of the
@@ -256,7 +235,7 @@ def compare(
 
   Args:
     draws: see `bootstrap`.
-    contrasts: what is compared.
+    contrasts: the differences.
     cells: of a grid of two factors, whose interaction is one comparison more,
       see `interaction`; None for none.
 
@@ -341,7 +320,7 @@ def interaction(draws: Draws, cells: np.ndarray) -> float:
 
   Args:
     draws: see `bootstrap`.
-    cells: index of the variant of each pair of values, [A, B].
+    cells: the variant of each pair of values, [A, B].
   """
 
   def left(scores: np.ndarray) -> np.ndarray:

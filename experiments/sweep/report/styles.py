@@ -17,18 +17,21 @@ _ORDER = (5, 6, 3, 1, 7, 2, 0)
 
 @dataclasses.dataclass(frozen=True)
 class Style:
-  """Which factor has the colours.
+  """Which factor has the colours, and what is left to write.
 
   Attributes:
-    results: the sweep.
-    factor: its place among the sweep's factors; None where there is none, or
-      none of few enough values.
+    name: of the factor; '' where there is none, or none of few enough values.
     values: of the factor.
+    of: its value of each variant, None without a factor.
+    rest_names: the other factors.
+    rest: their values of each variant.
   """
 
-  results: Results
-  factor: int | None
+  name: str
   values: list[str]
+  of: list[str | None]
+  rest_names: list[str]
+  rest: list[tuple[str, ...]]
 
   def color(self, value: str | None) -> np.ndarray:
     """Returns RGB in 0..1 of a value of the factor, None without one.
@@ -42,58 +45,49 @@ class Style:
       return colors.color_scale(share) / 255
     return colors.class_colors(8)[_ORDER[place]] / 255
 
-  def of(self, variant: int) -> str | None:
-    """Returns the factor's value of a variant."""
-    if self.factor is None:
-      return None
-    return self.results.variants[variant][self.factor]
-
-  def rest(self, variant: int) -> tuple[str, ...]:
-    """Returns the values of the other factors."""
-    values = self.results.variants[variant]
-    return tuple(v for i, v in enumerate(values) if i != self.factor)
-
-  def rest_names(self) -> list[str]:
-    names = [self.results.short[f] for f in self.results.factors]
-    return [n for i, n in enumerate(names) if i != self.factor]
-
-  def legend(self) -> dict[str, Any]:
-    """Returns arguments of a legend that names the colours.
-
-    They are those of `Axes.legend` and `Figure.legend`.
-    """
+  def legend(self, font: int) -> dict[str, Any]:
+    """Returns arguments of a legend, `Axes.legend` or `Figure.legend`."""
     handles = [
       Line2D([], [], color=tuple(self.color(v)), marker='o', lw=1.5)
       for v in self.values
     ]
-    title = '' if self.factor is None else self.results.factors[self.factor]
     return {
       'handles': handles,
       'labels': self.values,
-      'title': self.results.short.get(title, ''),
+      'title': self.name,
       'frameon': False,
+      'fontsize': font,
+      'title_fontsize': font,
     }
 
   def name_colors(
     self, figure: Figure, place: str = 'outside right upper'
   ) -> None:
     """Adds a legend beside the axes, where it hides nothing."""
-    if self.factor is not None:
+    if self.name:
       columns = len(self.values) if 'center' in place else 1
-      font = {'fontsize': 9, 'title_fontsize': 9}
-      figure.legend(**{**self.legend(), **font, 'loc': place, 'ncols': columns})
+      figure.legend(**{**self.legend(9), 'loc': place, 'ncols': columns})
 
 
 def of_factor(results: Results, factor: int | None = None) -> Style:
   """Colours a factor, by default the first that is not numeric."""
   levels = list(contrasts.levels(results.factors, results.variants).values())
+  names = [results.short[f] for f in results.factors]
   fitting = [i for i, v in enumerate(levels) if len(v) <= len(_ORDER)]
   if factor is None:
     words = [i for i in fitting if not all(map(contrasts.is_number, levels[i]))]
     factor = next(iter((*words, *fitting)), None)
-  if factor not in fitting:
-    return Style(results, None, [])
-  return Style(results, factor, levels[factor])
+  if factor is None or factor not in fitting:
+    nothing: list[str | None] = [None] * len(results.variants)
+    return Style('', [], nothing, names, results.variants)
+  others = [i for i in range(len(names)) if i != factor]
+  return Style(
+    names[factor],
+    levels[factor],
+    [variant[factor] for variant in results.variants],
+    [names[i] for i in others],
+    [tuple(variant[i] for i in others) for variant in results.variants],
+  )
 
 
 def ink(color: np.ndarray) -> str:

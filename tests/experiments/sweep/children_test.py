@@ -29,11 +29,8 @@ def _failure(children, tmp_path, text):
 def test_a_failure_has_the_line_with_the_reason(tmp_path):
   children = children_lib.Children()
   children.run('train', _script('print("before")'), tmp_path / 'log.txt')
-  about = _failure(
-    children,
-    tmp_path,
-    'import sys; print("so far"); sys.exit("error: no file; give another")',
-  )
+  text = 'import sys; print("so far"); sys.exit("error: no file; give another")'
+  about = _failure(children, tmp_path, text)
   assert about == {
     'stage': 'train',
     'exit_code': 1,
@@ -44,16 +41,15 @@ def test_a_failure_has_the_line_with_the_reason(tmp_path):
   assert (tmp_path / 'log.txt').read_text().startswith('before\nso far\n')
 
 
+_KILLED = 'ended by SIGKILL (out of memory?)'
+
+
 @pytest.mark.parametrize(
   'text, code, reason',
   [
     ('raise KeyError("x")', 1, "KeyError: 'x'"),
     ('import os; os._exit(3)', 3, 'exit code 3'),
-    (
-      'import os; os.kill(os.getpid(), 9)',
-      -9,
-      'ended by SIGKILL (out of memory?)',
-    ),
+    ('import os; os.kill(os.getpid(), 9)', -9, _KILLED),
   ],
 )
 def test_a_failure_of_ours_ends_in_its_exception(tmp_path, text, code, reason):
@@ -185,9 +181,8 @@ def test_a_second_signal_kills(tmp_path):
   )
   with children_lib.Children() as children:
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
-      future = pool.submit(
-        children.run, 'train', _script(text), tmp_path / 'log.txt'
-      )
+      log = tmp_path / 'log.txt'
+      future = pool.submit(children.run, 'train', _script(text), log)
       _await((tmp_path / 'ready').exists)
       signal.raise_signal(signal.SIGTERM)
       signal.raise_signal(signal.SIGINT)
@@ -207,10 +202,9 @@ def test_a_signal_while_a_process_starts_reaches_it(tmp_path, monkeypatch):
   with children_lib.Children() as children:
     monkeypatch.setattr(subprocess, 'Popen', _Popen)
     start = time.monotonic()
+    program = _script('import time; time.sleep(120)')
     with pytest.raises(children_lib.Stopped):
-      children.run(
-        'report', _script('import time; time.sleep(120)'), tmp_path / 'l'
-      )
+      children.run('report', program, tmp_path / 'l')
     assert time.monotonic() - start < 60
 
 

@@ -5,7 +5,6 @@ import json
 import os
 import pathlib
 import re
-import stat
 import subprocess
 import sys
 
@@ -16,43 +15,33 @@ from experiments.sweep import clusters
 from experiments.sweep import folder as folders
 from unet_jax.runtime import errors
 
-
-@pytest.fixture
-def job():
-  return clusters.Job(
-    arguments=('sweep.py', '--workdir=/a b', '--config.data.image_size=(8, 8)'),
-    unit='point',
-    points=(('depth=1,seed=0',), ('depth=1,seed=1',), ('depth=2,seed=0',)),
-    jobs=2,
-    cpus=6,
-    gpus=1,
-    tpu='',
-    image='registry/unet:1',
-    queue='team',
-    claim='disk',
-    directory='/a b',
-  )
-
-
-_RUN = [
-  'python',
-  '-m',
-  'experiments.sweep',
-  'sweep.py',
-  '--workdir=/a b',
-  '--config.data.image_size=(8, 8)',
-]
+_SWEEP = ('sweep.py', '--workdir=/a b', '--config.data.image_size=(8, 8)')
+_RUN = ['python', '-m', 'experiments.sweep', *_SWEEP]
+_JOB = clusters.Job(
+  arguments=_SWEEP,
+  unit='point',
+  points=(('depth=1,seed=0',), ('depth=1,seed=1',), ('depth=2,seed=0',)),
+  jobs=2,
+  cpus=6,
+  gpus=1,
+  tpu='',
+  image='registry/unet:1',
+  queue='team',
+  claim='disk',
+  directory='/a b',
+)
 
 
-def _check(script):
-  """Fails at anything that shellcheck would have otherwise."""
-  program = pathlib.Path(sys.executable).with_name('shellcheck')
-  process = subprocess.run([program, script], capture_output=True, text=True)
-  assert process.returncode == 0, process.stdout
+def _kubernetes(**changes):
+  """Returns the manifest of a job with changes."""
+  return json.loads(clusters.kubernetes(dataclasses.replace(_JOB, **changes)))
 
 
 def _run(script, tmp_path, programs, code=0, **env):
-  """Runs a script with stand-ins; returns the argument lists that they got."""
+  """Runs a script with stand-ins; returns the argument lists that they got.
+
+  It also fails at anything that shellcheck would have otherwise.
+  """
   for name, exit_code in programs.items():
     path = tmp_path / name
     path.write_text(
@@ -60,10 +49,12 @@ def _run(script, tmp_path, programs, code=0, **env):
       f'printf "%s\\0" {name} "$@" >> {tmp_path}/calls\n'
       f'printf "\\n" >> {tmp_path}/calls\nexit {exit_code}\n'
     )
-    path.chmod(path.stat().st_mode | stat.S_IEXEC)
+    path.chmod(0o755)
   file = tmp_path / 'script.sh'
   file.write_text(script)
-  _check(file)
+  program = pathlib.Path(sys.executable).with_name('shellcheck')
+  process = subprocess.run([program, file], capture_output=True, text=True)
+  assert process.returncode == 0, process.stdout
   process = subprocess.run(
     ['bash', file],
     env={'PATH': f'{tmp_path}:{os.environ["PATH"]}', **env},
@@ -75,8 +66,8 @@ def _run(script, tmp_path, programs, code=0, **env):
   return [line.split('\0')[:-1] for line in lines]
 
 
-def test_slurm_runs_the_point_of_its_index(job, tmp_path):
-  script = clusters.slurm(job)
+def test_slurm_runs_the_point_of_its_index(tmp_path):
+  script = clusters.slurm(_JOB)
   assert '\n#SBATCH --array=0-2%2\n' in script
   assert ' --cpus-per-task=6\n#SBATCH --gpus=1\n' in script
   assert '\n#SBATCH --requeue' in script
@@ -86,36 +77,27 @@ def test_slurm_runs_the_point_of_its_index(job, tmp_path):
   assert calls == [['srun', '--cpus-per-task=6', *_RUN, '--point=2']]
 
 
-def test_slurm_goes_on_after_the_time_limit(job, tmp_path):
-  calls = _run(
-    clusters.slurm(job),
-    tmp_path,
-    {'srun': 143, 'scontrol': 0},
-    code=143,
-    SLURM_ARRAY_TASK_ID='1',
-    SLURM_ARRAY_JOB_ID='77',
-  )
+def test_slurm_goes_on_after_the_time_limit(tmp_path):
+  programs = {'srun': 143, 'scontrol': 0}
+  env = {'SLURM_ARRAY_TASK_ID': '1', 'SLURM_ARRAY_JOB_ID': '77'}
+  calls = _run(clusters.slurm(_JOB), tmp_path, programs, code=143, **env)
   assert calls[1:] == [['scontrol', 'requeue', '77_1']]
 
 
-_XPK = {
-  name: f'my {name}'
-  for name in ('CLUSTER', 'PROJECT', 'ZONE', 'IMAGE', 'STORAGE')
-}
+_VARIABLES = ('CLUSTER', 'PROJECT', 'ZONE', 'IMAGE', 'STORAGE')
+_XPK = {name: f'my {name}' for name in _VARIABLES}
 
 
-def _xpk(job, tmp_path, exit_code=0, **env):
+def _xpk(tmp_path, job=_JOB, exit_code=0, **env):
   """Runs xpk's script; returns the options of each workload."""
-  programs = {'xpk': exit_code}
-  calls = _run(
-    clusters.xpk(job), tmp_path, programs, code=exit_code, **_XPK, **env
-  )
+  script, programs = clusters.xpk(job), {'xpk': exit_code}
+  calls = _run(script, tmp_path, programs, exit_code, **_XPK, **env)
   assert all(call[:3] == ['xpk', 'workload', 'create'] for call in calls)
   return [dict(a.split('=', 1) for a in call[3:]) for call in calls]
 
 
-def test_xpk_submits_a_workload_for_each_point(job, tmp_path):
-  workloads = _xpk(job, tmp_path)
+def test_xpk_submits_a_workload_for_each_point(tmp_path):
+  workloads = _xpk(tmp_path)
   assert len(workloads) == 3
   for i, options in enumerate(workloads):
     # XPK takes no more than 40 characters.
@@ -131,8 +113,8 @@ def test_xpk_submits_a_workload_for_each_point(job, tmp_path):
     assert printed.split('\0')[:-1] == [*_RUN, f'--point={i}']
 
 
-def test_xpk_goes_on_after_a_refusal(job, tmp_path):
-  workloads = _xpk(job, tmp_path, exit_code=1, NAME='mine')
+def test_xpk_goes_on_after_a_refusal(tmp_path):
+  workloads = _xpk(tmp_path, exit_code=1, NAME='mine')
   names = [options['--workload'] for options in workloads]
   assert names == ['mine-0', 'mine-1', 'mine-2']
 
@@ -150,31 +132,30 @@ def _record(directory, point, **record):
     ('variant', [['depth=1', 'depth=2'], ['depth=1']], [0]),
   ],
 )
-def test_xpk_skips_what_is_done(job, tmp_path, unit, jobs, left):
+def test_xpk_skips_what_is_done(tmp_path, unit, jobs, left):
   directory = tmp_path / 'a b'
   _record(directory, 'depth=1', status='done', fields={'seed': 0})
   _record(directory, 'depth=2', status='failed', fields={'status': 'done'})
   _record(directory, 'depth=3', status='stopped')
-  points = tuple(map(tuple, jobs))
   job = dataclasses.replace(
-    job, unit=unit, points=points, directory=str(directory)
+    _JOB, unit=unit, points=jobs, directory=str(directory)
   )
-  workloads = _xpk(job, tmp_path)
+  workloads = _xpk(tmp_path, job)
   for i, options in zip(left, workloads, strict=True):
     assert options['--workload'].endswith(f'-{i}')
     assert options['--command'].endswith(f' --{unit}={i}')
 
 
-def test_xpk_names_the_variable_that_is_missing(job, tmp_path):
+def test_xpk_names_the_variable_that_is_missing(tmp_path):
   file = tmp_path / 'script.sh'
-  file.write_text(clusters.xpk(job))
+  file.write_text(clusters.xpk(_JOB))
   process = subprocess.run(['bash', file], env={}, capture_output=True)
   assert process.returncode and b'CLUSTER' in process.stderr
 
 
-def test_kubernetes_runs_the_point_of_its_index(job, tmp_path):
+def test_kubernetes_runs_the_point_of_its_index(tmp_path):
   # The fields: kubernetes.io/docs/reference/kubernetes-api/workload-resources.
-  manifest = json.loads(clusters.kubernetes(job))
+  manifest = _kubernetes()
   assert (manifest['apiVersion'], manifest['kind']) == ('batch/v1', 'Job')
   assert manifest['metadata']['labels'] == {'kueue.x-k8s.io/queue-name': 'team'}
   spec = manifest['spec']
@@ -206,10 +187,10 @@ def test_kubernetes_runs_the_point_of_its_index(job, tmp_path):
   assert calls == [[*_RUN, '--point=2']]
 
 
-def test_kubernetes_asks_for_tpus(job):
+def test_kubernetes_asks_for_tpus():
   # docs.cloud.google.com/kubernetes-engine/docs/how-to/tpus
-  job = dataclasses.replace(job, tpu='tpu-v5-lite-podslice:2x4')
-  pod = json.loads(clusters.kubernetes(job))['spec']['template']['spec']
+  manifest = _kubernetes(tpu='tpu-v5-lite-podslice:2x4')
+  pod = manifest['spec']['template']['spec']
   assert pod['containers'][0]['resources']['limits'] == {'google.com/tpu': '8'}
   assert pod['nodeSelector'] == {
     'cloud.google.com/gke-tpu-accelerator': 'tpu-v5-lite-podslice',
@@ -218,20 +199,19 @@ def test_kubernetes_asks_for_tpus(job):
 
 
 @pytest.mark.parametrize('tpu', ['v5litepod-4', ':2x2', 'v5:2x', 'v5:0x2'])
-def test_kubernetes_names_the_tpu_that_cannot_be(job, tpu):
+def test_kubernetes_names_the_tpu_that_cannot_be(tpu):
   with pytest.raises(errors.UserError) as e:
-    clusters.kubernetes(dataclasses.replace(job, tpu=tpu))
+    _kubernetes(tpu=tpu)
   assert str(e.value) == (
     f'--tpu={tpu}: takes TYPE:TOPOLOGY of one host, such as '
     'tpu-v5-lite-podslice:2x2'
   )
 
 
-def test_kubernetes_mounts_a_bucket_where_there_are_no_locks(job):
+def test_kubernetes_mounts_a_bucket_where_there_are_no_locks():
   # docs.cloud.google.com/kubernetes-engine/docs/how-to/
   # cloud-storage-fuse-csi-driver-pv
-  job = dataclasses.replace(job, unit='variant')
-  template = json.loads(clusters.kubernetes(job))['spec']['template']
+  template = _kubernetes(unit='variant')['spec']['template']
   assert template['metadata']['annotations'] == {'gke-gcsfuse/volumes': 'true'}
   (container,) = template['spec']['containers']
   assert container['command'][-1].endswith(' --variant="$JOB_COMPLETION_INDEX"')
@@ -239,29 +219,23 @@ def test_kubernetes_mounts_a_bucket_where_there_are_no_locks(job):
 
 @pytest.mark.parametrize(
   'changes',
-  [
-    {'gpus': 0},
-    {'gpus': 2, 'unit': 'variant'},
-    {'tpu': 'tpu-v5-lite-podslice:2x2'},
-  ],
+  [{'gpus': 0}, {'gpus': 2, 'unit': 'variant'}, {'tpu': 'v5:2x2'}],
 )
 @pytest.mark.parametrize('version', ['1.29', '1.33', '1.37'])
-def test_kubernetes_takes_the_manifest(job, version, changes):
+def test_kubernetes_takes_the_manifest(version, changes):
   # The server's own schema; `strict` refuses fields that it does not know.
-  job = dataclasses.replace(job, **changes)
-  manifest = json.loads(clusters.kubernetes(job))
-  kubernetes_validate.validate(manifest, version, strict=True)
+  kubernetes_validate.validate(_kubernetes(**changes), version, strict=True)
 
 
-def test_the_schema_refuses_what_kubernetes_would(job):
-  manifest = json.loads(clusters.kubernetes(job))
+def test_the_schema_refuses_what_kubernetes_would():
+  manifest = _kubernetes()
   manifest['spec']['backoffLimitPerIndices'] = 2
   with pytest.raises(kubernetes_validate.ValidationError, match='Indices'):
     kubernetes_validate.validate(manifest, '1.33', strict=True)
 
 
-def test_kubernetes_needs_image_and_claim(job):
+def test_kubernetes_needs_image_and_claim():
   for name in ('image', 'claim'):
     with pytest.raises(errors.UserError) as e:
-      clusters.kubernetes(dataclasses.replace(job, **{name: ''}))
+      _kubernetes(**{name: ''})
     assert str(e.value) == f'--kubernetes needs --{name}=NAME'

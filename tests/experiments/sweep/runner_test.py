@@ -11,7 +11,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import textwrap
 import threading
 
 import pytest
@@ -27,24 +26,30 @@ pytestmark = pytest.mark.filterwarnings('ignore:the load_module')
 _ROOT = pathlib.Path(__file__).resolve().parents[3]
 
 _SWEEP = """
-  'Is deeper better?'
+'Is deeper better?'
 
-  OVERRIDES = {'train.num_steps': 100, 'optimizer.warmup_steps': 10}
-  TUNE = {'optimizer.learning_rate': (1e-3, 4e-3, 8e-3), 'steps': 30}
+OVERRIDES = {'train.num_steps': 100, 'optimizer.warmup_steps': 10}
+TUNE = {'optimizer.learning_rate': (1e-3, 4e-3, 8e-3), 'steps': 30}
 
-  def sweep():
-    for depth in (1, 2):
-      for seed in (0, 1):
-        yield {'model.depth': depth, 'seed': seed}
+def sweep():
+  for depth in (1, 2):
+    for seed in (0, 1):
+      yield {'model.depth': depth, 'seed': seed}
 """
 _STAGES = ('train', 'evaluate')
 _NAMES = [f'depth={depth},seed={seed}' for depth in (1, 2) for seed in (0, 1)]
+_RATE = 'optimizer.learning_rate'
 
 
 def _load(tmp_path, **kwargs):
   path = tmp_path / 'sweep.py'
-  path.write_text(textwrap.dedent(_SWEEP))
+  path.write_text(_SWEEP)
   return sweep_file.load(str(path), **kwargs)
+
+
+@pytest.fixture
+def sweep(tmp_path):
+  return _load(tmp_path)
 
 
 class _Pretended(children_lib.Children):
@@ -85,18 +90,10 @@ class _Pretended(children_lib.Children):
     depth = int(fields.get('--config.model.depth', 3))
     flops = self.train_flops and self.train_flops / 2**depth
     names = ('inference_flops', 'inference_bytes', 'compile_seconds')
-    return {
-      'summary.json': {
-        'parameters': 10 * depth,
-        'receptive_field': 5,
-        'train_step': {'flops': flops, 'total_bytes': 7},
-      },
-      'costs.json': {
-        **dict.fromkeys(names, 2.0),
-        'inference_images_per_second': 3.0,
-        'device': 'cpu',
-      },
-    }
+    costs = {**dict.fromkeys(names, 2.0), 'inference_images_per_second': 3.0}
+    step = {'flops': flops, 'total_bytes': 7}
+    about = {'parameters': 10 * depth, 'receptive_field': 5, 'train_step': step}
+    return {'summary.json': about, 'costs.json': {**costs, 'device': 'cpu'}}
 
   def _tuning(self, fields):
     # The best rate is 0.004, not the last.
@@ -147,19 +144,15 @@ def _records(out, sweep):
   return [folders.record_of(out, point) for point in sweep.points]
 
 
-_RATE = 'optimizer.learning_rate'
-
-
-def test_each_variant_is_tuned_once_and_alike(tmp_path, out, children):
-  assert _run(_load(tmp_path), out, children) == (4, 0, 0)
+def test_each_variant_is_tuned_once_and_alike(sweep, out, children):
+  assert _run(sweep, out, children) == (4, 0, 0)
   expected = []
   for depth in (1, 2):
     expected.append(('summary', f'depth={depth}'))
     rates = ('0.001', '0.004', '0.008')
     expected += [('tuning', f'learning_rate={rate}') for rate in rates]
-    for seed in (0, 1):
-      name = f'depth={depth},seed={seed}'
-      expected += [(stage, name) for stage in _STAGES]
+    names = [name for name in _NAMES if name.startswith(f'depth={depth}')]
+    expected += [(stage, name) for name in names for stage in _STAGES]
   assert children.stages() == expected
   of_stages = {
     # On a part of the training split.
@@ -170,54 +163,34 @@ def test_each_variant_is_tuned_once_and_alike(tmp_path, out, children):
       'train.num_steps': '30',
       'optimizer.warmup_steps': '3',
     },
-    'train': {
-      _RATE: '0.004',
-      'train.num_steps': '100',
-      'data.num_folds': None,
-    },
+    'train': {_RATE: '0.004', 'train.num_steps': '100', 'data.num_folds': None},
   }
   for stage, _, fields in children.calls:
     for field, value in of_stages.get(stage, {}).items():
       assert fields.get(f'--config.{field}') == value
 
 
-def test_tables(tmp_path, out, children):
-  _run(_load(tmp_path), out, children)
+def test_tables(sweep, out, children):
+  _run(sweep, out, children)
   assert _column(out, 'point') == _NAMES
   row = folders.read_csv(out / 'results.csv')[3]
   assert float(row.pop('train_seconds')) > 0
   assert float(row.pop('evaluate_seconds')) > 0
-  assert list(row.items()) == [
-    ('point', 'depth=2,seed=1'),
-    ('variant', 'depth=2'),
-    ('seed', '1'),
-    ('model.depth', '2'),
-    ('optimizer.learning_rate', '0.004'),
-    ('train.num_steps', '100'),
-    ('parameters', '20'),
-    ('receptive_field', '5'),
-    ('train_flops', '2000.0'),
-    ('train_bytes', '7'),
-    ('inference_flops', '2.0'),
-    ('inference_bytes', '2.0'),
-    ('checkerboard/period_2', '0.001'),
-    ('checkerboard/period_8', ''),
-    ('num_examples', '4'),
-    ('eval/dataset_miou', '0.7'),
-    ('eval/dataset_iou/bar', ''),
-    ('device', 'cpu'),
-    ('cores', str(len(os.sched_getaffinity(0)))),
-    ('jobs', '1'),
-    ('compile_seconds', '2.0'),
-    ('train_images_per_second', '9.0'),
-    ('inference_images_per_second', '3.0'),
-  ]
+  cores = len(os.sched_getaffinity(0))
+  expected = f"""
+    point: depth=2,seed=1; variant: depth=2; seed: 1; model.depth: 2;
+    optimizer.learning_rate: 0.004; train.num_steps: 100; parameters: 20;
+    receptive_field: 5; train_flops: 2000.0; train_bytes: 7;
+    inference_flops: 2.0; inference_bytes: 2.0; checkerboard/period_2: 0.001;
+    checkerboard/period_8: ; num_examples: 4; eval/dataset_miou: 0.7;
+    eval/dataset_iou/bar: ; device: cpu; cores: {cores}; jobs: 1;
+    compile_seconds: 2.0; train_images_per_second: 9.0;
+    inference_images_per_second: 3.0"""
+  found = '; '.join(f'{name}: {value}' for name, value in row.items())
+  assert found.split() == expected.split()
   tried = folders.read_csv(out / 'tuning.csv')
-  assert [(t['variant'], t['chosen']) for t in tried] == [
-    (f'depth={depth}', chosen)
-    for depth in (1, 2)
-    for chosen in ('False', 'True', 'False')
-  ]
+  assert [t['variant'] for t in tried] == ['depth=1'] * 3 + ['depth=2'] * 3
+  assert [t['chosen'] for t in tried] == ['False', 'True', 'False'] * 2
   assert (tried[0][_RATE], tried[0]['eval/dataset_miou']) == ('0.001', '0.497')
 
 
@@ -241,8 +214,8 @@ def test_a_terminal_has_a_bar(monkeypatch):
   assert '75%' in last and '3/4' in last
 
 
-def test_a_failure_is_recorded_and_the_rest_goes_on(tmp_path, out, children):
-  sweep, name = _load(tmp_path), 'depth=1,seed=1'
+def test_a_failure_is_recorded_and_the_rest_goes_on(sweep, out, children):
+  name = 'depth=1,seed=1'
   children.broken['train', name] = children_lib.Failed(
     'train', 1, 'first line\nerror: step 7: loss nan\n'
   )
@@ -264,8 +237,7 @@ def test_a_failure_is_recorded_and_the_rest_goes_on(tmp_path, out, children):
   assert not folders.read_csv(out / 'failures.csv')
 
 
-def test_a_stopped_sweep_goes_on(tmp_path, out, children):
-  sweep = _load(tmp_path)
+def test_a_stopped_sweep_goes_on(sweep, out, children):
   children.broken['evaluate', 'depth=1,seed=1'] = children_lib.Stopped()
   children.broken['summary', 'depth=2'] = children_lib.Stopped()
   assert _run(sweep, out, children) == (1, 0, 3)
@@ -283,9 +255,9 @@ def test_a_stopped_sweep_goes_on(tmp_path, out, children):
 _DIVERGED = children_lib.Failed('tuning', 1, 'error: loss nan: not finite.')
 
 
-def test_rates_that_diverge_lose(tmp_path, out, children):
+def test_rates_that_diverge_lose(sweep, out, children):
   children.broken['tuning', 'learning_rate=0.004'] = _DIVERGED
-  _run(_load(tmp_path), out, children)
+  _run(sweep, out, children)
   # Nearer to 0.004 than 0.008.
   assert set(_column(out, _RATE)) == {'0.001'}
   expected = ['False', 'True', 'False'] * 2
@@ -315,10 +287,9 @@ def test_a_variant_that_cannot_be_planned_fails(tmp_path, out, children):
   )
 
 
-def test_a_tuning_run_that_is_killed_is_no_verdict(tmp_path, out, children):
+def test_a_tuning_run_that_is_killed_is_no_verdict(sweep, out, children):
   killed = children_lib.Failed('tuning', -9, '')
   children.broken['tuning', 'depth=1/learning_rate=0.004'] = killed
-  sweep = _load(tmp_path)
   assert _run(sweep, out, children) == (2, 2, 0)
   assert _run(sweep, out, _Pretended()) == (4, 0, 0)
   assert set(_column(out, _RATE)) == {'0.004'}
@@ -338,27 +309,19 @@ def test_a_budget_of_flops_scales_the_steps(tmp_path, out, children):
   spent = list(zip(*(_column(out, name)[::2] for name in columns)))
   assert spent == [('1', '25', '4000.0'), ('2', '50', '2000.0')]
   # Its tuning too, 30 of the base's, and the warm-up, 10 of 100 steps.
-  lengths = {
-    (
-      stage,
-      fields['--config.train.num_steps'],
-      fields['--config.optimizer.warmup_steps'],
-    )
-    for stage, _, fields in children.calls
-    if stage in ('train', 'tuning')
-  }
-  assert lengths == {
-    ('tuning', '8', '1'),
-    ('tuning', '15', '2'),
-    ('train', '25', '3'),
-    ('train', '50', '5'),
-  }
+  names = ('--config.train.num_steps', '--config.optimizer.warmup_steps')
+  lengths = {'train': set(), 'tuning': set()}
+  for stage, _, fields in children.calls:
+    if stage in lengths:
+      lengths[stage].add(tuple(fields[name] for name in names))
+  assert lengths['tuning'] == {('8', '1'), ('15', '2')}
+  assert lengths['train'] == {('25', '3'), ('50', '5')}
 
 
-def test_points_at_the_same_time_share_the_tuning(tmp_path, out):
+def test_points_at_the_same_time_share_the_tuning(sweep, out):
   children = _Pretended(jobs=4)
   children.at_pause = lambda: threading.Event().wait(0.01)
-  assert _run(_load(tmp_path), out, children, jobs=4) == (4, 0, 0)
+  assert _run(sweep, out, children, jobs=4) == (4, 0, 0)
   calls = [(stage, fields['folder']) for stage, _, fields in children.calls]
   # For each variant a summary and three trials, for each point two stages.
   assert len(calls) == len(set(calls)) == 2 * (1 + 3) + 4 * 2
@@ -375,9 +338,7 @@ def test_points_at_the_same_time_share_the_tuning(tmp_path, out):
     'points/depth=1,seed=0/.lock',
   ],
 )
-def test_a_signal_ends_the_wait_for_another_machine(
-  tmp_path, out, children, held
-):
+def test_a_signal_ends_the_wait_for_another_machine(sweep, out, children, held):
   (out / held).parent.mkdir(parents=True)
   main = threading.main_thread().ident
   signalled = threading.Event()
@@ -390,13 +351,13 @@ def test_a_signal_ends_the_wait_for_another_machine(
 
   children.at_pause = at_pause
   with locks.lock(out / held, 'a point of another machine'), children:
-    counts = _run(_load(tmp_path), out, children)
+    counts = _run(sweep, out, children)
   assert signalled.is_set() and children.signal == signal.SIGTERM
   assert counts == (0, 0, 4)
 
 
-def test_a_training_that_was_left_behind_is_awaited(tmp_path, out, children):
-  sweep, before = _load(tmp_path), []
+def test_a_training_that_was_left_behind_is_awaited(sweep, out, children):
+  before = []
   folder = folders.of_point(out, sweep.points[0])
   folder.mkdir(parents=True)
   with contextlib.ExitStack() as stack:
@@ -411,8 +372,8 @@ def test_a_training_that_was_left_behind_is_awaited(tmp_path, out, children):
   assert before and ('train', folder.name) not in before
 
 
-def test_what_was_not_begun_stays_recorded(tmp_path, out):
-  sweep, children = _load(tmp_path), _Pretended(cores=4)
+def test_what_was_not_begun_stays_recorded(sweep, out):
+  children = _Pretended(cores=4)
   failure = children_lib.Failed('train', 1, 'error: no memory')
   children.broken['train', 'depth=1,seed=0'] = failure
   children.broken['train', 'depth=1,seed=1'] = children_lib.Stopped()
@@ -431,9 +392,9 @@ def test_what_was_not_begun_stays_recorded(tmp_path, out):
     assert _records(out, sweep) == before
 
 
-def test_a_killed_point_has_its_machine(tmp_path, out, children):
+def test_a_killed_point_has_its_machine(sweep, out, children):
   """What is recorded while it trains is all that a SIGKILL leaves."""
-  sweep, seen = _load(tmp_path), []
+  seen = []
   children._train = lambda fields: (
     seen.append(folders.record_of(out, sweep.points[len(seen)])) or {}
   )
@@ -443,9 +404,9 @@ def test_a_killed_point_has_its_machine(tmp_path, out, children):
     assert record['machine'] == {**children.machine, 'device': 'cpu'}
 
 
-def test_other_cores_are_reported(tmp_path, out, caplog, monkeypatch):
+def test_other_cores_are_reported(sweep, out, caplog, monkeypatch):
   monkeypatch.setattr(logging.getLogger('unet_jax'), 'propagate', True)
-  sweep, children = _load(tmp_path), _Pretended(cores=4)
+  children = _Pretended(cores=4)
   children.broken['train', 'depth=2'] = children_lib.Stopped()
   _run(sweep, out, children)
   first, second = _records(out, sweep)[:2]
@@ -466,18 +427,12 @@ def test_other_cores_are_reported(tmp_path, out, caplog, monkeypatch):
 
 
 _BARE = """
-from configs import default
+from unet_jax.config import default
 from experiments.sweep import folder, points
 
+base = points.Point({}, 'base', 'base')
 sweep = points.Sweep(
-  path='sweep.py',
-  size='',
-  question='?',
-  arguments=(),
-  config=default.get_config(),
-  tune=None,
-  budget='steps',
-  points=(points.Point({}, 'base', 'base'),),
+  'sweep.py', '', '?', (), default.get_config(), None, 'steps', (base,)
 )
 """
 _JOB = f"""
@@ -495,17 +450,14 @@ for i in range(50):
 
 def test_jobs_that_start_together_write_the_same_files(out):
   with contextlib.ExitStack() as stack:
-    jobs = []
-    for _ in range(4):
-      job = subprocess.Popen(
-        [sys.executable, '-c', _JOB, out],
-        cwd=_ROOT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+    command, pipes = [sys.executable, '-c', _JOB, out], ('in', 'out', 'err')
+    piped = {f'std{name}': subprocess.PIPE for name in pipes}
+    jobs = [
+      stack.enter_context(
+        subprocess.Popen(command, cwd=_ROOT, text=True, **piped)
       )
-      jobs.append(stack.enter_context(job))
+      for _ in range(4)
+    ]
     for job in jobs:
       assert job.stdout.readline() == 'ready\n'
     for job in jobs:

@@ -31,9 +31,9 @@ def write(tmp_path):
 
 
 _TWO = """
-  def sweep():
-    for depth in (1, 2):
-      yield {'model.depth': depth, 'seed': 0}
+def sweep():
+  for depth in (1, 2):
+    yield {'model.depth': depth, 'seed': 0}
 """
 
 
@@ -44,9 +44,7 @@ def _refused(*args, **kwargs) -> str:
 
 
 def test_points_are_named_by_what_differs(write):
-  sweep = sweep_file.load(
-    write('"""Is deeper better?"""' + textwrap.dedent(_TWO))
-  )
+  sweep = sweep_file.load(write('"""Is deeper better?"""' + _TWO))
   assert sweep.question == 'Is deeper better?'
   assert [p.name for p in sweep.points] == ['depth=1,seed=0', 'depth=2,seed=0']
   assert [p.variant for p in sweep.points] == ['depth=1', 'depth=2']
@@ -65,18 +63,16 @@ def test_names_are_as_long_as_tells_them_apart():
   }
 
 
-@pytest.mark.parametrize(
-  'value, word',
-  [
-    ((48, 64), '48x64'),
-    ((), 'none'),
-    (1e-3, '0.001'),
-    ('a b/ä:c', 'a-b---c'),
-    (True, 'True'),
-  ],
-)
-def test_names_are_safe_for_file_systems(value, word):
-  assert points.point_name({'f': value}, {'f': 'f'}) == f'f={word}'
+def test_names_are_safe_for_file_systems():
+  words = {
+    (48, 64): '48x64',
+    (): 'none',
+    1e-3: '0.001',
+    'a b/ä:c': 'a-b---c',
+    True: 'True',
+  }
+  for value, word in words.items():
+    assert points.point_name({'f': value}, {'f': 'f'}) == f'f={word}'
 
 
 def test_long_names_are_cut_and_stay_apart():
@@ -137,8 +133,7 @@ def test_numpy_values_are_taken_as_python_values(write):
 def test_sizes_replace_constants(write):
   name = write(
     "TUNE = None\nSIZES = {'cpu': {'OVERRIDES': {'train.num_steps': 9}, "
-    "'TUNE': {'optimizer.learning_rate': (1.0,), 'steps': 5}}}"
-    + textwrap.dedent(_TWO)
+    "'TUNE': {'optimizer.learning_rate': (1.0,), 'steps': 5}}}" + _TWO
   )
   assert sweep_file.load(name).tune is None
   sweep = sweep_file.load(f'{name}:cpu')
@@ -150,87 +145,72 @@ def test_sizes_replace_constants(write):
   assert _refused(f'{name}:gpu') == f'{name}:gpu: it has the sizes cpu'
 
 
-@pytest.mark.parametrize(
-  'text, message',
-  [
-    (
-      "yield {'model.dept': 1}",
-      'there is no field model.dept (did you mean model.depth?); '
-      'configs/default.py lists them all',
-    ),
-    ('return []', 'sweep() yields no point'),
-    ("yield from [{'seed': 0}] * 2", 'sweep() yields seed=0 twice'),
-    ("yield {'seed': 1000}", 'seed 1000 is that of the tuning; choose others'),
-    (
-      "yield {'optimizer.learning_rate': 1e-3}",
-      'sweep() yields optimizer.learning_rate, which is tuned; set TUNE = '
-      'None, or give --no_tune',
-    ),
-    (
-      "TUNE = {'stesp': 1}",
-      "TUNE has 'stesp'; it takes one field, such as "
-      'optimizer.learning_rate, and steps, seed, num_folds',
-    ),
-    (
-      "TUNE = {'optimizer.eps': 1e-8}",
-      "TUNE has 'optimizer.eps': 1e-08; it takes the values to try, such as "
-      '(0.001, 0.002, 0.004, 0.008)',
-    ),
-    ("BUDGET = 'time'", "BUDGET is one of steps, flops, not 'time'"),
-    (
-      "BUDGET = 'flops'\nyield {'train.num_steps': 5}",
-      "train.num_steps follows from BUDGET = 'flops'; remove it from sweep(), "
-      "or set BUDGET = 'steps'",
-    ),
-    (
-      "OVERRIDES = {'data.num_folds': 4}",
-      'the tuning holds a fold out of data.train_split; with data.num_folds '
-      'set, give --no_tune',
-    ),
-    (
-      "BASE = 'configs/volumes.py'",
-      'volumes (model.spatial_dims=3) have no metrics of each example yet, '
-      'which a sweep compares; train them one by one with main.py',
-    ),
-    # Of the second variant.
-    (
-      "yield from [{'seed': 0}, {'model.norm': 'bach'}]",
-      'norm=bach: --config.model.norm=bach: not one of none, batch, group, '
-      'instance, layer (did you mean batch?)',
-    ),
-    (
-      "yield {'model.depth': 'x'}",
-      'depth=x: --config.model.depth=x: takes a whole number, such as 3',
-    ),
-    (
-      "OVERRIDES = {'data.image_size': (16, 16)}\nyield {'model.depth': 5}",
-      'depth=5: an image of 16 x 16 pixels cannot be halved 5 times '
-      '(model.depth=5); use at least 32 pixels or a smaller depth',
-    ),
-    (
-      "TUNE = {'optimizer.learning_rate': (0.1, 'x')}",
-      'TUNE: --config.optimizer.learning_rate=x: takes a number, such as 0.002',
-    ),
-    (
-      "TUNE = {'num_folds': 1}",
-      'TUNE: --config.data.num_folds=1 leaves nothing to train on; take 2 or '
-      'more, or 0 for no folds',
-    ),
-    (
-      "OVERIDES = {'train.num_steps': 9}",
-      'did you mean OVERRIDES by OVERIDES? Else choose another name',
-    ),
-    (
-      "SIZES = {'cpu': {'OVERIDES': {}}}",
-      "SIZES['cpu'] has 'OVERIDES' (did you mean OVERRIDES?); it takes BASE, "
-      'OVERRIDES, TUNE, BUDGET',
-    ),
-    (
-      'return [1]',
-      "sweep() yields 1; it takes a dict of overrides, {'model.depth': 2}",
-    ),
-  ],
-)
+_MISTAKES = {
+  "yield {'model.dept': 1}": (
+    'there is no field model.dept (did you mean model.depth?); '
+    'unet_jax/config/default.py lists them all'
+  ),
+  'return []': 'sweep() yields no point',
+  "yield from [{'seed': 0}] * 2": 'sweep() yields seed=0 twice',
+  "yield {'seed': 1000}": 'seed 1000 is that of the tuning; choose others',
+  "yield {'optimizer.learning_rate': 1e-3}": (
+    'sweep() yields optimizer.learning_rate, which is tuned; set TUNE = '
+    'None, or give --no_tune'
+  ),
+  "TUNE = {'stesp': 1}": (
+    "TUNE has 'stesp'; it takes one field, such as "
+    'optimizer.learning_rate, and steps, seed, num_folds'
+  ),
+  "TUNE = {'optimizer.eps': 1e-8}": (
+    "TUNE has 'optimizer.eps': 1e-08; it takes the values to try, such as "
+    '(0.001, 0.002, 0.004, 0.008)'
+  ),
+  "BUDGET = 'time'": "BUDGET is one of steps, flops, not 'time'",
+  "BUDGET = 'flops'\nyield {'train.num_steps': 5}": (
+    "train.num_steps follows from BUDGET = 'flops'; remove it from sweep(), "
+    "or set BUDGET = 'steps'"
+  ),
+  "OVERRIDES = {'data.num_folds': 4}": (
+    'the tuning holds a fold out of data.train_split; with data.num_folds '
+    'set, give --no_tune'
+  ),
+  "BASE = 'configs/volumes.py'": (
+    'volumes (model.spatial_dims=3) have no metrics of each example yet, '
+    'which a sweep compares; train them one by one with main.py'
+  ),
+  # Of the second variant.
+  "yield from [{'seed': 0}, {'model.norm': 'bach'}]": (
+    'norm=bach: --config.model.norm=bach: not one of none, batch, group, '
+    'instance, layer (did you mean batch?)'
+  ),
+  "yield {'model.depth': 'x'}": (
+    'depth=x: --config.model.depth=x: takes a whole number, such as 3'
+  ),
+  "OVERRIDES = {'data.image_size': (16, 16)}\nyield {'model.depth': 5}": (
+    'depth=5: an image of 16 x 16 pixels cannot be halved 5 times '
+    '(model.depth=5); use at least 32 pixels or a smaller depth'
+  ),
+  "TUNE = {'optimizer.learning_rate': (0.1, 'x')}": (
+    'TUNE: --config.optimizer.learning_rate=x: takes a number, such as 0.002'
+  ),
+  "TUNE = {'num_folds': 1}": (
+    'TUNE: --config.data.num_folds=1 leaves nothing to train on; take 2 or '
+    'more, or 0 for no folds'
+  ),
+  "OVERIDES = {'train.num_steps': 9}": (
+    'did you mean OVERRIDES by OVERIDES? Else choose another name'
+  ),
+  "SIZES = {'cpu': {'OVERIDES': {}}}": (
+    "SIZES['cpu'] has 'OVERIDES' (did you mean OVERRIDES?); it takes BASE, "
+    'OVERRIDES, TUNE, BUDGET'
+  ),
+  'return [1]': (
+    "sweep() yields 1; it takes a dict of overrides, {'model.depth': 2}"
+  ),
+}
+
+
+@pytest.mark.parametrize('text, message', _MISTAKES.items())
 def test_mistakes_in_a_sweep_file(write, text, message):
   *constants, body = text.split('\n')
   if not body.startswith(('yield', 'return')):
@@ -241,7 +221,7 @@ def test_mistakes_in_a_sweep_file(write, text, message):
 
 def test_a_file_may_have_constants_of_its_own(write):
   own = 'REDUCED = {}\nSEEDS = DEPTHS = SIDES = BASELINE = (1, 2)\n'
-  assert len(sweep_file.load(write(own + textwrap.dedent(_TWO))).points) == 2
+  assert len(sweep_file.load(write(own + _TWO)).points) == 2
 
 
 def test_twenty_variants_are_checked_quickly():
@@ -254,20 +234,19 @@ def test_twenty_variants_are_checked_quickly():
 
 
 @pytest.mark.parametrize(
-  'text, line, message',
+  'text, message',
   [
     (
       'def sweep():\n  yeild 1',
-      2,
       'SyntaxError: invalid syntax (sweep.py, line 2)',
     ),
-    ('def sweep():\n  yield x', 2, "NameError: name 'x' is not defined"),
-    ('import json\njson.loads("")', 2, 'JSONDecodeError: Expecting value'),
+    ('def sweep():\n  yield x', "NameError: name 'x' is not defined"),
+    ('import json\njson.loads("")', 'JSONDecodeError: Expecting value'),
   ],
 )
-def test_errors_of_a_sweep_file_s_code(write, text, line, message):
+def test_errors_of_a_sweep_file_s_code(write, text, message):
   name = write(text)
-  assert _refused(name).startswith(f'{name}:{line}: {message}')
+  assert _refused(name).startswith(f'{name}:2: {message}')
 
 
 def test_the_last_value_of_a_tuple_counts(write):
@@ -292,31 +271,26 @@ def test_mistakes_on_the_command_line(write, tmp_path):
   )
   assert _refused(write(_TWO), ('--config.model.depht=2',)) == (
     '--config.model.depht: there is no such field (did you mean model.depth?); '
-    'configs/default.py lists them all'
+    'unet_jax/config/default.py lists them all'
   )
-  assert 'not one of transpose' in _refused(
-    write(_TWO), ('--config.model.upsample=no',)
-  )
+  changes = ('--config.model.upsample=no',)
+  assert 'not one of transpose' in _refused(write(_TWO), changes)
 
 
 def test_a_sweep_with_another_base_is_refused(write, tmp_path):
   name, folder = write(_TWO), tmp_path / 'out'
   folders.begin(sweep_file.load(name), folder)
-  # Neither a folder for caches nor a further point changes a figure.
-  pathlib.Path(name).write_text(
-    pathlib.Path(name).read_text().replace('(1, 2)', '(1, 2, 3)')
-  )
+  # Neither a folder for caches nor a further point changes a metric.
+  write(_TWO.replace('(1, 2)', '(1, 2, 3)'))
   folders.begin(sweep_file.load(name, ('--config.data.cache_dir=x',)), folder)
-  for changes, kwargs, difference in (
-    (
-      ('--config.model.norm=none', '--config.eval.band=2'),
-      {},
-      "eval.band was 3.0, now 2.0; model.norm was 'batch', now 'none'",
-    ),
-    ((), {'budget': 'flops'}, "BUDGET was 'steps', now 'flops'"),
+  changes = ('--config.model.norm=none', '--config.eval.band=2')
+  changed = "eval.band was 3.0, now 2.0; model.norm was 'batch', now 'none'"
+  for other, difference in (
+    (sweep_file.load(name, changes), changed),
+    (sweep_file.load(name, budget='flops'), "BUDGET was 'steps', now 'flops'"),
   ):
     with pytest.raises(errors.UserError) as e:
-      folders.begin(sweep_file.load(name, changes, **kwargs), folder)
+      folders.begin(other, folder)
     assert str(e.value) == (
       f'{folder} holds a sweep with another base: {difference}. Choose '
       'another --workdir, or undo the change'

@@ -21,6 +21,7 @@ from experiments.sweep.report import plots
 pytestmark = pytest.mark.filterwarnings('ignore:the load_module')
 
 _ROOT = pathlib.Path(__file__).resolve().parents[3]
+_FAST = {'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'}
 _SKIPS = f'{_ROOT}/experiments/skips/sweep.py'
 
 
@@ -46,11 +47,7 @@ def _start(*arguments, platform='cpu'):
   with subprocess.Popen(
     [sys.executable, '-m', 'experiments.sweep', *map(str, arguments)],
     cwd=_ROOT,
-    env={
-      **os.environ,
-      'JAX_PLATFORMS': platform,
-      'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
-    },
+    env={**os.environ, 'JAX_PLATFORMS': platform, **_FAST},
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
@@ -82,52 +79,32 @@ def _stop(process, log, text=''):
   return out, err
 
 
-@pytest.mark.parametrize(
-  'arguments, code, message',
-  [
-    (
-      ['--workdir=x'],
-      2,
-      'name one sweep file, such as experiments/upsampling_depth/sweep.py',
-    ),
-    (['sweep.py'], 2, '--workdir=DIR is missing, the folder of the sweep'),
-    (
-      ['sweep.py', '--workdir=x', '--nolock'],
-      2,
-      '--nolock: there is no such flag; see --help',
-    ),
-    (
-      ['sweep.py', '--workdir=x', '--jobs=0'],
-      2,
-      'argument --jobs: 0 is below 1',
-    ),
-    (
-      ['sweep.py', '--jobs=x'],
-      2,
-      "argument --jobs: invalid whole number value: 'x'",
-    ),
-    (
-      [_SKIPS, '--workdir=x', '--point=12'],
-      1,
-      '--point=12: the sweep has the points 0 to 11',
-    ),
-    (
-      [_SKIPS, '--workdir=x', '--variant=4'],
-      1,
-      '--variant=4: the sweep has the variants 0 to 3',
-    ),
-    (
-      [_SKIPS, '--workdir=x', '--slurm=no/such/a'],
-      1,
-      '--slurm=no/such/a: cannot be written (No such file or directory)',
-    ),
-  ],
-)
-def test_mistakes_on_the_command_line(main, arguments, code, message, tmp_path):
-  arguments = [
-    a.replace('--workdir=x', f'--workdir={tmp_path}') for a in arguments
-  ]
-  assert main(*arguments, code=code) == ('', f'error: {message}\n')
+# Of the command, and of a sweep: {flags: message}. DIR is a folder.
+_WRONG_FLAGS = {
+  '--workdir=DIR': (
+    'name one sweep file, such as experiments/upsampling_depth/sweep.py'
+  ),
+  'sweep.py': '--workdir=DIR is missing, the folder of the sweep',
+  'sweep.py --workdir=DIR --nolock': (
+    '--nolock: there is no such flag; see --help'
+  ),
+  'sweep.py --workdir=DIR --jobs=0': 'argument --jobs: 0 is below 1',
+  'sweep.py --jobs=x': "argument --jobs: invalid whole number value: 'x'",
+}
+_WRONG_VALUES = {
+  '--point=12': 'the sweep has the points 0 to 11',
+  '--variant=4': 'the sweep has the variants 0 to 3',
+  '--slurm=no/such/a': 'cannot be written (No such file or directory)',
+}
+
+
+def test_mistakes_on_the_command_line(main, tmp_path):
+  for flags, message in _WRONG_FLAGS.items():
+    arguments = flags.replace('=DIR', f'={tmp_path}').split()
+    assert main(*arguments, code=2) == ('', f'error: {message}\n')
+  for flag, message in _WRONG_VALUES.items():
+    printed = main(_SKIPS, f'--workdir={tmp_path}', flag, code=1)
+    assert printed == ('', f'error: {flag}: {message}\n')
 
 
 @pytest.mark.parametrize(
@@ -215,23 +192,15 @@ def test_an_engine_learns_that_a_point_failed(main, tiny, tmp_path):
   )
 
 
-# Titles in the report for columns of results.csv.
+# Titles in the report for columns of results.csv, as they follow one another.
 _TITLES = (
-  'image mean IoU',
-  'dataset mean IoU',
-  'image mean boundary IoU',
-  'dataset mean boundary IoU',
-  'parameters',
-  'GFLOP of a train step',
-  'GFLOP of inference, an image',
-  'memory of a train step, MiB',
-  'memory of inference, MiB',
-  'compiling, s',
-  'images/s, training',
-  'images/s, inference',
-  'receptive field, px',
-  'checkerboard, period 2',
-  'learning rate',
+  '| image mean IoU | dataset mean IoU | image mean boundary IoU '
+  '| dataset mean boundary IoU |',
+  '| parameters | GFLOP of a train step | GFLOP of inference, an image '
+  '| memory of a train step, MiB | memory of inference, MiB | compiling, s '
+  '| images/s, training | images/s, inference | receptive field, px '
+  '| checkerboard, period 2 |',
+  '| learning rate |',
 )
 
 
@@ -240,8 +209,8 @@ def _check_report(out):
   words = (out / 'REPORT.md').read_text()
   assert words.startswith('# Does it repeat?\n')
   assert 'Skipped' not in words
-  for title in _TITLES:
-    assert f'| {title} |' in words, title
+  for titles in _TITLES:
+    assert titles in words, titles
   drawn = {path.name for path in (out / 'figures').iterdir()}
   assert drawn > {*plots.NEEDS, 'predictions_0.png'}
   page = (out / 'report.html').read_text()
@@ -250,9 +219,9 @@ def _check_report(out):
 
 def _check_row(row):
   assert float(row['train_flops']) > float(row['inference_flops']) > 0
-  assert float(row['train_bytes']) > 0 and float(row['compile_seconds']) > 0
-  assert float(row['train_images_per_second']) > 0
-  assert float(row['inference_images_per_second']) > 0
+  speeds = [f'{what}_images_per_second' for what in ('train', 'inference')]
+  for name in ('train_bytes', 'compile_seconds', *speeds):
+    assert float(row[name]) > 0
   assert 0 < float(row['eval/dataset_miou']) < 1
   assert row['checkerboard/period_2'] and row['receptive_field'] == '5'
   assert row['device'] == 'cpu'

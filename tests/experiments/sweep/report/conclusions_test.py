@@ -18,9 +18,7 @@ def _conclude(directory, **options) -> tuple[list[str], conclusions.Analysis]:
 
 
 def test_nothing_is_claimed_where_nothing_differs(tmp_path):
-  said, analysis = _conclude(
-    tmp_path, grid=fake_sweep.GRID, effect=lambda **_: 0
-  )
+  said, analysis = _conclude(tmp_path, grid=fake_sweep.GRID)
   assert said == [
     'With 3 seeds of each variant and 40 images nothing can be said: of 6 '
     'differences in image mean IoU there is none whose interval excludes 0, '
@@ -37,13 +35,9 @@ def test_nothing_is_claimed_where_nothing_differs(tmp_path):
   ],
 )
 def test_nothing_is_claimed_of_too_few(seeds, images, given, why, tmp_path):
-  said, _ = _conclude(
-    tmp_path,
-    grid=fake_sweep.GRID,
-    seeds=seeds,
-    images=images,
-    effect=fake_sweep.depth_matters,
-  )
+  sizes = {'seeds': seeds, 'images': images}
+  effect = fake_sweep.depth_matters
+  said, _ = _conclude(tmp_path, grid=fake_sweep.GRID, effect=effect, **sizes)
   assert said == [
     f'With {given} of each variant and {images} images nothing can be said of '
     f'the differences: {why}.'
@@ -88,74 +82,56 @@ def depths(tmp_path_factory):
   return directory
 
 
-@pytest.mark.parametrize(
-  'steps, text',
-  [
-    ({2: 600, 10: 600}, 'for 600 steps; these are .* differ in FLOP'),
+def test_budgets(depths):
+  sweep = results.read(depths)
+  for steps, text in (
+    ((600, 600), 'for 600 steps; these are .* differ in FLOP'),
     # In proportion to the FLOP of a step, 4 to 1.6.
-    ({2: 1000, 10: 400}, r'for 400 to 1,000 steps, of \S+ FLOP each within 3%'),
-    (
-      {2: 600, 10: 500},
-      'for 500 to 600 steps, of .*: budgets are equal in nei',
-    ),
-  ],
-)
-def test_budgets(steps, text, depths):
+    ((1000, 400), r'for 400 to 1,000 steps, of \S+ FLOP each within 3%'),
+    ((600, 500), 'for 500 to 600 steps, of .*: budgets are equal in nei'),
+  ):
+    for point in sweep.networks:
+      point.evaluation['step'] = steps[point.row['model.depth'] == '10']
+    assert re.search(text, setting.describe(sweep)[0])
+
+
+def test_machines_of_the_points(depths):
   sweep = results.read(depths)
-  for point in sweep.networks:
-    point.evaluation['step'] = steps[int(point.row['model.depth'])]
-  assert re.search(text, setting.describe(sweep)[0])
-
-
-@pytest.mark.parametrize(
-  'machine, sentences',
-  [
-    (
-      ('cpu', '1', '2'),
-      [
-        'Each point ran on cpu with 1 core, 2 at once: they '
-        'disturb one another, so that seconds and images/s are rough.'
-      ],
-    ),
-    (
-      ('NVIDIA H100', '16', '1'),
-      ['Each point ran on NVIDIA H100 with 16 cores, one at a time.'],
-    ),
+  two = (
+    'Each point ran on cpu with 1 core, 2 at once: they disturb one another, '
+    'so that seconds and images/s are rough.'
+  )
+  one = 'Each point ran on NVIDIA H100 with 16 cores, one at a time.'
+  for machine, sentences in (
+    (('cpu', '1', '2'), [two]),
+    (('NVIDIA H100', '16', '1'), [one]),
     (('', '', ''), []),
-  ],
+  ):
+    for point in sweep.networks:
+      point.row.update(zip(('device', 'cores', 'jobs'), machine))
+    assert setting.describe(sweep)[4:] == sentences
+
+
+_RATES, _KINDS = (1e-3, 2e-3, 4e-3), ('adamw', 'sgd')
+_TWO_RATES = '0.002 for 1, 0.004 for 1 of the 2 variants.'
+_HIGHEST = (
+  'The highest was the best for 1, where a still higher one may be better.'
 )
-def test_machines_of_the_points(machine, sentences, depths):
-  sweep = results.read(depths)
-  for point in sweep.networks:
-    point.row.update(zip(('device', 'cores', 'jobs'), machine))
-  assert setting.describe(sweep)[4:] == sentences
 
 
 @pytest.mark.parametrize(
   'values, chosen, sentences',
   [
-    ((1e-3, 2e-3, 4e-3), ('0.002', '0.002'), ['0.002 for all.']),
-    (
-      (1e-3, 2e-3, 4e-3),
-      ('0.002', '0.004'),
-      [
-        '0.002 for 1, 0.004 for 1 of the 2 variants.',
-        'The highest was the best for 1, where a still higher one may be '
-        'better.',
-      ],
-    ),
-    (
-      ('adamw', 'sgd'),
-      ('sgd', 'adamw'),
-      ['adamw for 1, sgd for 1 of the 2 variants.'],
-    ),
+    (_RATES, '0.002 0.002', ['0.002 for all.']),
+    (_RATES, '0.002 0.004', [_TWO_RATES, _HIGHEST]),
+    (_KINDS, 'sgd adamw', ['adamw for 1, sgd for 1 of the 2 variants.']),
   ],
 )
 def test_tuned_values(values, chosen, sentences, depths):
   sweep = results.read(depths)
   tune = {'field': 'optimizer.x', 'values': values, 'steps': 60}
   sweep.about['begun']['TUNE'] = tune
-  for points, value in zip(sweep.points, chosen):
+  for points, value in zip(sweep.points, chosen.split()):
     for point in points:
       point.row['optimizer.x'] = value
   _, first, *rest, _, _ = setting.describe(sweep)

@@ -71,17 +71,11 @@ def test_examples(sweep, monkeypatch):
   chosen = examples.choose(found)
   ranks = [int((miou < miou[i]).sum()) for i in chosen]
   assert ranks == [4, 20, 35]  # Of 39: 3.9, 19.5 (to even) and 35.1.
-  dataset = [
-    {
-      'image': np.full((6, 8, 3), i, np.uint8),
-      'mask': np.full((6, 8), i % 3, np.uint8),
-    }
-    for i in range(40)
-  ]
+  full = lambda value, *rest: np.full((6, 8, *rest), value, np.uint8)
+  dataset = [{'image': full(i, 3), 'mask': full(i % 3)} for i in range(40)]
   monkeypatch.setattr('unet_jax.load', _Segmenter)
-  monkeypatch.setattr(
-    'unet_jax.data.prepare.prepare', lambda config, split: dataset
-  )
+  prepare = 'unet_jax.data.prepare.prepare'
+  monkeypatch.setattr(prepare, lambda config, split: dataset)
   examples.save(sweep, found)
   files = sorted((sweep / 'examples').iterdir())
   # The first network that there is of each variant.
@@ -93,9 +87,7 @@ def test_examples(sweep, monkeypatch):
   with np.load(files[1]) as saved:
     assert list(saved['name']) == [f'image_{i:03}.jpg' for i in chosen]
     np.testing.assert_array_equal(saved['image'][:, 0, 0, 0], chosen)
-    np.testing.assert_array_equal(
-      saved['mask'][:, 0, 0], [i % 3 for i in chosen]
-    )
+    np.testing.assert_array_equal(saved['mask'][:, 0, 0], np.mod(chosen, 3))
     assert (saved['prediction'] == 2).all()
     assert saved['prediction'].dtype == np.uint8
   drawn = examples.draw(sweep, found, sweep / 'figures')
@@ -110,6 +102,5 @@ def test_examples(sweep, monkeypatch):
   monkeypatch.setattr(examples, '_PERCENTILES', (20,))
   assert not examples.draw(sweep, found, sweep / 'figures')
   examples.save(sweep, found)
-  assert list(examples.draw(sweep, found, sweep / 'figures')) == [
-    'predictions_0.png'
-  ]
+  drawn = examples.draw(sweep, found, sweep / 'figures')
+  assert list(drawn) == ['predictions_0.png']

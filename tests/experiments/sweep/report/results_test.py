@@ -6,28 +6,20 @@ import json
 import numpy as np
 import pytest
 
-from experiments.sweep.report import (
-  conclusions,
-  results,
-  setting,
-  statistics,
-)
+from experiments.sweep.report import conclusions, results, setting, statistics
 from tests.experiments.sweep.report import fake_sweep
-from unet_jax.runtime import errors
-from unet_jax.training import metric_writer
+from unet_jax.runtime import errors, whole_files
 
 
 def test_points_that_cannot_be_used_are_named(sweep):
-  points = sweep / 'points'
-  fake_sweep.rewrite(
-    points / 'upsample=transpose,depth=2,seed=0' / 'eval.csv',
-    lambda row: {**row, 'image': 'other.png'},
+  of_point = lambda values: (
+    sweep / 'points' / f'upsample=transpose,{values}' / 'eval.csv'
   )
-  (points / 'upsample=transpose,depth=2,seed=1' / 'eval.csv').unlink()
-  fake_sweep.rewrite(
-    points / 'upsample=transpose,depth=10,seed=2' / 'eval.csv',
-    lambda row: {**row, 'miou': ''},
-  )
+  other = lambda row: {**row, 'image': 'other.png'}
+  fake_sweep.rewrite(of_point('depth=2,seed=0'), other)
+  of_point('depth=2,seed=1').unlink()
+  no_score = lambda row: {**row, 'miou': ''}
+  fake_sweep.rewrite(of_point('depth=10,seed=2'), no_score)
   fake_sweep.rewrite(
     sweep / 'results.csv',
     lambda row: row if 'depth=10,seed=0' not in row['point'] else None,
@@ -75,28 +67,22 @@ def test_fields_are_named_as_in_the_names_of_points(sweep):
   assert [found.short[f] for f in found.factors] == ['upsample', 'model.depth']
 
 
-def test_weights_that_are_alone_or_together_keep_the_order_of_the_file(
-  tmp_path,
-):
+def test_weights_alone_or_together_keep_the_order_of_the_file(tmp_path):
   """So that all others are compared with the first, cross-entropy."""
   grid = {'loss.weights.cross_entropy': (1, 0), 'loss.weights.dice': (0, 1)}
   neither = [f'cross_entropy=0,dice=0,seed={seed}' for seed in (0, 1)]
-  fake_sweep.write(
-    tmp_path, grid, 2, 40, lambda cross_entropy, dice: 0.0, failed=neither
-  )
+  fake_sweep.write(tmp_path, grid, 2, 40, failed=neither)
   found = results.read(tmp_path)
   assert found.variants == [('1', '0'), ('1', '1'), ('0', '1')]
   asked = conclusions.analyse(found, fake_sweep.DRAWS)[0].comparisons
-  assert [c.contrast.values for c in asked] == [
-    ('1, 1', '1, 0'),
-    ('0, 1', '1, 0'),
-  ]
+  pairs = [c.contrast.values for c in asked]
+  assert pairs == [('1, 1', '1, 0'), ('0, 1', '1, 0')]
 
 
 def test_no_results(tmp_path):
   with pytest.raises(errors.UserError, match='results.csv is not there; name'):
     results.read(tmp_path)
-  metric_writer.write_csv(str(tmp_path / 'results.csv'), [])
+  whole_files.write_csv(str(tmp_path / 'results.csv'), [])
   with pytest.raises(errors.UserError, match='no point .* no rows.*run the sw'):
     results.read(tmp_path)
 
