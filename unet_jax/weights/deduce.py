@@ -155,7 +155,6 @@ def of_keras(
   """Returns the fields of a Keras network.
 
   Args:
-    file: of Keras.
     order_of: `modules_in_order` of the network with some fields changed.
   """
   for structure in _structures(file):

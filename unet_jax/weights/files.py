@@ -21,7 +21,6 @@ class Layer:
   """A layer of a Keras network, in the order in which it is called.
 
   Attributes:
-    name: of the layer.
     kind: its class in snake case, `conv2d_transpose`; '' where unknown.
     weights: array per role: `kernel`, `bias`, `gamma`, `moving_mean`, ...
   """
@@ -36,7 +35,6 @@ class WeightFile:
   """What a file holds.
 
   Attributes:
-    path: of the file.
     arrays: by name, in the file's order and layout. {} for Keras.
     layers: of Keras' files; () for the others.
     graph: Keras' description of the network, where the file has one.

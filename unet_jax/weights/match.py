@@ -85,7 +85,6 @@ def _check_same_network(
   """Raises where the config's network computes something else than the file's.
 
   Args:
-    file: of weights.
     config: given for it.
     shown: fields by Keras' description, or by the names of a known program.
   """

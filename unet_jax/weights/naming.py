@@ -97,7 +97,6 @@ def modules_in_order(
   """Returns the modules that have parameters, in the order of their calls.
 
   Args:
-    model: any network.
     image_shape: [H, W, C] of an image that it takes.
 
   Returns:
@@ -242,7 +241,6 @@ def to_milesial(
 
   Args:
     arrays: by our name.
-    depth: of the network.
   """
   roles = {v: k for k, v in _TORCH_ROLES.items()} | {'kernel': 'weight'}
   state, nameless = {}, []
@@ -364,7 +362,6 @@ def match_biases(
       biases that instance norm subtracts again are dropped; where the file
       lacks only the biases of all stages (`use_bias=False`), they are 0.
     wanted: the network's arrays, by our name.
-    norm: `model.norm`.
   """
   is_bias = lambda name: re.search(r'/(conv\d+|shortcut)/bias$', name)
   spare = [k for k in weights.arrays if is_bias(k) and k not in wanted]
