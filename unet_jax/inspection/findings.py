@@ -32,7 +32,6 @@ def find(
 
   Args:
     splits: {name: measurements}; the first is the one to train on.
-    config: of the run.
   """
   found = []
   for split, measurements in splits.items():
@@ -56,7 +55,6 @@ def find_in_prepared(
 
   Args:
     sets: {split: Prepared}; the first is the one to train on.
-    config: of the run.
   """
   found, splits = [], {}
   for split, dataset in sets.items():

@@ -25,7 +25,6 @@ def write(
   """Writes the page, whole or not at all.
 
   Args:
-    path: of the HTML file.
     report: the content of inspect.json: `data`, `seconds`, `counts`,
       `findings`, `splits`, `fit` (or None), `network` (or None, or with an
       `error`), `suggestion`.

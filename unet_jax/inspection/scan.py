@@ -60,10 +60,6 @@ def scan(
 ) -> tuple[list[records.Measurement], dict[str, float]]:
   """Measures every example of a source, in threads, with a progress bar.
 
-  Args:
-    source: of one split.
-    config: of the run.
-
   Returns:
     A measurement for each example, and the seconds of processor time that
     `decode` and `measure` took, and those that all of it took on the `wall`.
@@ -117,7 +113,6 @@ def find_owners(
   Args:
     source: that was scanned.
     measurements: of all its examples, in order; some get their `owner`.
-    config: of the run.
   """
   fitted = records.by_suspicion(measurements)
   odd = [m for m in fitted if m.is_suspicious]
@@ -152,9 +147,6 @@ def _measure(
   """Returns a measurement, and the seconds to decode and to measure.
 
   Args:
-    source: of the split.
-    index: of the pair.
-    config: of the run.
     borders: {index: border of its mask}; those of other pairs are tried too.
   """
   result = records.Measurement(source.split, index, f'{source.split}[{index}]')

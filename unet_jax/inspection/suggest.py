@@ -33,9 +33,6 @@ class Suggestion:
 
   Attributes:
     field: `section.name`.
-    now: its value in the present config.
-    value: the suggested one.
-    why: the reason.
   """
 
   field: str
@@ -126,7 +123,6 @@ def suggest(
 
   Args:
     measurements: of the split to train on.
-    config: the present one.
   """
   found = _Suggestions(config)
   table, num_classes, why, order = classes.find_table(measurements, config)
@@ -240,7 +236,6 @@ def config_text(
   """Returns the Python text of a config file with the suggestions in it.
 
   Args:
-    suggestions: see `suggest`.
     config: the present one; its changes of the defaults are kept.
     source: names the data set, for the docstring.
   """
