@@ -27,11 +27,9 @@ def bootstrap(
 
   Args:
     confusion: integers [N, C, C], one matrix per image, N at least 1.
-    names: of the C classes.
     foreground: names of classes that are also scored as one, see
       `confusion.scores`.
     resamples: how often the images are drawn; 0 gives no intervals.
-    seed: of the draws.
 
   Returns:
     (low, high) of `dataset_miou`, `dataset_mdice`, `image_miou`,
@@ -84,7 +82,6 @@ def resample(
   Args:
     of_images: numbers [N, F] of N images.
     resamples: how often, R.
-    rng: draws them.
 
   Yields:
     Sums over the images of each draw, float64 [r, F], a part of the R draws at

@@ -44,7 +44,6 @@ def measure(
   Args:
     mask: uint8 [H, W]; values that are no class are ignored.
     prediction: uint8 [H, W], of classes.
-    num_classes: C.
     boundary_ratio: see `boundary_distance`.
     tolerance: in pixels, of NSD.
 
@@ -148,7 +147,6 @@ def band(mask: np.ndarray, num_classes: int, width: float) -> np.ndarray:
   Args:
     mask: uint8 [H, W]; values that are no class are ignored, and their edges
       are no outlines.
-    num_classes: C.
     width: of the band on either side of an outline, in pixels: the largest
       distance between the centres of the pixel and of one of another class.
 

@@ -83,7 +83,6 @@ def merge_foreground(
   """Joins classes: [..., C, C] to [..., 2, 2], index 1 is the foreground.
 
   Args:
-    confusion: counts.
     foreground: indices of the classes that are joined.
   """
   groups = np.zeros((2, confusion.shape[-1]), confusion.dtype)
@@ -101,7 +100,6 @@ def class_scores(
 
   Args:
     confusion: integers [..., C, C].
-    names: of the C classes.
     foreground: names of the classes to join, or ().
 
   Returns:
@@ -136,7 +134,6 @@ def scores(
 
   Args:
     confusion: integers [N, C, C], one matrix per image.
-    names: of the C classes.
     foreground: names of classes that together are scored as one, against the
       rest, under the name 'a+b'.
 
@@ -166,7 +163,6 @@ def further_scores(
 
   Args:
     confusion: integers [N, C, C], one matrix per image.
-    names: of the C classes.
 
   Returns:
     {'dataset_precision/NAME' (NaN for a class that is never predicted),
@@ -197,7 +193,6 @@ def confusion_of_image(
   Args:
     mask: uint8 [H, W]; values that are no class count nowhere.
     prediction: uint8 [H, W], of classes.
-    num_classes: C.
 
   Returns:
     int64 [C, C].

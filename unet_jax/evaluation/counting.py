@@ -30,11 +30,6 @@ class Evaluator:
   """Evaluates the variables of one model on one prepared set.
 
   Args:
-    config: of the run.
-    model: see `unet.create_model`.
-    dataset: see prepare.py.
-    mesh: where it runs.
-    ensemble: of views and of several networks.
     returns_logits: whether `run` can return them; in one process only.
 
   Attributes:

@@ -40,7 +40,6 @@ def format_table(
 
   Args:
     metrics: `eval/...`, see `confusion.scores`.
-    names: of the classes.
     intervals: of confidence, by names without `eval/`.
   """
   reductions = ('dataset_iou', 'image_iou', 'dataset_dice', 'image_dice')
@@ -128,8 +127,6 @@ def write_full(
   """Writes eval.json, eval.csv, eval.html and figures/ of --mode=evaluate.
 
   Args:
-    workdir: of the run.
-    config: of the run.
     about: the checkpoint and the split, for eval.json and the page.
     metrics: `eval/...`.
     result: of evaluate.py; with `rows` where images were measured one by one.

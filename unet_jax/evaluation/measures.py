@@ -78,7 +78,6 @@ def measure_image(
     logits: float32 [H, W, K], K = 1 or one channel per class.
     prediction: uint8 [H, W], their classes, see `probabilities.predict`.
     mask: uint8 [H, W]; 255 is ignored.
-    spec: see `Spec`.
     instances: integers [H, W] that number the objects of the truth, 0 is none;
       None takes the connected parts of the class.
 
@@ -125,7 +124,6 @@ def summarize(
 
   Args:
     measured: of each image of the split, at least one.
-    spec: that they were measured with.
 
   Returns:
     The metrics, NaN where nothing counts:
@@ -166,9 +164,7 @@ def image_rows(
   """Returns a row per image, for a table.
 
   Args:
-    measured: of each image.
     names_of_images: their names, in the same order.
-    spec: that they were measured with.
 
   Returns:
     {'image': its name, and the metrics `pixel_accuracy`, `miou`, `iou/NAME`,

@@ -49,8 +49,6 @@ def measure(
       pixels there.
     prediction: uint8 [H, W], of classes.
     probability: float32 [H, W] of the class.
-    index: of the class.
-    num_classes: of mask and prediction.
     instances: integers [H, W] that number the objects of the truth, 0 is none;
       only their pixels of the class count. None takes the connected parts.
 

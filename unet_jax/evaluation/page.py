@@ -35,7 +35,6 @@ def write(
   """Writes the page, whole or not at all.
 
   Args:
-    path: of the HTML file.
     report: `title`; `about`, {word: value}, of which `command` stands at the
       foot; `names` of the C classes; `metrics`, {name without eval/: number,
       NaN or None where there is no score}; `intervals`, {name: (low, high)}, of

@@ -48,8 +48,6 @@ class MeasuredSplit:
     """Measures an image, see `measures.measure_image`.
 
     Args:
-      index: of the image in the split.
-      name: of the image, for people.
       logits: float32 [H, W, K].
       prediction: uint8 [H, W], their classes.
       mask: uint8 [H, W].
@@ -94,7 +92,6 @@ class MeasuredSplit:
     """Returns the `worst`, `median` and `best` images by their mIoU.
 
     Args:
-      rows: of `results`.
       read: returns `image` and `mask` of the image of an index.
 
     Returns:

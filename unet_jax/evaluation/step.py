@@ -30,10 +30,7 @@ def eval_step(
     batch: as in `train_step`, and `weight` [B], 0 for padding, which counts
       nowhere; of tiles also `example` [B], see pipeline.py.
     model: applied with its running statistics, without dropout.
-    loss_spec: see losses.py.
-    mean: per channel, of values in 0..1.
-    std: likewise.
-    ensemble: of views and of several networks, see models/ensemble.py.
+    mean, std: per channel, of values in 0..1.
     returns_logits: whether to return `logits` and `mask`.
 
   Returns:
