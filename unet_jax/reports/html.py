@@ -60,7 +60,6 @@ def render(template: str, folder: str = '', **values: Any) -> str:
   Args:
     template: file that extends page.html.
     folder: that has the template; '' is the folder templates/ here.
-    **values: for the template.
   """
   environment = _make_environment(folder) if folder else _ENVIRONMENT
   return environment.get_template(template).render(values)

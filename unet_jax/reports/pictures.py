@@ -97,7 +97,6 @@ def batch_panels(
   Args:
     picture: with `image` uint8 [H, W, C]; `mask` uint8 [H', W'] and perhaps
       `weight_map` float [H', W'], of the middle of the image.
-    alt: names the image for those who cannot see it.
     num_classes: classes that have a colour; others are shown as ignored.
     top: the weight that gets the last colour of the scale.
   """
@@ -206,7 +205,6 @@ def file_panel(path: str, alt: str) -> Panel:
   """Returns a PNG file as it is, in its own size.
 
   Args:
-    path: of the file.
     alt: names the picture for those who cannot see it.
   """
   with open(path, 'rb') as f:
