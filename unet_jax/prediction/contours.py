@@ -70,7 +70,6 @@ def features(
   Args:
     classes: uint8 [H, W].
     probabilities: uint8 [H, W], 255 times the probability of that class.
-    names: of the classes.
   """
   for c, name in enumerate(names):
     if c == 0:
@@ -119,9 +118,7 @@ class ContoursFile(row_files.RowFile):
     """Begins the file.
 
     Args:
-      path: of the file.
       size: height and width of the image.
-      names: of the classes.
     """
     super().__init__(path)
     self._names, self._next = names, 0

@@ -53,13 +53,7 @@ class Paths:
 def make_paths(
   source: pathlib.Path, folder: pathlib.Path, config: ml_collections.ConfigDict
 ) -> Paths:
-  """Returns the files of an image, see above.
-
-  Args:
-    source: the image.
-    folder: of the output.
-    config: of the run.
-  """
+  """Returns the files of an image, see above."""
   predict = config.predict
   place = lambda name, suffix: folder / name / f'{source.stem}{suffix}'
   is_tiff = source.suffix.lower() in _TIFF
@@ -84,7 +78,6 @@ def plan(
   """Returns each image that predict.input names, with its files.
 
   Args:
-    config: of the run.
     workdir: of the run; has the output unless predict.output is set.
 
   Raises:
@@ -208,8 +201,6 @@ class PredictionFiles(sinks.RowSink):
 
     Args:
       raster: the image; read again for the overlay.
-      paths: the files.
-      config: of the run.
       done: called once all files are complete.
     """
     self._size, self._next, self._done = raster.size, 0, done

@@ -67,8 +67,6 @@ def restore(
   Args:
     config: `checkpoint.which`, `checkpoint.step`, `eval.params` and
       `inference.ensemble` choose them.
-    workdir: absolute path.
-    mesh: where they go.
     members: `member_workdirs`, if they are known.
 
   Returns:

@@ -50,7 +50,6 @@ class Segmenter:
   """Class probabilities of images, see `load`.
 
   Attributes:
-    config: of the run.
     class_names: of the probabilities.
   """
 
