@@ -61,7 +61,6 @@ class Map(Protocol):
     """Maps (row, column, 1) from the result's centre to the image's centre.
 
     Args:
-      key: of the draws.
       count: B.
       size: height and width, in pixels.
 
@@ -351,9 +350,6 @@ class Resample:
 
   Attributes:
     maps: in the order in which they are applied.
-    elastic: or None.
-    interpolation: see `resample`.
-    border: see `resample`.
   """
 
   maps: tuple[Map, ...] = ()

@@ -184,10 +184,7 @@ def decode_image(
   other depths than 8 bit are scaled by `intensity`.
 
   Args:
-    data: the file's bytes.
-    name: for messages.
     num_channels: 1 (grey, ITU-R 601) or 3 (RGB).
-    intensity: data.intensity.
 
   Raises:
     DecodeError: no decoder can read it.
@@ -213,9 +210,7 @@ def convert_array(
   Args:
     array: integers or floats, grey [H, W] or [H, W, 1], or RGB [H, W, 3], of an
       image or some of its rows.
-    name: as for `decode_image`, like num_channels and intensity.
-    num_channels: see name.
-    intensity: see name.
+    name, num_channels, intensity: as for `decode_image`.
     limits: lowest and highest value of the whole image, where `array` is only
       rows of it.
 
@@ -249,10 +244,6 @@ def decode_mask(data: bytes, name: str) -> np.ndarray:
 
   Palette files give their indices, since these are the classes; an RGB file
   whose channels are equal gives one of them.
-
-  Args:
-    data: the file's bytes.
-    name: for messages.
 
   Raises:
     DecodeError: no decoder can read it.

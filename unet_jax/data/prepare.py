@@ -59,7 +59,6 @@ def prepare(config: ml_collections.ConfigDict, split: str) -> prepared.Dataset:
   """Returns the dataset of a split, building it where it is not cached.
 
   Args:
-    config: of the run.
     split: named as in data.train_split; the result's `split` is its name in
       the source, where this is `auto`.
 

@@ -158,7 +158,6 @@ class ClassPixels:
     points: int32 [M, 2]: rows and columns, by image and then by class.
     starts: int64 [N * C + 1]: those of class c in image i are
       `points[starts[i * C + c] : starts[i * C + c + 1]]`.
-    num_classes: C.
   """
 
   points: np.ndarray
@@ -266,7 +265,6 @@ class Prepared:
   """A dataset in arrays (in memory, or memory-mapped).
 
   Args:
-    split: its name.
     arrays: {'image', 'mask'[, 'weight_map']}: each an array or a list of
       arrays, by row; none is read before it is used.
     kept: the rows that were decoded: all unless data.on_error is `skip`.

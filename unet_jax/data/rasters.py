@@ -80,8 +80,6 @@ class ArrayRaster(Raster):
     Args:
       array: grey [H, W] or [H, W, 1], or RGB [H, W, 3]; other types than uint8
         are scaled by data.intensity.
-      data: the section `data` of the config.
-      name: for messages.
 
     Raises:
       UserError: another shape, or values that cannot be scaled.
@@ -117,8 +115,6 @@ class TiffRaster(Raster):
 
     Args:
       tiff: opened; closed by `close`, and here on an error.
-      path: of the file.
-      data: the section `data` of the config.
     """
     page = tiff.pages.first
     self.size = (page.imagelength, page.imagewidth)
@@ -278,10 +274,6 @@ def open_image(
   path: str | os.PathLike, data: ml_collections.ConfigDict
 ) -> Raster:
   """Opens an image file; only TIFF in tiles or strips is not read whole.
-
-  Args:
-    path: of the file.
-    data: the section `data` of the config.
 
   Raises:
     DecodeError: it cannot be read.
