@@ -136,7 +136,6 @@ def summarize(
   Args:
     evaluations: what eval.json of each fold has; a score that is not defined is
       None.
-    config: of the cross-validation.
 
   Returns:
     {metric: {'mean', 'std', 'folds'[, 'pooled']}} of each `eval/...` that all
@@ -185,12 +184,7 @@ _COLUMNS = (
 def format_table(
   metrics: dict[str, dict[str, Any]], names: tuple[str, ...]
 ) -> str:
-  """Returns mean +- standard deviation and pooled scores, as aligned text.
-
-  Args:
-    metrics: see `summarize`.
-    names: of the classes.
-  """
+  """Returns mean +- standard deviation and pooled scores, as aligned text."""
 
   def cell(key: str, is_pooled: bool) -> str:
     return (

@@ -41,7 +41,6 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
 
   Args:
     config: of the network, and of the step that is compiled.
-    workdir: absolute path.
 
   Raises:
     UserError: the image does not fit the network, or the mesh the devices.
@@ -161,11 +160,7 @@ def _sides(shape: graph.Shape) -> str:
 
 
 def format_summary(summary: dict[str, Any]) -> str:
-  """Returns the table of layers, the totals and the train step, as text.
-
-  Args:
-    summary: as in summary.json.
-  """
+  """Returns the table of layers, the totals and the train step, as text."""
   rows = [('layer', 'kind', 'output', 'parameters', 'FLOP', 'activations')]
   for layer in summary['layers']:
     rows.append(
