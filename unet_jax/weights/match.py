@@ -1,5 +1,6 @@
 """Arrays of a weight file as variables of our network."""
 
+import collections
 import logging
 from typing import Any
 
@@ -204,10 +205,7 @@ def _both(weights: naming.Weights, name: str) -> str:
 
 def _counted(names: list[str]) -> str:
   """The names, those that end alike as one."""
-  counts: dict[str, int] = {}
-  for name in names:
-    last = name.rpartition('.')[2]
-    counts[last] = counts.get(last, 0) + 1
+  counts = collections.Counter(name.rpartition('.')[2] for name in names)
   return ', '.join(
     name if count == 1 else f'{count} {name}' for name, count in counts.items()
   )
