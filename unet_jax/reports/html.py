@@ -11,6 +11,7 @@ from typing import Any
 import jinja2
 
 from unet_jax.reports import colors
+from unet_jax.runtime import whole_files
 
 _HERE = os.path.dirname(__file__)
 
@@ -70,8 +71,7 @@ def write(path: str, page: str) -> None:
 
   A file's name need not be valid Unicode; such bytes are written as \\udcXX.
   """
-  with open(
-    path + '.tmp', 'w', encoding='utf-8', errors='backslashreplace'
+  with whole_files.replacing(
+    path, encoding='utf-8', errors='backslashreplace'
   ) as f:
     f.write(page)
-  os.replace(path + '.tmp', path)
