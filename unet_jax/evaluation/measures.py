@@ -12,7 +12,13 @@ import ml_collections
 import numpy as np
 
 from unet_jax.config import fields
-from unet_jax.evaluation import bootstrap, boundaries, calibration, objects
+from unet_jax.evaluation import (
+  bootstrap,
+  boundaries,
+  calibration,
+  glossary,
+  objects,
+)
 from unet_jax.evaluation import confusion as confusion_lib
 
 # Of one image: {name: array}, see `measure_image`.
@@ -204,18 +210,15 @@ def _calibration_sums(stacked: Measured) -> Measured:
 
 
 def _by_class(
-  score: str, values: np.ndarray, names: tuple[str, ...], mean: str = ''
+  score: str, values: np.ndarray, names: tuple[str, ...]
 ) -> dict[str, float]:
   """Averages values [N, C] over images, and the images' means over classes."""
-  result = {
-    f'{score}/{name}': float(v)
-    for name, v in zip(names, confusion_lib.nanmean(values, 0))
+  of_classes = confusion_lib.nanmean(values, 0)
+  mean = confusion_lib.nanmean(confusion_lib.nanmean(values, 1))
+  return {
+    **{f'{score}/{name}': float(v) for name, v in zip(names, of_classes)},
+    glossary.mean_of(score): float(mean),
   }
-  if mean:
-    result[mean] = float(
-      confusion_lib.nanmean(confusion_lib.nanmean(values, 1))
-    )
-  return result
 
 
 def _outline_metrics(
@@ -227,25 +230,17 @@ def _outline_metrics(
     stacked['band_confusion'].sum(0, keepdims=True)
   )
   share = lambda counts: confusion_lib.ratio(counts[..., 0], counts[..., 1])
+  of = lambda score, values: _by_class(score, values, names)
   return {
-    **_by_class(
-      'dataset_boundary_iou',
-      share(boundary.sum(0, keepdims=True)),
-      names,
-      'dataset_boundary_miou',
-    ),
-    **_by_class(
-      'image_boundary_iou', share(boundary), names, 'image_boundary_miou'
-    ),
-    **_by_class('dataset_band_iou', band, names, 'dataset_band_miou'),
-    **_by_class(
-      'image_hd95', np.where(infinite, np.nan, hd95), names, 'image_mhd95'
-    ),
+    **of('dataset_boundary_iou', share(boundary.sum(0, keepdims=True))),
+    **of('image_boundary_iou', share(boundary)),
+    **of('dataset_band_iou', band),
+    **of('image_hd95', np.where(infinite, np.nan, hd95)),
     **{
       f'hd95_infinite/{name}': float(count)
       for name, count in zip(names, infinite.sum(0))
     },
-    **_by_class('image_nsd', share(stacked['nsd']), names, 'image_mnsd'),
+    **of('image_nsd', share(stacked['nsd'])),
   }
 
 
