@@ -5,7 +5,6 @@ inspect.html for people.
 """
 
 import collections
-import logging
 import os
 import shlex
 import time
@@ -30,8 +29,6 @@ from unet_jax.inspection import (
 from unet_jax.models import unet
 from unet_jax.runtime import errors, program, whole_files
 from unet_jax.runtime import mesh as mesh_lib
-
-_log = logging.getLogger(__name__)
 
 # Longest edge of the pictures that the page is made from, in pixels.
 _PICTURE = 480
@@ -117,7 +114,6 @@ def _scan(
     split = source.split
     if split in by_split:
       continue
-    _log.info('inspecting %s: %d examples', split, len(source))
     by_split[split], took = scan.scan(source, config)
     scan.find_owners(source, by_split[split], config)
     by_source[split] = source

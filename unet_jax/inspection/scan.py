@@ -7,7 +7,6 @@ and, as `error`, why the rest could not be.
 import concurrent.futures
 import hashlib
 import io
-import sys
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -15,11 +14,10 @@ from collections.abc import Mapping, Sequence
 import cv2
 import ml_collections
 import numpy as np
-import tqdm
 from PIL import Image
 
 from unet_jax.config import fields
-from unet_jax.data import decode, examples, masks, prepared
+from unet_jax.data import decode, examples, masks, prepare, prepared
 from unet_jax.inspection import alignment, records, verdict
 from unet_jax.runtime import errors
 
@@ -64,17 +62,13 @@ def scan(
     A measurement for each example, and the seconds of processor time that
     `decode` and `measure` took, and those that all of it took on the `wall`.
   """
-  start, seconds = time.perf_counter(), {'decode': 0.0, 'measure': 0.0}
-  bar = tqdm.tqdm(
-    total=len(source),
-    desc=f'inspecting {source.split}',
-    unit='image',
-    disable=not sys.stderr.isatty(),
-  )
-  workers = prepared.num_workers(config)
-  measurements = []
-  pool = concurrent.futures.ThreadPoolExecutor(workers)
-  with warnings.catch_warnings(), bar, pool:
+  start = time.perf_counter()
+  results: dict[int, tuple[records.Measurement, float, float]] = {}
+
+  def work(index: int) -> None:
+    results[index] = _measure(source, index, config, borders)
+
+  with warnings.catch_warnings():
     # Warnings about odd metadata of files that can be decoded.
     warnings.simplefilter('ignore')
     # The masks of some pairs, to be tried on the images of all others.
@@ -83,20 +77,15 @@ def scan(
     for index in dict.fromkeys(spread):
       fit = _measure(source, index, config, {})[0].fit
       borders[index] = fit.border if fit else None
-    try:
-      for measurement, decoding, measuring in pool.map(
-        lambda index: _measure(source, index, config, borders),
-        range(len(source)),
-      ):
-        measurements.append(measurement)
-        seconds['decode'] += decoding
-        seconds['measure'] += measuring
-        bar.update()
-    except BaseException:
-      pool.shutdown(cancel_futures=True)
-      raise
-  seconds['wall'] = time.perf_counter() - start
-  return measurements, seconds
+    prepare.in_threads(work, len(source), config, f'inspecting {source.split}')
+  measurements, decoding, measuring = zip(
+    *(results[i] for i in sorted(results))
+  )
+  return list(measurements), {
+    'decode': sum(decoding),
+    'measure': sum(measuring),
+    'wall': time.perf_counter() - start,
+  }
 
 
 def find_owners(
@@ -287,9 +276,9 @@ def _class_pixels(
   classes = masks.map_mask(
     values, data.mask_values, data.num_classes, result.mask_name
   )[0]
+  columns = np.where(classes == fields.IGNORE_LABEL, num_names, classes)
   counts = np.zeros(num_names + 1, np.int64)
-  for c, pixels in zip(classes, result.values.values()):
-    counts[num_names if c == fields.IGNORE_LABEL else c] += pixels
+  np.add.at(counts, columns, list(result.values.values()))
   return counts
 
 
@@ -302,9 +291,7 @@ def _count_instances(
   if instances is not None:
     inside = instances != 0
     pairs = np.unique(np.stack([classes[inside], instances[inside]]), axis=1)
-    for c in present:
-      counts[c] = np.sum(pairs[0] == c)
-    return counts
+    return np.bincount(pairs[0].astype(np.intp), minlength=256)[: len(counts)]
   for c in present:
     # Outlines that are no hole's: quicker than to label each pixel.
     _, hierarchy = cv2.findContours(
