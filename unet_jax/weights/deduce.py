@@ -42,10 +42,7 @@ MILESIAL = {
 def fields_of_arrays(
   arrays: dict[str, np.ndarray],
 ) -> tuple[Fields, list[str]]:
-  """Returns the fields that names and shapes show.
-
-  Args:
-    arrays: by our name, in our layout.
+  """Returns the fields that our names, and shapes in our layout, show.
 
   Returns:
     {'section.field': value}, {} for another network; and a line for each choice
@@ -154,8 +151,7 @@ def of_keras(
 ) -> tuple[Fields, list[str]]:
   """Returns the fields of a Keras network.
 
-  Args:
-    order_of: `modules_in_order` of the network with some fields changed.
+  `order_of` gives `modules_in_order` of the network with some fields changed.
   """
   for structure in _structures(file):
     weights = naming.from_keras(file, order_of(structure))

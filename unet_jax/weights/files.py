@@ -53,10 +53,7 @@ class WeightFile:
 def read(path: str) -> WeightFile:
   """Reads a file of PyTorch, safetensors, NumPy (.npz) or Keras.
 
-  No code of the file is run.
-
-  Args:
-    path: of the file; its content shows the format.
+  The content shows the format; no code in it is run.
 
   Raises:
     UserError: there is no such file, it is none of these, it is damaged, or

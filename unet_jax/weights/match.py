@@ -257,8 +257,7 @@ def _open_fields(file: files.WeightFile, fields: deduce.Fields) -> list[str]:
 def deduced_config(overrides: dict[str, Any]) -> ml_collections.ConfigDict:
   """Returns the config that a file shows, for an import without --config.
 
-  Args:
-    overrides: {'section.field': value} of the command line; they win.
+  The overrides, {'section.field': value} of the command line, win.
 
   Raises:
     UserError: the file shows too little.

@@ -98,9 +98,6 @@ def modules_in_order(
 ) -> list[tuple[str, str]]:
   """Returns the modules that have parameters, in the order of their calls.
 
-  Args:
-    image_shape: [H, W, C] of an image that it takes.
-
   Returns:
     (path, kind); `conv`, `transpose` (a transposed convolution) or `norm`.
   """
