@@ -216,10 +216,7 @@ def _fill_ignored(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def border(mask: np.ndarray) -> np.ndarray | None:
-  """Returns the border of a mask, to be looked up on any image.
-
-  Args:
-    mask: uint8 [H, W] classes, 255 is ignored.
+  """Returns the border of a mask, uint8 [H, W], to be looked up on any image.
 
   Returns:
     uint16 [n]: cell * 4 + direction of up to 500 places; None where there is
@@ -367,10 +364,7 @@ class MaskFinder:
 
     It takes about a millisecond for a hundred masks. The gain over chance is
     weighed by the root of the border's length, since a short border scores well
-    by accident.
-
-    Args:
-      image: uint8 [H, W, C].
+    by accident. The image is uint8 [H, W, C].
     """
     if self._places is None:
       return None

@@ -28,11 +28,7 @@ def find(
   splits: Mapping[str, list[records.Measurement]],
   config: ml_collections.ConfigDict,
 ) -> list[records.Finding]:
-  """Returns all findings, errors first.
-
-  Args:
-    splits: {name: measurements}; the first is the one to train on.
-  """
+  """Returns all findings, errors first; the first split is trained on."""
   found = []
   for split, measurements in splits.items():
     checks = _Checks(split, measurements, config)
@@ -51,11 +47,7 @@ def find(
 def find_in_prepared(
   sets: Mapping[str, Any], config: ml_collections.ConfigDict
 ) -> list[records.Finding]:
-  """The cheap part of `find`, from the statistics of prepared sets.
-
-  Args:
-    sets: {split: Prepared}; the first is the one to train on.
-  """
+  """The cheap part of `find`, from the statistics of prepared sets."""
   found, splits = [], {}
   for split, dataset in sets.items():
     splits[split] = measurements = _prepared_measurements(split, dataset)

@@ -135,8 +135,7 @@ def _measure(
 ) -> tuple[records.Measurement, float, float]:
   """Returns a measurement, and the seconds to decode and to measure.
 
-  Args:
-    borders: {index: border of its mask}; those of other pairs are tried too.
+  Of the borders, {index: border of its mask}, those of other pairs are tried.
   """
   result = records.Measurement(source.split, index, f'{source.split}[{index}]')
   start = decoded = time.thread_time()

@@ -29,11 +29,7 @@ _DARK = 0.1
 
 @dataclasses.dataclass(frozen=True)
 class Suggestion:
-  """A value for a field.
-
-  Attributes:
-    field: `section.name`.
-  """
+  """A value for a field, `section.name`."""
 
   field: str
   now: Any
@@ -119,11 +115,7 @@ class _Suggestions(list[Suggestion]):
 def suggest(
   measurements: records.Measurements, config: ml_collections.ConfigDict
 ) -> list[Suggestion]:
-  """Returns a value for each field that follows from the data.
-
-  Args:
-    measurements: of the split to train on.
-  """
+  """Returns a value for each field that follows from the split to train on."""
   found = _Suggestions(config)
   table, num_classes, why, order = classes.find_table(measurements, config)
   found.add('data.mask_values', table, why)
@@ -180,11 +172,8 @@ def normalization(
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
   """Returns mean and standard deviation over the pixels of all images.
 
-  Args:
-    measurements: at least one, each of an image that could be decoded.
-
-  Returns:
-    Two tuples of a number per channel, of values in 0..1.
+  These are numbers per channel, of values in 0..1. There must be a measurement,
+  and each of an image that could be decoded.
   """
   weights = np.prod([m.image_size for m in measurements], axis=1)
   mean = np.average([m.mean for m in measurements], 0, weights)
