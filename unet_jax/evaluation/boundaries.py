@@ -108,10 +108,7 @@ def surface_distances(
   """Returns the distance of each edge pixel to the nearest of the other.
 
   Edges are the pixels of an object that have one of their four neighbours
-  outside of it, or of the image.
-
-  Args:
-    truth, found: uint8 [H, W] of 0 and 1.
+  outside of it, or of the image. Both images are uint8 [H, W] of 0 and 1.
 
   Returns:
     float64 [P] from the edge pixels of `truth` to `found`, and [Q] from those

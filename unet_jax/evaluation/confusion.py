@@ -80,11 +80,7 @@ def iou_and_dice(confusion: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def merge_foreground(
   confusion: np.ndarray, foreground: Sequence[int]
 ) -> np.ndarray:
-  """Joins classes: [..., C, C] to [..., 2, 2], index 1 is the foreground.
-
-  Args:
-    foreground: indices of the classes that are joined.
-  """
+  """Joins classes by index: [..., C, C] to [..., 2, 2]; 1 is the foreground."""
   groups = np.zeros((2, confusion.shape[-1]), confusion.dtype)
   groups[0] = 1
   groups[:, list(foreground)] = [[0], [1]]
@@ -159,10 +155,7 @@ def scores(
 def further_scores(
   confusion: np.ndarray, names: tuple[str, ...]
 ) -> dict[str, float]:
-  """Returns scores of a split that are only worth a full evaluation.
-
-  Args:
-    confusion: integers [N, C, C], one matrix per image.
+  """Returns scores that are only worth a full evaluation, of counts [N, C, C].
 
   Returns:
     {'dataset_precision/NAME' (NaN for a class that is never predicted),

@@ -126,10 +126,7 @@ def measure_image(
 def summarize(
   measured: list[Measured], spec: Spec
 ) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
-  """Returns the metrics of a split, and 95 % intervals of some.
-
-  Args:
-    measured: of each image of the split, at least one.
+  """Returns the metrics of a split of at least one image, and 95 % intervals.
 
   Returns:
     The metrics, NaN where nothing counts:
@@ -167,10 +164,7 @@ def summarize(
 def image_rows(
   measured: list[Measured], names_of_images: list[str], spec: Spec
 ) -> list[dict[str, Any]]:
-  """Returns a row per image, for a table.
-
-  Args:
-    names_of_images: their names, in the same order.
+  """Returns a row per image, for a table; names are in the images' order.
 
   Returns:
     {'image': its name, and the metrics `pixel_accuracy`, `miou`, `iou/NAME`,

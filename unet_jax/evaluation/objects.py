@@ -76,10 +76,8 @@ def match_counts(truth: np.ndarray, found: np.ndarray) -> np.ndarray:
   """Counts the objects of two images that are the same.
 
   Two objects can be matched where their IoU reaches the threshold; each is in
-  one match at most, and there are as many matches as can be.
-
-  Args:
-    truth, found: integers [H, W]; 0 is none, each other value one object.
+  one match at most, and there are as many matches as can be. In both images,
+  integers [H, W], 0 is none and each other value one object.
 
   Returns:
     int64 [10, 3]: TP, FP (objects of `found` without match) and FN (of `truth`)

@@ -91,12 +91,10 @@ class MeasuredSplit:
   ) -> dict[str, list[dict[str, Any]]]:
     """Returns the `worst`, `median` and `best` images by their mIoU.
 
-    Args:
-      read: returns `image` and `mask` of the image of an index.
-
     Returns:
-      Up to eval.num_examples images of each kind, each with the entries of
-      `read`, `prediction`, `name` and `score`.
+      Up to eval.num_examples images of each kind, each with the entries that
+      `read` returns for its index (`image` and `mask`), `prediction`, `name`
+      and `score`.
     """
     indices = sorted(self._images)
     scores = np.array([row['miou'] for row in rows])
