@@ -152,10 +152,9 @@ def predicted_part(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Returns the part of image and mask that was predicted, and the prediction.
 
-  Args:
-    example: `image` uint8 [H, W, C], `mask` uint8 [H, W], `prediction` uint8
-      [H', W'] (of a `valid` network: the centre); of volumes, with an axis D
-      before H, the middle slice is returned.
+  An example has `image` uint8 [H, W, C], `mask` uint8 [H, W] and `prediction`
+  uint8 [H', W'] (of a `valid` network: the centre); of volumes, with an axis D
+  before H, the middle slice is returned.
   """
   prediction = example['prediction']
   image, mask = [
@@ -202,11 +201,7 @@ def outline(mask: np.ndarray, num_classes: int) -> np.ndarray:
 
 
 def file_panel(path: str, alt: str) -> Panel:
-  """Returns a PNG file as it is, in its own size.
-
-  Args:
-    alt: names the picture for those who cannot see it.
-  """
+  """Returns a PNG file as it is, in its own size; `alt` as in `Panel`."""
   with open(path, 'rb') as f:
     stored = f.read()
   width, height = Image.open(io.BytesIO(stored)).size

@@ -28,10 +28,7 @@ def draw_predictions(
 ) -> None:
   """Draws input, mask, prediction and errors side by side, an example a row.
 
-  Args:
-    examples: `image` uint8 [H, W, C], `mask` uint8 [H, W], `prediction` uint8
-      [H', W'] (of a `valid` network: the centre); of volumes, with an axis D
-      before H, the middle slice is drawn.
+  Examples are those of `pictures.predicted_part`.
   """
   rows, titles = len(examples), ('image', 'mask', 'prediction', 'errors')
   figure, axes = plt.subplots(
@@ -80,11 +77,7 @@ def draw_predictions(
 def draw_curves(
   path: str, lines: list[dict[str, Any]], best_metric: str
 ) -> None:
-  """Draws loss and evaluation against the step, from metrics.jsonl.
-
-  Args:
-    best_metric: of the right-hand axes, beside dataset mIoU.
-  """
+  """Draws losses, and dataset mIoU beside the best metric, by the step."""
   figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2))
   for axis, names in (
     (left, ('train/loss', 'eval/loss')),
@@ -108,9 +101,7 @@ def draw_confusion(
 ) -> None:
   """Draws a confusion matrix as a heat map of the shares of its rows.
 
-  Args:
-    confusion: integers [C, C], rows are the classes of the mask, columns those
-      of the prediction.
+  Of integers [C, C], rows are the classes of the mask, columns those predicted.
   """
   confusion = np.asarray(confusion, np.int64)
   totals = confusion.sum(1, keepdims=True)
