@@ -27,13 +27,10 @@ def _ring(contour: np.ndarray) -> list[list[int]]:
   (p + 1) // 2 is the corner x or x + 1. Around a hole it is the same from the
   other side.
 
-  Args:
-    contour: integers [N, 1, 2] of x and y.
-
   Returns:
-    [[x, y], ...]; the last point is the first one. As RFC 7946 asks, the area
-    by the shoelace formula is positive, of holes negative: the opposite of
-    OpenCV's orientation.
+    [[x, y], ...] of integers [N, 1, 2]; the last point is the first one. As RFC
+    7946 asks, the area by the shoelace formula is positive, of holes negative:
+    the opposite of OpenCV's orientation.
   """
   points = (contour[::-1, 0] + 1) // 2
   # A diagonal step from pixel to pixel is one corner, twice.
@@ -115,11 +112,7 @@ class ContoursFile(row_files.RowFile):
   def __init__(
     self, path: pathlib.Path, size: tuple[int, int], names: Sequence[str]
   ):
-    """Begins the file.
-
-    Args:
-      size: height and width of the image.
-    """
+    """Begins the file of an image of some height and width."""
     super().__init__(path)
     self._names, self._next = names, 0
     self._planes = np.zeros((2, *size), np.uint8)

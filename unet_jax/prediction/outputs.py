@@ -77,8 +77,7 @@ def plan(
 ) -> list[tuple[pathlib.Path, Paths]]:
   """Returns each image that predict.input names, with its files.
 
-  Args:
-    workdir: of the run; has the output unless predict.output is set.
+  These are in the workdir unless predict.output is set.
 
   Raises:
     UserError: see `find_inputs`, or the output would mix with the input.
@@ -157,10 +156,7 @@ def mask_values(data: ml_collections.ConfigDict) -> np.ndarray:
   """Returns the value of each class in a mask: data.mask_values, inverted.
 
   Of several values of a class, the first in the table. Without a table these
-  are the classes.
-
-  Args:
-    data: the section `data` of a config that is valid for --mode=predict.
+  are the classes. The config is one that is valid for --mode=predict.
 
   Returns:
     uint8 or uint16 [classes]; uint8 [classes, 3] for a table with colours,
@@ -243,11 +239,7 @@ class PredictionFiles(sinks.RowSink):
       )
 
   def write(self, rows: np.ndarray) -> None:
-    """Adds the next rows.
-
-    Args:
-      rows: logits, float32 [h, W, K], of a sigmoid where K is 1.
-    """
+    """Adds the next rows, logits float32 [h, W, K], of a sigmoid if K is 1."""
     stop = self._next + len(rows)
     if rows.shape[1] != self._size[1] or stop > self._size[0]:
       raise ValueError(

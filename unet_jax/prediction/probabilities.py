@@ -13,9 +13,8 @@ import numpy as np
 def predict(logits: Any) -> Any:
   """Returns the class of each pixel: float [..., K] to uint8 [...].
 
-  Args:
-    logits: an array of NumPy or, in a step, of JAX. Of equal logits the first
-      class wins; of one channel it is class 1 where the logit is above 0.
+  Of equal logits the first class wins; of one channel it is class 1 where the
+  logit is above 0. The array is one of NumPy or, in a step, of JAX.
   """
   if logits.shape[-1] == 1:
     return (logits[..., 0] > 0).astype(np.uint8)
@@ -36,11 +35,7 @@ def by_class(logits: np.ndarray) -> np.ndarray:
 def softmax(planes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """Returns probabilities that add up to 1, and the log of the sum of exp.
 
-  Args:
-    planes: float32 [classes, ...], see `by_class`.
-
-  Returns:
-    float32 [classes, ...] and [...].
+  Of float32 [classes, ...], see `by_class`, these are of its shape and [...].
   """
   highest = planes.max(0)
   result = planes - highest

@@ -197,11 +197,7 @@ class NpzFile(RowFile):
   """One large array, and small ones, for np.load."""
 
   def __init__(self, path: pathlib.Path, name: str, shape, dtype, **arrays):
-    """Begins the file.
-
-    Args:
-      shape: of it; `write` takes it in parts along the first axis.
-    """
+    """Begins the file; `write` takes parts of `shape` along the first axis."""
     super().__init__(path)
     self._dtype = np.dtype(dtype)
     # Not compressed, as by np.savez: floats hardly shrink, and take long.
