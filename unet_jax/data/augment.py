@@ -103,8 +103,7 @@ def noise(image: Array, amount: Array, key: Array) -> Array:
 class Blur:
   """Blurs with a Gaussian; called like `brightness`, with sigma in pixels.
 
-  Attributes:
-    radius: of the kernel, in pixels; the border is mirrored.
+  The kernel's radius is in pixels; the border is mirrored.
   """
 
   radius: int

@@ -102,8 +102,7 @@ class Flip:
 class Turn:
   """Turns square images by 90, 180 or 270 degrees, each as often.
 
-  Attributes:
-    probability: of a turn, 0 to 1, drawn for each image.
+  The probability is that of any turn, 0 to 1, drawn for each image.
   """
 
   probability: float
@@ -348,8 +347,7 @@ def resample(
 class Resample:
   """Flips, turns, affine, crop, then elastic deformation, interpolated once.
 
-  Attributes:
-    maps: in the order in which they are applied.
+  The maps are in the order in which they are applied.
   """
 
   maps: tuple[Map, ...] = ()

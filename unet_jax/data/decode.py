@@ -181,10 +181,8 @@ def decode_image(
   """Returns an image file as uint8 [H, W, num_channels].
 
   Palettes are looked up, alpha is dropped, grey and RGB become one another;
-  other depths than 8 bit are scaled by `intensity`.
-
-  Args:
-    num_channels: 1 (grey, ITU-R 601) or 3 (RGB).
+  other depths than 8 bit are scaled by `intensity`. One channel is grey (ITU-R
+  601), three are RGB.
 
   Raises:
     DecodeError: no decoder can read it.

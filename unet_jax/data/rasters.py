@@ -77,9 +77,8 @@ class ArrayRaster(Raster):
   ):
     """Converts the array as a file's pixels would be.
 
-    Args:
-      array: grey [H, W] or [H, W, 1], or RGB [H, W, 3]; other types than uint8
-        are scaled by data.intensity.
+    It is grey [H, W] or [H, W, 1], or RGB [H, W, 3]; other types than uint8 are
+    scaled by data.intensity.
 
     Raises:
       UserError: another shape, or values that cannot be scaled.
@@ -113,8 +112,7 @@ class TiffRaster(Raster):
   ):
     """Reads the whole image once where its range of values must be known.
 
-    Args:
-      tiff: opened; closed by `close`, and here on an error.
+    The opened file is closed by `close`, and here on an error.
     """
     page = tiff.pages.first
     self.size = (page.imagelength, page.imagewidth)
