@@ -39,9 +39,6 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   No array of the network is made: all shapes come from tracing, and the train
   step, where `summary.compile` is on, is compiled for abstract arguments.
 
-  Args:
-    config: of the network, and of the step that is compiled.
-
   Raises:
     UserError: the image does not fit the network, or the mesh the devices.
   """
