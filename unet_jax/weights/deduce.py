@@ -97,18 +97,17 @@ def _norm(arrays: dict[str, np.ndarray]) -> tuple[str, list[str]]:
 def _upsampling(
   arrays: dict[str, np.ndarray], widths: list[int]
 ) -> tuple[Fields, list[str]]:
-  fields: Fields = {}
   kernel = arrays.get('upsample_0/conv/kernel')
   size = 0 if kernel is None else kernel.shape[0]
+  fields: Fields
+  unsure = []
   if kernel is not None and 4 * kernel.shape[-2] == widths[1]:
-    fields['model.upsample'] = 'pixel_shuffle'
+    fields = {'model.upsample': 'pixel_shuffle', 'model.upsample_kernel': size}
+  elif size == 2:
+    fields = {'model.upsample': 'transpose'}
   else:
     # Only PyTorch's twin is known to align corners; see `of_milesial`.
-    fields['model.upsample'] = 'transpose' if size == 2 else 'nearest'
-  if fields['model.upsample'] != 'transpose':
-    fields['model.upsample_kernel'] = size
-  unsure = []
-  if fields['model.upsample'] == 'nearest':
+    fields = {'model.upsample': 'nearest', 'model.upsample_kernel': size}
     unsure.append(
       'the file leaves open whether model.upsample is nearest or bilinear'
     )
