@@ -3,8 +3,9 @@
 A transform is a frozen dataclass called as `transform(key, batch)`. A batch is
 a dict of `image` [B, H, W, C], `mask` uint8 [B, H, W] and, where the loss has
 one, `weight_map` float16 [B, H, W]; the same entries come back in the same
-shapes. Each image's draws depend on `key` and on its place in the batch alone,
-however the batch is split over devices.
+shapes. Each image is changed or not, with `probability`, 0 to 1; its draws
+depend on `key` and on its place in the batch alone, however the batch is split
+over devices.
 
 The order is: flips and turns, which only move pixels; `Resample`, which is
 affine, crop and elastic deformation in one interpolation (both in
@@ -134,7 +135,6 @@ class Photometric:
   Attributes:
     change: called with image float32 [B, H, W, C], amount float32 [B, 1, 1, 1]
       (of volumes an axis more) and a key; returns the new image.
-    probability: 0 to 1, drawn for each image.
     range: of the amount, drawn for each image.
     log: draws the amount evenly on a log scale.
   """
@@ -162,7 +162,6 @@ class Cutout:
   Its centre may be any pixel, so that a part of it may lie outside.
 
   Attributes:
-    probability: 0 to 1, drawn for each image.
     range: of the square's side, as a share of the shorter edge.
     fill: values of the channels, 0 to 255.
     mask: `keep`, or `ignore`: 255 under the square.

@@ -1,4 +1,4 @@
-"""Flips, turns and resampling of a batch on the device."""
+"""Flips, turns and resampling of a batch on the device; see augment.py."""
 
 import dataclasses
 import math
@@ -76,7 +76,6 @@ class Flip:
   Attributes:
     axis: of the batch; of images, 1 turns rows (vertical), 2 columns
       (horizontal).
-    probability: 0 to 1, drawn for each image.
   """
 
   axis: int
@@ -100,10 +99,7 @@ class Flip:
 
 @dataclasses.dataclass(frozen=True)
 class Turn:
-  """Turns square images by 90, 180 or 270 degrees, each as often.
-
-  The probability is that of any turn, 0 to 1, drawn for each image.
-  """
+  """Turns square images by 90, 180 or 270 degrees, each as often."""
 
   probability: float
 
@@ -136,7 +132,6 @@ class Affine:
   """Shears, scales, turns and moves an image, in this order, about its centre.
 
   Attributes:
-    probability: 0 to 1, drawn for each image.
     rotation: degrees, counter-clockwise.
     scale: factor of both sides, drawn evenly on a log scale.
     shear: degrees by which columns lean; rows stay rows.
@@ -173,7 +168,6 @@ class Crop:
   sides cut to those of the image.
 
   Attributes:
-    probability: 0 to 1, drawn for each image.
     area: share of the image's area.
     aspect: of the window's width to height, over the image's; drawn evenly on
       a log scale.
@@ -216,7 +210,6 @@ class Elastic:
   are Gaussian, those of the pixels between them are interpolated bicubically.
 
   Attributes:
-    probability: 0 to 1, drawn for each image.
     grid: nodes along each axis.
     sigma: standard deviation of both components, in pixels of the result.
   """
