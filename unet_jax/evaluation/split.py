@@ -45,14 +45,7 @@ class MeasuredSplit:
     mask: np.ndarray,
     instances: np.ndarray | None = None,
   ) -> None:
-    """Measures an image, see `measures.measure_image`.
-
-    Args:
-      logits: float32 [H, W, K].
-      prediction: uint8 [H, W], their classes.
-      mask: uint8 [H, W].
-      instances: integers [H, W] that number objects, or None.
-    """
+    """Measures the image of an index, see `measures.measure_image`."""
     measured = measures.measure_image(
       logits, prediction, mask, self._spec, instances
     )
