@@ -70,12 +70,11 @@ class Text(NamedTuple):
 
 
 class Mark(NamedTuple):
-  """A small disk with a sign in it: + or × (a product)."""
+  """A small disk with a sign in it: + or, of a gate, × (a product)."""
 
   kind: str
   x: float
   y: float
-  sign: str
 
 
 class Outline(NamedTuple):
