@@ -5,7 +5,8 @@ a dict of `image` [B, H, W, C], `mask` uint8 [B, H, W] and, where the loss has
 one, `weight_map` float16 [B, H, W]; the same entries come back in the same
 shapes. Each image is changed or not, with `probability`, 0 to 1; its draws
 depend on `key` and on its place in the batch alone, however the batch is split
-over devices.
+over devices. The fields of a transform are those of its section of `augment` in
+config/default.py, which gives their units.
 
 The order is: flips and turns, which only move pixels; `Resample`, which is
 affine, crop and elastic deformation in one interpolation (both in
@@ -159,12 +160,8 @@ class Photometric:
 class Cutout:
   """Covers a square (DeVries and Taylor 2017, https://arxiv.org/abs/1708.04552).
 
-  Its centre may be any pixel, so that a part of it may lie outside.
-
-  Attributes:
-    range: of the square's side, as a share of the shorter edge.
-    fill: values of the channels, 0 to 255.
-    mask: `keep`, or `ignore`: 255 under the square.
+  Its centre may be any pixel, so that a part of it may lie outside. It is
+  filled with one value for each channel, 0 to 255.
   """
 
   probability: float

@@ -131,12 +131,7 @@ class Turn:
 class Affine:
   """Shears, scales, turns and moves an image, in this order, about its centre.
 
-  Attributes:
-    rotation: degrees, counter-clockwise.
-    scale: factor of both sides, drawn evenly on a log scale.
-    shear: degrees by which columns lean; rows stay rows.
-    translation: shares of the height (down) and the width (right), one drawn
-      for each.
+  Rows stay rows when it is sheared; it is moved down and right.
   """
 
   probability: float
@@ -166,11 +161,6 @@ class Crop:
 
   As in Szegedy et al. (2015), https://arxiv.org/abs/1409.4842, section 6, with
   sides cut to those of the image.
-
-  Attributes:
-    area: share of the image's area.
-    aspect: of the window's width to height, over the image's; drawn evenly on
-      a log scale.
   """
 
   probability: float
@@ -208,10 +198,7 @@ class Elastic:
 
   https://arxiv.org/abs/1505.04597: displacements at the nodes of a coarse grid
   are Gaussian, those of the pixels between them are interpolated bicubically.
-
-  Attributes:
-    grid: nodes along each axis.
-    sigma: standard deviation of both components, in pixels of the result.
+  The deviation `sigma`, of both components, is in pixels of the result.
   """
 
   probability: float
