@@ -148,10 +148,10 @@ def write_full(
       'command': shlex.join(sys.argv),
     },
     'names': names,
-    'metrics': result['metrics'],
-    'intervals': result['intervals'],
-    'confusion': confusion,
-    'reliability': result['reliability'],
+    **{
+      key: result[key]
+      for key in ('metrics', 'intervals', 'confusion', 'reliability')
+    },
     'plots': drawn,
     'notes': [_note(config)],
   }

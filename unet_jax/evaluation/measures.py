@@ -30,18 +30,9 @@ _PARTITIONS = ('v_rand', 'v_info', 'v_rand_thin', 'v_info_thin')
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-  """Settings of measures, see unet_jax/config/default.py, section eval.
+  """Settings of measures: those of the section `eval` in config/default.py.
 
-  Attributes:
-    names: of the classes; logits of one channel (sigmoid) have two.
-    foreground: names of classes that are also scored as one; () for none.
-    boundary_ratio: share of the diagonal, of boundary IoU.
-    band: width of the band along outlines, in pixels.
-    tolerance: of the normalised surface distance, in pixels.
-    instances: name of the class whose objects are measured; '' for none.
-    bins: of the calibration error.
-    resamples: of the bootstrap; 0 for no intervals.
-    seed: of the bootstrap.
+  Logits of one channel (sigmoid) have two names of classes.
   """
 
   names: tuple[str, ...]
