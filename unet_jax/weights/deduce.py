@@ -39,9 +39,7 @@ MILESIAL = {
 }
 
 
-def fields_of_arrays(
-  arrays: dict[str, np.ndarray],
-) -> tuple[Fields, list[str]]:
+def fields_of_arrays(arrays: dict[str, np.ndarray]) -> tuple[Fields, list[str]]:
   """Returns the fields that our names, and shapes in our layout, show.
 
   Returns:

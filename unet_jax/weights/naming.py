@@ -240,9 +240,7 @@ def to_milesial(
 
 
 def from_keras(
-  file: files.WeightFile,
-  order: list[tuple[str, str]],
-  up_first: bool = False,
+  file: files.WeightFile, order: list[tuple[str, str]], up_first: bool = False
 ) -> Weights:
   """Takes Keras' layers, the n-th of a kind for our n-th of that kind.
 
