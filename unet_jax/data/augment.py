@@ -216,10 +216,7 @@ def make_augmentation(config: ml_collections.ConfigDict) -> Augmentation:
   if affine or elastic:
     # Not moved first: compilers would do so again for each pixel looked up.
     resample = geometry.Resample(
-      moves + affine,
-      elastic[0] if elastic else None,
-      a.interpolation,
-      a.border,
+      moves + affine, elastic[0] if elastic else None, a.interpolation, a.border
     )
     moves = (resample,)
   # Beyond three sigma there is 0.3 % of a Gaussian.

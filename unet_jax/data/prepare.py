@@ -159,9 +159,7 @@ def cache_key(
 
 
 def _build(
-  source: examples.Source,
-  config: ml_collections.ConfigDict,
-  path: pathlib.Path,
+  source: examples.Source, config: ml_collections.ConfigDict, path: pathlib.Path
 ) -> None:
   """Builds the arrays beside `path` and renames them; the lock is held."""
   for leftover in path.parent.glob(path.name + '.tmp-*'):
@@ -296,10 +294,7 @@ def in_threads(
   size = min(_CHUNK, max(count // workers, 1))
   chunks = [indices[i : i + size] for i in range(0, count, size)]
   bar = tqdm.tqdm(
-    total=count,
-    desc=description,
-    unit='image',
-    disable=not sys.stderr.isatty(),
+    total=count, desc=description, unit='image', disable=not sys.stderr.isatty()
   )
   with bar, concurrent.futures.ThreadPoolExecutor(workers) as pool:
     try:

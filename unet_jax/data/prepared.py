@@ -97,10 +97,7 @@ def prepare_example(
     UserError: sizes differ, or a mask value is not in the table.
   """
   image, mask = resize.resize_pair(
-    example['image'],
-    original_mask(example, data),
-    data.image_size,
-    data.resize,
+    example['image'], original_mask(example, data), data.image_size, data.resize
   )
   result = {'image': image, 'mask': mask}
   if make_weights is not None:
