@@ -148,9 +148,7 @@ class Evaluator:
       per_image = _sum_tiles(per_image, rows['example'][real])
     assert len(per_image) == len(self._dataset), 'an example was lost'
     metrics = confusion_lib.scores(
-      per_image,
-      fields.class_names(self._config),
-      self._config.eval.foreground,
+      per_image, fields.class_names(self._config), self._config.eval.foreground
     )
     totals, counts = (
       {

@@ -231,11 +231,7 @@ def _outline_metrics(
 
 def _object_metrics(stacked: Measured) -> dict[str, float]:
   precision = objects.average_precision(stacked['objects'].sum(0))
-  metrics = {
-    'ap50': precision[0],
-    'ap75': precision[5],
-    'ap': precision.mean(),
-  }
+  metrics = {'ap50': precision[0], 'ap75': precision[5], 'ap': precision.mean()}
   for name in _PARTITIONS:
     means = confusion_lib.nanmean(stacked[name], 0)
     # With no object at all, every mean is NaN and the first stands for them.
