@@ -203,10 +203,7 @@ def _where_equal(values: np.ndarray, value: int) -> np.ndarray:
 def _fill_ignored(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """Gives ignored cells the nearest class; also returns those far from any."""
   distance, nearest = cv2.distanceTransformWithLabels(
-    _where_equal(mask, _IGNORED),
-    cv2.DIST_L2,
-    5,
-    labelType=cv2.DIST_LABEL_PIXEL,
+    _where_equal(mask, _IGNORED), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
   )
   known = mask != _IGNORED
   # OpenCV's labels count from 1, in an order of its own.

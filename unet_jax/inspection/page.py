@@ -1,8 +1,4 @@
-"""The page of --mode=inspect for people: one HTML file, nothing beside it.
-
-It opens from disk and can be sent around; pictures are data URIs. Jinja2
-escapes all text from the data, names of files above all.
-"""
+"""The page of --mode=inspect for people: one HTML file, nothing beside it."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
