@@ -1,8 +1,9 @@
 """HTML pages, each one file: their templates, and how numbers are shown.
 
-A page has no scripts, and no files beside it. `templates/page.html` is the
-frame of all pages, `templates/parts.html` has what they are made of. Jinja2
-escapes every value but `Markup`, which only the templates make.
+A page has no scripts and no files beside it, so that it can be sent around.
+`templates/page.html` is the frame of all pages, `templates/parts.html` has what
+they are made of. Jinja2 escapes every value but `Markup`, which only the
+templates make: names of files above all.
 """
 
 import os
