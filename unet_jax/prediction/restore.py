@@ -129,10 +129,7 @@ def _restore_step(
   """Returns `ema` or `raw`, and the variables of one checkpoint."""
   # The optimiser's state has the shape that the checkpoint was saved with.
   abstract = state_lib.abstract_train_state(
-    saved,
-    unet.create_model(config),
-    optimizer_lib.make_optimizer(saved),
-    mesh,
+    saved, unet.create_model(config), optimizer_lib.make_optimizer(saved), mesh
   )
   state, _ = checkpoints.restore(step, abstract)
   which = config.eval.params if state.ema_params is not None else 'raw'
