@@ -106,9 +106,7 @@ def _check_folds(split: str, members: list[dict[str, Any]]) -> None:
       )
 
 
-def _choose(
-  config: ml_collections.ConfigDict,
-) -> Callable[..., dict[str, Any]]:
+def _choose(config: ml_collections.ConfigDict) -> Callable[..., dict[str, Any]]:
   """Returns the evaluation below that the config asks for and allows."""
   if jax.process_count() > 1:
     _log.warning('many processes: only counts on the devices')

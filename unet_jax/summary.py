@@ -82,11 +82,7 @@ def _forward_flops(model: unet.UNet, image: graph.Shape) -> float | None:
 
   def apply(variables, x, key):
     return model.apply(
-      variables,
-      x,
-      train=True,
-      rngs={'dropout': key},
-      mutable=['batch_stats'],
+      variables, x, train=True, rngs={'dropout': key}, mutable=['batch_stats']
     )
 
   key = jax.eval_shape(lambda: jax.random.key(0))
