@@ -144,7 +144,11 @@ def _measure(
     result.name, result.mask_name = files['name'], files['mask_name']
     example = examples.decode_example(files, config.data)
     decoded = time.thread_time()
-    _measure_files(result, files)
+    image = files['image']
+    result.digest = hashlib.blake2b(image, digest_size=16).digest()
+    if isinstance(image, bytes):
+      result.image_file = describe(image)
+      result.mask_file = describe(files['mask'])
     _measure_image(result, example['image'])
     others = [b for i, b in borders.items() if i != index][:_TRIED]
     _measure_mask(result, example, config, others)
@@ -154,16 +158,6 @@ def _measure(
     result.error = ('unusable values', str(e))
   end = time.thread_time()
   return result, decoded - start, end - decoded
-
-
-def _measure_files(
-  result: records.Measurement, files: examples.Example
-) -> None:
-  image = files['image']
-  result.digest = hashlib.blake2b(image, digest_size=16).digest()
-  if isinstance(image, bytes):
-    result.image_file = describe(image)
-    result.mask_file = describe(files['mask'])
 
 
 def describe(data: bytes) -> records.FileInfo:
@@ -247,21 +241,21 @@ def count_values(values: np.ndarray) -> records.Values:
   Only the most frequent values are kept: all values of photographs or JPEGs
   would fill the memory.
   """
-  keys: list[records.Value]
-  if values.ndim == 3:
-    codes = values.astype(np.int64) @ np.array([1 << 16, 1 << 8, 1])
-    found, counts = np.unique(codes, return_counts=True)
-    keys = [(v >> 16, v >> 8 & 255, v & 255) for v in found.tolist()]
-  elif values.dtype == np.uint8:
+  is_color = values.ndim == 3
+  if is_color:
+    values = values.astype(np.int64) @ np.array([1 << 16, 1 << 8, 1])
+  if values.dtype == np.uint8:
     counts = masks.histogram(values)
-    present = np.flatnonzero(counts)
-    keys, counts = present.tolist(), counts[present]
+    found = np.flatnonzero(counts)
+    counts = counts[found]
   else:
     found, counts = np.unique(values, return_counts=True)
-    keys = found.tolist()
-  if len(keys) > _MANY_VALUES:
+  if len(found) > _MANY_VALUES:
     order = np.argsort(-counts, kind='stable')[:_MANY_VALUES]
-    keys, counts = [keys[i] for i in order.tolist()], counts[order]
+    found, counts = found[order], counts[order]
+  keys: list[records.Value] = found.tolist()
+  if is_color:
+    keys = [(v >> 16, v >> 8 & 255, v & 255) for v in keys]
   return dict(zip(keys, counts.tolist()))
 
 

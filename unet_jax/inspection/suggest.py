@@ -73,7 +73,12 @@ class _Suggestions(list[Suggestion]):
     if files and grey and not needs_color:
       self.add('data.num_channels', 1, 'every image file is grey')
       mean, std = mean[:1], std[:1]
-    if self.config.data.intensity == 'dtype' and _fills_little(known):
+    deep = [
+      m.mean.max() for m in known if m.image_file and m.image_file.is_deep
+    ]
+    # Most images have more than 8 bits and are nearly black.
+    fill_little = len(deep) > len(known) / 2 and np.median(deep) < _DARK
+    if self.config.data.intensity == 'dtype' and fill_little:
       # Once each image fills its range.
       mean, std = (0.5,) * len(mean), (0.25,) * len(std)
       why = 'typical values; measure again with data.intensity=image'
@@ -128,12 +133,6 @@ def suggest(
   weights, why = classes.find_weights(measurements, order, num_classes)
   found.add('loss.class_weights', weights, why)
   return found
-
-
-def _fills_little(known: records.Measurements) -> bool:
-  """Whether most images of more than 8 bits are nearly black."""
-  deep = [m.mean.max() for m in known if m.image_file and m.image_file.is_deep]
-  return len(deep) > len(known) / 2 and np.median(deep) < _DARK
 
 
 def _valid_size(
