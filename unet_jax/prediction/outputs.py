@@ -217,8 +217,11 @@ class PredictionFiles(sinks.RowSink):
     add = lambda convert, file: self._files.append((convert, file))
     names, size = fields.class_names(config), raster.size
     values = mask_values(config.data)
+    is_tiff = paths.mask.suffix in _TIFF
+    mask_kind = row_files.TiffFile if is_tiff else row_files.PngFile
     add(
-      lambda classes, _: values[classes], _mask_file(paths.mask, size, values)
+      lambda classes, _: values[classes],
+      mask_kind(paths.mask, (*size, *values.shape[1:]), values.dtype),
     )
     if paths.probabilities:
       add(
@@ -269,14 +272,6 @@ class PredictionFiles(sinks.RowSink):
   def abort(self) -> None:
     for _, file in self._files:
       file.abort()
-
-
-def _mask_file(
-  path: pathlib.Path, size: tuple[int, int], values: np.ndarray
-) -> row_files.RowFile:
-  """Opens a file of `values`, which stand for the classes."""
-  kind = row_files.TiffFile if path.suffix in _TIFF else row_files.PngFile
-  return kind(path, (*size, *values.shape[1:]), values.dtype)
 
 
 def _probabilities_file(
