@@ -166,7 +166,9 @@ def _measure_prepared(
   ):
 
     def measure(index: int, pixels: dict[str, np.ndarray]) -> None:
-      measured.add(index, _name(dataset, source, index), **pixels)
+      stats = dataset.stats
+      name = stats.names[index] if stats else source.read(index)['name']
+      measured.add(index, name, **pixels)
 
     def submit(index: int, pixels: dict[str, np.ndarray]) -> None:
       queue.append(pool.submit(measure, index, pixels))
@@ -185,13 +187,6 @@ def _measure_prepared(
       'shown': counted[2],
       'pictures': measured.examples(result['rows'], dataset.__getitem__),
     }
-
-
-def _name(dataset: Any, source: examples.Source, index: int) -> str:
-  """Returns the name of an example of a prepared set, for people."""
-  if dataset.stats is not None:
-    return dataset.stats.names[index]
-  return source.read(index)['name']
 
 
 def _measure_originals(

@@ -61,7 +61,12 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     found += network.find(step)  # Otherwise it would repeat the errors.
   found = records.by_level(found)
   report: dict[str, Any] = {
-    'data': _describe_data(config),
+    'data': {
+      'source': config.data.source,
+      'dir': config.data.dir,
+      'name': config.data.name if config.data.source == 'tfds' else '',
+      'class_names': list(fields.class_names(config)),
+    },
     'counts': {
       level: sum(f.level == level for f in found) for level in records.LEVELS
     },
@@ -166,16 +171,6 @@ def _write_suggestion(
 
 
 # The entries of inspect.json.
-
-
-def _describe_data(config: ml_collections.ConfigDict) -> dict[str, Any]:
-  data = config.data
-  return {
-    'source': data.source,
-    'dir': data.dir,
-    'name': data.name if data.source == 'tfds' else '',
-    'class_names': list(fields.class_names(config)),
-  }
 
 
 def _describe_suggestions(
