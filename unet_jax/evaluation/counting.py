@@ -145,7 +145,11 @@ class Evaluator:
     real = rows['weight'] > 0
     per_image = rows['confusion'][real]
     if 'example' in rows:
-      per_image = _sum_tiles(per_image, rows['example'][real])
+      # The counts of an image are those of its tiles.
+      images, of_tiles = np.unique(rows['example'][real], return_inverse=True)
+      whole = np.zeros((len(images), *per_image.shape[1:]), np.int64)
+      np.add.at(whole, of_tiles, per_image)
+      per_image = whole
     assert len(per_image) == len(self._dataset), 'an example was lost'
     metrics = confusion_lib.scores(
       per_image, fields.class_names(self._config), self._config.eval.foreground
@@ -182,19 +186,3 @@ class Evaluator:
     )
     real = np.flatnonzero(whole.pop('weight'))[:count]
     return [{k: np.asarray(v[i]) for k, v in whole.items()} for i in real]
-
-
-def _sum_tiles(confusion: np.ndarray, examples: np.ndarray) -> np.ndarray:
-  """Adds the counts of each image's tiles.
-
-  Args:
-    confusion: int32 [T, C, C].
-    examples: int32 [T]: the indices of the images.
-
-  Returns:
-    int64 [N, C, C] of the images that have tiles, in order.
-  """
-  images, rows = np.unique(examples, return_inverse=True)
-  result = np.zeros((len(images), *confusion.shape[1:]), np.int64)
-  np.add.at(result, rows, confusion)
-  return result

@@ -194,39 +194,32 @@ def _calibration_sums(stacked: Measured) -> Measured:
   }
 
 
-def _by_class(
-  score: str, values: np.ndarray, names: tuple[str, ...]
-) -> dict[str, float]:
-  """Averages values [N, C] over images, and the images' means over classes."""
-  of_classes = confusion_lib.nanmean(values, 0)
-  mean = confusion_lib.nanmean(confusion_lib.nanmean(values, 1))
-  return {
-    **{f'{score}/{name}': float(v) for name, v in zip(names, of_classes)},
-    glossary.mean_of(score): float(mean),
-  }
-
-
 def _outline_metrics(
   stacked: Measured, names: tuple[str, ...]
 ) -> dict[str, float]:
+  metrics: dict[str, Any] = {}
+
+  def add(score: str, values: np.ndarray) -> None:
+    """Averages values [N, C] over images, and their means over classes."""
+    of_classes = confusion_lib.nanmean(values, 0)
+    metrics.update({f'{score}/{n}': v for n, v in zip(names, of_classes)})
+    mean = confusion_lib.nanmean(confusion_lib.nanmean(values, 1))
+    metrics[glossary.mean_of(score)] = mean
+
   boundary, hd95 = stacked['boundary'], stacked['hd95']
   infinite = np.isinf(hd95)
   band, _ = confusion_lib.iou_and_dice(
     stacked['band_confusion'].sum(0, keepdims=True)
   )
   share = lambda counts: confusion_lib.ratio(counts[..., 0], counts[..., 1])
-  of = lambda score, values: _by_class(score, values, names)
-  return {
-    **of('dataset_boundary_iou', share(boundary.sum(0, keepdims=True))),
-    **of('image_boundary_iou', share(boundary)),
-    **of('dataset_band_iou', band),
-    **of('image_hd95', np.where(infinite, np.nan, hd95)),
-    **{
-      f'hd95_infinite/{name}': float(count)
-      for name, count in zip(names, infinite.sum(0))
-    },
-    **of('image_nsd', share(stacked['nsd'])),
-  }
+  add('dataset_boundary_iou', share(boundary.sum(0, keepdims=True)))
+  add('image_boundary_iou', share(boundary))
+  add('dataset_band_iou', band)
+  add('image_hd95', np.where(infinite, np.nan, hd95))
+  for name, count in zip(names, infinite.sum(0)):
+    metrics[f'hd95_infinite/{name}'] = count
+  add('image_nsd', share(stacked['nsd']))
+  return {name: float(value) for name, value in metrics.items()}
 
 
 def _object_metrics(stacked: Measured) -> dict[str, float]:
