@@ -39,22 +39,6 @@ def _ring(contour: np.ndarray) -> list[list[int]]:
   return [*corners, corners[0]]
 
 
-def _polygon(part: np.ndarray, left: int, top: int) -> list:
-  """Returns the rings of a part, the outer one first.
-
-  Args:
-    part: uint8 [h, w] of 0 and 1, which is connected over edges.
-    left, top: its position in the image.
-  """
-  doubled = part.repeat(2, 0).repeat(2, 1)
-  contours, hierarchy = cv2.findContours(
-    doubled, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE, offset=(2 * left, 2 * top)
-  )
-  # Holes have a parent.
-  order = np.argsort(hierarchy[0, :, 3] >= 0, kind='stable')
-  return [_ring(contours[i]) for i in order]
-
-
 def features(
   classes: np.ndarray, probabilities: np.ndarray, names: Sequence[str]
 ) -> Iterator[dict]:
@@ -68,9 +52,7 @@ def features(
     classes: uint8 [H, W].
     probabilities: uint8 [H, W], 255 times the probability of that class.
   """
-  for c, name in enumerate(names):
-    if c == 0:
-      continue
+  for c, name in enumerate(names[1:], 1):
     count, labels, stats, _ = cv2.connectedComponentsWithStats(
       (classes == c).view(np.uint8), connectivity=4
     )
@@ -78,12 +60,20 @@ def features(
       left, top, width, height, area = stats[i].tolist()
       window = (slice(top, top + height), slice(left, left + width))
       part = labels[window] == i
+      contours, hierarchy = cv2.findContours(
+        part.view(np.uint8).repeat(2, 0).repeat(2, 1),
+        cv2.RETR_CCOMP,
+        cv2.CHAIN_APPROX_SIMPLE,
+        offset=(2 * left, 2 * top),
+      )
+      # The outer ring first: holes have a parent.
+      order = np.argsort(hierarchy[0, :, 3] >= 0, kind='stable')
       mean = probabilities[window][part].mean() / 255
       yield {
         'type': 'Feature',
         'geometry': {
           'type': 'Polygon',
-          'coordinates': _polygon(part.view(np.uint8), left, top),
+          'coordinates': [_ring(contours[k]) for k in order],
         },
         'properties': {
           'class': name,
