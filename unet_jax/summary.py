@@ -61,20 +61,14 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   text = format_summary(summary)
   if jax.process_index():
     return
-  _write(workdir, summary, text, network)
-  print(text)
-  _log.info('wrote summary.* and network.* into %s', workdir)
-
-
-def _write(
-  workdir: str, summary: dict[str, Any], text: str, network: graph.Network
-) -> None:
   program.make_workdir(workdir)
   path = lambda name: os.path.join(workdir, name)
   with whole_files.replacing(path('summary.txt')) as f:
     f.write(text + '\n')
   whole_files.write_json(path('summary.json'), summary)
   diagram.draw(network, path('network.svg'), path('network.png'))
+  print(text)
+  _log.info('wrote summary.* and network.* into %s', workdir)
 
 
 def _forward_flops(model: unet.UNet, image: graph.Shape) -> float | None:
