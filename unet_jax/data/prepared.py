@@ -216,14 +216,9 @@ class Dataset(Protocol):
   have `pixels`.
   """
 
-  @property
-  def split(self) -> str: ...
-
-  @property
-  def stats(self) -> Stats | None: ...
-
-  @property
-  def pixels(self) -> ClassPixels | None: ...
+  split: str
+  stats: Stats | None
+  pixels: ClassPixels | None
 
   def __len__(self) -> int: ...
 
@@ -233,7 +228,7 @@ class Dataset(Protocol):
     """Returns examples of one size, stacked: [B, H, W, ...]."""
 
 
-class OnTheFly:
+class OnTheFly(Dataset):
   """A dataset that decodes at each access."""
 
   stats = pixels = None
@@ -258,7 +253,7 @@ class OnTheFly:
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
-class Prepared:
+class Prepared(Dataset):
   """A dataset in arrays (in memory, or memory-mapped).
 
   Args:
@@ -268,6 +263,8 @@ class Prepared:
     stats: of the rows that were decoded.
     pixels: of their classes; None unless data.resize is `patch`.
   """
+
+  stats: Stats
 
   def __init__(
     self,
