@@ -124,19 +124,16 @@ class _Checks:
     for kind, bad in by_kind.items():
       skips = kind == 'broken' and self._config.data.on_error == 'skip'
       level = 'warning' if skips else 'error'
-      names = [name for *_, name in bad]
-      if kind == 'unknown values':
-        message = self._unknown_values([m for m, *_ in bad])
-        self._add(level, kind, message, names)
-        continue
       # Each has its own reason; the last one listed stands for the rest.
       last = min(len(bad), _LISTED) - 1
+      rest = bad[last][1]
+      if len(bad) > _LISTED:
+        rest += f' (and {len(bad) - _LISTED} more files)'
+      if kind == 'unknown values':
+        last, rest = 0, self._unknown_values([m for m, *_ in bad])
       for _, message, name in bad[:last]:
         self._add(level, kind, message, [name])
-      message = bad[last][1]
-      if len(bad) > _LISTED:
-        message += f' (and {len(bad) - _LISTED} more files)'
-      self._add(level, kind, message, names[last:])
+      self._add(level, kind, rest, [name for *_, name in bad[last:]])
 
   def _unknown_values(self, bad: records.Measurements) -> str:
     """Returns the unknown values, how often they occur, and where first."""
