@@ -219,10 +219,8 @@ class _Drawing:
     self._texts.append(parts.Text(image.x - 5, row, self._input, rotation=90))
     if stage.input == self._network.image:
       return [image]
-    edge, width = (
-      self._label([image], image.shape),
-      self._box_width(stage.input),
-    )
+    edge = self._label([image], image.shape)
+    width = self._box_width(stage.input)
     center = max(
       edge + parts.half_room(width, stage.input, True) + 4,
       image.right + _GAP + width / 2,
