@@ -84,12 +84,8 @@ def boundary_region(binary: np.ndarray, distance: int) -> np.ndarray:
   As in the authors' implementation, these are the pixels that `distance`
   erosions by 3x3 pixels remove; beyond the image's border there is no object.
 
-  Args:
-    binary: uint8 [H, W] of 0 and 1.
-    distance: at least 1, in pixels.
-
-  Returns:
-    uint8 [H, W] of 0 and 1.
+  The object and the result are uint8 [H, W] of 0 and 1; the distance, in
+  pixels, is at least 1.
   """
   return binary - _erode(binary, _SQUARE, distance)
 

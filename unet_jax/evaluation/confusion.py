@@ -183,12 +183,8 @@ def confusion_of_image(
 ) -> np.ndarray:
   """Counts as `confusion_counts` does, on the host and for one image.
 
-  Args:
-    mask: uint8 [H, W]; values that are no class count nowhere.
-    prediction: uint8 [H, W], of classes.
-
-  Returns:
-    int64 [C, C].
+  Mask and prediction are uint8 [H, W], the counts int64 [C, C]; values of the
+  mask that are no class count nowhere.
   """
   counts = np.zeros(num_classes**2, np.int64)
   for rows in probabilities.row_bands(mask.shape):

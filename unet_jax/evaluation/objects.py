@@ -121,12 +121,9 @@ def v_scores(truth: np.ndarray, parts: np.ndarray) -> tuple[float, float]:
   V_rand is the F-score of pairs of pixels that are together in both, V_info is
   2 I / (H + H) of mutual information and entropies.
 
-  Args:
-    truth: integers [H, W], 0 is none.
-    parts: integers [H, W]; 0 is a part as any other.
-
-  Returns:
-    Two numbers of 0 to 1, 1 for equal partitions; NaN if there is no object.
+  Both images are integers [H, W]; in the truth 0 is none, in `parts` a part as
+  any other. The scores are 0 to 1, 1 for equal partitions, and NaN if there is
+  no object.
   """
   from skimage import metrics  # Slow to import.
 
@@ -145,12 +142,8 @@ def v_scores(truth: np.ndarray, parts: np.ndarray) -> tuple[float, float]:
 def grow(parts: np.ndarray, probability: np.ndarray) -> np.ndarray:
   """Grows objects over all pixels by a watershed, the most probable first.
 
-  Args:
-    parts: integers [H, W], 0 is none.
-    probability: float32 [H, W].
-
-  Returns:
-    Integers [H, W] without 0, unless there is no object.
+  The parts are integers [H, W], where 0 is none; the result has a 0 only if there
+  is no object. The probability is float32 [H, W].
   """
   from skimage import segmentation
 
