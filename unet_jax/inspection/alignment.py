@@ -131,13 +131,9 @@ _STEPS = np.array([[(y * _ROW + x) * 4] for x, y in MOVES])
 def _directions(planes: Sequence[np.ndarray], scale: float) -> np.ndarray:
   """Returns the planes' strongest gradient along each of the four directions.
 
-  Args:
-    planes: uint8 [K, K] each.
-    scale: of the gradient, which Sobel's kernel makes 4 times the difference
-      between the cells before and behind.
-
-  Returns:
-    uint8 [4, K, K], at most 255.
+  The planes are uint8 [K, K] each, the result is uint8 [4, K, K], at most 255.
+  The scale is one of the gradient, which Sobel's kernel makes 4 times the
+  difference between the cells before and behind.
   """
   stacked = np.stack(planes)
   x, y = cv2.spatialGradient(stacked.reshape(-1, stacked.shape[-1]))

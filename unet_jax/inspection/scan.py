@@ -135,7 +135,7 @@ def _measure(
 ) -> tuple[records.Measurement, float, float]:
   """Returns a measurement, and the seconds to decode and to measure.
 
-  Of the borders, {index: border of its mask}, those of other pairs are tried.
+  The borders are {index: border of its mask}; those of other pairs are tried.
   """
   result = records.Measurement(source.split, index, f'{source.split}[{index}]')
   start = decoded = time.thread_time()
