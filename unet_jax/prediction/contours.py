@@ -48,9 +48,8 @@ def features(
   themselves nowhere. It takes some 10 bytes a pixel of memory, and more while
   a part that spans the image is outlined.
 
-  Args:
-    classes: uint8 [H, W].
-    probabilities: uint8 [H, W], 255 times the probability of that class.
+  Both arrays are uint8 [H, W]; the probabilities are 255 times those of the
+  pixels' own classes.
   """
   for c, name in enumerate(names[1:], 1):
     count, labels, stats, _ = cv2.connectedComponentsWithStats(

@@ -193,11 +193,9 @@ class PredictionFiles(sinks.RowSink):
     config: ml_collections.ConfigDict,
     done: Callable[[], None] = lambda: None,
   ):
-    """Opens the files.
+    """Opens the files; calls `done` once all of them are complete.
 
-    Args:
-      raster: the image; read again for the overlay.
-      done: called once all files are complete.
+    The raster is read again for the overlay.
     """
     self._size, self._next, self._done = raster.size, 0, done
     self._needs_probabilities = bool(paths.probabilities or paths.contours)

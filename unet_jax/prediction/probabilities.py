@@ -35,7 +35,8 @@ def by_class(logits: np.ndarray) -> np.ndarray:
 def softmax(planes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """Returns probabilities that add up to 1, and the log of the sum of exp.
 
-  Of float32 [classes, ...], see `by_class`, these are of its shape and [...].
+  Planes and probabilities are float32 [classes, ...], see `by_class`; the log is
+  float32 [...].
   """
   highest = planes.max(0)
   result = planes - highest
@@ -60,9 +61,7 @@ def row_bands(
 ) -> Iterator[slice]:
   """Yields slices of rows that together cover an array [H, W, ...] once.
 
-  Args:
-    shape: of the array.
-    pixels: of a slice of more than one row, at most; None is the default.
+  A slice of more than one row has at most so many pixels; None is the default.
   """
   height, width = shape[:2]
   rows = max((pixels or _PIXELS) // width, 1)
