@@ -70,9 +70,7 @@ def _decode_plain(image: ImageFile.ImageFile, data: bytes) -> np.ndarray | None:
   a pixel of RGB and copies them twice, and its PNG filters are slower. Pillow
   also judges files that OpenCV refuses.
 
-  Args:
-    image: opened by Pillow, not loaded: headers are sound.
-    data: the bytes that it was opened from.
+  Pillow has opened the image and not loaded it: its headers are sound.
   """
   if image.mode not in ('L', 'RGB'):
     return None

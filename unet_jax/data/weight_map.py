@@ -86,8 +86,8 @@ def make_weight_map(config: ml_collections.ConfigDict) -> WeightMap | None:
 def class_balance(mask: np.ndarray) -> np.ndarray:
   """Returns w_c: the inverse frequency of each pixel's class in the mask.
 
-  Of uint8 [H, W], float32 [H, W] of mean 1 over the pixels that are not ignored
-  (255), with the same sum for each class that occurs.
+  The mask is uint8 [H, W], 255 is ignored. The result is float32 [H, W], with
+  mean 1 over the other pixels and the same sum for each class that occurs.
   """
   counts = np.bincount(mask.ravel(), minlength=256)
   counts[fields.IGNORE_LABEL] = 0
