@@ -2,8 +2,8 @@
 
 A panel is a stack of layers, which templates/parts.html draws. Layers lie in
 the page as data URIs, of at most 240 x 240 px, but for files of their own; an
-image that several panels show lies there once. Of `num_classes` classes each
-has a colour; other values are shown as ignored, in white.
+image that several panels show lies there once. The first `num_classes` classes
+have a colour; other values are shown as ignored pixels are, in white.
 """
 
 import base64

@@ -101,7 +101,7 @@ def draw_confusion(
 ) -> None:
   """Draws a confusion matrix as a heat map of the shares of its rows.
 
-  Of integers [C, C], rows are the classes of the mask, columns those predicted.
+  Its integers are [C, C]: rows are classes of the mask, columns those predicted.
   """
   confusion = np.asarray(confusion, np.int64)
   totals = confusion.sum(1, keepdims=True)
