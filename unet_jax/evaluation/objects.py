@@ -142,8 +142,8 @@ def v_scores(truth: np.ndarray, parts: np.ndarray) -> tuple[float, float]:
 def grow(parts: np.ndarray, probability: np.ndarray) -> np.ndarray:
   """Grows objects over all pixels by a watershed, the most probable first.
 
-  The parts are integers [H, W], where 0 is none; the result has a 0 only if there
-  is no object. The probability is float32 [H, W].
+  The parts are integers [H, W], where 0 is none; the result has a 0 only if
+  there is no object. The probability is float32 [H, W].
   """
   from skimage import segmentation
 
