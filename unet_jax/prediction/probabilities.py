@@ -35,8 +35,8 @@ def by_class(logits: np.ndarray) -> np.ndarray:
 def softmax(planes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """Returns probabilities that add up to 1, and the log of the sum of exp.
 
-  Planes and probabilities are float32 [classes, ...], see `by_class`; the log is
-  float32 [...].
+  Planes and probabilities are float32 [classes, ...], see `by_class`; the log
+  is float32 [...].
   """
   highest = planes.max(0)
   result = planes - highest
