@@ -101,7 +101,7 @@ def draw_confusion(
 ) -> None:
   """Draws a confusion matrix as a heat map of the shares of its rows.
 
-  Its integers are [C, C]: rows are classes of the mask, columns those predicted.
+  It has integers [C, C]: rows are the mask's classes, columns the prediction's.
   """
   confusion = np.asarray(confusion, np.int64)
   totals = confusion.sum(1, keepdims=True)
