@@ -149,9 +149,7 @@ class Predictor:
 
   Args:
     config: of the run; `inference` sets how windows overlap.
-    model: see `unet.create_model`.
     variables: of the network, or of several, stacked.
-    ensemble: of views and networks.
     mesh: where it runs; of one process.
 
   Attributes:

@@ -50,7 +50,6 @@ def compiler_options(
   know these options, which are not part of its stable interface.
 
   Args:
-    mesh: where the compiled function runs.
     for_init: it runs once.
   """
   if mesh.devices.flat[0].platform != 'cpu':
