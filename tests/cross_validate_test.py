@@ -246,9 +246,7 @@ def test_an_interrupted_cross_validation_goes_on(tmp_path, monkeypatch):
   with monkeypatch.context() as patch:
     write = files.write
     patch.setattr(
-      files,
-      'write',
-      lambda *args, **about: (write(*args, **about), raises()),
+      files, 'write', lambda *args, **about: (write(*args, **about), raises())
     )
     with pytest.raises(SystemExit) as e:
       run()

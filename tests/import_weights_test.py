@@ -10,6 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors
+from numpy.testing import assert_array_equal
 from safetensors import numpy as safetensors_numpy
 
 from tests import program, tiny
@@ -48,7 +49,7 @@ def _error(function, *args):
 def _assert_same(actual, expected):
   assert set(actual) == set(expected)
   for name, array in expected.items():
-    np.testing.assert_array_equal(actual[name], array, err_msg=name)
+    assert_array_equal(actual[name], array, err_msg=name)
 
 
 @pytest.mark.parametrize(

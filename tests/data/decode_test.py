@@ -6,9 +6,11 @@ import cv2
 import numpy as np
 import pytest
 import tifffile
+from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image, ImageFile
 
 from tests.data import helpers
+from tests.refusals import message_of
 from unet_jax.data import decode
 from unet_jax.runtime import errors
 
@@ -76,9 +78,7 @@ def _png(array: np.ndarray) -> bytes:
 
 
 def _error(data, name='x', kind=errors.UserError, intensity='dtype'):
-  return helpers.message_of(
-    decode.decode_image, data, name, 3, intensity, kind=kind
-  )
+  return message_of(decode.decode_image, data, name, 3, intensity, kind=kind)
 
 
 @pytest.mark.parametrize('kind', _KINDS)
@@ -95,14 +95,14 @@ def test_every_format_and_kind(format_, kind):
 
   got = decode.decode_image(data, 'x', 3, 'dtype')
   assert got.dtype == np.uint8
-  np.testing.assert_allclose(got.astype(int), rgb, atol=tolerance)
+  assert_allclose(got.astype(int), rgb, atol=tolerance)
 
   grey = decode.decode_image(data, 'x', 1, 'dtype')
   assert grey.dtype == np.uint8
   # ITU-R BT.601 luma.
   luma = rgb @ np.array([0.299, 0.587, 0.114])
   assert grey.shape == (16, 24, 1)
-  np.testing.assert_allclose(grey[..., 0], luma, atol=tolerance + 0.51)
+  assert_allclose(grey[..., 0], luma, atol=tolerance + 0.51)
 
 
 _TURN = Image.Exif()
@@ -145,10 +145,10 @@ def test_other_files(kind):
   data, expected = _EXACT[kind]
   if expected.ndim == 2:
     got = decode.decode_image(data, 'x', 1, 'dtype')
-    np.testing.assert_array_equal(got[..., 0], expected)
+    assert_array_equal(got[..., 0], expected)
     expected = np.stack([expected] * 3, -1)
   got = decode.decode_image(data, 'x', 3, 'dtype')
-  np.testing.assert_array_equal(got, expected)
+  assert_array_equal(got, expected)
 
 
 @pytest.mark.parametrize('shape', [(16, 24), (16, 24, 3)])
@@ -159,7 +159,7 @@ def test_float_tiff(shape, dtype):
   expected = np.rint(values.astype(np.float64) * 255)
   if len(shape) == 2:
     expected = np.stack([expected] * 3, -1)
-  np.testing.assert_allclose(got.astype(int), expected, atol=1)
+  assert_allclose(got.astype(int), expected, atol=1)
   assert np.mean(got != expected) < 0.01
 
 
@@ -179,7 +179,7 @@ def test_intensity_image_takes_the_range_of_the_image(values):
   expected = np.rint((values - low) / (high - low) * 255)
   if values.ndim == 2:
     expected = np.stack([expected] * 3, -1)
-  np.testing.assert_array_equal(got, expected)
+  assert_array_equal(got, expected)
   assert got.min() == 0 and got.max() == 255
 
 
@@ -193,7 +193,7 @@ def test_intensity_image_takes_the_range_of_the_image(values):
 )
 def test_intensity_image_of_special_images(data, expected):
   got = decode.decode_image(data, 'x', 1, 'image')
-  np.testing.assert_array_equal(got[..., 0], expected)
+  assert_array_equal(got[..., 0], expected)
 
 
 @pytest.mark.parametrize(
@@ -231,9 +231,7 @@ def test_files_that_are_no_images(data):
   expected = helpers.cannot_decode('a/x.png', 'cannot identify image file')
   kind = errors.DecodeError
   assert _error(data, 'a/x.png', kind) == expected
-  assert expected == helpers.message_of(
-    decode.decode_mask, data, 'a/x.png', kind=kind
-  )
+  assert expected == message_of(decode.decode_mask, data, 'a/x.png', kind=kind)
 
 
 _NOISE = np.random.default_rng(0).integers(0, 256, (40, 30, 3), np.uint8)
@@ -259,7 +257,7 @@ def test_truncated_files(kind):
       got = decode.decode_image(data[:-cut], 'x', 3, 'dtype')
     except errors.DecodeError:
       continue
-    np.testing.assert_array_equal(got, whole)
+    assert_array_equal(got, whole)
 
 
 @pytest.mark.filterwarnings('ignore::UserWarning:PIL')
@@ -326,10 +324,10 @@ def test_plain_files_are_as_pillow_decodes_them(kind, grey, monkeypatch):
   monkeypatch.setattr(ImageFile.ImageFile, 'load', None)
   channels = slice(1 if grey else 3)
   got = decode.decode_image(data, 'x', channels.stop, 'dtype')
-  np.testing.assert_array_equal(got, expected[..., channels])
+  assert_array_equal(got, expected[..., channels])
   if grey:
     got = decode.decode_mask(data, 'x')
-    np.testing.assert_array_equal(got, expected[..., 0])
+    assert_array_equal(got, expected[..., 0])
 
 
 @pytest.mark.parametrize(
@@ -354,7 +352,7 @@ def test_damage_is_judged_as_pillow_does(format_, options):
       _error(data, kind=errors.DecodeError)
     else:
       got = decode.decode_image(data, 'x', 3, 'dtype')
-      np.testing.assert_array_equal(got, expected)
+      assert_array_equal(got, expected)
   assert 5 < refused
 
 
@@ -400,13 +398,13 @@ def test_masks(kind):
   data, expected = _MASKS[kind]
   got = decode.decode_mask(data, 'x')
   assert got.dtype.kind in 'iu'
-  np.testing.assert_array_equal(got, expected)
+  assert_array_equal(got, expected)
 
 
 @pytest.mark.parametrize('bad', [0.5, np.nan, np.inf])
 def test_mask_of_floats(bad):
   data = _tiff(np.float32([[0, 1, bad]]))
-  assert helpers.message_of(decode.decode_mask, data, 'm.tif') == (
+  assert message_of(decode.decode_mask, data, 'm.tif') == (
     'm.tif: the mask holds floats that are no integers; store classes as '
     'integers'
   )

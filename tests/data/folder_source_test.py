@@ -4,10 +4,11 @@ import os
 
 import numpy as np
 import pytest
+from numpy.testing import assert_array_equal
 from PIL import Image
 
-from tests.data import helpers
 from tests.data.value_pairs import error, make, values, write, write_pairs
+from tests.refusals import message_of
 from unet_jax.data import decode
 from unet_jax.runtime import errors
 
@@ -225,7 +226,7 @@ def test_isbi2012(shared_data):
       file = path / 'train' / kind / f'{i}.png'
       expected = np.asarray(Image.open(file).convert('L'))
       assert expected.shape == (512, 512)
-      np.testing.assert_array_equal(np.squeeze(example[key]), expected)
+      assert_array_equal(np.squeeze(example[key]), expected)
 
 
 # Mistakes
@@ -347,7 +348,7 @@ def test_link_to_nowhere(tmp_path):
   path.unlink()
   path.symlink_to(tmp_path / 'gone.png')
   source = make(tmp_path, 'train')
-  message = helpers.message_of(lambda: source[0], kind=errors.DecodeError)
+  message = message_of(lambda: source[0], kind=errors.DecodeError)
   assert message == (
     f'{path} cannot be read (No such file or directory); fix it, or skip such '
     'pairs with --config.data.on_error=skip'

@@ -18,9 +18,11 @@ import time
 
 import numpy as np
 import pytest
+from numpy.testing import assert_allclose, assert_array_equal
 
 from tests import folders
 from tests.data import helpers
+from tests.refusals import message_of
 from unet_jax.data import prepare, prepared, sources, weight_map
 from unet_jax.runtime import errors
 
@@ -81,7 +83,7 @@ def _prepare(cache_dir='', split='train', **fields):
 
 
 def _error(*args, kind=errors.UserError, **fields):
-  return helpers.message_of(_prepare, *args, kind=kind, **fields)
+  return message_of(_prepare, *args, kind=kind, **fields)
 
 
 def _key(source, config):
@@ -107,8 +109,8 @@ def _assert_rows(dataset, rows, data):
   assert len(got['image']) == len(rows)
   for i, row in enumerate(rows):
     expected = prepared.prepare_example(_Examples()[row], data)
-    np.testing.assert_array_equal(got['image'][i], expected['image'])
-    np.testing.assert_array_equal(got['mask'][i], expected['mask'])
+    assert_array_equal(got['image'][i], expected['image'])
+    assert_array_equal(got['mask'][i], expected['mask'])
   return got
 
 
@@ -154,11 +156,11 @@ def test_folds_hold_their_examples(tmp_path, examples, cache):
       if cache == 'none':
         continue
       batch = dataset.read_batch(np.array([1, 0]))
-      np.testing.assert_array_equal(batch['image'], got['image'][[1, 0]])
+      assert_array_equal(batch['image'], got['image'][[1, 0]])
       stats = dataset.stats
       assert stats.names == tuple(f'{row}.png' for row in rows)
       counts = [np.bincount(m.ravel(), minlength=3) for m in got['mask']]
-      np.testing.assert_array_equal(stats.class_pixels[:, :3], counts)
+      assert_array_equal(stats.class_pixels[:, :3], counts)
       digests = [hashlib.sha1(i.tobytes()).digest()[:16] for i in got['image']]
       assert [d.tobytes() for d in stats.digests] == digests
 
@@ -258,9 +260,7 @@ def test_weight_maps_are_kept(tmp_path, examples):
     for i in range(8):
       example = dataset[i]
       assert example['weight_map'].dtype == np.float16
-      np.testing.assert_array_equal(
-        example['weight_map'], make(example['mask'])
-      )
+      assert_array_equal(example['weight_map'], make(example['mask']))
   assert isinstance(example['weight_map'].base, np.memmap)
 
 
@@ -278,7 +278,7 @@ def test_statistics(tmp_path, examples):
       expected = [np.sum(mask == c) for c in (0, 1, 2, 255)]
       assert stats.class_pixels[i].tolist() == expected
       std = image.std((0, 1)).max()
-      np.testing.assert_allclose(stats.stds[i], std, rtol=1e-5)
+      assert_allclose(stats.stds[i], std, rtol=1e-5)
       digest = hashlib.sha1(image.tobytes()).digest()[:16]
       assert stats.digests[i].tobytes() == digest
     assert len(dataset) == 7

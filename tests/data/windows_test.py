@@ -5,8 +5,10 @@ import contextlib
 import jax
 import numpy as np
 import pytest
+from numpy.testing import assert_allclose, assert_array_equal
 
 from tests.data import helpers
+from tests.refusals import message_of
 from unet_jax.data import pipeline, prepare, sources, windows
 from unet_jax.evaluation import confusion as confusion_lib
 from unet_jax.evaluation import counting
@@ -100,7 +102,7 @@ def test_pixels_of_a_fold_are_the_same_in_any_cache(tmp_path, source):
     for i in range(3):
       for c in range(4):
         points = kept.pixels.of(i, c)
-        np.testing.assert_array_equal(points, in_memory.pixels.of(i, c))
+        assert_array_equal(points, in_memory.pixels.of(i, c))
         rows, columns = points.T
         assert np.all(kept[i]['mask'][rows, columns] == c)
         assert len(points) == min(kept.stats.class_pixels[i, c], 1000)
@@ -135,7 +137,7 @@ def test_window_is_that_of_the_padded_image(corner, size):
     padded = np.pad(array, widths, **mode)
     expected = padded[top : top + size[0], left : left + size[1]]
     assert got[name].dtype == array.dtype
-    np.testing.assert_array_equal(got[name], expected)
+    assert_array_equal(got[name], expected)
     assert not np.shares_memory(got[name], array)
 
 
@@ -148,7 +150,7 @@ def test_window_of_a_pixel():
   assert got['image'].min() == 7 and got['image'].shape == (3, 4, 3)
   expected = np.full((3, 4), 255)
   expected[1, 2] = 1
-  np.testing.assert_array_equal(got['mask'], expected)
+  assert_array_equal(got['mask'], expected)
 
 
 class _Recorder:
@@ -190,8 +192,8 @@ def test_images_keep_their_size(tmp_path, source):
     assert prepared.stats.sizes.tolist() == [list(s) for s in source.sizes]
     for i in range(len(examples)):
       got, expected = prepared[i], examples[i]
-      np.testing.assert_array_equal(got['image'], expected['image'])
-      np.testing.assert_array_equal(got['mask'], expected['mask'])
+      assert_array_equal(got['image'], expected['image'])
+      assert_array_equal(got['mask'], expected['mask'])
       assert got['weight_map'].shape == expected['mask'].shape
   assert isinstance(got['image'], np.memmap)
 
@@ -214,7 +216,7 @@ def test_pixels_of_classes(source):
       points = prepared.pixels.of(i, c)
       assert points.dtype == np.int32
       if len(expected) <= 1000:
-        np.testing.assert_array_equal(points, expected)
+        assert_array_equal(points, expected)
       else:
         assert len(np.unique(points, axis=0)) == 1000
         assert np.all(mask[tuple(points.T)] == c)
@@ -246,11 +248,11 @@ def _check_place(window, output, sizes):
       before, after = np.argmax(middle), np.argmax(middle[::-1])
       assert 0 <= after - before <= 1
     start = line[inside]
-    np.testing.assert_array_equal(start, start[0] + np.arange(len(start)))
+    assert_array_equal(start, start[0] + np.arange(len(start)))
   rows, columns = (place[valid] for place in (image[..., 1], image[..., 2]))
   expected = ((rows + columns) % 7 == 0).astype(int)
   expected[(index == 3) & (rows == 49) & (columns == 4)] = 2
-  np.testing.assert_array_equal(mask[valid], expected)
+  assert_array_equal(mask[valid], expected)
 
 
 @pytest.mark.parametrize('padding, lost', [('same', 0), ('valid', 4)])
@@ -295,7 +297,7 @@ def test_window_is_centred_on_a_pixel_of_a_chosen_class(source, padding):
 def test_no_class_to_draw():
   dataset = prepare.prepare(_config(), 'train')
   options = {'sample_classes': ('class_3',)}
-  assert helpers.message_of(_train_windows, dataset, **options) == (
+  assert message_of(_train_windows, dataset, **options) == (
     'no image of train has a pixel of class_3 to draw windows around; check '
     'the masks and data.mask_values, or set '
     '--config.data.foreground_fraction=0'
@@ -371,7 +373,7 @@ def test_parts_of_processes_are_the_batches_of_one(monkeypatch):
     parts.append(pipeline._local_batches(drawn, config))
   for k in range(3):
     image = np.concatenate([part[k]['image'] for part in parts])
-    np.testing.assert_array_equal(image, one[k]['image'])
+    assert_array_equal(image, one[k]['image'])
 
 
 # Evaluation
@@ -443,8 +445,6 @@ def test_tiles_are_scored_as_whole_images(source):
     assert len(set(np.round(list(figures.values()), 6))) > 8
     for name, value in expected.items():
       # A pixel whose two classes are equal up to rounding may turn.
-      np.testing.assert_allclose(
-        figures[f'eval/{name}'], value, rtol=1e-4, err_msg=name
-      )
+      assert_allclose(figures[f'eval/{name}'], value, rtol=1e-4, err_msg=name)
     assert len(shown) == 3
     assert shown[0]['prediction'].shape == (12, 8)

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
+from numpy.testing import assert_allclose, assert_array_equal
 
 from tests import tiny
 from unet_jax.evaluation import counting
@@ -93,21 +94,19 @@ def test_every_mesh_gives_the_numbers_of_one_device(mesh, one_device):
   assert len(jax.tree.leaves(state.params)[0].sharding.device_set) == 8
   for actual, figures in zip(history, expected_history):
     for name, value in figures.items():
-      np.testing.assert_allclose(actual[name], value, rtol=1e-5, err_msg=name)
+      assert_allclose(actual[name], value, rtol=1e-5, err_msg=name)
   jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
-    state,
-    expected,
+    lambda a, b: assert_allclose(a, b, rtol=1e-4, atol=1e-6), state, expected
   )
   moved = expected.batch_stats['down_0']['norm1']['mean']
   assert np.all(np.abs(moved) > 1e-4)
   for name, value in expected_result.items():
     # One pixel whose two classes are equal up to rounding may turn.
     if name != 'eval/seconds':
-      np.testing.assert_allclose(result[name], value, atol=2e-3, err_msg=name)
+      assert_allclose(result[name], value, atol=2e-3, err_msg=name)
   assert len(examples) == len(shown) == config.log.num_examples
   for a, b in zip(examples, shown):
-    np.testing.assert_array_equal(a['image'], b['image'])
+    assert_array_equal(a['image'], b['image'])
     assert np.mean(a['prediction'] == b['prediction']) > 0.99
 
 
@@ -154,7 +153,7 @@ def test_batch_is_split_over_data_and_fsdp_and_its_rows_over_spatial():
   assert part(sent['weight']) == (2,)
   for name, value in batch.items():
     assert sent[name].dtype == value.dtype
-    np.testing.assert_array_equal(sent[name], value)
+    assert_array_equal(sent[name], value)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from numpy.testing import assert_array_equal
 
 from tests.weights import parity
 from unet_jax import import_weights
@@ -159,11 +160,7 @@ def _theirs(network, images, weight, train):
       True,
     ),
     # One group of all channels.
-    (
-      {**_BATCH_NORM, 'groups': 1},
-      {**_OUR_BATCH_NORM, 'norm': 'layer'},
-      True,
-    ),
+    ({**_BATCH_NORM, 'groups': 1}, {**_OUR_BATCH_NORM, 'norm': 'layer'}, True),
     # A group per channel, which ours has without biases.
     (
       {**_BATCH_NORM, 'groups': -1},
@@ -245,9 +242,7 @@ def test_each_format_gives_the_same_weights(saved):
   # Weights alone leave open the order of the inputs of Concatenate.
   of_weights = lambda: parity.load(saved / 'network.weights.h5', config)
   kernel = lambda variables: variables['params']['up_0']['conv1']['kernel']
-  np.testing.assert_array_equal(
-    np.roll(kernel(of_weights()), 4, axis=2), kernel(expected)
-  )
+  assert_array_equal(np.roll(kernel(of_weights()), 4, axis=2), kernel(expected))
   config.weights.concat = 'up_first'
   assert parity.difference(of_weights(), expected) == 0
 
