@@ -37,25 +37,23 @@ def test_probability_is_the_share():
   assert abs(np.mean(got[:, 0, 0]) - 0.2) < 4 * (0.2 * 0.8 / 4000) ** 0.5
 
 
-def test_turns_are_those_of_numpy_and_equally_frequent():
-  batch = random_batch(np.random.default_rng(0), 600, 5, 5)
-  got = run(geometry.Turn(0.75), batch)
+def _turns(got, batch):
+  """The quarter turns of each image; mask and weight map share them."""
   turns = []
-  for i in range(600):
-    same = [
-      k
-      for k in range(4)
-      if np.array_equal(got['image'][i], np.rot90(batch['image'][i], k))
-    ]
-    (k,) = same
+  for i, image in enumerate(batch['image']):
+    turned = [np.rot90(image, k) for k in range(4)]
+    (k,) = [k for k in range(4) if np.array_equal(got['image'][i], turned[k])]
     turns.append(k)
     for name in ('mask', 'weight_map'):
       assert_array_equal(got[name][i], np.rot90(batch[name][i], k))
-  assert {name: x.dtype for name, x in got.items()} == {
-    'image': np.uint8,
-    'mask': np.uint8,
-    'weight_map': np.float16,
-  }
+  return turns
+
+
+def test_turns_are_those_of_numpy_and_equally_frequent():
+  batch = random_batch(np.random.default_rng(0), 600, 5, 5)
+  got = run(geometry.Turn(0.75), batch)
+  turns = _turns(got, batch)
+  assert all(got[name].dtype == x.dtype for name, x in batch.items())
   # 150 expected of each; four standard deviations of a binomial.
   assert np.all(np.abs(np.bincount(turns) - 150) < 43)
 
@@ -65,19 +63,8 @@ def test_flips_and_turns_inside_a_resampling_are_exact():
   batch = random_batch(np.random.default_rng(1), 16, 6, 6)
   maps = (geometry.Flip(2, 1.0), geometry.Turn(1.0))
   got = run(geometry.Resample(maps, interpolation='bicubic'), batch)
-  turns = set()
-  for i in range(16):
-    flipped = batch['image'][i][:, ::-1]
-    (k,) = [
-      k
-      for k in range(4)
-      if np.array_equal(got['image'][i], np.rot90(flipped, k))
-    ]
-    turns.add(k)
-    for name in ('mask', 'weight_map'):
-      expected = np.rot90(batch[name][i][:, ::-1], k)
-      assert_array_equal(got[name][i], expected)
-  assert turns == {1, 2, 3}
+  flipped = {name: array[:, :, ::-1] for name, array in batch.items()}
+  assert set(_turns(got, flipped)) == {1, 2, 3}
 
 
 @pytest.mark.parametrize('channels,height,width', [(3, 9, 6), (1, 4, 2)])
@@ -141,30 +128,19 @@ def test_affine_and_bicubic_are_those_of_skimage():
   all_got = run(
     lambda key, b: {name: t(key, b) for name, t in transforms.items()}, batch
   )
+  warp = lambda image, order, **options: transform.warp(
+    image, forward.inverse, order=order, mode='reflect', **options
+  )
+  image = batch['image'][0].astype(float)
+  mask = warp(batch['mask'][0], 0, preserve_range=True)
   for interpolation, order in (('bilinear', 1), ('bicubic', 3)):
     got = all_got[interpolation]
-    expected = transform.warp(
-      batch['image'][0].astype(float),
-      forward.inverse,
-      order=order,
-      mode='reflect',
-      clip=False,
-    )
-    assert_allclose(got['image'][0], np.clip(expected, 0, 255), atol=2e-2)
-    mask = transform.warp(
-      batch['mask'][0],
-      forward.inverse,
-      order=0,
-      mode='reflect',
-      preserve_range=True,
-    )
+    expected = np.clip(warp(image, order, clip=False), 0, 255)
+    assert_allclose(got['image'][0], expected, atol=2e-2)
     # One pixel may lie between two, up to rounding.
     assert np.sum(got['mask'][0] != mask) <= 1
-  turned = transform.rotate(
-    batch['image'][0].astype(float), 25, mode='reflect', clip=False
-  )
-  got = all_got['turned']
-  assert_allclose(got['image'][0], turned, atol=2e-2)
+  turned = transform.rotate(image, 25, mode='reflect', clip=False)
+  assert_allclose(all_got['turned']['image'][0], turned, atol=2e-2)
 
 
 def test_ranges_of_affine_are_drawn_for_each_image():

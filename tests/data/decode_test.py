@@ -81,6 +81,20 @@ def _error(data, name='x', kind=errors.UserError, intensity='dtype'):
   return message_of(decode.decode_image, data, name, 3, intensity, kind=kind)
 
 
+def _stack(grey):
+  return np.stack([grey] * 3, -1)
+
+
+def _assert_shows(data, expected, intensity='dtype'):
+  """That a file decodes to these values, a grey one also to one channel."""
+  if expected.ndim == 2:
+    got = decode.decode_image(data, 'x', 1, intensity)
+    assert_array_equal(got[..., 0], expected)
+    expected = _stack(expected)
+  got = decode.decode_image(data, 'x', 3, intensity)
+  assert_array_equal(got, expected)
+
+
 @pytest.mark.parametrize('kind', _KINDS)
 @pytest.mark.parametrize('format_', _FORMATS)
 def test_every_format_and_kind(format_, kind):
@@ -142,13 +156,7 @@ _EXACT = {
 
 @pytest.mark.parametrize('kind', _EXACT)
 def test_other_files(kind):
-  data, expected = _EXACT[kind]
-  if expected.ndim == 2:
-    got = decode.decode_image(data, 'x', 1, 'dtype')
-    assert_array_equal(got[..., 0], expected)
-    expected = np.stack([expected] * 3, -1)
-  got = decode.decode_image(data, 'x', 3, 'dtype')
-  assert_array_equal(got, expected)
+  _assert_shows(*_EXACT[kind])
 
 
 @pytest.mark.parametrize('shape', [(16, 24), (16, 24, 3)])
@@ -157,8 +165,7 @@ def test_float_tiff(shape, dtype):
   values = np.random.default_rng(0).random(shape).astype(dtype)
   got = decode.decode_image(_tiff(values), 'x', 3, 'dtype')
   expected = np.rint(values.astype(np.float64) * 255)
-  if len(shape) == 2:
-    expected = np.stack([expected] * 3, -1)
+  expected = _stack(expected) if len(shape) == 2 else expected
   assert_allclose(got.astype(int), expected, atol=1)
   assert np.mean(got != expected) < 0.01
 
@@ -174,26 +181,17 @@ def test_float_tiff(shape, dtype):
   ids=['12bit', '12bit-rgb', 'float', 'negative'],
 )
 def test_intensity_image_takes_the_range_of_the_image(values):
-  got = decode.decode_image(_tiff(values), 'x', 3, 'image')
   low, high = float(values.min()), float(values.max())
   expected = np.rint((values - low) / (high - low) * 255)
-  if values.ndim == 2:
-    expected = np.stack([expected] * 3, -1)
-  assert_array_equal(got, expected)
-  assert got.min() == 0 and got.max() == 255
+  assert expected.min() == 0 and expected.max() == 255
+  _assert_shows(_tiff(values), expected, 'image')
 
 
-@pytest.mark.parametrize(
-  'data, expected',
-  [
-    # 8 bit are left alone, a constant is black.
-    (_save(Image.fromarray(_DARK), 'PNG'), _DARK),
-    (_tiff(np.full((3, 4), 900, np.uint16)), np.zeros((3, 4))),
-  ],
-)
-def test_intensity_image_of_special_images(data, expected):
-  got = decode.decode_image(data, 'x', 1, 'image')
-  assert_array_equal(got[..., 0], expected)
+def test_intensity_image_of_special_images():
+  # 8 bit are left alone, a constant is black.
+  _assert_shows(_save(Image.fromarray(_DARK), 'PNG'), _DARK, 'image')
+  constant = np.full((3, 4), 900, np.uint16)
+  _assert_shows(_tiff(constant), np.zeros((3, 4)), 'image')
 
 
 @pytest.mark.parametrize(
@@ -330,17 +328,11 @@ def test_plain_files_are_as_pillow_decodes_them(kind, grey, monkeypatch):
     assert_array_equal(got, expected[..., 0])
 
 
-@pytest.mark.parametrize(
-  'format_, options',
-  [
-    ('JPEG', {'quality': 75}),
-    ('JPEG', {'quality': 75, 'progressive': True}),
-    ('PNG', {}),
-  ],
-  ids=['jpeg', 'progressive', 'png'],
-)
-def test_damage_is_judged_as_pillow_does(format_, options):
+@pytest.mark.parametrize('kind', ['JPEG', 'progressive JPEG', 'PNG'])
+def test_damage_is_judged_as_pillow_does(kind):
   """Bytes that are changed, lost or zeroed: the same pixels, or refused."""
+  format_ = kind.split()[-1]
+  options = {'quality': 75, 'progressive': kind != format_}
   whole = _save(Image.fromarray(_photo(grey=False)), format_, **options)
   rng = np.random.default_rng(0)
   refused = 0
@@ -364,7 +356,6 @@ def _damaged(data: bytes, rng) -> bytes:
 
 
 _BIG = np.array([0, 1, 255, 40000], np.uint16)[_INDICES]
-_EQUAL = np.stack([_INDICES] * 3, -1)
 _MASKS = {
   f'{name} {format_}': (_save(image, format_), expected)
   for name, image, expected, formats in (
@@ -373,10 +364,15 @@ _MASKS = {
     ('bit', Image.fromarray(_BITS), _BITS, 'PNG TIFF BMP'),
     ('palette, alpha channel', _palette().convert('PA'), _INDICES, 'TIFF'),
     ('grey, alpha', Image.fromarray(_INDICES).convert('LA'), _INDICES, 'PNG'),
-    ('equal RGB', Image.fromarray(_EQUAL), _INDICES, 'PNG TIFF BMP WEBP'),
+    (
+      'equal RGB',
+      Image.fromarray(_stack(_INDICES)),
+      _INDICES,
+      'PNG TIFF BMP WEBP',
+    ),
     ('RGB', Image.fromarray(_RGB), _RGB, 'PNG TIFF BMP WEBP'),
     ('RGBA', _rgba(), _RGB, 'PNG TIFF BMP WEBP'),
-    ('equal RGBA', _rgba(_EQUAL), _INDICES, 'PNG'),
+    ('equal RGBA', _rgba(_stack(_INDICES)), _INDICES, 'PNG'),
   )
   for format_ in formats.split()
 } | {
@@ -387,7 +383,7 @@ _MASKS = {
   '32 bit TIFF': (_tiff(_BIG.astype(np.int32)), _BIG),
   'bool TIFF': (_tiff(_BITS, photometric='minisblack'), _BITS),
   'float TIFF': (_tiff(_BIG.astype(np.float32)), _BIG),
-  'equal 16 bit RGB': (_png(np.stack([_BIG] * 3, -1)), _BIG),
+  'equal 16 bit RGB': (_png(_stack(_BIG)), _BIG),
   '16 bit RGB': (_png(_RGB * np.uint16(257)), _RGB),
   'float RGB': (_tiff(_RGB.astype(np.float32)), _RGB),
 }
