@@ -1,6 +1,8 @@
 """Errors of users: the line that a call raises, and tables of such lines."""
 
+import ast
 import re
+from typing import Any
 
 import pytest
 
@@ -24,3 +26,15 @@ def cases(table: str) -> list[tuple[str, str]]:
     for lines, message in entries
     for line in lines.splitlines()
   ]
+
+
+def parse_fields(text: str) -> dict[str, Any]:
+  """{'section.field': value} of `section.field=value section.field=value`."""
+  found = {}
+  for part in text.split():
+    field, _, value = part.partition('=')
+    try:
+      found[field] = ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+      found[field] = float(value) if value == 'nan' else value
+  return found

@@ -1,10 +1,8 @@
 """What is refused, with which line; what is allowed."""
 
-import ast
-
 import pytest
 
-from tests.refusals import cases, message_of
+from tests.refusals import cases, message_of, parse_fields
 from unet_jax.config import checks, default, fields
 from unet_jax.data import shapes
 
@@ -16,22 +14,11 @@ _3D = 'model.spatial_dims=3 data.image_size=(8,8,8)'
 def _config(text):
   """The default with `section.field=value section.field=value`."""
   config = default.get_config()
-  for field, value in _values(text).items():
+  for field, value in parse_fields(text).items():
     # Locked types: integers where the default is a float, and so on.
     with config.ignore_type():
       config.update_from_flattened_dict({field: value})
   return config
-
-
-def _values(text):
-  values = {}
-  for part in text.split():
-    field, _, value = part.partition('=')
-    try:
-      values[field] = ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-      values[field] = float(value) if value == 'nan' else value
-  return values
 
 
 def _refused(config, mode='train'):
@@ -57,14 +44,14 @@ def test_every_checked_field_exists_and_is_checked_once():
   assert set(checked) | set(fields.ONLY_VALUE_IN_3D) <= set(_FIELDS)
 
 
-def test_fields_with_a_set_of_values():
+def test_fields_with_a_set_ofparse_fields():
   for field, choices in fields.CHOICES.items():
     other = 'qqq' if isinstance(choices[0], str) else 77
     listed = ', '.join(map(str, choices))
     _is_refused(field, other, f': not one of {listed}')
 
 
-def test_lowest_values():
+def test_lowestparse_fields():
   for field, low in fields.AT_LEAST.items():
     value = type(_FIELDS[field])(low - 1)
     _is_refused(field, value, f': must be at least {low}')
@@ -271,7 +258,7 @@ def _line(values, message):
   """The line that a message of a table stands for."""
   if message.startswith('= '):
     return message.removeprefix('= ')
-  (field, value), *_ = _values(values).items()
+  (field, value), *_ = parse_fields(values).items()
   space = '' if message.startswith(':') else ' '
   return f'--config.{field}={value}{space}{message}'
 
