@@ -135,7 +135,7 @@ def _theirs(network, images, weight, train):
   return np.asarray(outputs), gradients
 
 
-# Keras' network, fields of ours, training; norms beside the fields of batch norm.
+# Keras' network, fields of ours, training; norms beside _BATCH_NORM.
 _NETWORKS = {
   'lesson': ({}, {}, False),
   'bilinear': (
