@@ -3,6 +3,7 @@
 import csv
 import json
 import logging
+from unittest import mock
 
 import jax
 import numpy as np
@@ -21,22 +22,16 @@ from unet_jax.prediction import predictor
 from unet_jax.runtime import errors
 
 _NAMES = ('sky', 'sea', 'land')
+_SIZES = [(20, 33), (16, 16), (41, 24), (9, 60), (16, 20), (24, 24)]
 
 
-def _config(root, **sections):
-  data = {
-    'source': 'folder',
-    'dir': str(root),
-    'image_size': (16, 16),
-    'eval_split': 'train',
-    'val_fraction': 0.1,
-    'cache': 'memory',
-    'class_names': _NAMES,
-    'mask_values': ((7, 0), (8, 1), (9, 2), (0, 255)),
-    'num_workers': 2,
-    **sections.pop('data', {}),
-  }
-  config = tiny.make_config(data=data, **sections)
+def _config(root, data=None, **sections):
+  config = tiny.make_config(**sections)
+  config.data.update(source='folder', dir=str(root), cache='memory')
+  config.data.update(eval_split='train', val_fraction=0.1, class_names=_NAMES)
+  config.data.mask_values = ((7, 0), (8, 1), (9, 2), (0, 255))
+  config.data.num_workers = 2
+  config.data.update(data or {})
   config.model.norm = 'none'
   config.log.num_examples = 2
   return config
@@ -59,33 +54,30 @@ def _write(root, sizes):
   return pairs
 
 
-_SIZES = [(20, 33), (16, 16), (41, 24), (9, 60), (16, 20), (24, 24)]
-
-
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
   root = tmp_path_factory.mktemp('data')
   return root, _write(root, _SIZES)
 
 
-def _run(workdir, config, **fields):
-  runs.save(workdir, config)
-  overrides = {k.replace('__', '.'): v for k, v in fields.items()}
-  config = saved.read(str(workdir), overrides)
-  checks.validate(config, 'evaluate')
+def _evaluate(workdir, config):
   evaluate.run(config, str(workdir))
-  found = json.loads((workdir / 'eval.json').read_text())
+  return json.loads((workdir / 'eval.json').read_text())
+
+
+def _run(workdir, config, resolution='network', **fields):
+  runs.save(workdir, config)
+  config = saved.read(str(workdir), {'eval.resolution': resolution, **fields})
+  checks.validate(config, 'evaluate')
+  found = _evaluate(workdir, config)
   with open(workdir / 'eval.csv', newline='') as f:
     return found, list(csv.DictReader(f))
 
 
-def _confusion(mask, prediction):
+def _confusion(mask, prediction, classes=range(3)):
   """By hand: a loop over classes."""
-  counts = np.zeros((3, 3), int)
-  for i in range(3):
-    for j in range(3):
-      counts[i, j] = np.sum((mask == i) & (prediction == j))
-  return counts
+  pairs = lambda i: [np.sum((mask == i) & (prediction == j)) for j in classes]
+  return np.array([pairs(i) for i in classes])
 
 
 def _kept(config, pairs, resolution='original'):
@@ -110,12 +102,10 @@ def _counts(config, pairs, segment, resolution='original'):
 
 
 @pytest.mark.parametrize('resize', ['stretch', 'pad', 'crop', 'patch'])
-def test_masks_are_untouched_at_the_original_resolution(
-  data, tmp_path, resize, capsys
-):
+def test_original_masks_are_untouched(data, tmp_path, resize, capsys):
   root, pairs = data
   config = _config(root, data={'resize': resize})
-  found, rows = _run(tmp_path, config, eval__resolution='original')
+  found, rows = _run(tmp_path, config, 'original')
   counts = _counts(config, pairs, unet_jax.load(tmp_path))
   for row, count, kept in zip(rows, counts, _kept(config, pairs), strict=True):
     assert row['image'] == f'{root}/images/{kept[0]}.png'
@@ -139,23 +129,21 @@ def test_masks_are_resized_at_the_resolution_of_the_network(data, tmp_path):
   counts = _counts(config, pairs, unet_jax.load(tmp_path), 'network')
   assert found['confusion'] == np.sum(counts, 0).tolist()
   assert found['eval/loss'] > 0
+  page = (tmp_path / 'eval.html').read_text()
+  assert page.count(f'Evaluation of {tmp_path}') >= 1
+  assert 'Evaluation of Evaluation' not in page
+  assert '16 x 16 pixels, to which' in page
+  assert f'{found["eval/ece"]:.4f}' in page
 
 
 def test_views_and_networks_are_averaged(data, tmp_path):
   root, pairs = data
   config = _config(root)
   runs.save(tmp_path / 'other', config, seed=3)
-  fields = {
-    'inference.flips': ('vertical',),
-    'inference.ensemble': (str(tmp_path / 'other'),),
-  }
+  networks = (str(tmp_path / 'other'),)
+  fields = {'inference.flips': ('vertical',), 'inference.ensemble': networks}
   for resolution in ('network', 'original'):
-    found, _ = _run(
-      tmp_path / resolution,
-      config,
-      eval__resolution=resolution,
-      **{k.replace('.', '__'): v for k, v in fields.items()},
-    )
+    found, _ = _run(tmp_path / resolution, config, resolution, **fields)
     assert (found['networks'], found['views']) == (2, 2)
     segment = unet_jax.load(tmp_path / resolution, fields)
     counts = _counts(config, pairs, segment, resolution)
@@ -167,31 +155,22 @@ def test_pictures_need_no_second_pass(data, tmp_path, monkeypatch, resolution):
   """They show what was measured: each image is predicted and read once."""
   root, pairs = data
   config = _config(root, eval={'num_examples': 2})
-  shown, calls = {}, []
-  for kind in (counting.Evaluator, predictor.Predictor):
-    monkeypatch.setattr(
-      kind,
-      'run',
-      lambda self, *args, run=kind.run, **kwargs: (
-        calls.append(type(self)),
-        run(self, *args, **kwargs),
-      )[1],
-    )
-  write = files.write_full
-  monkeypatch.setattr(
-    files,
-    'write_full',
-    lambda *args: (shown.update(args[-1]['pictures']), write(*args)),
-  )
-  _, rows = _run(tmp_path, config, eval__resolution=resolution)
   kinds = {'network': counting.Evaluator, 'original': predictor.Predictor}
-  assert calls == [kinds[resolution]]
+  calls = {}
+  spied = {kind: 'run' for kind in kinds.values()} | {files: 'write_full'}
+  for owner, name in spied.items():
+    spy = mock.Mock(side_effect=getattr(owner, name))
+    calls[owner] = spy
+    monkeypatch.setattr(
+      owner, name, lambda *args, spy=spy, **kw: spy(*args, **kw)
+    )
+  _, rows = _run(tmp_path, config, resolution)
   monkeypatch.undo()
-  assert {kind: len(examples) for kind, examples in shown.items()} == {
-    'worst': 2,
-    'median': 2,
-    'best': 2,
-  }
+  counts = {name: calls[kind].call_count for name, kind in kinds.items()}
+  assert counts == {name: name == resolution for name in kinds}
+  shown = calls[files].call_args.args[-1]['pictures']
+  counts = {kind: len(examples) for kind, examples in shown.items()}
+  assert counts == {'worst': 2, 'median': 2, 'best': 2}
   segment = unet_jax.load(tmp_path)
   by_name = {
     f'{root}/images/{i}.png': (image, mask)
@@ -200,23 +179,20 @@ def test_pictures_need_no_second_pass(data, tmp_path, monkeypatch, resolution):
   scores = {row['image']: float(row['miou']) for row in rows}
   for example in [e for examples in shown.values() for e in examples]:
     image, mask = by_name[example['name']]
-    np.testing.assert_array_equal(example['image'], image)
-    np.testing.assert_array_equal(example['mask'], mask)
-    np.testing.assert_array_equal(
-      example['prediction'], segment(image).argmax(-1)
-    )
+    prediction = segment(image).argmax(-1)
+    expected = {'image': image, 'mask': mask, 'prediction': prediction}
+    for key, value in expected.items():
+      np.testing.assert_array_equal(example[key], value)
     assert example['score'] == scores[example['name']]
 
 
-def test_tiles_are_counted_at_the_resolution_of_the_network(
-  data, tmp_path, caplog, monkeypatch
-):
+def test_tiles_are_counted(data, tmp_path, caplog, monkeypatch):
+  """At the resolution of the network."""
   root, _ = data
   monkeypatch.setattr(logging.getLogger('unet_jax'), 'propagate', True)
   config = _config(root, data={'resize': 'patch'})
   runs.save(tmp_path, config)
-  evaluate.run(config, str(tmp_path))
-  found = json.loads((tmp_path / 'eval.json').read_text())
+  found = _evaluate(tmp_path, config)
   assert found['eval/loss'] > 0 and 'eval/ece' not in found
   assert found['num_examples'] == 5 and found['intervals'] == {}
   assert 'need --config.eval.resolution=original' in caplog.text
@@ -228,7 +204,7 @@ def test_broken_files(tmp_path):
   _write(root, _SIZES)
   (root / 'images/3.png').write_bytes(b'no image')
   config = _config(root, data={'on_error': 'skip'})
-  found, rows = _run(tmp_path / 'run', config, eval__resolution='original')
+  found, rows = _run(tmp_path / 'run', config, 'original')
   assert found['num_examples'] == len(rows) == 4
   config.data.on_error = 'stop'
   config.eval.resolution = 'original'
@@ -243,16 +219,15 @@ def test_broken_files(tmp_path):
 
 def test_valid_networks_are_measured_in_their_middle(data, tmp_path):
   root, pairs = data
-  config = _config(
-    root, data={'image_size': (20, 20)}, model={'padding': 'valid'}
-  )
+  size = {'image_size': (20, 20)}
+  config = _config(root, size, model={'padding': 'valid'})
   found, _ = _run(tmp_path / 'middle', config)
   # 20 pixels give 4.
   pixels = lambda masks: [sum(np.sum(m == c) for m in masks) for c in range(3)]
   masks = [mask[8:12, 8:12] for *_, mask in _kept(config, pairs, 'network')]
   assert np.sum(found['confusion'], 1).tolist() == pixels(masks)
   # The original is covered by mirrored tiles.
-  found, _ = _run(tmp_path / 'all', config, eval__resolution='original')
+  found, _ = _run(tmp_path / 'all', config, 'original')
   masks = [mask for *_, mask in _kept(config, pairs)]
   assert np.sum(found['confusion'], 1).tolist() == pixels(masks)
 
@@ -262,10 +237,14 @@ def test_objects(data, tmp_path):
   root, pairs = data
   config = _config(root, eval={'instances': 'land', 'params': 'raw'})
   _, states = runs.save(tmp_path, config)
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(evaluate.restore, 'restore', _all_land(states))
-    evaluate.run(config, str(tmp_path))
-  found = json.loads((tmp_path / 'eval.json').read_text())
+  params = jax.tree.map(np.array, states[1].params)
+  params['head']['kernel'] *= 0
+  params['head']['bias'] = np.float32([0, 0, 1])
+  variables = {'params': params, 'batch_stats': {}}
+  about = [{'workdir': '', 'step': 1, 'params': 'raw', 'fold': None}]
+  restored = (variables, ensemble.SINGLE, about)
+  with mock.patch.object(evaluate.restore, 'restore', lambda *_: restored):
+    found = _evaluate(tmp_path, config)
   matched = total = 0
   for *_, mask in _kept(config, pairs, 'network'):
     labels = measure.label(mask == 2, connectivity=1)
@@ -278,20 +257,6 @@ def test_objects(data, tmp_path):
   assert found['eval/ap50'] == pytest.approx(matched / (total - matched))
 
 
-def _all_land(states):
-  """A restored network whose last bias decides."""
-  (state,) = states.values()
-
-  def restore(*unused):
-    params = jax.tree.map(np.array, state.params)
-    params['head']['kernel'] *= 0
-    params['head']['bias'] = np.float32([0, 0, 1])
-    about = [{'workdir': '', 'step': 1, 'params': 'raw', 'fold': None}]
-    return {'params': params, 'batch_stats': {}}, ensemble.SINGLE, about
-
-  return restore
-
-
 def test_folds_are_not_evaluated_by_what_was_trained_on_them(data, tmp_path):
   root, _ = data
   config = _config(root, data={'num_folds': 2, 'eval_split': 'auto'})
@@ -301,35 +266,20 @@ def test_folds_are_not_evaluated_by_what_was_trained_on_them(data, tmp_path):
   config.data.fold = 0
   with pytest.raises(errors.UserError, match='fold_1 was trained on fold_0'):
     evaluate.run(config, str(tmp_path))
-  evaluate.run(config, str(tmp_path / 'fold_0'))
-  found = json.loads((tmp_path / 'fold_0/eval.json').read_text())
+  found = _evaluate(tmp_path / 'fold_0', config)
   assert (found['split'], found['num_examples']) == ('fold_0', 3)
 
 
 def test_a_sigmoid_has_two_classes(tmp_path):
   root = tmp_path / 'data'
   pairs = _write(root, _SIZES)
-  data = {
-    'num_classes': 1,
-    'class_names': ('water', 'land'),
-    'mask_values': ((7, 0), (8, 0), (9, 1), (0, 255)),
-  }
-  config = _config(root, data=data)
-  found, rows = _run(tmp_path / 'run', config, eval__resolution='original')
+  config = _config(root, {'num_classes': 1, 'class_names': ('water', 'land')})
+  config.data.mask_values = ((7, 0), (8, 0), (9, 1), (0, 255))
+  found, rows = _run(tmp_path / 'run', config, 'original')
   segment = unet_jax.load(tmp_path / 'run')
-  counts = np.zeros((2, 2), int)
+  counts = 0
   for _, image, mask in _kept(config, pairs):
     land = np.where(mask == 255, 255, mask == 2)
-    counts += _confusion(land, segment(image)[..., 1] > 0.5)[:2, :2]
+    counts += _confusion(land, segment(image)[..., 1] > 0.5, range(2))
   assert found['confusion'] == counts.tolist()
   assert 0 < found['eval/ece'] < 1 and 'iou/land' in rows[0]
-
-
-def test_the_page_has_the_figures(data, tmp_path):
-  root, _ = data
-  found, _ = _run(tmp_path, _config(root))
-  page = (tmp_path / 'eval.html').read_text()
-  assert page.count(f'Evaluation of {tmp_path}') >= 1
-  assert 'Evaluation of Evaluation' not in page
-  assert '16 x 16 pixels, to which' in page
-  assert f'{found["eval/ece"]:.4f}' in page

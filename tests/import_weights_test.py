@@ -10,12 +10,13 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors
+from numpy.testing import assert_array_equal
 from safetensors import numpy as safetensors_numpy
 
 from tests import program, tiny
+from tests.refusals import message_of
 from unet_jax import export_weights
 from unet_jax.models import unet
-from unet_jax.runtime import errors
 from unet_jax.runtime import mesh as mesh_lib
 from unet_jax.training import checkpoint, optimizer
 from unet_jax.weights import files, match, naming
@@ -32,23 +33,21 @@ def _arrays(config):
   }
 
 
+def _save(path, arrays):
+  np.savez(path, **arrays)
+  return str(path)
+
+
 def _take(path, config):
   """Arrays by name, as an import takes them."""
   variables = match.variables_of_file(files.read(str(path)), config)
   return naming.flatten(variables)
 
 
-def _error(function, *args):
-  with pytest.raises(errors.UserError) as e:
-    function(*args)
-  assert '\n' not in str(e.value)
-  return str(e.value)
-
-
 def _assert_same(actual, expected):
   assert set(actual) == set(expected)
   for name, array in expected.items():
-    np.testing.assert_array_equal(actual[name], array, err_msg=name)
+    assert_array_equal(actual[name], array, err_msg=name)
 
 
 @pytest.mark.parametrize(
@@ -60,16 +59,13 @@ def _assert_same(actual, expected):
 def test_npz_with_our_names(model, separator, tmp_path):
   config = tiny.make_config(model=model)
   arrays = _arrays(config)
-  prefix = lambda name: (
-    'batch_stats' if name.endswith(('mean', 'var')) else 'params'
-  )
-  np.savez(
-    tmp_path / 'weights.npz',
-    **{
-      f'{prefix(k)}/{k}'.replace('/', separator): v for k, v in arrays.items()
-    },
-  )
-  _assert_same(_take(tmp_path / 'weights.npz', config), arrays)
+  ours = {}
+  for name, array in arrays.items():
+    is_stat = name.endswith(('mean', 'var'))
+    name = f'{"batch_stats" if is_stat else "params"}/{name}'
+    ours[name.replace('/', separator)] = array
+  path = _save(tmp_path / 'weights.npz', ours)
+  _assert_same(_take(path, config), arrays)
 
 
 @pytest.mark.parametrize('dtype', [np.float16, ml_dtypes.bfloat16, np.float64])
@@ -91,11 +87,11 @@ def test_names_that_do_not_match_are_listed_on_both_sides(tmp_path, caplog):
   del arrays['head/bias']
   arrays['teapot.handle'] = np.ones(2)
   arrays['up_0/conv1/kernel'] = np.ones((3, 3, 8, 5))
-  np.savez(tmp_path / 'weights.npz', **arrays)
+  path = _save(tmp_path / 'weights.npz', arrays)
   with caplog.at_level('INFO', 'unet_jax'):
-    line = _error(_take, tmp_path / 'weights.npz', config)
+    line = message_of(_take, path, config)
   assert line == (
-    f"{tmp_path}/weights.npz does not fit the config's network: 1 arrays of "
+    f"{path} does not fit the config's network: 1 arrays of "
     'the file are not in the network, 1 of the network are not in the file, 1 '
     'have another shape (all listed above); choose the config that it was '
     'trained with'
@@ -113,8 +109,8 @@ def test_another_network_is_named_by_its_flags(tmp_path):
     model={'depth': 2, 'base_features': 3, 'max_features': 6},
     data={'num_classes': 5},
   )
-  np.savez(tmp_path / 'weights.npz', **_arrays(other))
-  line = _error(_take, tmp_path / 'weights.npz', tiny.make_config())
+  path = _save(tmp_path / 'weights.npz', _arrays(other))
+  line = message_of(_take, path, tiny.make_config())
   assert line.endswith(
     'try --config.data.num_classes=5 --config.model.depth=2 '
     '--config.model.base_features=3 --config.model.max_features=6'
@@ -140,8 +136,7 @@ def test_another_network_is_named_by_its_flags(tmp_path):
 )
 def test_shapes_show_the_network(model, open_choices, tmp_path, caplog):
   config = tiny.make_config(model={'depth': 2, **model})
-  path = str(tmp_path / 'weights.npz')
-  np.savez(path, **_arrays(config))
+  path = _save(tmp_path / 'weights.npz', _arrays(config))
   with caplog.at_level('INFO', 'unet_jax'):
     deduced = match.deduced_config({'weights.path': path})
   assert deduced.model == config.model
@@ -159,8 +154,7 @@ def test_shapes_show_the_network(model, open_choices, tmp_path, caplog):
 
 def test_a_field_that_is_given_is_not_assumed(tmp_path, caplog):
   config = tiny.make_config(model={'activation': 'elu'})
-  path = str(tmp_path / 'weights.npz')
-  np.savez(path, **_arrays(config))
+  path = _save(tmp_path / 'weights.npz', _arrays(config))
   given = {'model.activation': 'elu', 'data.mean': (0.1,) * 3}
   with caplog.at_level('INFO', 'unet_jax'):
     deduced = match.deduced_config({'weights.path': path, **given})
@@ -175,17 +169,16 @@ def test_biases_that_the_file_does_not_have_are_0(tmp_path, caplog):
   arrays = _arrays(config)
   biases = [k for k in arrays if k.endswith(('conv1/bias', 'conv2/bias'))]
   without = {k: v for k, v in arrays.items() if k not in biases}
-  np.savez(tmp_path / 'without.npz', **without)
+  path = _save(tmp_path / 'without.npz', without)
   with caplog.at_level('INFO', 'unet_jax'):
-    taken = _take(tmp_path / 'without.npz', config)
+    taken = _take(path, config)
   zeros = {k: np.zeros_like(arrays[k]) for k in biases}
   _assert_same(taken, {**without, **zeros})
   assert caplog.messages == [
     '6 biases of convolutions, which the file does not have, are 0'
   ]
   del arrays[biases[0]]
-  np.savez(tmp_path / 'broken.npz', **arrays)
-  line = _error(_take, tmp_path / 'broken.npz', config)
+  line = message_of(_take, _save(tmp_path / 'broken.npz', arrays), config)
   assert '1 of the network are not in the file' in line
 
 
@@ -198,24 +191,24 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path):
 
   path = tmp_path / 'bomb.pth'
   path.write_bytes(pickle.dumps({'head.weight': Bomb()}, protocol=2))
-  line = _error(files.read, str(path))
+  line = message_of(files.read, str(path))
   assert line.startswith(f'{path}: cannot be read (UnpicklingError: ')
   assert not (tmp_path / 'bang').exists()
 
 
 def test_files_that_cannot_be_read(tmp_path, monkeypatch):
   missing = tmp_path / 'weights.pth'
-  assert _error(files.read, str(missing)) == (
+  assert message_of(files.read, str(missing)) == (
     f'--config.weights.path={missing}: no such file; give a .pth, '
     '.safetensors, .npz, .keras or .h5 file'
   )
   cut = tmp_path / 'cut.safetensors'
   safetensors_numpy.save_file({'a': np.ones(99)}, cut)
   cut.write_bytes(cut.read_bytes()[:-1])
-  assert 'cannot be read (SafetensorError: ' in _error(files.read, str(cut))
+  assert 'cannot be read (SafetensorError: ' in message_of(files.read, str(cut))
   monkeypatch.setitem(sys.modules, 'h5py', None)
   (tmp_path / 'x.h5').write_bytes(b'\x89HDF\r\n\x1a\n')
-  assert _error(files.read, str(tmp_path / 'x.h5')) == (
+  assert message_of(files.read, str(tmp_path / 'x.h5')) == (
     f'{tmp_path}/x.h5: reading it needs the package h5py: pip install h5py'
   )
 
@@ -260,12 +253,12 @@ def test_export_in_names_that_the_network_does_not_have(run, tmp_path):
   workdir, config, _ = run
   config = config.copy_and_resolve_references()
   config.export.update(path=str(tmp_path / 'x.pth'), format='milesial')
-  assert _error(export_weights.run, config, workdir) == (
+  assert message_of(export_weights.run, config, workdir) == (
     f'--config.export.path={tmp_path}/x.pth: takes a file name that ends in '
     '.safetensors, in a folder that exists'
   )
   config.model.norm = 'group'
-  assert _error(export_weights.named, {}, config) == (
+  assert message_of(export_weights.named, {}, config) == (
     '--config.export.format=milesial: that network has model.norm=batch, this '
     'run has group'
   )
@@ -275,17 +268,14 @@ def test_export_in_names_that_the_network_does_not_have(run, tmp_path):
 def test_training_goes_on_from_what_was_imported(tmp_path):
   model = {'depth': 1, 'base_features': 2}
   config = tiny.make_config(model=model, data={'num_classes': 4})
-  arrays = _arrays(config)
-  path, workdir = tmp_path / 'weights.npz', tmp_path / 'run'
-  np.savez(path, **arrays)
-  data = [
-    f'--config.data.cache_dir={tmp_path}',
-    '--config.data.image_size=16,16',
-  ]
-  out, err = program.run(
-    *('--mode=import', f'--config.weights.path={path}'),
-    *(f'--workdir={workdir}', *data),
+  arrays, workdir = _arrays(config), tmp_path / 'run'
+  path = _save(tmp_path / 'weights.npz', arrays)
+  run = lambda mode, *fields: program.run(
+    *(f'--mode={mode}', f'--workdir={workdir}'),
+    *(f'--config.{field}' for field in fields),
   )
+  data = (f'data.cache_dir={tmp_path}', 'data.image_size=16,16')
+  out, err = run('import', f'weights.path={path}', *data)
   flags = '--config.model.base_features=2 --config.model.depth=1'
   assert out.endswith(f'step 0. Its network: {flags}\n')
   assert 'deduced from the file: --config.data.num_channels=3 ' in err
@@ -293,18 +283,14 @@ def test_training_goes_on_from_what_was_imported(tmp_path):
   # As it is by default: it does not bind.
   assert saved['model']['max_features'] == 1024
   # Another config (configs/shapes.py) and optimiser, the same network.
-  _, err = program.run(
-    *(f'--workdir={workdir}', *flags.split(), *data),
-    *('--config.data.mean=(0.5,0.5,0.5)', '--config.data.num_train=8'),
-    *('--config.data.num_eval=2', '--config.optimizer.name=sgd'),
-    *('--config.optimizer.learning_rate=0.0', '--config.train.num_steps=1'),
-    *('--config.data.batch_size=4', '--config.log.tensorboard=false'),
+  run(
+    *('train', 'model.base_features=2', 'model.depth=1', *data),
+    *('data.mean=(0.5,0.5,0.5)', 'data.num_train=8', 'data.num_eval=2'),
+    *('data.batch_size=4', 'optimizer.name=sgd', 'optimizer.learning_rate=0.0'),
+    *('train.num_steps=1', 'log.tensorboard=false'),
   )
   exported = tmp_path / 'exported.safetensors'
-  program.run(
-    *('--mode=export', f'--workdir={workdir}', '--config.eval.params=raw'),
-    f'--config.export.path={exported}',
-  )
+  run('export', 'eval.params=raw', f'export.path={exported}')
   # A step without a learning rate changes the running statistics alone.
   actual = files.read(str(exported)).arrays
   for name, array in arrays.items():

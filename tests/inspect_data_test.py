@@ -3,6 +3,7 @@
 import json
 import math
 
+import jax
 import numpy as np
 import pytest
 
@@ -144,7 +145,7 @@ def test_a_broken_file_that_is_skipped_is_a_warning(tmp_path):
 
 def test_several_processes_are_refused(tmp_path, monkeypatch):
   write_splits(tmp_path / 'data')
-  monkeypatch.setattr(inspect_data.jax, 'process_count', lambda: 2)
+  monkeypatch.setattr(jax, 'process_count', lambda: 2)
   with pytest.raises(errors.UserError, match='runs in one process'):
     inspect_data.run(
       make_config(tmp_path / 'data', tmp_path), str(tmp_path / 'run')

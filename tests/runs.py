@@ -1,9 +1,10 @@
-"""Workdirs with checkpoints that nobody trained, for the tests of modes."""
+"""Workdirs with checkpoints that nobody trained, and what runs leave there."""
 
 import contextlib
 import os
 
 import jax
+import pytest
 
 from tests import tiny
 from unet_jax.models import unet
@@ -44,3 +45,11 @@ def save(workdir, config, seed=0, steps=(1,)):
       checkpoints.save(states[step], step, {})
     checkpoints.wait()
   return model, states
+
+
+def assert_figures(found, expected):
+  """Of one state by two programs, which may round a loss differently."""
+  for name, value in expected.items():
+    if isinstance(value, float):
+      value = pytest.approx(value, rel=1e-5)
+    assert name == 'eval/seconds' or found[name] == value, name

@@ -83,6 +83,7 @@ def test_totals_are_sums_of_the_printed_rows(tmp_path, capsys):
   assert lines[-1] == 'The train step was not compiled (summary.compile=False).'
 
 
+@pytest.mark.eight_devices
 def test_memory_of_the_train_step(tmp_path):
   """What goes in is the state, a batch and a key; the state comes back."""
   config = _config(mesh={'data': 4, 'fsdp': 2}, summary={'compile': True})

@@ -1,23 +1,20 @@
 """Runs of main.py: stopped and continued, on many devices, and going wrong."""
 
 import json
-import os
-import pathlib
 import random
+import shutil
 import signal
 import socket
-import subprocess
-import sys
-import time
 
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from tests import program
+
 pytestmark = pytest.mark.whole_runs
 
-_ROOT = pathlib.Path(__file__).resolve().parents[1]
-_STEPS = 40
+_STEPS = 80
 _TINY = (
   '--config.data.num_train=1500',
   '--config.data.num_eval=13',
@@ -43,32 +40,18 @@ def cache(tmp_path_factory):
   return tmp_path_factory.mktemp('cache')
 
 
-def _start(workdir, cache, *flags, **env):
-  return subprocess.Popen(
-    [
-      sys.executable,
-      'main.py',
-      f'--workdir={workdir}',
-      f'--config.data.cache_dir={cache}',
-      *_TINY,
-      *flags,
-    ],
-    cwd=_ROOT,
-    env={**os.environ, 'JAX_PLATFORMS': 'cpu', **env},
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
+def _start(workdir, cache, *flags, **how):
+  return program.start(
+    f'--workdir={workdir}',
+    f'--config.data.cache_dir={cache}',
+    *_TINY,
+    *flags,
+    **how,
   )
 
 
-def _finish(process, code=0):
-  out, err = process.communicate(timeout=240)
-  assert process.returncode == code, err
-  return out, err
-
-
-def _run(workdir, cache, *flags, code=0, **env):
-  return _finish(_start(workdir, cache, *flags, **env), code)
+def _run(workdir, cache, *flags, code=0, **how):
+  return program.finish(_start(workdir, cache, *flags, **how), code)
 
 
 def _metrics(workdir):
@@ -128,88 +111,102 @@ def uninterrupted(tmp_path_factory, cache):
   return workdir
 
 
-def _wait_until(condition, process, what):
-  for _ in range(60_000):
-    if condition():
-      return
-    if process.poll() is not None:
-      pytest.fail(f'ended before {what}: {process.communicate()[1]}')
-    time.sleep(0.002)
-  pytest.fail(f'never: {what}')
+def _checkpoints(workdir):
+  """The steps of the whole ones."""
+  names = [p.name for p in (workdir / 'checkpoints').glob('0*')]
+  return sorted(int(name) for name in names if name.isdigit())
 
 
-def test_killed_run_continues_bit_for_bit(tmp_path, cache, uninterrupted):
-  process = _start(tmp_path, cache)
-  moment = random.randint(9, 30)
-  saved = lambda: [
-    p for p in (tmp_path / 'checkpoints').glob('0*') if p.name.isdigit()
-  ]
-  _wait_until(
-    lambda: moment in _metrics(tmp_path) and saved(), process, f'step {moment}'
-  )
-  process.kill()
-  process.communicate()
-  _, err = _run(tmp_path, cache)
-  assert 'restored step' in err, f'killed at step {moment}'
-  _assert_same_run(tmp_path, uninterrupted)
+def _fill_disk():
+  """Stands in for a full disk."""
+  usage = shutil.disk_usage
+  shutil.disk_usage = lambda path: usage(path)._replace(free=0)
 
 
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
-def test_signal_saves_first(number, tmp_path, cache, uninterrupted):
-  process = _start(tmp_path, cache)
-  _wait_until(lambda: 11 in _metrics(tmp_path), process, 'step 11')
-  process.send_signal(number)
-  _, err = _finish(process, 128 + number)
-  assert 'Run the same command again to continue' in err
-  newest = max(int(p.name) for p in (tmp_path / 'checkpoints').glob('0*'))
-  assert newest == max(_metrics(tmp_path)) >= 11
-  _, err = _run(tmp_path, cache)
-  assert f'restored step {newest}' in err
-  _assert_same_run(tmp_path, uninterrupted)
+class _Interrupted:
+  """A run that is started, stopped and started again."""
+
+  def __init__(self, workdir, cache, expected):
+    self.workdir, self._cache = workdir, cache
+    self._expected = _metrics(expected)
+
+  def step(self):
+    """The last one that is logged."""
+    return max(_metrics(self.workdir), default=0)
+
+  def stop(self, number, condition, what):
+    """Goes on until a condition holds, then sends a signal; returns stderr.
+
+    The figures until then have to be those of the run without interruption.
+    """
+    process = _start(self.workdir, self._cache)
+    program.wait_until(condition, process, what)
+    process.send_signal(number)
+    kills = number == signal.SIGKILL
+    _, err = program.finish(process, -number if kills else 128 + number)
+    for step, figures in _metrics(self.workdir).items():
+      assert figures.items() <= self._expected[step].items(), (what, step)
+    return err
 
 
-def test_kill_while_a_checkpoint_is_written(tmp_path, cache, uninterrupted):
-  process = _start(tmp_path, cache)
-  checkpoints = tmp_path / 'checkpoints'
-  _wait_until(
-    lambda: any(checkpoints.glob('00000016*tmp*')), process, 'step 16 is saved'
-  )
-  process.kill()
-  process.communicate()
-  _, err = _run(tmp_path, cache)
-  assert 'restored step' in err
-  assert not list(checkpoints.glob('*tmp*'))
-  _assert_same_run(tmp_path, uninterrupted)
-
-
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGKILL])
-def test_stop_in_an_evaluation_loses_nothing(
-  number, tmp_path, cache, uninterrupted
+def test_a_run_that_is_stopped_in_every_way_continues_bit_for_bit(
+  tmp_path, cache, uninterrupted
 ):
-  """The state is saved before; the continued run makes the evaluation."""
-  process = _start(tmp_path, cache)
-  whole = tmp_path / 'checkpoints' / '00000020'
-  _wait_until(whole.exists, process, 'step 20 is saved')
-  process.send_signal(number)
-  process.communicate()
-  _run(tmp_path, cache)
-  _assert_same_run(tmp_path, uninterrupted)
-
-
-def test_kill_while_the_cache_is_built(tmp_path, cache, uninterrupted):
-  """The compiled programs are taken along, the prepared arrays are not."""
+  """Each stop is where the one before has left the run."""
+  checkpoints = tmp_path / 'checkpoints'
+  # The compiled programs are taken along, the prepared arrays are not.
   own = tmp_path / 'cache'
   own.mkdir()
-  (own / 'xla').symlink_to(cache / 'xla')
-  process = _start(tmp_path, own)
-  _wait_until(
-    lambda: any((own / 'prepared').glob('*.tmp-*')), process, 'it is built'
-  )
-  process.kill()
-  process.communicate()
-  assert list((own / 'prepared').glob('*.tmp-*'))
-  _run(tmp_path, own)
-  assert not list((own / 'prepared').glob('*.tmp-*'))
+  run = _Interrupted(tmp_path, own, uninterrupted)
+
+  # While the cache is built.
+  unfinished = lambda: list((own / 'prepared').glob('*.tmp-*'))
+  run.stop(signal.SIGKILL, unfinished, 'the cache is built')
+  assert unfinished() and not _metrics(tmp_path)
+
+  # By signals that let it save first.
+  newest = 0
+  for number in (signal.SIGTERM, signal.SIGINT):
+    moment = newest + 3
+    err = run.stop(number, lambda: run.step() >= moment, f'step {moment}')
+    assert 'Run the same command again to continue' in err
+    assert not unfinished()
+    assert ('restored step' in err) == (newest > 0)
+    assert f'restored step {newest}' in err or not newest
+    newest = _checkpoints(tmp_path)[-1]
+    assert newest == run.step() >= moment
+
+  # While a checkpoint is written.
+  written = lambda: any(checkpoints.glob('*tmp*'))
+  err = run.stop(signal.SIGKILL, written, 'a checkpoint is written')
+  assert f'restored step {newest}' in err
+
+  # In an evaluation: the state is saved before, the continued run makes it.
+  for number in (signal.SIGTERM, signal.SIGKILL):
+    step = (run.step() // 20 + 1) * 20
+    whole = checkpoints / f'{step:08d}'
+    err = run.stop(number, whole.exists, f'step {step} is saved')
+    assert 'restored step' in err
+    # After SIGKILL there may be that of the next step.
+    assert number == signal.SIGKILL or not list(checkpoints.glob('*tmp*'))
+
+  # At any moment.
+  moment = run.step() + random.randint(1, 6)
+  err = run.stop(signal.SIGKILL, lambda: run.step() >= moment, f'step {moment}')
+  assert 'restored step' in err
+
+  # By a full disk: one line, and the earlier checkpoints stay.
+  newest = _checkpoints(tmp_path)[-1]
+  _, err = _run(tmp_path, own, code=1, before=_fill_disk)
+  kept = _checkpoints(tmp_path)
+  assert kept[-1] == newest
+  line = err.splitlines()[-1]
+  assert line.startswith(f'error: {checkpoints}: the checkpoint could')
+  assert line.endswith(f'Whole checkpoints: {", ".join(map(str, kept))}')
+
+  _, err = _run(tmp_path, own)
+  assert f'restored step {newest}' in err, f'killed at step {moment}'
+  assert not list(checkpoints.glob('*tmp*'))
   _assert_same_run(tmp_path, uninterrupted)
 
 
@@ -255,7 +252,7 @@ def test_eight_devices_give_the_numbers_of_one(
     cache,
     *_SHARDED,
     f'--config.mesh.{mesh}',
-    XLA_FLAGS='--xla_force_host_platform_device_count=8',
+    **program.devices(8),
   )
   assert '8 cpu device(s) in 1 process(es)' in err
   _assert_same_numbers(one_device, tmp_path)
@@ -273,14 +270,16 @@ def _two_processes(workdir, cache, *flags):
       JAX_COORDINATOR_ADDRESS=address,
       JAX_NUM_PROCESSES='2',
       JAX_PROCESS_ID=str(i),
-      XLA_FLAGS='--xla_force_host_platform_device_count=2',
+      **program.devices(2),
     )
     for i in range(2)
   ]
 
 
 def test_two_processes_give_the_numbers_of_one(tmp_path, cache, one_device):
-  results = [_finish(p) for p in _two_processes(tmp_path, cache, *_SHARDED)]
+  results = [
+    program.finish(p) for p in _two_processes(tmp_path, cache, *_SHARDED)
+  ]
   assert '4 cpu device(s) in 2 process(es)' in results[0][1]
   assert 'dataset_iou' in results[0][0] and 'dataset_iou' not in results[1][0]
   _assert_same_numbers(one_device, tmp_path)
@@ -294,10 +293,10 @@ def test_sigterm_to_one_of_two_processes_saves_in_both(tmp_path, cache):
   processes = _two_processes(
     tmp_path, cache, '--config.train.num_steps=100000', '--config.eval.every=0'
   )
-  _wait_until(lambda: 5 in _metrics(tmp_path), processes[0], 'step 5')
+  program.wait_until(lambda: 5 in _metrics(tmp_path), processes[0], 'step 5')
   processes[1].send_signal(signal.SIGTERM)
   for process in processes:
-    _finish(process, 128 + signal.SIGTERM)
+    program.finish(process, 128 + signal.SIGTERM)
   newest = max(int(p.name) for p in (tmp_path / 'checkpoints').glob('0*'))
   assert newest == max(_metrics(tmp_path))
 
@@ -321,40 +320,3 @@ def test_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(
   for name, value in _state(tmp_path, kept).items():
     if name.startswith('/params'):
       assert np.all(np.isfinite(value)), name
-
-
-def test_full_disk_is_one_line_and_earlier_checkpoints_stay(
-  tmp_path, cache, uninterrupted
-):
-  """A limit on the size of files stands in for a full disk."""
-  process = subprocess.Popen(
-    [
-      sys.executable,
-      '-c',
-      # The first checkpoint fits; from then on no file may be written.
-      'import errno, os, runpy, shutil, sys\n'
-      'sys.argv = sys.argv[1:]\n'
-      'usage = shutil.disk_usage\n'
-      'def full(path):\n'
-      '  real = usage(path)\n'
-      '  has = any(n.startswith("0") for n in os.listdir(path))\n'
-      '  return real._replace(free=0) if has else real\n'
-      'shutil.disk_usage = full\n'
-      'runpy.run_path("main.py", run_name="__main__")\n',
-      'main.py',
-      f'--workdir={tmp_path}',
-      f'--config.data.cache_dir={cache}',
-      *_TINY,
-    ],
-    cwd=_ROOT,
-    env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(_ROOT)},
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
-  )
-  _, err = _finish(process, 1)
-  line = err.splitlines()[-1]
-  assert line.startswith(f'error: {tmp_path}/checkpoints: the checkpoint could')
-  assert line.endswith('Whole checkpoints: 8')
-  _run(tmp_path, cache)
-  _assert_same_run(tmp_path, uninterrupted)

@@ -1,10 +1,7 @@
 """Volumes from the drawing to the metrics, against NumPy and themselves."""
 
 import json
-import pathlib
 import shutil
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -12,7 +9,7 @@ import pytest
 from scipy import ndimage
 
 from configs import volumes
-from tests import tiny
+from tests import program, tiny
 from unet_jax.config import checks
 from unet_jax.data import augment, pipeline, prepare, shapes
 from unet_jax.evaluation import counting
@@ -144,6 +141,7 @@ def test_changes_of_values_take_volumes():
     np.testing.assert_allclose(actual['image'], expected, atol=2e-3)
 
 
+@pytest.mark.eight_devices
 def test_loss_falls_and_sharding_changes_nothing():
   """Deep supervision and Dice as well."""
   fields = {
@@ -226,10 +224,7 @@ def test_batches_go_on_where_they_were():
 
 @pytest.mark.whole_runs
 def test_run_of_main_is_continued(tmp_path):
-  root = pathlib.Path(__file__).resolve().parents[1]
   command = [
-    sys.executable,
-    'main.py',
     '--config=configs/volumes.py',
     f'--config.data.cache_dir={tmp_path}/cache',
     '--config.data.image_size=8,16,12',
@@ -245,13 +240,7 @@ def test_run_of_main_is_continued(tmp_path):
   ]
 
   def run(workdir):
-    subprocess.run(
-      [*command, f'--workdir={workdir}'],
-      cwd=root,
-      check=True,
-      capture_output=True,
-      timeout=120,
-    )
+    program.run(*command, f'--workdir={workdir}')
     lines = (workdir / 'metrics.jsonl').read_text().splitlines()
     return {
       line['step']: (line['train/loss'], line.get('eval/loss'))

@@ -136,7 +136,6 @@ def summarize(
   Args:
     evaluations: what eval.json of each fold has; a score that is not defined is
       None.
-    config: of the cross-validation.
 
   Returns:
     {metric: {'mean', 'std', 'folds'[, 'pooled']}} of each `eval/...` that all
@@ -185,17 +184,11 @@ _COLUMNS = (
 def format_table(
   metrics: dict[str, dict[str, Any]], names: tuple[str, ...]
 ) -> str:
-  """Returns mean +- standard deviation and pooled scores, as aligned text.
-
-  Args:
-    metrics: see `summarize`.
-    names: of the classes.
-  """
+  """Returns mean +- standard deviation and pooled scores, as aligned text."""
 
   def cell(key: str, is_pooled: bool) -> str:
-    return (
-      _shown(metrics[key]['pooled']) if is_pooled else _spread(metrics[key])
-    )
+    metric = metrics[key]
+    return files.shown(metric['pooled']) if is_pooled else _spread(metric)
 
   rows = [['', *(title for title, *_ in _COLUMNS)]]
   for name in files.scored_names(metrics, names):
@@ -204,9 +197,8 @@ def format_table(
   rows.append(['mean', *(cell(key, pooled) for *_, key, pooled in _COLUMNS)])
   lines = text_table.aligned(rows, width=12)
   accuracy = metrics['eval/pixel_accuracy']
-  lines.append(
-    f'pixel accuracy {_spread(accuracy)}, pooled {_shown(accuracy["pooled"])}'
-  )
+  pooled = files.shown(accuracy['pooled'])
+  lines.append(f'pixel accuracy {_spread(accuracy)}, pooled {pooled}')
   lines += [
     f'{name} {_spread(metrics[f"eval/{name}"])}'
     for name in _FURTHER
@@ -215,12 +207,8 @@ def format_table(
   return '\n'.join(lines)
 
 
-def _shown(value: float | None) -> str:
-  return '-' if value is None or value != value else f'{value:.4f}'
-
-
 def _spread(metric: dict[str, Any]) -> str:
-  return f'{_shown(metric["mean"])} +- {_shown(metric["std"])}'
+  return f'{files.shown(metric["mean"])} +- {files.shown(metric["std"])}'
 
 
 def _report(

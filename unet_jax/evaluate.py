@@ -106,9 +106,7 @@ def _check_folds(split: str, members: list[dict[str, Any]]) -> None:
       )
 
 
-def _choose(
-  config: ml_collections.ConfigDict,
-) -> Callable[..., dict[str, Any]]:
+def _choose(config: ml_collections.ConfigDict) -> Callable[..., dict[str, Any]]:
   """Returns the evaluation below that the config asks for and allows."""
   if jax.process_count() > 1:
     _log.warning('many processes: only counts on the devices')
@@ -168,7 +166,9 @@ def _measure_prepared(
   ):
 
     def measure(index: int, pixels: dict[str, np.ndarray]) -> None:
-      measured.add(index, _name(dataset, source, index), **pixels)
+      stats = dataset.stats
+      name = stats.names[index] if stats else source.read(index)['name']
+      measured.add(index, name, **pixels)
 
     def submit(index: int, pixels: dict[str, np.ndarray]) -> None:
       queue.append(pool.submit(measure, index, pixels))
@@ -187,13 +187,6 @@ def _measure_prepared(
       'shown': counted[2],
       'pictures': measured.examples(result['rows'], dataset.__getitem__),
     }
-
-
-def _name(dataset: Any, source: examples.Source, index: int) -> str:
-  """Returns the name of an example of a prepared set, for people."""
-  if dataset.stats is not None:
-    return dataset.stats.names[index]
-  return source.read(index)['name']
 
 
 def _measure_originals(

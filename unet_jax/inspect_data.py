@@ -5,7 +5,6 @@ inspect.html for people.
 """
 
 import collections
-import logging
 import os
 import shlex
 import time
@@ -30,8 +29,6 @@ from unet_jax.inspection import (
 from unet_jax.models import unet
 from unet_jax.runtime import errors, program, whole_files
 from unet_jax.runtime import mesh as mesh_lib
-
-_log = logging.getLogger(__name__)
 
 # Longest edge of the pictures that the page is made from, in pixels.
 _PICTURE = 480
@@ -64,7 +61,12 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     found += network.find(step)  # Otherwise it would repeat the errors.
   found = records.by_level(found)
   report: dict[str, Any] = {
-    'data': _describe_data(config),
+    'data': {
+      'source': config.data.source,
+      'dir': config.data.dir,
+      'name': config.data.name if config.data.source == 'tfds' else '',
+      'class_names': list(fields.class_names(config)),
+    },
     'counts': {
       level: sum(f.level == level for f in found) for level in records.LEVELS
     },
@@ -117,7 +119,6 @@ def _scan(
     split = source.split
     if split in by_split:
       continue
-    _log.info('inspecting %s: %d examples', split, len(source))
     by_split[split], took = scan.scan(source, config)
     scan.find_owners(source, by_split[split], config)
     by_source[split] = source
@@ -170,16 +171,6 @@ def _write_suggestion(
 
 
 # The entries of inspect.json.
-
-
-def _describe_data(config: ml_collections.ConfigDict) -> dict[str, Any]:
-  data = config.data
-  return {
-    'source': data.source,
-    'dir': data.dir,
-    'name': data.name if data.source == 'tfds' else '',
-    'class_names': list(fields.class_names(config)),
-  }
 
 
 def _describe_suggestions(

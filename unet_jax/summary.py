@@ -29,7 +29,7 @@ _MEMORY = {
   'output_bytes': ('output_size_in_bytes', 'outputs'),
   'alias_bytes': ('alias_size_in_bytes', 'outputs over arguments'),
   'temp_bytes': ('temp_size_in_bytes', 'temporaries'),
-  'peak_bytes': ('peak_memory_in_bytes', 'peak, as told'),
+  'peak_bytes': ('peak_memory_in_bytes', 'peak, as reported'),
 }
 
 
@@ -38,10 +38,6 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
 
   No array of the network is made: all shapes come from tracing, and the train
   step, where `summary.compile` is on, is compiled for abstract arguments.
-
-  Args:
-    config: of the network, and of the step that is compiled.
-    workdir: absolute path.
 
   Raises:
     UserError: the image does not fit the network, or the mesh the devices.
@@ -65,20 +61,14 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   text = format_summary(summary)
   if jax.process_index():
     return
-  _write(workdir, summary, text, network)
-  print(text)
-  _log.info('wrote summary.* and network.* into %s', workdir)
-
-
-def _write(
-  workdir: str, summary: dict[str, Any], text: str, network: graph.Network
-) -> None:
   program.make_workdir(workdir)
   path = lambda name: os.path.join(workdir, name)
   with whole_files.replacing(path('summary.txt')) as f:
     f.write(text + '\n')
   whole_files.write_json(path('summary.json'), summary)
   diagram.draw(network, path('network.svg'), path('network.png'))
+  print(text)
+  _log.info('wrote summary.* and network.* into %s', workdir)
 
 
 def _forward_flops(model: unet.UNet, image: graph.Shape) -> float | None:
@@ -86,11 +76,7 @@ def _forward_flops(model: unet.UNet, image: graph.Shape) -> float | None:
 
   def apply(variables, x, key):
     return model.apply(
-      variables,
-      x,
-      train=True,
-      rngs={'dropout': key},
-      mutable=['batch_stats'],
+      variables, x, train=True, rngs={'dropout': key}, mutable=['batch_stats']
     )
 
   key = jax.eval_shape(lambda: jax.random.key(0))
@@ -161,11 +147,7 @@ def _sides(shape: graph.Shape) -> str:
 
 
 def format_summary(summary: dict[str, Any]) -> str:
-  """Returns the table of layers, the totals and the train step, as text.
-
-  Args:
-    summary: as in summary.json.
-  """
+  """Returns the table of layers, the totals and the train step, as text."""
   rows = [('layer', 'kind', 'output', 'parameters', 'FLOP', 'activations')]
   for layer in summary['layers']:
     rows.append(

@@ -38,7 +38,6 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   """Trains, or continues to train, and evaluates at the end.
 
   Args:
-    config: a valid config.
     workdir: absolute path; gets config.json, metrics.jsonl, tensorboard/,
       figures/, checkpoints/ and eval.json.
 

@@ -1,13 +1,10 @@
 """What is refused, with which line; what is allowed."""
 
-import ast
-import re
-
 import pytest
 
+from tests.refusals import cases, message_of, parse_fields
 from unet_jax.config import checks, default, fields
 from unet_jax.data import shapes
-from unet_jax.runtime import errors
 
 _FIELDS = fields.flatten(default.get_config())
 _GREY = 'data.num_channels=1 data.mean=(0,) data.std=(1,)'
@@ -17,29 +14,15 @@ _3D = 'model.spatial_dims=3 data.image_size=(8,8,8)'
 def _config(text):
   """The default with `section.field=value section.field=value`."""
   config = default.get_config()
-  for field, value in _values(text).items():
+  for field, value in parse_fields(text).items():
     # Locked types: integers where the default is a float, and so on.
     with config.ignore_type():
       config.update_from_flattened_dict({field: value})
   return config
 
 
-def _values(text):
-  values = {}
-  for part in text.split():
-    field, _, value = part.partition('=')
-    try:
-      values[field] = ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-      values[field] = float(value) if value == 'nan' else value
-  return values
-
-
 def _refused(config, mode='train'):
-  with pytest.raises(errors.UserError) as e:
-    checks.validate(config, mode)
-  assert '\n' not in str(e.value)
-  return str(e.value)
+  return message_of(checks.validate, config, mode)
 
 
 def _is_refused(field, value, text):
@@ -61,34 +44,14 @@ def test_every_checked_field_exists_and_is_checked_once():
   assert set(checked) | set(fields.ONLY_VALUE_IN_3D) <= set(_FIELDS)
 
 
-def test_fields_with_a_set_of_values():
+def test_fields_with_a_set_ofparse_fields():
   for field, choices in fields.CHOICES.items():
     other = 'qqq' if isinstance(choices[0], str) else 77
     listed = ', '.join(map(str, choices))
     _is_refused(field, other, f': not one of {listed}')
 
 
-@pytest.mark.parametrize(
-  'field,value,text',
-  [
-    (
-      'model.upsample',
-      'bilinar',
-      ': not one of transpose, bilinear, bilinear_corners, nearest, '
-      'pixel_shuffle (did you mean bilinear?)',
-    ),
-    (
-      'data.source',
-      'shape',
-      ': not one of tfds, folder, shapes (did you mean shapes?)',
-    ),
-  ],
-)
-def test_nearest_choice(field, value, text):
-  _is_refused(field, value, text)
-
-
-def test_lowest_values():
+def test_lowestparse_fields():
   for field, low in fields.AT_LEAST.items():
     value = type(_FIELDS[field])(low - 1)
     _is_refused(field, value, f': must be at least {low}')
@@ -121,30 +84,29 @@ def test_random_ranges():
 
 
 # Fields, and what follows --config.FIELD=VALUE of the first one; `=`: the line.
-_REFUSED = """\
+_REFUSED = f"""\
+model.upsample=bilinar
+  : not one of transpose, bilinear, bilinear_corners, nearest, pixel_shuffle
+  (did you mean bilinear?)
+data.source=shape
+  : not one of tfds, folder, shapes (did you mean shapes?)
 augment.flip_vertical=1.5
-  : a probability is between 0 and 1
 augment.flip_horizontal=-0.5
-  : a probability is between 0 and 1
 augment.rotate_90=nan
-  : a probability is between 0 and 1
 augment.elastic.probability=2.0
   : a probability is between 0 and 1
 augment.rotate_90=0.5 data.image_size=(64,48)
   needs a square data.image_size, not (64, 48); flip_horizontal with
   flip_vertical gives half turns
-augment.hue.probability=0.25 data.num_channels=1 data.mean=(0,) \
-data.std=(1,)
+augment.hue.probability=0.25 {_GREY}
   : grey images (data.num_channels=1) have no hue; set it to 0
-augment.saturation.probability=1.0 data.num_channels=1 data.mean=(0,) \
-data.std=(1,)
+augment.saturation.probability=1.0 {_GREY}
   : grey images (data.num_channels=1) have no saturation; set it to 0
 mesh.data=0
   : takes a number of devices, or -1 for all
 data.image_size=(16,16,16)
   : takes 2 values (height, width), not 3
 data.image_size=(16,0)
-  : takes two numbers of pixels, at least 1 each
 data.image_size=(16.5,16)
   : takes two numbers of pixels, at least 1 each
 data.mean=(0.5,0.5,0.5) data.num_channels=1
@@ -158,13 +120,11 @@ data.std=(0.5,0.0,0.5)
 data.class_names=('a','b')
   : takes 4 values (the classes), not 2
 data.class_names=('a','b','c','a')
-  : takes a different name for each class; write '("cat","dog")'
 data.class_names=(0,1,2,3)
   : takes a different name for each class; write '("cat","dog")'
 loss.class_weights=(1.0,) data.num_classes=1
   : takes 2 values (the classes), not 1
 loss.class_weights=(1,1,-1,1)
-  : must be at least 0, and not all 0
 loss.class_weights=(0,0,0,0)
   : must be at least 0, and not all 0
 data.mask_values=(0,1)
@@ -194,11 +154,7 @@ loss.weights.cross_entropy=0.0
   = config.loss.weights: all are 0; set one, for instance
   --config.loss.weights.cross_entropy=1
 model.features=(8,16)
-  : takes 4 numbers of channels (model.depth=3 and the bottleneck), at least
-  1 each
 model.features=(8,16,0,8)
-  : takes 4 numbers of channels (model.depth=3 and the bottleneck), at least
-  1 each
 model.features=(8,16,'a',8)
   : takes 4 numbers of channels (model.depth=3 and the bottleneck), at least
   1 each
@@ -224,7 +180,6 @@ model.skip=attention model.depth=1
   : at model.depth=1 there is no gate, since the first stage has none; use
   concat, or a depth of 2
 model.deep_supervision=(0.5,0.0)
-  : takes weights above 0
 model.deep_supervision=('a',)
   : takes weights above 0
 model.deep_supervision=(0.5,0.25,0.1)
@@ -249,7 +204,6 @@ data.batch_size=16 optimizer.accumulate_steps=3
   cannot be run in optimizer.accumulate_steps=3 equal parts; choose a
   multiple
 loss.border_sigma=0.0
-  : must be above 0 pixels
 loss.border_sigma=nan
   : must be above 0 pixels
 loss.balance=image loss.weights.cross_entropy=0.0 loss.weights.dice=1.0
@@ -294,26 +248,24 @@ inference.scales=()
   : takes factors from 0.1 to 10, such as 1.0,1.25
 inference.scales=(0.5,) model.padding=valid data.image_size=(92,92)
   needs model.padding=same: with valid, few sizes fit the network
-model.spatial_dims=3 data.image_size=(8,8,8) augment.rotate_90=0.5
+{_3D} augment.rotate_90=0.5
   = --config.augment.rotate_90=0.5 is for images: volumes
   (model.spatial_dims=3) take 0.0 only
 """
 
 
-# A line, and the indented lines below it.
-_ENTRY = re.compile(r'^(\S.*)\n((?: .*\n)+)', re.MULTILINE)
+def _line(values, message):
+  """The line that a message of a table stands for."""
+  if message.startswith('= '):
+    return message.removeprefix('= ')
+  (field, value), *_ = parse_fields(values).items()
+  space = '' if message.startswith(':') else ' '
+  return f'--config.{field}={value}{space}{message}'
 
 
-@pytest.mark.parametrize('values,text', _ENTRY.findall(_REFUSED))
-def test_values_that_are_refused(values, text):
-  (field, value), *_ = _values(values).items()
-  text = ' '.join(text.split())
-  if text.startswith('= '):
-    expected = text.removeprefix('= ')
-  else:
-    space = '' if text.startswith(':') else ' '
-    expected = f'--config.{field}={value}{space}{text}'
-  assert _refused(_config(values)) == expected
+@pytest.mark.parametrize('values,message', cases(_REFUSED))
+def test_values_that_are_refused(values, message):
+  assert _refused(_config(values)) == _line(values, message)
 
 
 @pytest.mark.parametrize(
@@ -339,98 +291,52 @@ def test_values_that_are_allowed(values):
   checks.validate(_config(values))
 
 
-_TO_WRITE = 'masks are written with values of 0 to'
+# The mode that refuses it, modes that do not, and fields; the rest as above.
+_REFUSED_BY_A_MODE = f"""\
+cross_validate not train:
+  = --mode=cross_validate needs the number of folds, for instance
+  --config.data.num_folds=5
+cross_validate not train: data.eval_split=test data.num_folds=5
+  : --mode=cross_validate evaluates each run on its fold; set
+  --config.data.eval_split=auto
+inspect not train evaluate: {_3D}
+  = --mode=inspect looks at images, not at volumes (model.spatial_dims=3); a
+  training run checks what it can (data.check)
+predict not train evaluate: {_3D}
+  = --mode=predict and unet_jax.load take images, not volumes
+  (model.spatial_dims=3); --mode=evaluate measures the network
+predict not train load: data.mask_values=((0,0),(255,2))
+  has no value for class 1, so its pixels cannot be written; add (VALUE, 1)
+predict not summary load: data.mask_values=((0,0),(256,1),((1,2,3),1)) \
+data.num_classes=1
+  : masks are written with values of 0 to 255; choose others
+predict not summary load: data.mask_values=((-1,0),(1,1)) data.num_classes=1
+  : masks are written with values of 0 to 65535; choose others
+evaluate not predict load summary import: data.num_classes=1 {_GREY}
+  = the shapes source draws 4 classes in RGB: data.num_classes must be 4 and
+  data.num_channels 3
+train not evaluate predict: checkpoint.best_metric=eval/image_mio \
+data.num_classes=1 data.source=tfds
+  : an evaluation has no such metric (did you mean eval/image_miou?); it has
+  eval/pixel_accuracy, eval/loss, eval/dataset_miou,
+  eval/dataset_iou/background, eval/dataset_iou/foreground,
+  eval/dataset_mdice, eval/dataset_dice/background,
+  eval/dataset_dice/foreground, eval/image_miou, eval/image_iou/background,
+  eval/image_iou/foreground, eval/image_mdice, eval/image_dice/background,
+  eval/image_dice/foreground
+summary not inspect predict: data.image_size=(4,4)
+  = an image of 4 x 4 pixels cannot be halved 3 times (model.depth=3); use at
+  least 8 pixels or a smaller depth
+"""
 
 
-# The line where a mode refuses it, and modes that do not.
-@pytest.mark.parametrize(
-  'values,mode,text,others',
-  [
-    (
-      '',
-      'cross_validate',
-      '--mode=cross_validate needs the number of folds, for instance '
-      '--config.data.num_folds=5',
-      ('train',),
-    ),
-    (
-      'data.eval_split=test data.num_folds=5',
-      'cross_validate',
-      '--config.data.eval_split=test: --mode=cross_validate evaluates each run '
-      'on its fold; set --config.data.eval_split=auto',
-      ('train',),
-    ),
-    (
-      _3D,
-      'inspect',
-      '--mode=inspect looks at images, not at volumes (model.spatial_dims=3); '
-      'a training run checks what it can (data.check)',
-      ('train', 'evaluate'),
-    ),
-    (
-      _3D,
-      'predict',
-      '--mode=predict and unet_jax.load take images, not volumes '
-      '(model.spatial_dims=3); --mode=evaluate measures the network',
-      ('train', 'evaluate'),
-    ),
-    (
-      'data.mask_values=((0,0),(255,2))',
-      'predict',
-      '--config.data.mask_values=((0, 0), (255, 2)) has no value for class 1, '
-      'so its pixels cannot be written; add (VALUE, 1)',
-      ('train', 'load'),
-    ),
-    (
-      'data.num_classes=1 data.mask_values=((0,0),(256,1),((1,2,3),1))',
-      'predict',
-      '--config.data.mask_values=((0, 0), (256, 1), ((1, 2, 3), 1)): '
-      f'{_TO_WRITE} 255; choose others',
-      ('summary', 'load'),
-    ),
-    (
-      'data.num_classes=1 data.mask_values=((-1,0),(1,1))',
-      'predict',
-      f'--config.data.mask_values=((-1, 0), (1, 1)): {_TO_WRITE} 65535; '
-      'choose others',
-      ('summary', 'load'),
-    ),
-    (
-      f'data.num_classes=1 {_GREY}',
-      'evaluate',
-      'the shapes source draws 4 classes in RGB: data.num_classes must be 4 '
-      'and data.num_channels 3',
-      ('predict', 'load', 'summary', 'import'),
-    ),
-    (
-      'checkpoint.best_metric=eval/image_mio data.num_classes=1 '
-      'data.source=tfds',
-      'train',
-      '--config.checkpoint.best_metric=eval/image_mio: an evaluation has no '
-      'such metric (did you mean eval/image_miou?); it has '
-      'eval/pixel_accuracy, eval/loss, eval/dataset_miou, '
-      'eval/dataset_iou/background, eval/dataset_iou/foreground, '
-      'eval/dataset_mdice, eval/dataset_dice/background, '
-      'eval/dataset_dice/foreground, eval/image_miou, '
-      'eval/image_iou/background, eval/image_iou/foreground, '
-      'eval/image_mdice, eval/image_dice/background, '
-      'eval/image_dice/foreground',
-      ('evaluate', 'predict'),
-    ),
-    (
-      'data.image_size=(4,4)',
-      'summary',
-      'an image of 4 x 4 pixels cannot be halved 3 times (model.depth=3); use '
-      'at least 8 pixels or a smaller depth',
-      ('inspect', 'predict'),
-    ),
-  ],
-)
-def test_what_single_modes_refuse(values, mode, text, others):
-  config = _config(values)
-  assert _refused(config, mode) == text
+@pytest.mark.parametrize('case,message', cases(_REFUSED_BY_A_MODE))
+def test_what_single_modes_refuse(case, message):
+  modes, _, values = case.partition(':')
+  mode, _, *others = modes.split()
+  assert _refused(_config(values), mode) == _line(values, message)
   for other in others:
-    checks.validate(config, other)
+    checks.validate(_config(values), other)
 
 
 def test_the_shapes_source_draws_what_is_checked():

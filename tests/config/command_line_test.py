@@ -4,82 +4,52 @@ import pathlib
 
 import pytest
 
+from tests.refusals import cases, message_of
 from unet_jax.config import command_line
-from unet_jax.runtime import errors
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
-_LISTED = 'unet_jax/config/default.py lists them all'
-_RECIPES = (
-  'configs/ has folder, isbi_2012, keras_lesson, oxford_pets, shapes, volumes'
-)
-_WHOLE, _NUMBER = 'takes a whole number, such as 3', 'takes a number, such as'
+# Arguments, and the message of each.
+_REFUSED = """\
+--config.model.dept=3
+  --config.model.dept: there is no such field (did you mean model.depth?);
+  unet_jax/config/default.py lists them all
+--config.qqqqqq=3
+  --config.qqqqqq: there is no such field; unet_jax/config/default.py lists
+  them all
+--config.mesh=3
+  --config.mesh is a section; set one of its fields: mesh.data, mesh.fsdp,
+  mesh.spatial
+-config.model.depth=two
+  --config.model.depth=two: takes a whole number, such as 3
+--config.model.depth=2.5
+  --config.model.depth=2.5: takes a whole number, such as 3
+--config.optimizer.learning_rate=big
+  --config.optimizer.learning_rate=big: takes a number, such as 0.002
+--config.model.remat=maybe
+  --config.model.remat=maybe: takes True or False
+--config=configs/shape.py
+  --config=configs/shape.py: no such file (did you mean shapes?); configs/ has
+  folder, isbi_2012, keras_lesson, oxford_pets, shapes, volumes
+--config=qqq.py:small
+  --config=qqq.py:small: no such file; configs/ has folder, isbi_2012,
+  keras_lesson, oxford_pets, shapes, volumes
+--config.import.path=x
+  --config.import.path is now --config.weights.path
+--config.import_.concat=x
+  --config.import_.concat is now --config.weights.concat
+--config.log.num_figures=0
+  --config.log.num_figures is now --config.log.num_examples
+"""
 
 
-def _error(call, *args):
-  with pytest.raises(errors.UserError) as e:
-    call(*args)
-  assert '\n' not in str(e.value)
-  return str(e.value)
-
-
-@pytest.mark.parametrize(
-  'argument,message',
-  [
-    (
-      '--config.model.dept=3',
-      '--config.model.dept: there is no such field (did you mean '
-      f'model.depth?); {_LISTED}',
-    ),
-    (
-      '--config.qqqqqq=3',
-      f'--config.qqqqqq: there is no such field; {_LISTED}',
-    ),
-    (
-      '--config.mesh=3',
-      '--config.mesh is a section; set one of its fields: mesh.data, '
-      'mesh.fsdp, mesh.spatial',
-    ),
-    ('-config.model.depth=two', f'--config.model.depth=two: {_WHOLE}'),
-    ('--config.model.depth=2.5', f'--config.model.depth=2.5: {_WHOLE}'),
-    (
-      '--config.optimizer.learning_rate=big',
-      f'--config.optimizer.learning_rate=big: {_NUMBER} 0.002',
-    ),
-    (
-      '--config.model.remat=maybe',
-      '--config.model.remat=maybe: takes True or False',
-    ),
-    (
-      '--config=configs/shape.py',
-      '--config=configs/shape.py: no such file (did you mean shapes?); '
-      + _RECIPES,
-    ),
-    (
-      '--config=qqq.py:small',
-      f'--config=qqq.py:small: no such file; {_RECIPES}',
-    ),
-    # Names of older versions.
-    (
-      '--config.import.path=x',
-      '--config.import.path is now --config.weights.path',
-    ),
-    (
-      '--config.import_.concat=x',
-      '--config.import_.concat is now --config.weights.concat',
-    ),
-    (
-      '--config.log.num_figures=0',
-      '--config.log.num_figures is now --config.log.num_examples',
-    ),
-  ],
-)
+@pytest.mark.parametrize('argument,message', cases(_REFUSED))
 def test_arguments_that_name_nothing(argument, message):
-  assert _error(command_line.resolved, [argument]) == message
+  assert message_of(command_line.resolved, [argument]) == message
 
 
 def test_config_comes_before_its_fields():
   arguments = ['--config.model.depth=2', '--config=configs/shapes.py']
-  assert _error(command_line.resolved, arguments) == (
+  assert message_of(command_line.resolved, arguments) == (
     '--config=configs/shapes.py comes after --config.model.depth=2; put it '
     'first'
   )
@@ -134,7 +104,7 @@ def test_config_of_an_older_version(source, tmp_path):
 def test_versions_of_python():
   for minor in range(11, 15):
     command_line.check_python((3, minor))
-  assert _error(command_line.check_python, (3, 15)) == (
+  assert message_of(command_line.check_python, (3, 15)) == (
     'Python 3.15: ml-collections 1.1.0 cannot load config files there; use '
     'Python 3.11 to 3.14'
   )

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
+from tests.refusals import cases, message_of
 from unet_jax.config import default, fields
 from unet_jax.data import augment_geometry, sources
 from unet_jax.evaluation import confusion
 from unet_jax.models import blocks, resample
-from unet_jax.runtime import errors
 from unet_jax.training import losses
 from unet_jax.weights import match
 
@@ -61,20 +61,15 @@ def test_cache_dir(monkeypatch):
 
 @pytest.mark.parametrize(
   'name,line',
-  [
-    (
-      'log.num_figures',
-      'config.log.num_figures is now config.log.num_examples',
-    ),
-    ('import_.path', 'config.import_.path is now config.weights.path'),
-    (
-      'log.num_example',
-      'config.log.num_example: there is no such field (did you mean '
-      'log.num_examples?); unet_jax/config/default.py lists them all',
-    ),
-  ],
+  cases("""\
+log.num_figures
+  config.log.num_figures is now config.log.num_examples
+import_.path
+  config.import_.path is now config.weights.path
+log.num_example
+  config.log.num_example: there is no such field (did you mean
+  log.num_examples?); unet_jax/config/default.py lists them all
+"""),
 )
 def test_fields_that_cannot_be_set(name, line):
-  with pytest.raises(errors.UserError) as e:
-    fields.set_field(default.get_config(), name, 1)
-  assert str(e.value) == line
+  assert message_of(fields.set_field, default.get_config(), name, 1) == line

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from numpy.testing import assert_allclose, assert_array_equal
 from scipy import ndimage
 from skimage import transform
 
@@ -17,7 +18,7 @@ def test_flips_move_image_and_mask_together(axis):
   for probability, expected in ((0.0, np.array), (1.0, np.flip)):
     for name, got in flip(probability).items():
       options = {'axis': axis} if probability else {}
-      np.testing.assert_array_equal(got, expected(batch[name], **options))
+      assert_array_equal(got, expected(batch[name], **options))
   got = flip(0.5)
   assert got['image'].dtype == got['mask'].dtype == np.uint8
   flipped = np.any(got['mask'] != batch['mask'], (1, 2))
@@ -25,7 +26,7 @@ def test_flips_move_image_and_mask_together(axis):
   for i, turned in enumerate(flipped):
     for name, array in batch.items():
       expected = np.flip(array[i], axis - 1) if turned else array[i]
-      np.testing.assert_array_equal(got[name][i], expected)
+      assert_array_equal(got[name][i], expected)
 
 
 def test_probability_is_the_share():
@@ -36,25 +37,23 @@ def test_probability_is_the_share():
   assert abs(np.mean(got[:, 0, 0]) - 0.2) < 4 * (0.2 * 0.8 / 4000) ** 0.5
 
 
+def _turns(got, batch):
+  """The quarter turns of each image; mask and weight map share them."""
+  turns = []
+  for i, image in enumerate(batch['image']):
+    turned = [np.rot90(image, k) for k in range(4)]
+    (k,) = [k for k in range(4) if np.array_equal(got['image'][i], turned[k])]
+    turns.append(k)
+    for name in ('mask', 'weight_map'):
+      assert_array_equal(got[name][i], np.rot90(batch[name][i], k))
+  return turns
+
+
 def test_turns_are_those_of_numpy_and_equally_frequent():
   batch = random_batch(np.random.default_rng(0), 600, 5, 5)
   got = run(geometry.Turn(0.75), batch)
-  turns = []
-  for i in range(600):
-    same = [
-      k
-      for k in range(4)
-      if np.array_equal(got['image'][i], np.rot90(batch['image'][i], k))
-    ]
-    (k,) = same
-    turns.append(k)
-    for name in ('mask', 'weight_map'):
-      np.testing.assert_array_equal(got[name][i], np.rot90(batch[name][i], k))
-  assert {name: x.dtype for name, x in got.items()} == {
-    'image': np.uint8,
-    'mask': np.uint8,
-    'weight_map': np.float16,
-  }
+  turns = _turns(got, batch)
+  assert all(got[name].dtype == x.dtype for name, x in batch.items())
   # 150 expected of each; four standard deviations of a binomial.
   assert np.all(np.abs(np.bincount(turns) - 150) < 43)
 
@@ -64,19 +63,8 @@ def test_flips_and_turns_inside_a_resampling_are_exact():
   batch = random_batch(np.random.default_rng(1), 16, 6, 6)
   maps = (geometry.Flip(2, 1.0), geometry.Turn(1.0))
   got = run(geometry.Resample(maps, interpolation='bicubic'), batch)
-  turns = set()
-  for i in range(16):
-    flipped = batch['image'][i][:, ::-1]
-    (k,) = [
-      k
-      for k in range(4)
-      if np.array_equal(got['image'][i], np.rot90(flipped, k))
-    ]
-    turns.add(k)
-    for name in ('mask', 'weight_map'):
-      expected = np.rot90(batch[name][i][:, ::-1], k)
-      np.testing.assert_array_equal(got[name][i], expected)
-  assert turns == {1, 2, 3}
+  flipped = {name: array[:, :, ::-1] for name, array in batch.items()}
+  assert set(_turns(got, flipped)) == {1, 2, 3}
 
 
 @pytest.mark.parametrize('channels,height,width', [(3, 9, 6), (1, 4, 2)])
@@ -101,13 +89,13 @@ def test_lookup_between_pixels_is_that_of_scipy(channels, height, width):
     )
     for c in range(channels):
       expected = look_up(batch['image'][i, ..., c].astype(np.float64), 1)
-      np.testing.assert_allclose(got['image'][i, ..., c], expected, atol=2e-3)
+      assert_allclose(got['image'][i, ..., c], expected, atol=2e-3)
     nearest = look_up(batch['mask'][i], 0)
-    np.testing.assert_array_equal(got['mask'][i], nearest)
+    assert_array_equal(got['mask'][i], nearest)
     weights = look_up(batch['weight_map'][i].astype(np.float32), 0)
-    np.testing.assert_array_equal(got['weight_map'][i], weights)
+    assert_array_equal(got['weight_map'][i], weights)
   for name in batch:
-    np.testing.assert_array_equal(got[name][0], batch[name][0])
+    assert_array_equal(got[name][0], batch[name][0])
 
 
 def test_affine_and_bicubic_are_those_of_skimage():
@@ -140,32 +128,19 @@ def test_affine_and_bicubic_are_those_of_skimage():
   all_got = run(
     lambda key, b: {name: t(key, b) for name, t in transforms.items()}, batch
   )
+  warp = lambda image, order, **options: transform.warp(
+    image, forward.inverse, order=order, mode='reflect', **options
+  )
+  image = batch['image'][0].astype(float)
+  mask = warp(batch['mask'][0], 0, preserve_range=True)
   for interpolation, order in (('bilinear', 1), ('bicubic', 3)):
     got = all_got[interpolation]
-    expected = transform.warp(
-      batch['image'][0].astype(float),
-      forward.inverse,
-      order=order,
-      mode='reflect',
-      clip=False,
-    )
-    np.testing.assert_allclose(
-      got['image'][0], np.clip(expected, 0, 255), atol=2e-2
-    )
-    mask = transform.warp(
-      batch['mask'][0],
-      forward.inverse,
-      order=0,
-      mode='reflect',
-      preserve_range=True,
-    )
+    expected = np.clip(warp(image, order, clip=False), 0, 255)
+    assert_allclose(got['image'][0], expected, atol=2e-2)
     # One pixel may lie between two, up to rounding.
     assert np.sum(got['mask'][0] != mask) <= 1
-  turned = transform.rotate(
-    batch['image'][0].astype(float), 25, mode='reflect', clip=False
-  )
-  got = all_got['turned']
-  np.testing.assert_allclose(got['image'][0], turned, atol=2e-2)
+  turned = transform.rotate(image, 25, mode='reflect', clip=False)
+  assert_allclose(all_got['turned']['image'][0], turned, atol=2e-2)
 
 
 def test_ranges_of_affine_are_drawn_for_each_image():
@@ -186,7 +161,7 @@ def test_ranges_of_affine_are_drawn_for_each_image():
   ):
     assert low - 1e-3 < values.min() and values.max() < high + 1e-3
     counts = np.histogram(values, 5, (low, high))[0] / drawn.sum()
-    np.testing.assert_allclose(counts, 0.2, atol=0.04)
+    assert_allclose(counts, 0.2, atol=0.04)
   assert abs(np.corrcoef(moved[:, 0], moved[:, 1])[0, 1]) < 0.1
   assert abs(np.corrcoef(angle, scale)[0, 1]) < 0.1
 
@@ -198,12 +173,12 @@ def test_crop_is_a_window_of_the_image():
     geometry.Resample((crop,)).places, jax.random.key(0), 500, size
   )
   # A quarter of the height; the width would be all of it: 0.25 * 4 = 1.
-  np.testing.assert_allclose(columns[:, 0], np.tile(np.arange(40), (500, 1)))
+  assert_allclose(columns[:, 0], np.tile(np.arange(40), (500, 1)))
   top = rows[:, 0, 0] - 0.25 * 0.5 + 0.5
   expected = top[:, None] + (np.arange(20) + 0.5) * 0.25 - 0.5
-  np.testing.assert_allclose(rows[:, :, 7], expected, atol=1e-4)
+  assert_allclose(rows[:, :, 7], expected, atol=1e-4)
   assert 0 <= top.min() < 0.5 and 14.5 < top.max() <= 15
-  np.testing.assert_allclose(top.mean(), 7.5, atol=4 * 15 / 12**0.5 / 500**0.5)
+  assert_allclose(top.mean(), 7.5, atol=4 * 15 / 12**0.5 / 500**0.5)
   crop = geometry.Crop(1.0, (0.04, 1.0), (0.25, 4.0))
   inverse = drawn_by(crop.inverse, jax.random.key(1), 2000, size)
   sides = np.diagonal(inverse, axis1=1, axis2=2)[:, :2]
@@ -234,7 +209,7 @@ def test_elastic_displacement_is_scipys_spline_of_a_coarse_grid(grid):
   nodes = got[:, :, ::8, ::4]
   drawn = np.any(got != 0, (0, 2, 3))
   assert 0.4 < drawn.mean() < 0.6
-  np.testing.assert_allclose(nodes[:, drawn].std(), 4, rtol=0.05)
+  assert_allclose(nodes[:, drawn].std(), 4, rtol=0.05)
   # Every node has a displacement of its own.
   flat = nodes[:, drawn].swapaxes(0, 1).reshape(drawn.sum(), -1)
   correlation = np.corrcoef(flat.T) - np.eye(flat.shape[1])
@@ -247,10 +222,10 @@ def test_elastic_displacement_is_scipys_spline_of_a_coarse_grid(grid):
       expected = ndimage.map_coordinates(
         nodes[axis, i].astype(float), places, order=3, mode='mirror'
       )
-      np.testing.assert_allclose(got[axis, i], expected, atol=1e-4)
+      assert_allclose(got[axis, i], expected, atol=1e-4)
   pixel = np.meshgrid(*map(np.arange, size), indexing='ij')
-  np.testing.assert_allclose(rows, pixel[0] + got[0], atol=1e-4)
-  np.testing.assert_allclose(columns, pixel[1] + got[1], atol=1e-4)
+  assert_allclose(rows, pixel[0] + got[0], atol=1e-4)
+  assert_allclose(columns, pixel[1] + got[1], atol=1e-4)
 
 
 def test_composition_is_one_after_the_other():
@@ -279,7 +254,7 @@ def test_composition_is_one_after_the_other():
       place = np.einsum('ij,jyx->iyx', linear, place) + offset
     for axis in range(2):
       expected = (place + middle)[axis]
-      np.testing.assert_allclose(both[axis][i], expected, atol=1e-4)
+      assert_allclose(both[axis][i], expected, atol=1e-4)
 
 
 def test_ignored_border_is_what_lies_outside():
@@ -298,8 +273,8 @@ def test_ignored_border_is_what_lies_outside():
   outside |= columns >= 9.5
   assert 0.1 < outside.mean() < 0.6
   expected = np.where(outside, 255, mirrored['mask'])
-  np.testing.assert_array_equal(got['mask'], expected)
-  np.testing.assert_array_equal(got['image'], mirrored['image'])
+  assert_array_equal(got['mask'], expected)
+  assert_array_equal(got['image'], mirrored['image'])
   # Nothing was drawn for some, and nothing of them is ignored.
   same = [np.array_equal(a, b) for a, b in zip(got['image'], batch['image'])]
   assert 1 <= sum(same) <= 6 and not np.any(outside[same])

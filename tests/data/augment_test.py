@@ -6,6 +6,7 @@ import functools
 import jax
 import numpy as np
 import pytest
+from numpy.testing import assert_allclose, assert_array_equal
 from scipy import ndimage
 from skimage import color
 
@@ -52,7 +53,7 @@ def test_both_flips_are_independent_and_add_no_value():
   eager = transform(jax.random.key(0), batch)
   for name in batch:
     assert eager[name].dtype == got[name].dtype == np.uint8
-    np.testing.assert_array_equal(eager[name], got[name])
+    assert_array_equal(eager[name], got[name])
   corners = set()
   for i in range(64):
     assert sorted(got['mask'][i].flat) == sorted(mask[i].flat)
@@ -99,9 +100,9 @@ def test_image_mask_and_weights_move_together(interpolation, border):
   assert clear.mean() > 0.5
   nearest = np.rint(place).astype(int)
   expected = batch['mask'][0][nearest[..., 0], nearest[..., 1]]
-  np.testing.assert_array_equal(got['mask'][clear], expected[clear])
+  assert_array_equal(got['mask'][clear], expected[clear])
   kept = got['mask'] != 255
-  np.testing.assert_array_equal(got['weight_map'][kept], got['mask'][kept])
+  assert_array_equal(got['weight_map'][kept], got['mask'][kept])
   assert np.any(~kept) == (border == 'ignore')
   # Nearly all were changed, and each in its own way.
   assert len({m.tobytes() for m in got['mask']}) >= 31
@@ -157,7 +158,7 @@ def test_the_key_decides_everything():
   )
   first, again, other = run(0), run(0), run(1)
   for name in batch:
-    np.testing.assert_array_equal(first[name], again[name])
+    assert_array_equal(first[name], again[name])
   differ = [np.any(a != b) for a, b in zip(first['image'], other['image'])]
   assert sum(differ) >= 14
 
@@ -174,6 +175,7 @@ def _sharded(mesh, batch):
   return shardings, jax.device_put(batch, shardings)
 
 
+@pytest.mark.eight_devices
 def test_sharded_equals_unsharded():
   batch = random_batch(np.random.default_rng(12), 16, 16, 16)
   _, sent = _sharded({'data': 2, 'fsdp': 2, 'spatial': 2}, batch)
@@ -181,12 +183,13 @@ def test_sharded_equals_unsharded():
   key = jax.random.key(2)
   # Compiled once more, for the sharded batch.
   got, expected = (_compiled('ignore')(key, x) for x in (sent, batch))
-  np.testing.assert_allclose(got['image'], expected['image'], atol=5e-2)
+  assert_allclose(got['image'], expected['image'], atol=5e-2)
   for name in ('mask', 'weight_map'):
     # A place between two pixels may be rounded otherwise.
     assert np.mean(got[name] != expected[name]) < 2e-3
 
 
+@pytest.mark.eight_devices
 def test_devices_look_up_in_their_own_images():
   batch = random_batch(np.random.default_rng(12), 16, 16, 16)
   shardings, sent = _sharded({'data': 8}, batch)
@@ -225,7 +228,7 @@ def test_brightness_contrast_saturation_and_gamma(channels):
   functions = {name: getattr(augment, name) for name in formulas}
   for name, got in _changed(x, functions, amounts).items():
     expected = np.stack([formulas[name](amount) for amount in amounts])
-    np.testing.assert_allclose(got, expected, atol=2e-3)
+    assert_allclose(got, expected, atol=2e-3)
 
 
 def test_hue_is_that_of_skimage():
@@ -239,7 +242,7 @@ def test_hue_is_that_of_skimage():
   for i, degrees in enumerate(amounts):
     hsv = color.rgb2hsv(image / 255)
     hsv[..., 0] = (hsv[..., 0] + degrees / 360) % 1
-    np.testing.assert_allclose(got[i], 255 * color.hsv2rgb(hsv), atol=2e-3)
+    assert_allclose(got[i], 255 * color.hsv2rgb(hsv), atol=2e-3)
 
 
 # The second is wider than the image.
@@ -250,7 +253,7 @@ def test_blur_is_that_of_scipy(radius, shape):
   amounts = (1e-3, 0.6, 2.0)
   blur = {'blur': augment.Blur(radius)}
   got = _changed(image, blur, (0.0, *amounts))['blur']
-  np.testing.assert_array_equal(got[0], image)
+  assert_array_equal(got[0], image)
   for i, sigma in enumerate(amounts):
     expected = ndimage.gaussian_filter(
       image.astype(float),
@@ -258,7 +261,7 @@ def test_blur_is_that_of_scipy(radius, shape):
       mode='mirror',
       radius=(radius, radius, 0),
     )
-    np.testing.assert_allclose(got[i + 1], expected, atol=1e-3)
+    assert_allclose(got[i + 1], expected, atol=1e-3)
 
 
 def test_noise_is_gaussian_and_independent():
@@ -269,7 +272,7 @@ def test_noise_is_gaussian_and_independent():
     - 128
     for key in (0, 1)
   )
-  np.testing.assert_allclose(noise.std((1, 2, 3)), 10, rtol=0.05)
+  assert_allclose(noise.std((1, 2, 3)), 10, rtol=0.05)
   assert abs(noise.mean()) < 4 * 10 / noise.size**0.5
   assert abs(np.mean(np.abs(noise) < 10) - 0.6827) < 0.015
   for shifted in (
@@ -293,14 +296,14 @@ def test_probability_and_amounts_of_a_photometric_transform():
   assert abs(drawn.mean() - 0.3) < 4 * (0.3 * 0.7 / 4000) ** 0.5
   # 300 is cut off.
   assert 0.5 <= got.min() < 0.51 and got.max() == 2.55
-  np.testing.assert_allclose(np.mean(got[drawn] == 2.55), 0.45 / 2.5, atol=0.05)
+  assert_allclose(np.mean(got[drawn] == 2.55), 0.45 / 2.5, atol=0.05)
   below = got[drawn & (got < 2.5)]
   counts = np.histogram(below, 4, (0.5, 2.5))[0] / len(below)
-  np.testing.assert_allclose(counts, 0.25, atol=0.06)
+  assert_allclose(counts, 0.25, atol=0.06)
   # Half of them are below the geometric mean.
   middle = (0.5 * 3) ** 0.5
   share = np.mean(got_log[got_log != 1] < middle)
-  np.testing.assert_allclose(share, 0.5, atol=0.06)
+  assert_allclose(share, 0.5, atol=0.06)
 
 
 @pytest.mark.parametrize('kind', ['keep', 'ignore'])
@@ -313,12 +316,10 @@ def test_cutout_is_a_square_about_any_pixel(kind):
   covered = np.all(got['image'] == fill, -1)
   drawn = np.any(covered, (1, 2))
   assert abs(drawn.mean() - 0.8) < 4 * (0.8 * 0.2 / 600) ** 0.5
-  np.testing.assert_array_equal(
-    got['image'][~covered], batch['image'][~covered]
-  )
+  assert_array_equal(got['image'][~covered], batch['image'][~covered])
   ignored = covered & (kind == 'ignore')
   expected = np.where(ignored, 255, batch['mask'])
-  np.testing.assert_array_equal(got['mask'], expected)
+  assert_array_equal(got['mask'], expected)
   centres = set()
   for square in covered[drawn]:
     rows, columns = np.flatnonzero(square.any(1)), np.flatnonzero(square.any(0))
@@ -399,7 +400,7 @@ def test_make_augmentation():
   ]
   off = {'flip_horizontal': 0.0, 'cutout.probability': 0.0}
   (cutout,) = transforms(**{**off, 'cutout.probability': 1.0})
-  np.testing.assert_allclose(cutout.fill, (51, 102, 153))
+  assert_allclose(cutout.fill, (51, 102, 153))
   assert transforms(**off) == ()
   batch = random_batch(np.random.default_rng(0), 2, 5, 7)
   assert augment.Augmentation()(jax.random.key(0), batch) is batch

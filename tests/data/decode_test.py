@@ -6,9 +6,11 @@ import cv2
 import numpy as np
 import pytest
 import tifffile
+from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image, ImageFile
 
 from tests.data import helpers
+from tests.refusals import message_of
 from unet_jax.data import decode
 from unet_jax.runtime import errors
 
@@ -76,9 +78,21 @@ def _png(array: np.ndarray) -> bytes:
 
 
 def _error(data, name='x', kind=errors.UserError, intensity='dtype'):
-  return helpers.message_of(
-    decode.decode_image, data, name, 3, intensity, kind=kind
-  )
+  return message_of(decode.decode_image, data, name, 3, intensity, kind=kind)
+
+
+def _stack(grey):
+  return np.stack([grey] * 3, -1)
+
+
+def _assert_shows(data, expected, intensity='dtype'):
+  """That a file decodes to these values, a grey one also to one channel."""
+  if expected.ndim == 2:
+    got = decode.decode_image(data, 'x', 1, intensity)
+    assert_array_equal(got[..., 0], expected)
+    expected = _stack(expected)
+  got = decode.decode_image(data, 'x', 3, intensity)
+  assert_array_equal(got, expected)
 
 
 @pytest.mark.parametrize('kind', _KINDS)
@@ -95,14 +109,14 @@ def test_every_format_and_kind(format_, kind):
 
   got = decode.decode_image(data, 'x', 3, 'dtype')
   assert got.dtype == np.uint8
-  np.testing.assert_allclose(got.astype(int), rgb, atol=tolerance)
+  assert_allclose(got.astype(int), rgb, atol=tolerance)
 
   grey = decode.decode_image(data, 'x', 1, 'dtype')
   assert grey.dtype == np.uint8
   # ITU-R BT.601 luma.
   luma = rgb @ np.array([0.299, 0.587, 0.114])
   assert grey.shape == (16, 24, 1)
-  np.testing.assert_allclose(grey[..., 0], luma, atol=tolerance + 0.51)
+  assert_allclose(grey[..., 0], luma, atol=tolerance + 0.51)
 
 
 _TURN = Image.Exif()
@@ -142,13 +156,7 @@ _EXACT = {
 
 @pytest.mark.parametrize('kind', _EXACT)
 def test_other_files(kind):
-  data, expected = _EXACT[kind]
-  if expected.ndim == 2:
-    got = decode.decode_image(data, 'x', 1, 'dtype')
-    np.testing.assert_array_equal(got[..., 0], expected)
-    expected = np.stack([expected] * 3, -1)
-  got = decode.decode_image(data, 'x', 3, 'dtype')
-  np.testing.assert_array_equal(got, expected)
+  _assert_shows(*_EXACT[kind])
 
 
 @pytest.mark.parametrize('shape', [(16, 24), (16, 24, 3)])
@@ -157,9 +165,8 @@ def test_float_tiff(shape, dtype):
   values = np.random.default_rng(0).random(shape).astype(dtype)
   got = decode.decode_image(_tiff(values), 'x', 3, 'dtype')
   expected = np.rint(values.astype(np.float64) * 255)
-  if len(shape) == 2:
-    expected = np.stack([expected] * 3, -1)
-  np.testing.assert_allclose(got.astype(int), expected, atol=1)
+  expected = _stack(expected) if len(shape) == 2 else expected
+  assert_allclose(got.astype(int), expected, atol=1)
   assert np.mean(got != expected) < 0.01
 
 
@@ -174,26 +181,17 @@ def test_float_tiff(shape, dtype):
   ids=['12bit', '12bit-rgb', 'float', 'negative'],
 )
 def test_intensity_image_takes_the_range_of_the_image(values):
-  got = decode.decode_image(_tiff(values), 'x', 3, 'image')
   low, high = float(values.min()), float(values.max())
   expected = np.rint((values - low) / (high - low) * 255)
-  if values.ndim == 2:
-    expected = np.stack([expected] * 3, -1)
-  np.testing.assert_array_equal(got, expected)
-  assert got.min() == 0 and got.max() == 255
+  assert expected.min() == 0 and expected.max() == 255
+  _assert_shows(_tiff(values), expected, 'image')
 
 
-@pytest.mark.parametrize(
-  'data, expected',
-  [
-    # 8 bit are left alone, a constant is black.
-    (_save(Image.fromarray(_DARK), 'PNG'), _DARK),
-    (_tiff(np.full((3, 4), 900, np.uint16)), np.zeros((3, 4))),
-  ],
-)
-def test_intensity_image_of_special_images(data, expected):
-  got = decode.decode_image(data, 'x', 1, 'image')
-  np.testing.assert_array_equal(got[..., 0], expected)
+def test_intensity_image_of_special_images():
+  # 8 bit are left alone, a constant is black.
+  _assert_shows(_save(Image.fromarray(_DARK), 'PNG'), _DARK, 'image')
+  constant = np.full((3, 4), 900, np.uint16)
+  _assert_shows(_tiff(constant), np.zeros((3, 4)), 'image')
 
 
 @pytest.mark.parametrize(
@@ -231,9 +229,7 @@ def test_files_that_are_no_images(data):
   expected = helpers.cannot_decode('a/x.png', 'cannot identify image file')
   kind = errors.DecodeError
   assert _error(data, 'a/x.png', kind) == expected
-  assert expected == helpers.message_of(
-    decode.decode_mask, data, 'a/x.png', kind=kind
-  )
+  assert expected == message_of(decode.decode_mask, data, 'a/x.png', kind=kind)
 
 
 _NOISE = np.random.default_rng(0).integers(0, 256, (40, 30, 3), np.uint8)
@@ -259,7 +255,7 @@ def test_truncated_files(kind):
       got = decode.decode_image(data[:-cut], 'x', 3, 'dtype')
     except errors.DecodeError:
       continue
-    np.testing.assert_array_equal(got, whole)
+    assert_array_equal(got, whole)
 
 
 @pytest.mark.filterwarnings('ignore::UserWarning:PIL')
@@ -326,23 +322,17 @@ def test_plain_files_are_as_pillow_decodes_them(kind, grey, monkeypatch):
   monkeypatch.setattr(ImageFile.ImageFile, 'load', None)
   channels = slice(1 if grey else 3)
   got = decode.decode_image(data, 'x', channels.stop, 'dtype')
-  np.testing.assert_array_equal(got, expected[..., channels])
+  assert_array_equal(got, expected[..., channels])
   if grey:
     got = decode.decode_mask(data, 'x')
-    np.testing.assert_array_equal(got, expected[..., 0])
+    assert_array_equal(got, expected[..., 0])
 
 
-@pytest.mark.parametrize(
-  'format_, options',
-  [
-    ('JPEG', {'quality': 75}),
-    ('JPEG', {'quality': 75, 'progressive': True}),
-    ('PNG', {}),
-  ],
-  ids=['jpeg', 'progressive', 'png'],
-)
-def test_damage_is_judged_as_pillow_does(format_, options):
+@pytest.mark.parametrize('kind', ['JPEG', 'progressive JPEG', 'PNG'])
+def test_damage_is_judged_as_pillow_does(kind):
   """Bytes that are changed, lost or zeroed: the same pixels, or refused."""
+  format_ = kind.split()[-1]
+  options = {'quality': 75, 'progressive': kind != format_}
   whole = _save(Image.fromarray(_photo(grey=False)), format_, **options)
   rng = np.random.default_rng(0)
   refused = 0
@@ -354,7 +344,7 @@ def test_damage_is_judged_as_pillow_does(format_, options):
       _error(data, kind=errors.DecodeError)
     else:
       got = decode.decode_image(data, 'x', 3, 'dtype')
-      np.testing.assert_array_equal(got, expected)
+      assert_array_equal(got, expected)
   assert 5 < refused
 
 
@@ -366,7 +356,6 @@ def _damaged(data: bytes, rng) -> bytes:
 
 
 _BIG = np.array([0, 1, 255, 40000], np.uint16)[_INDICES]
-_EQUAL = np.stack([_INDICES] * 3, -1)
 _MASKS = {
   f'{name} {format_}': (_save(image, format_), expected)
   for name, image, expected, formats in (
@@ -375,10 +364,15 @@ _MASKS = {
     ('bit', Image.fromarray(_BITS), _BITS, 'PNG TIFF BMP'),
     ('palette, alpha channel', _palette().convert('PA'), _INDICES, 'TIFF'),
     ('grey, alpha', Image.fromarray(_INDICES).convert('LA'), _INDICES, 'PNG'),
-    ('equal RGB', Image.fromarray(_EQUAL), _INDICES, 'PNG TIFF BMP WEBP'),
+    (
+      'equal RGB',
+      Image.fromarray(_stack(_INDICES)),
+      _INDICES,
+      'PNG TIFF BMP WEBP',
+    ),
     ('RGB', Image.fromarray(_RGB), _RGB, 'PNG TIFF BMP WEBP'),
     ('RGBA', _rgba(), _RGB, 'PNG TIFF BMP WEBP'),
-    ('equal RGBA', _rgba(_EQUAL), _INDICES, 'PNG'),
+    ('equal RGBA', _rgba(_stack(_INDICES)), _INDICES, 'PNG'),
   )
   for format_ in formats.split()
 } | {
@@ -389,7 +383,7 @@ _MASKS = {
   '32 bit TIFF': (_tiff(_BIG.astype(np.int32)), _BIG),
   'bool TIFF': (_tiff(_BITS, photometric='minisblack'), _BITS),
   'float TIFF': (_tiff(_BIG.astype(np.float32)), _BIG),
-  'equal 16 bit RGB': (_png(np.stack([_BIG] * 3, -1)), _BIG),
+  'equal 16 bit RGB': (_png(_stack(_BIG)), _BIG),
   '16 bit RGB': (_png(_RGB * np.uint16(257)), _RGB),
   'float RGB': (_tiff(_RGB.astype(np.float32)), _RGB),
 }
@@ -400,13 +394,13 @@ def test_masks(kind):
   data, expected = _MASKS[kind]
   got = decode.decode_mask(data, 'x')
   assert got.dtype.kind in 'iu'
-  np.testing.assert_array_equal(got, expected)
+  assert_array_equal(got, expected)
 
 
 @pytest.mark.parametrize('bad', [0.5, np.nan, np.inf])
 def test_mask_of_floats(bad):
   data = _tiff(np.float32([[0, 1, bad]]))
-  assert helpers.message_of(decode.decode_mask, data, 'm.tif') == (
+  assert message_of(decode.decode_mask, data, 'm.tif') == (
     'm.tif: the mask holds floats that are no integers; store classes as '
     'integers'
   )

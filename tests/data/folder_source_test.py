@@ -4,10 +4,11 @@ import os
 
 import numpy as np
 import pytest
+from numpy.testing import assert_array_equal
 from PIL import Image
 
-from tests.data import helpers
 from tests.data.value_pairs import error, make, values, write, write_pairs
+from tests.refusals import cases, message_of
 from unet_jax.data import decode
 from unet_jax.runtime import errors
 
@@ -225,7 +226,7 @@ def test_isbi2012(shared_data):
       file = path / 'train' / kind / f'{i}.png'
       expected = np.asarray(Image.open(file).convert('L'))
       assert expected.shape == (512, 512)
-      np.testing.assert_array_equal(np.squeeze(example[key]), expected)
+      assert_array_equal(np.squeeze(example[key]), expected)
 
 
 # Mistakes
@@ -236,100 +237,68 @@ def test_missing_folder(tmp_path):
   assert error(path) == f'--config.data.dir={path}: no such folder'
 
 
-def test_folder_of_another_layout(tmp_path):
-  message = (
-    f'--config.data.dir={tmp_path}: has neither images/ and masks/, nor '
-    'train/ with images/ and masks/ in it'
-  )
-  assert error(tmp_path) == message + ' (it is empty)'
-  (tmp_path / 'imgs').mkdir()
-  (tmp_path / 'a.png').touch()
-  assert error(tmp_path) == message + ' (it has a.png, imgs)'
-  for i in range(7):
-    (tmp_path / f'b{i}').touch()
-  assert error(tmp_path) == (
-    message + ' (it has a.png, b0, b1, b2, b3, b4 and 3 more)'
-  )
+# A split, the files of the folder, and the message. A name without an ending is
+# a pair; LIST=a,b is a list of stems.
+_MISTAKES = f"""\
+train
+  --config.data.dir=ROOT: has neither images/ and masks/, nor train/ with
+  images/ and masks/ in it (it is empty)
+train imgs/ a.png
+  --config.data.dir=ROOT: has neither images/ and masks/, nor train/ with
+  images/ and masks/ in it (it has a.png, imgs)
+train imgs/ a.png b0/ b1/ b2/ b3/ b4/ b5/ b6/
+  --config.data.dir=ROOT: has neither images/ and masks/, nor train/ with
+  images/ and masks/ in it (it has a.png, b0, b1, b2, b3, b4 and 3 more)
+train images/
+  ROOT/images: has no image files ({', '.join(decode.EXTENSIONS)})
+train images/a.png
+  ROOT/masks: no such folder; put the files there
+train scan_1 scan_2 images/scan_11.png images/zebra.png
+val scan_1 scan_2 images/scan_11.png images/zebra.png
+  ROOT/images/scan_11.png has no mask: ROOT/masks has no file with the stem
+  'scan_11' (did you mean scan_1?); 2 file(s) like this. Add the mask or remove
+  the file
+train scan_1 scan_2 masks/zebra.tif
+val scan_1 scan_2 masks/zebra.tif
+  ROOT/masks/zebra.tif has no image: ROOT/images has no file with the stem
+  'zebra'; 1 file(s) like this. Add the image or remove the file
+train scan_1 scan_2 instances/scan_1.png
+val scan_1 scan_2 instances/scan_1.png
+  ROOT/images/scan_2.png has no instance: ROOT/instances has no file with the
+  stem 'scan_2' (did you mean scan_1?); 1 file(s) like this. Add the instance or
+  remove the file
+train a b images/a.bmp
+  ROOT/images/a.bmp and ROOT/images/a.png have the same stem; pairs are made by
+  stem, rename or remove one
+train a b masks/a.bmp
+  ROOT/masks/a.bmp and ROOT/masks/a.png have the same stem; pairs are made by
+  stem, rename or remove one
+tests train/a train/b test/a test/b
+  ROOT has no split 'tests' (did you mean test?); it has train, test
+val train/a train/b test/a test/b
+  ROOT has no split 'val'; it has train, test
+val scan_1 scan_2 train.txt=scan_1 val.txt=scan_2,scam_2
+  ROOT/val.txt names scam_2, which images/ does not have (did you mean scan_2?)
+val scan_1 scan_2 train.txt=scan_1 val.txt=
+  ROOT/val.txt: is empty; one stem a line
+"""
 
 
-def test_empty_and_missing_folders_of_images(tmp_path):
-  (tmp_path / 'images').mkdir()
-  assert error(tmp_path) == (
-    f'{tmp_path}/images: has no image files ({", ".join(decode.EXTENSIONS)})'
-  )
-  write(tmp_path / 'images' / 'a.png', 0)
-  assert error(tmp_path) == (
-    f'{tmp_path}/masks: no such folder; put the files there'
-  )
-
-
-@pytest.mark.parametrize(
-  'extra, kind, stem, hint, count',
-  [
-    (
-      ('images/scan_11.png', 'images/zebra.png'),
-      'mask',
-      'scan_11',
-      ' (did you mean scan_1?)',
-      2,
-    ),
-    (('masks/zebra.tif',), 'image', 'zebra', '', 1),
-    (
-      ('instances/scan_1.png',),
-      'instance',
-      'scan_2',
-      ' (did you mean scan_1?)',
-      1,
-    ),
-  ],
-)
-def test_unpaired_files(tmp_path, extra, kind, stem, hint, count):
-  write_pairs(tmp_path, ['scan_1', 'scan_2'])
-  for name in extra:
-    write(tmp_path / name, 0)
-  file = extra[0] if kind != 'instance' else 'images/scan_2.png'
-  for split in ('train', 'val'):
-    assert error(tmp_path, split) == (
-      f'{tmp_path}/{file} has no {kind}: {tmp_path}/{kind}s has no file with '
-      f'the stem {stem!r}{hint}; {count} file(s) like this. Add the {kind} or '
-      'remove the file'
-    )
-
-
-@pytest.mark.parametrize('kind', ['images', 'masks'])
-def test_duplicates_of_a_stem(tmp_path, kind):
-  write_pairs(tmp_path, ['a', 'b'])
-  write(tmp_path / kind / 'a.bmp', 0)
-  assert error(tmp_path) == (
-    f'{tmp_path}/{kind}/a.bmp and {tmp_path}/{kind}/a.png have the same stem; '
-    'pairs are made by stem, rename or remove one'
-  )
-
-
-def test_unknown_split(tmp_path):
-  write_pairs(tmp_path / 'train', ['a', 'b'])
-  write_pairs(tmp_path / 'test', ['a', 'b'])
-  for split, hint in (('tests', ' (did you mean test?)'), ('val', '')):
-    assert error(tmp_path, split) == (
-      f'{tmp_path} has no split {split!r}{hint}; it has train, test'
-    )
-
-
-@pytest.mark.parametrize(
-  'text, message',
-  [
-    (
-      'scan_2\nscam_2\n',
-      ' names scam_2, which images/ does not have (did you mean scan_2?)',
-    ),
-    ('\n', ': is empty; one stem a line'),
-  ],
-)
-def test_wrong_lists(tmp_path, text, message):
-  write_pairs(tmp_path, ['scan_1', 'scan_2'])
-  (tmp_path / 'train.txt').write_text('scan_1\n')
-  (tmp_path / 'val.txt').write_text(text)
-  assert error(tmp_path, 'val') == f'{tmp_path}/val.txt{message}'
+@pytest.mark.parametrize('case, message', cases(_MISTAKES))
+def test_mistakes(tmp_path, case, message):
+  split, *files = case.split()
+  for file in files:
+    path, is_list, stems = file.partition('=')
+    path = tmp_path / path
+    if is_list:
+      path.write_text(stems.replace(',', '\n') + '\n')
+    elif file.endswith('/'):
+      path.mkdir()
+    elif path.suffix:
+      write(path, 0)
+    else:
+      write_pairs(path.parent, [path.name])
+  assert error(tmp_path, split) == message.replace('ROOT', str(tmp_path))
 
 
 @pytest.mark.parametrize('count, fraction', [(1, 0.2), (4, 0.9)])
@@ -347,7 +316,7 @@ def test_link_to_nowhere(tmp_path):
   path.unlink()
   path.symlink_to(tmp_path / 'gone.png')
   source = make(tmp_path, 'train')
-  message = helpers.message_of(lambda: source[0], kind=errors.DecodeError)
+  message = message_of(lambda: source[0], kind=errors.DecodeError)
   assert message == (
     f'{path} cannot be read (No such file or directory); fix it, or skip such '
     'pairs with --config.data.on_error=skip'

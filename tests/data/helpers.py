@@ -1,19 +1,9 @@
 """Shared by the tests of unet_jax/data."""
 
 import numpy as np
-import pytest
+from numpy.testing import assert_array_equal
 
 from unet_jax.config import default
-from unet_jax.runtime import errors
-
-
-def message_of(call, *args, kind=errors.UserError, **kwargs) -> str:
-  """The one line of the error that a call raises."""
-  with pytest.raises(errors.UserError) as e:
-    call(*args, **kwargs)
-  assert type(e.value) is kind
-  assert '\n' not in str(e.value)
-  return str(e.value)
 
 
 def cannot_decode(name: str, reason: str) -> str:
@@ -55,7 +45,7 @@ def rows_of(dataset) -> dict[str, np.ndarray]:
 def assert_same(a, b):
   import jax
 
-  jax.tree.map(np.testing.assert_array_equal, a, b)
+  jax.tree.map(assert_array_equal, a, b)
 
 
 def random_variables(model, size, channels=1):

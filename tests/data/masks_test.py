@@ -5,8 +5,10 @@ import re
 
 import numpy as np
 import pytest
+from numpy.testing import assert_array_equal
 
 from tests.data import helpers
+from tests.refusals import message_of
 from unet_jax.data import masks
 
 _DTYPES = (np.uint8, np.uint16, np.dtype('>u2'), np.int32, np.int64)
@@ -16,11 +18,11 @@ _COLORS = (((0, 0, 0), 0), ((255, 0, 0), 2), ((0, 0, 255), 1), (7, 255))
 def _assert_classes(values, table, num_classes, expected):
   got = masks.map_mask(np.asarray(values), table, num_classes, 'm')
   assert got.dtype == np.uint8
-  np.testing.assert_array_equal(got, expected)
+  assert_array_equal(got, expected)
 
 
 def _error(values, table=(), num_classes=3, name='m.png'):
-  return helpers.message_of(
+  return message_of(
     masks.map_mask, np.asarray(values), table, num_classes, name
   )
 

@@ -21,11 +21,13 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
 from tensorflow_datasets.core.download import checksums
 
 from tests import folders
 from tests.data import helpers
+from tests.refusals import message_of
 from unet_jax.data import oxford_iiit_pet, sources
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -48,23 +50,26 @@ _LISTS = {
 # The order in which TFDS's own builder writes these names.
 _ORDER = {
   'train': [
-    'Abyssinian_1.jpg',
-    'yorkshire_terrier_7.jpg',
-    'beagle_116.jpg',
-    'Abyssinian_5.jpg',
+    'Abyssinian_1',
+    'yorkshire_terrier_7',
+    'beagle_116',
+    'Abyssinian_5',
   ],
-  'test': ['Egyptian_Mau_139.jpg', 'pug_2.jpg'],
+  'test': ['Egyptian_Mau_139', 'pug_2'],
 }
+_LIST_OF = {'train': 'trainval', 'test': 'test'}
+# Of the image that is a GIF.
+_FLAT = np.full((*_SIZE, 3), (200, 40, 90), np.uint8)
 # Decoded by Pillow from the records that TFDS's own builder, with TensorFlow
 # 2.21, makes of these two files.
 _BY_TENSORFLOW = {
-  'Abyssinian_5.jpg': (
+  'Abyssinian_5': (
     '/8qs1a2TlYp0nJinbFKt1ar/sHbd15X2moh0cmZYYmRjKylOala3Y0K1imG9bUKRkcfHDjpH'
     'IzxlFR1mOTGhRDimlpHTrrDZSZGDHltce6HFfZHMKi18MzR0ITJEOVJOP2IibJJhcZyJXH95'
     'Mj46ho963/XEtNKSUGopjKp2bJB2m7ynvtSugpJlkqJzlKRzGEUwJkxBX3CAna26UG9fwdnL'
     'eHWKfGqShr69VHyGNT1iERg1QGNdAR8h+uv/eVaq'
   ),
-  'beagle_116.jpg': (
+  'beagle_116': (
     'gFmyOi5uYISSi8q5X6KBEzEPxJWB9Z+Q3tj/NThtIzZFqcrBc5+IZX5gvaSGbzwdjcjyQ2WI'
     '1sXYmHuAmZiTlaOMoLKCXXE0AFROmMvOdl9xQxIlkXd6qaSRgpJlYntBab57ufLJJyczdlhy'
     'tZWYj25fZkMv4sCnTZc2uOiqoJuiXjdWcjhGoV5n9bHAqGV2oNt9HjgAZD0+rFt8njVd3nSk'
@@ -92,17 +97,14 @@ def _make_archive(folder: pathlib.Path) -> pathlib.Path:
   for seed, name in enumerate(names):
     image = _pixels(seed)
     if name == 'Abyssinian_5':
-      data = folders.encode(image, 'PNG')
+      data = folders.encode(image)
     elif name == 'Egyptian_Mau_139':
-      data = folders.encode(
-        np.full((*_SIZE, 3), (200, 40, 90), np.uint8), 'GIF'
-      )
+      data = folders.encode(_FLAT, 'GIF')
     else:
-      data = folders.encode(
-        image[..., :3], 'JPEG', subsampling=0, comment=b'pet'
-      )
+      options = {'subsampling': 0, 'comment': b'pet'}
+      data = folders.encode(image[..., :3], 'JPEG', **options)
     (folder / f'images/{name}.jpg').write_bytes(data)
-    mask = folders.encode(image[..., 3] % 3 + 1, 'PNG')
+    mask = folders.encode(image[..., 3] % 3 + 1)
     (folder / f'annotations/trimaps/{name}.png').write_bytes(mask)
   (folder / 'annotations/xmls/Abyssinian_1.xml').write_text(
     '<annotation><size><width>8</width><height>16</height></size><object>'
@@ -134,31 +136,32 @@ def prepare(archive, tmp_path):
 def _read(builder, split: str) -> list[dict]:
   """The records of a split, with its image files as they are."""
   skip = tfds.decode.SkipDecoding()
-  return list(
-    builder.as_data_source(
-      split, decoders={'image': skip, 'segmentation_mask': skip}
-    )
-  )
+  decoders = {'image': skip, 'segmentation_mask': skip}
+  return list(builder.as_data_source(split, decoders=decoders))
 
 
 def _names(records) -> list[str]:
-  return [record['file_name'].decode() for record in records]
+  names = [record['file_name'].decode() for record in records]
+  assert all(name.endswith('.jpg') for name in names)
+  return [name.removesuffix('.jpg') for name in names]
 
 
-def _check_records(records, folder: pathlib.Path, list_name: str) -> None:
-  """Compares records with the files, all but the images made anew."""
+def _check_records(builder, folder: pathlib.Path, order, split: str) -> None:
+  """Compares a split with the files, all but the images made anew."""
+  records = _read(builder, split)
+  assert _names(records)[: len(order)] == order
   by_name = dict(zip(_names(records), records, strict=True))
-  lines = (folder / f'annotations/{list_name}.txt').read_text().splitlines()
-  assert sorted(by_name) == sorted(line.split()[0] + '.jpg' for line in lines)
-  for line in lines:
-    name, label, species, _ = line.split()
-    record = by_name[f'{name}.jpg']
+  lines = folder / f'annotations/{_LIST_OF[split]}.txt'
+  lines = [line.split() for line in lines.read_text().splitlines()]
+  assert sorted(by_name) == sorted(name for name, *_ in lines)
+  for name, label, species, _ in lines:
+    record = by_name[name]
     mask = folder / f'annotations/trimaps/{name}.png'
     assert record['segmentation_mask'] == mask.read_bytes()
     assert record['label'] == int(label) - 1
     assert record['species'] == int(species) - 1
     box = _head_box(folder / f'annotations/xmls/{name}.xml')
-    np.testing.assert_array_equal(record['head_bbox'], np.float32(box))
+    assert_array_equal(record['head_bbox'], np.float32(box))
     if name not in ('Abyssinian_5', 'Egyptian_Mau_139', 'beagle_116'):
       image = folder / f'images/{name}.jpg'
       assert record['image'] == image.read_bytes()
@@ -168,15 +171,11 @@ def _head_box(path: pathlib.Path) -> list[float]:
   if not path.exists():
     return [0, 0, 0, 0]
   root = ElementTree.parse(path).getroot()
+  number = lambda place: float(root.find(place).text)
   return [
-    float(root.find(f'object/bndbox/{corner}').text)
-    / float(root.find(f'size/{side}').text)
-    for corner, side in (
-      ('ymin', 'height'),
-      ('xmin', 'width'),
-      ('ymax', 'height'),
-      ('xmax', 'width'),
-    )
+    number(f'object/bndbox/{axis}{end}') / number(f'size/{side}')
+    for end in ('min', 'max')
+    for axis, side in (('y', 'height'), ('x', 'width'))
   ]
 
 
@@ -185,12 +184,10 @@ def test_local_records_equal_the_files(archive, prepare):
   builder = prepare()
   assert builder.info.full_name == 'oxford_iiit_pet/4.0.0'
   assert 'Oxford-IIIT pet dataset' in builder.info.description
-  for split, list_name in (('train', 'trainval'), ('test', 'test')):
-    records = _read(builder, split)
-    assert _names(records) == _ORDER[split]
-    _check_records(records, archive, list_name)
+  for split, order in _ORDER.items():
+    _check_records(builder, archive, order, split)
   box = _read(builder, 'train')[0]['head_bbox']
-  np.testing.assert_array_equal(box, [0.25, 0.25, 0.75, 0.75])
+  assert_array_equal(box, [0.25, 0.25, 0.75, 0.75])
   # Upstream keeps its list.
   assert oxford_iiit_pet.upstream._CORRUPT_SAMPLES is before
   assert len(before) == 12
@@ -199,7 +196,7 @@ def test_local_records_equal_the_files(archive, prepare):
 def test_corrupt_samples_equal_those_of_tensorflow(prepare):
   builder = prepare()
   records = [r for split in _ORDER for r in _read(builder, split)]
-  images = {r['file_name'].decode(): r['image'] for r in records}
+  images = dict(zip(_names(records), [r['image'] for r in records]))
   for name, expected in _BY_TENSORFLOW.items():
     array = _decode(images[name])
     assert array.shape == (*_SIZE, 3)
@@ -210,18 +207,17 @@ def test_corrupt_samples_equal_those_of_tensorflow(prepare):
     assert 'comment' not in image.info
     assert [layer[1:3] for layer in image.layer] == [(2, 2), (1, 1), (1, 1)]
   # TensorFlow refuses a GIF here; upstream's lists name none.
-  gif = _decode(images['Egyptian_Mau_139.jpg'])
-  np.testing.assert_allclose(gif, np.full((*_SIZE, 3), (200, 40, 90)), atol=3)
+  gif = _decode(images['Egyptian_Mau_139'])
+  assert_allclose(gif, _FLAT, atol=3)
 
 
 def test_a_palette_loses_its_alpha(archive, prepare):
   image = Image.new('P', _SIZE, 1)
   image.putpalette([0, 0, 0, 200, 40, 90])
-  image.save(
-    archive / 'images/Abyssinian_5.jpg', 'PNG', transparency=bytes([9, 99])
-  )
+  path = archive / 'images/Abyssinian_5.jpg'
+  image.save(path, 'PNG', transparency=bytes([9, 99]))
   array = _decode(_read(prepare(), 'train')[3]['image'])
-  np.testing.assert_allclose(array, np.full((*_SIZE, 3), (200, 40, 90)), atol=3)
+  assert_allclose(array, _FLAT, atol=3)
 
 
 def test_a_corrupt_sample_that_is_no_image_is_left_to_the_reader(
@@ -244,9 +240,8 @@ def test_prepared_once(archive, prepare, tmp_path, monkeypatch, capfd):
   first = prepare()
   assert capfd.readouterr().out == ''  # TFDS prints; ours logs.
   monkeypatch.setattr(oxford_iiit_pet.Builder, 'download_and_prepare', None)
-  second = oxford_iiit_pet.prepare(
-    f'{archive}/images/..', str(tmp_path / 'cache')
-  )
+  archive = f'{archive}/images/..'
+  second = oxford_iiit_pet.prepare(archive, str(tmp_path / 'cache'))
   assert second.data_dir == first.data_dir
   assert _names(_read(second, 'test')) == _ORDER['test']
 
@@ -258,15 +253,18 @@ def _change(path: pathlib.Path, change):
   os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
+def _replace(archive, name, old, new):
+  path = archive / name
+  path.write_text(path.read_text().replace(old, new))
+
+
 def _swap(archive):
   """Sizes and times stay, files change their names."""
   for sub, suffix in (('images', 'jpg'), ('annotations/trimaps', 'png')):
     path = archive / f'{sub}/pug_2.{suffix}'
     path.rename(path.with_stem('pug_3'))
-  _change(
-    archive / 'annotations/test.txt',
-    lambda p: p.write_text(p.read_text().replace('pug_2', 'pug_3')),
-  )
+  test = 'annotations/test.txt'
+  _change(archive / test, lambda _: _replace(archive, test, 'pug_2', 'pug_3'))
 
 
 _CHANGES = {
@@ -349,21 +347,12 @@ def test_a_second_run_waits_and_takes_what_the_first_made(
 
 def _remove(archive, *names):
   for name in names:
-    path = archive / name
-    if path.is_dir():
-      path.rename(archive / 'aside')
-    else:
-      path.unlink()
+    (archive / name).rename(archive / f'aside_{pathlib.Path(name).name}')
 
 
 def _append(archive, name, text):
   with open(archive / name, 'a') as f:
     f.write(text)
-
-
-def _replace(archive, name, old, new):
-  path = archive / name
-  path.write_text(path.read_text().replace(old, new))
 
 
 _NOT_A_LINE = (
@@ -427,14 +416,14 @@ _BAD_FOLDERS = {
 def test_a_bad_folder_ends_in_one_line(archive, prepare, tmp_path, case):
   spoil, message = _BAD_FOLDERS[case]
   spoil(archive)
-  assert helpers.message_of(prepare) == message.format(a=archive)
+  assert message_of(prepare) == message.format(a=archive)
   assert not (tmp_path / 'cache').exists()
 
 
 def test_a_cache_that_cannot_be_written(archive, prepare, tmp_path):
   (tmp_path / 'cache').write_text('a file')
   root = f'{tmp_path}/cache/tfds_local/{oxford_iiit_pet._fingerprint(archive)}'
-  assert helpers.message_of(prepare) == (
+  assert message_of(prepare) == (
     f"cannot prepare Oxford-IIIT Pet ([Errno 20] Not a directory: '{root}'); "
     f'fix this, or replace the cache folder {tmp_path}/cache with '
     '--config.data.cache_dir=DIR'
@@ -468,8 +457,7 @@ def server(archive, tmp_path, monkeypatch):
   }
   monkeypatch.setattr(oxford_iiit_pet.Builder, 'url_infos', infos)
   yield server
-  server.shutdown()
-  server.server_close()
+  _stop(server, folder)
   thread.join()
 
 
@@ -478,16 +466,14 @@ def test_download(archive, server, tmp_path):
   builder = oxford_iiit_pet.prepare('', str(cache))
   target = cache / 'tfds/oxford_iiit_pet/4.0.0'
   assert builder.data_dir == str(target)
-  for split, list_name in (('train', 'trainval'), ('test', 'test')):
-    assert _names(_read(builder, split)) == _ORDER[split]
-    _check_records(_read(builder, split), archive, list_name)
+  for split, order in _ORDER.items():
+    _check_records(builder, archive, order, split)
   # The archives are kept, but not a second time as files.
   downloads = cache / 'tfds/downloads/oxford_iiit_pet'
   suffixes = sorted(''.join(path.suffixes[-2:]) for path in downloads.iterdir())
   assert len(suffixes) == 4 and not (downloads / 'extracted').exists()
   # They are not downloaded again, even if a killed run left its leftovers.
-  server.shutdown()
-  server.server_close()
+  _stop(server, archive)
   (target / 'dataset_info.json').unlink()
   (downloads / 'extracted').mkdir()
   (downloads / 'x.tar.gz.tmp.0123').mkdir()
@@ -500,34 +486,33 @@ def test_download(archive, server, tmp_path):
   assert 'tensorflow' not in sys.modules
 
 
-def _assert_no_download(tmp_path, reason: str):
-  message = helpers.message_of(
-    oxford_iiit_pet.prepare, '', str(tmp_path / 'cache')
-  )
+def _stop(server, folder):
+  del folder
+  server.shutdown()
+  server.server_close()
+
+
+# {reason of the message: change of the server and its folder}
+_FAULTS = {
+  'ConnectionError': _stop,
+  'HTTPError 404': lambda _, folder: (folder / 'images.tar.gz').unlink(),
+  'NonMatchingChecksumError': lambda _, folder: _append(
+    folder, 'images.tar.gz', 'more'
+  ),
+}
+
+
+@pytest.mark.parametrize('reason', _FAULTS)
+def test_download_that_fails(server, tmp_path, reason):
+  _FAULTS[reason](server, tmp_path / 'server')
+  cache = tmp_path / 'cache'
   url = oxford_iiit_pet.upstream._BASE_URL
-  assert message == (
+  assert message_of(oxford_iiit_pet.prepare, '', str(cache)) == (
     f'cannot download {url}/images.tar.gz and {url}/annotations.tar.gz '
     f'({reason}); try again, or name a local copy in the layout of the '
     f'archives ({_LAYOUT}) with --config.data.dir=DIR'
   )
-
-
-def test_download_without_a_network(server, tmp_path):
-  server.shutdown()
-  server.server_close()
-  _assert_no_download(tmp_path, 'ConnectionError')
-
-
-def test_download_of_a_missing_file(server, tmp_path):
-  (tmp_path / 'server/images.tar.gz').unlink()
-  _assert_no_download(tmp_path, 'HTTPError 404')
-
-
-def test_download_with_a_wrong_checksum(server, tmp_path):
-  with open(tmp_path / 'server/images.tar.gz', 'ab') as f:
-    f.write(b'more')
-  _assert_no_download(tmp_path, 'NonMatchingChecksumError')
-  assert not list((tmp_path / 'cache/tfds/oxford_iiit_pet').iterdir())
+  assert not list((cache / 'tfds/oxford_iiit_pet').iterdir())
 
 
 def test_no_download_without_checksums(server, tmp_path, monkeypatch):
@@ -549,7 +534,8 @@ def test_folds_of_the_train_split(archive, tmp_path):
   names = {}
   for split in ('train', 'auto', 'test'):
     source = sources.make_source(config, split)
-    names[source.split] = [source[i]['name'] for i in range(len(source))]
+    shown = [source[i]['name'] for i in range(len(source))]
+    names[source.split] = [name.removesuffix('.jpg') for name in shown]
   assert names == {
     'train': _ORDER['train'][:2],
     'fold_1': _ORDER['train'][2:],
@@ -585,21 +571,16 @@ def test_real_files(shared_data, tmp_path):
   folder = shared_data('oxford_pets_600')
   builder = oxford_iiit_pet.prepare(str(folder), str(tmp_path))
   # The first names, as TFDS's own builder writes them.
-  first = {
-    'train': ['Bengal_149', 'Bengal_182', 'american_bulldog_182'],
-    'test': ['american_bulldog_5', 'Bengal_49', 'Abyssinian_33'],
-  }
-  for split, list_name, count in (
-    ('train', 'trainval', 300),
-    ('test', 'test', 298),
+  for split, count, order in (
+    ('train', 300, ['Bengal_149', 'Bengal_182', 'american_bulldog_182']),
+    ('test', 298, ['american_bulldog_5', 'Bengal_49', 'Abyssinian_33']),
   ):
-    records = _read(builder, split)
-    assert len(records) == count
-    assert _names(records)[:3] == [f'{name}.jpg' for name in first[split]]
-    _check_records(records, folder, list_name)
+    _check_records(builder, folder, order, split)
+    assert len(_read(builder, split)) == count
   # The one corrupt sample in these lists, a PNG: the pixels that TFDS's own
   # builder makes with TensorFlow 2.21.
-  image = records[_names(records).index('Abyssinian_5.jpg')]['image']
+  records = _read(builder, 'test')
+  image = records[_names(records).index('Abyssinian_5')]['image']
   assert hashlib.sha256(_decode(image).tobytes()).hexdigest() == (
     '48a0dd47b2c80a5ecc41aa60abb90d82c3177b397c7bec60667731751bd428e5'
   )

@@ -6,8 +6,10 @@ import grain
 import jax
 import numpy as np
 import pytest
+from numpy.testing import assert_array_equal
 
 from tests.data import helpers
+from tests.refusals import message_of
 from unet_jax.data import pipeline
 from unet_jax.runtime import errors
 
@@ -40,9 +42,7 @@ def _config(batch_size=4, **fields):
 
 def _indices(batch):
   mask = np.asarray(batch['mask'])
-  np.testing.assert_array_equal(
-    np.asarray(batch['image']), np.stack([mask] * 3, -1)
-  )
+  assert_array_equal(np.asarray(batch['image']), np.stack([mask] * 3, -1))
   return mask[:, 0, 0].tolist()
 
 
@@ -111,6 +111,7 @@ def test_goes_on_from_a_state(train, k):
   assert _take(used, 12 - k) == expected[k:]
 
 
+@pytest.mark.eight_devices
 def test_batches_on_the_devices():
   batches = pipeline.train_batches(
     _Numbers(16), _config(8), helpers.make_mesh(4)
@@ -157,6 +158,7 @@ def test_processes_train_on_parts_of_the_same_batches(
     assert got == expected
 
 
+@pytest.mark.eight_devices
 @pytest.mark.parametrize('length, batch_size', [(12, 4), (13, 4), (3, 8)])
 def test_evaluation_has_every_example_once_in_order(length, batch_size):
   batches = pipeline.eval_batches(
@@ -195,7 +197,7 @@ def test_a_mistake_in_the_data_reaches_the_caller(train):
   numbers, config = _Numbers(10, bad=(7,)), _config()
   batches = pipeline.eval_batches(numbers, config, helpers.make_mesh())
   for read in (lambda: _take(train(numbers, config), 3), lambda: list(batches)):
-    assert helpers.message_of(read) == 'example 7 is bad; fix it'
+    assert message_of(read) == 'example 7 is bad; fix it'
 
 
 def test_a_batch_of_one(train):

@@ -13,14 +13,15 @@ import pathlib
 import signal
 import subprocess
 import sys
-import threading
 import time
 
 import numpy as np
 import pytest
+from numpy.testing import assert_allclose, assert_array_equal
 
 from tests import folders
 from tests.data import helpers
+from tests.refusals import message_of
 from unet_jax.data import prepare, prepared, sources, weight_map
 from unet_jax.runtime import errors
 
@@ -63,17 +64,9 @@ class _Examples:
 
 
 def _config(cache_dir='', **fields):
-  return helpers.make_config(
-    **{
-      'source': 'folder',
-      'dir': 'x',
-      'image_size': (8, 6),
-      'num_classes': 3,
-      'cache_dir': str(cache_dir),
-      'num_workers': 2,
-      **fields,
-    }
-  )
+  fixed = {'source': 'folder', 'dir': 'x', 'image_size': (8, 6)}
+  fixed |= {'num_classes': 3, 'cache_dir': str(cache_dir), 'num_workers': 2}
+  return helpers.make_config(**{**fixed, **fields})
 
 
 def _prepare(cache_dir='', split='train', **fields):
@@ -81,7 +74,7 @@ def _prepare(cache_dir='', split='train', **fields):
 
 
 def _error(*args, kind=errors.UserError, **fields):
-  return helpers.message_of(_prepare, *args, kind=kind, **fields)
+  return message_of(_prepare, *args, kind=kind, **fields)
 
 
 def _key(source, config):
@@ -107,21 +100,28 @@ def _assert_rows(dataset, rows, data):
   assert len(got['image']) == len(rows)
   for i, row in enumerate(rows):
     expected = prepared.prepare_example(_Examples()[row], data)
-    np.testing.assert_array_equal(got['image'][i], expected['image'])
-    np.testing.assert_array_equal(got['mask'][i], expected['mask'])
+    assert_array_equal(got['image'][i], expected['image'])
+    assert_array_equal(got['mask'][i], expected['mask'])
   return got
 
 
 def test_all_kinds_of_cache_hold_the_same(tmp_path, examples):
+  """Weight maps too, made of the mask as it is after resizing."""
   for cache in ('none', 'memory', 'disk', 'disk'):
     config = _config(tmp_path / cache, cache=cache)
+    config.loss.update(weight_map='border', balance='image')
     dataset = prepare.prepare(config, 'train')
     got = _assert_rows(dataset, range(8), config.data)
     assert got['image'].shape == (8, 8, 6, 3)
     assert got['mask'].shape == (8, 8, 6)
     assert got['image'].dtype == got['mask'].dtype == np.uint8
+    assert got['weight_map'].dtype == np.float16
+    make = weight_map.make_weight_map(config)
+    for mask, weights in zip(got['mask'], got['weight_map']):
+      assert_array_equal(weights, make(mask))
     batch = dataset.read_batch(np.array([5, 2]))
     helpers.assert_same(batch, {k: v[[5, 2]] for k, v in got.items()})
+  assert isinstance(dataset[0]['weight_map'].base, np.memmap)
   # Memory and none write nothing.
   assert [p.name for p in tmp_path.iterdir()] == ['disk']
 
@@ -131,9 +131,8 @@ def test_disk_is_built_once_and_mapped(tmp_path, examples):
   first = _prepare(tmp_path)
   assert isinstance(first[0]['image'].base, np.memmap)
   _break(examples, RuntimeError, *range(8))  # Another reading would raise.
-  helpers.assert_same(
-    helpers.rows_of(first), helpers.rows_of(_prepare(tmp_path))
-  )
+  rows = helpers.rows_of(first)
+  helpers.assert_same(rows, helpers.rows_of(_prepare(tmp_path)))
   for fold in range(3):
     for split in ('train', 'auto'):
       part = _prepare(tmp_path, split, num_folds=3, fold=fold)
@@ -154,11 +153,11 @@ def test_folds_hold_their_examples(tmp_path, examples, cache):
       if cache == 'none':
         continue
       batch = dataset.read_batch(np.array([1, 0]))
-      np.testing.assert_array_equal(batch['image'], got['image'][[1, 0]])
+      assert_array_equal(batch['image'], got['image'][[1, 0]])
       stats = dataset.stats
       assert stats.names == tuple(f'{row}.png' for row in rows)
       counts = [np.bincount(m.ravel(), minlength=3) for m in got['mask']]
-      np.testing.assert_array_equal(stats.class_pixels[:, :3], counts)
+      assert_array_equal(stats.class_pixels[:, :3], counts)
       digests = [hashlib.sha1(i.tobytes()).digest()[:16] for i in got['image']]
       assert [d.tobytes() for d in stats.digests] == digests
 
@@ -248,22 +247,6 @@ def test_a_changed_file_is_prepared_anew(tmp_path):
     assert _prepare(tmp_path / 'cache', **options)[0][key].max() == 2
 
 
-def test_weight_maps_are_kept(tmp_path, examples):
-  """Made of the mask as it is after resizing."""
-  for cache in ('none', 'memory', 'disk', 'disk'):
-    config = _config(tmp_path, cache=cache)
-    config.loss.update(weight_map='border', balance='image')
-    dataset = prepare.prepare(config, 'train')
-    make = weight_map.make_weight_map(config)
-    for i in range(8):
-      example = dataset[i]
-      assert example['weight_map'].dtype == np.float16
-      np.testing.assert_array_equal(
-        example['weight_map'], make(example['mask'])
-      )
-  assert isinstance(example['weight_map'].base, np.memmap)
-
-
 def test_statistics(tmp_path, examples):
   """Of the examples that are left, also when they are read again."""
   examples.bad = {2: errors.DecodeError('2.png cannot be decoded')}
@@ -278,7 +261,7 @@ def test_statistics(tmp_path, examples):
       expected = [np.sum(mask == c) for c in (0, 1, 2, 255)]
       assert stats.class_pixels[i].tolist() == expected
       std = image.std((0, 1)).max()
-      np.testing.assert_allclose(stats.stds[i], std, rtol=1e-5)
+      assert_allclose(stats.stds[i], std, rtol=1e-5)
       digest = hashlib.sha1(image.tobytes()).digest()[:16]
       assert stats.digests[i].tobytes() == digest
     assert len(dataset) == 7
@@ -369,14 +352,16 @@ def test_full_disk(tmp_path, examples, monkeypatch):
 # More than one process
 
 
-def _start_process(cache_dir, watch_dir):
-  return subprocess.Popen(
-    [sys.executable, __file__, str(cache_dir), str(watch_dir)],
-    env={**os.environ, 'PYTHONPATH': str(_ROOT)},
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
-  )
+def _start_process(folder, log):
+  """Starts one that prepares in `cache`, watched in `watch`, and logs."""
+  with open(folder / log, 'w') as file:
+    return subprocess.Popen(
+      [sys.executable, __file__, str(folder / 'cache'), str(folder / 'watch')],
+      env={**os.environ, 'PYTHONPATH': str(_ROOT)},
+      stdout=subprocess.PIPE,
+      stderr=file,
+      text=True,
+    )
 
 
 def _wait_for(condition, what):
@@ -392,47 +377,35 @@ def _digest(dataset):
   return hashlib.sha256(b''.join(a.tobytes() for a in arrays)).hexdigest()
 
 
-def test_two_processes_build_once(tmp_path, examples):
-  watch_dir = tmp_path / 'watch'
-  watch_dir.mkdir()
-  processes = [_start_process(tmp_path / 'cache', watch_dir) for _ in range(2)]
-  messages = []
+@pytest.fixture
+def watch(tmp_path):
+  (tmp_path / 'watch').mkdir()
+  return tmp_path / 'watch'
 
-  def read(process):
-    for line in process.stderr:
-      messages.append(line.strip())
 
-  threads = [threading.Thread(target=read, args=(p,)) for p in processes]
-  for thread in threads:
-    thread.start()
+def test_two_processes_build_once(tmp_path, watch, examples):
+  logs = [tmp_path / name for name in ('one', 'other')]
+  processes = [_start_process(tmp_path, path) for path in logs]
+  waiting = 'preparing train: waiting for another run that does it\n'
   try:
-    waiting = 'preparing train: waiting for another run that does it'
-    _wait_for(lambda: waiting in messages, f'{waiting!r} in {messages}')
+    _wait_for(lambda: any(waiting in p.read_text() for p in logs), waiting)
   finally:
-    (watch_dir / 'go').touch()
-    digests = [p.stdout.read().strip() for p in processes]
-    codes = [p.wait() for p in processes]
-    for thread in threads:
-      thread.join()
-  for process in processes:
-    process.stdout.close()
-    process.stderr.close()
-  assert codes == [0, 0]
-  expected = _digest(_prepare(cache='memory'))
-  assert digests == [expected, expected]
-  read_by = [p.name for p in watch_dir.iterdir() if p.name != 'go']
+    (watch / 'go').touch()
+    digests = [p.communicate()[0].strip() for p in processes]
+  assert [p.returncode for p in processes] == [0, 0]
+  assert digests == [_digest(_prepare(cache='memory'))] * 2
+  read_by = [p.name for p in watch.iterdir() if p.name != 'go']
   assert len(read_by) == 8
   assert len({name.split('-')[1] for name in read_by}) == 1
   assert len(_kept_names(tmp_path / 'cache')) == 1
 
 
-def test_a_process_killed_while_it_builds(tmp_path, examples):
+def test_a_process_killed_while_it_builds(tmp_path, watch, examples):
   """Its leftover is not taken for whole, and removed by the next."""
-  cache_dir, watch_dir = tmp_path / 'cache', tmp_path / 'watch'
-  watch_dir.mkdir()
-  with _start_process(cache_dir, watch_dir) as process:
+  cache_dir = tmp_path / 'cache'
+  with _start_process(tmp_path, 'log') as process:
     try:
-      _wait_for(lambda: len(list(watch_dir.iterdir())) > 3, 'the fourth')
+      _wait_for(lambda: len(list(watch.iterdir())) > 3, 'the fourth')
     finally:
       process.send_signal(signal.SIGKILL)
   key = _key(examples(), _config(cache_dir))

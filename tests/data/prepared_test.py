@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+from numpy.testing import assert_array_equal
 
 from tests.data import helpers
+from tests.refusals import message_of
 from unet_jax.data import masks, prepared
 
 
@@ -33,7 +35,7 @@ def _example(image_size, mask_size):
 )
 def test_sizes_that_differ(mask_size, shown, hint):
   example = _example((2, 5), mask_size)
-  assert helpers.message_of(prepared.prepare_example, example, _data()) == (
+  assert message_of(prepared.prepare_example, example, _data()) == (
     f'images/a.jpg is 5 x 2 pixels, masks/a.png {shown} (width x height); make '
     f'the mask of the image as it is stored{hint}'
   )
@@ -42,7 +44,7 @@ def test_sizes_that_differ(mask_size, shown, hint):
 def test_instances_of_another_size():
   example = _example((19, 31), (19, 31))
   example['instances'] = np.zeros((19, 30), int)
-  message = helpers.message_of(prepared.prepare_example, example, _data())
+  message = message_of(prepared.prepare_example, example, _data())
   assert message.startswith(
     'images/a.jpg is 31 x 19 pixels, the instance mask of images/a.jpg 30 x 19 '
   )
@@ -59,7 +61,7 @@ def test_values_are_mapped_before_they_are_resized():
   assert got['mask'].dtype == np.uint8
   expected = np.full((4, 8), 255)
   expected[:, 2:6] = 1
-  np.testing.assert_array_equal(got['mask'], expected)
+  assert_array_equal(got['mask'], expected)
 
 
 @pytest.mark.parametrize('resize', ['stretch', 'pad', 'crop'])
@@ -73,7 +75,7 @@ def test_instances_are_resized_with_the_mask(resize):
   spy = lambda mask, instances: seen.append(instances)
   mask = prepared.prepare_example(example, data, spy)['mask']
   expected = np.where(mask == 255, 0, 1000 * (mask.astype(int) + 1))
-  np.testing.assert_array_equal(seen[0], expected)
+  assert_array_equal(seen[0], expected)
 
 
 def test_sampled_pixels_are_spread_over_a_large_image():
@@ -91,5 +93,5 @@ def test_sampled_pixels_are_spread_over_a_large_image():
   in_rows = np.bincount(points[:, 0], minlength=3)
   assert in_rows[1] == 0 and abs(in_rows[0] - 200) < 65
   assert abs(points[:, 1].mean() / 2**16 - 0.5) < 0.05
-  np.testing.assert_array_equal(sample(5)[1], points)
+  assert_array_equal(sample(5)[1], points)
   assert not np.array_equal(sample(6)[1], points)

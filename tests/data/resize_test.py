@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from numpy.testing import assert_allclose, assert_array_equal
 from scipy import ndimage
 from skimage import transform
 
@@ -43,10 +44,10 @@ def test_image_and_mask_stay_on_one_another(size, target, kind, tolerance):
   assert image.dtype == mask.dtype == np.uint8
   in_image = ndimage.center_of_mass(image[..., 0].astype(float))
   in_mask = ndimage.center_of_mass(mask == 1)
-  np.testing.assert_allclose(in_image, in_mask, atol=tolerance)
+  assert_allclose(in_image, in_mask, atol=tolerance)
   if kind == 'stretch':
     expected = center * target / size - 0.5
-    np.testing.assert_allclose(in_image, expected, atol=0.1)
+    assert_allclose(in_image, expected, atol=0.1)
 
 
 @_KINDS
@@ -69,7 +70,7 @@ def test_shrinking_averages_areas(factor):
   image = _random(12 * factor, 7 * factor, 3)
   got, _ = resize.resize_pair(image, image[..., 0], (12, 7), 'stretch')
   blocks = image.reshape(12, factor, 7, factor, 3).mean((1, 3))
-  np.testing.assert_allclose(got, blocks, atol=0.51)
+  assert_allclose(got, blocks, atol=0.51)
 
 
 def test_shrinking_one_side_and_growing_the_other():
@@ -77,7 +78,7 @@ def test_shrinking_one_side_and_growing_the_other():
   image = np.repeat(column, 10, 1)
   got, _ = resize.resize_pair(image, image[..., 0], (16, 25), 'stretch')
   expected = np.repeat(column.reshape(16, 4).mean(1)[:, None], 25, 1)
-  np.testing.assert_allclose(got[..., 0], expected, atol=1)
+  assert_allclose(got[..., 0], expected, atol=1)
 
 
 @pytest.mark.parametrize('target', [(20, 14), (23, 31)])
@@ -87,7 +88,7 @@ def test_growing_is_linear(target):
   expected = transform.resize(
     image.astype(float), target, order=1, mode='edge', anti_aliasing=False
   )
-  np.testing.assert_allclose(got, expected, atol=1)
+  assert_allclose(got, expected, atol=1)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +108,7 @@ def test_mask_takes_the_pixel_at_the_centre(size, target):
     np.floor((np.arange(t) + 0.5) * n / t).astype(int)
     for n, t in zip(size, target)
   ]
-  np.testing.assert_array_equal(got, mask[np.ix_(*index)])
+  assert_array_equal(got, mask[np.ix_(*index)])
 
 
 @_KINDS
@@ -116,8 +117,8 @@ def test_the_right_size_is_left_alone(kind, channels):
   image = _random(9, 14, channels)
   mask = _random(9, 14)[::-1]
   got = resize.resize_pair(image, mask, (9, 14), kind)
-  np.testing.assert_array_equal(got[0], image)
-  np.testing.assert_array_equal(got[1], mask)
+  assert_array_equal(got[0], image)
+  assert_array_equal(got[1], mask)
 
 
 @pytest.mark.parametrize(
@@ -135,8 +136,8 @@ def test_pad(size, target, rows, columns):
   )
   expected = np.zeros(target, np.uint8)
   expected[rows, columns] = 200
-  np.testing.assert_array_equal(image, np.stack([expected] * 3, -1))
-  np.testing.assert_array_equal(mask, np.where(expected, 1, 255))
+  assert_array_equal(image, np.stack([expected] * 3, -1))
+  assert_array_equal(mask, np.where(expected, 1, 255))
 
 
 @pytest.mark.parametrize('size', [(20, 40), (40, 20)])
@@ -146,8 +147,8 @@ def test_crop(size):
   image, mask = resize.resize_pair(place[..., None], place, (20, 20), 'crop')
   expected = np.tile(np.arange(10, 30), (20, 1))
   expected = expected if size[1] == 40 else expected.T
-  np.testing.assert_array_equal(mask, expected)
-  np.testing.assert_array_equal(image[..., 0], expected)
+  assert_array_equal(mask, expected)
+  assert_array_equal(image[..., 0], expected)
 
 
 @pytest.mark.parametrize('kind', ['pad', 'crop'])

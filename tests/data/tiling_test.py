@@ -7,6 +7,7 @@ import warnings
 import jax
 import numpy as np
 import pytest
+from numpy.testing import assert_allclose, assert_array_equal
 
 from tests.data import helpers
 from unet_jax.config import output_size
@@ -53,7 +54,7 @@ def test_what_depends_on_a_pixel_alone_comes_back(size, overlap, blend):
   image = _image(*size, 3)
   layout = tiling.make_layout(_model(), (16, 12), overlap, blend)
   got = _blend(image, layout, lambda w: w.astype(np.float32))
-  np.testing.assert_allclose(got, image, rtol=1e-5)
+  assert_allclose(got, image, rtol=1e-5)
 
 
 @pytest.mark.parametrize('size', _SIZES)
@@ -62,7 +63,7 @@ def test_windows_of_valid_networks_cover_each_pixel(size):
   layout = _valid_layout()
   crop = lambda w: w[8:-8, 8:-8].astype(np.float32)
   assert layout.output == (4, 12) and layout.step == (4, 12)
-  np.testing.assert_array_equal(_blend(image, layout, crop), image)
+  assert_array_equal(_blend(image, layout, crop), image)
 
 
 @pytest.mark.parametrize('size', [(1, 1), (2, 3), (5, 40), (37, 23)])
@@ -76,9 +77,7 @@ def test_windows_are_those_of_the_mirrored_image(size):
     predictor.WholeImage(image), layout
   ):
     top, left = row - 8 + 60, column - 8 + 60
-    np.testing.assert_array_equal(
-      window, padded[top : top + 20, left : left + 28]
-    )
+    assert_array_equal(window, padded[top : top + 20, left : left + 28])
     seen += 1
   rows, columns = layout.starts(size)
   assert seen == len(rows) * len(columns)
@@ -164,7 +163,7 @@ def test_blending_equals_monai_on_the_same_weights(size, overlap, blend):
     image, layout, lambda w: np.asarray(apply(w[None].astype(np.float32)))[0]
   )
   want = want.numpy()[0].transpose(1, 2, 0)
-  np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5 * abs(want).max())
+  assert_allclose(got, want, rtol=1e-5, atol=1e-5 * abs(want).max())
 
 
 def test_weights_equal_monai():
@@ -173,9 +172,7 @@ def test_weights_equal_monai():
 
   for size in [(16, 12), (7, 33), (1, 2), (200, 200)]:
     want = compute_importance_map(size, mode='gaussian').numpy()
-    np.testing.assert_allclose(
-      tiling.gaussian_weights(size), want, rtol=1e-5, atol=1e-9
-    )
+    assert_allclose(tiling.gaussian_weights(size), want, rtol=1e-5, atol=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -216,7 +213,7 @@ def test_tiles_of_valid_networks_equal_one_pass_over_the_whole(fields):
     whole = apply(np.pad(image, widths, 'reflect'))
   whole = whole[: image.shape[0], : image.shape[1]]
   scale = abs(whole).max()
-  np.testing.assert_allclose(tiles, whole, rtol=0, atol=1e-6 * scale)
+  assert_allclose(tiles, whole, rtol=0, atol=1e-6 * scale)
 
 
 def test_layouts_by_hand():

@@ -4,6 +4,7 @@ import numpy as np
 from PIL import Image
 
 from tests.data import helpers
+from tests.refusals import message_of
 from unet_jax.data import sources
 
 
@@ -41,4 +42,4 @@ def values(source):
 
 
 def error(root, split='train', **fields):
-  return helpers.message_of(make, root, split, **fields)
+  return message_of(make, root, split, **fields)

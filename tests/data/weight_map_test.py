@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
 from scipy import ndimage
 from skimage import measure
@@ -37,7 +38,7 @@ def test_border_term_is_the_formula(weight, sigma, level):
   got = weight_map.border_term(instances, weight, sigma)
   expected = _formula(instances, weight, sigma)
   assert got.dtype == np.float32
-  np.testing.assert_allclose(got, expected, atol=1.001e-4)
+  assert_allclose(got, expected, atol=1.001e-4)
   assert np.ptp(instances) > 5 and expected.max() > 0.02
   # Left out only where it is negligible.
   assert np.all(got[expected > 1.001e-4] > 0)
@@ -50,7 +51,7 @@ def test_instances_of_several_parts_and_any_numbers():
   instances[14:20, 4:50] = 7
   instances[0] = instances[-1] = 65535
   got = weight_map.border_term(instances, 10.0, 5.0)
-  np.testing.assert_allclose(got, _formula(instances, 10, 5), atol=1.001e-4)
+  assert_allclose(got, _formula(instances, 10, 5), atol=1.001e-4)
   # Between the two pieces of one instance is no border.
   alone = np.where(instances == 1000, 1000, 0)
   assert not weight_map.border_term(alone, 10.0, 5.0).any()
@@ -67,17 +68,12 @@ def test_border_term_by_hand():
   instances = np.array([[1, 0, 0, 2]])
   got = weight_map.border_term(instances, 10.0, 2.0)
   value = 10 * np.exp(-9 / 8)
-  np.testing.assert_allclose(got, [[0, value, value, 0]], rtol=1e-6)
+  assert_allclose(got, [[0, value, value, 0]], rtol=1e-6)
 
 
 def test_connected_instances_of_each_class():
   mask = np.array(
-    [
-      [1, 1, 0, 2, 2],
-      [0, 0, 1, 2, 255],
-      [3, 0, 1, 1, 255],
-      [3, 0, 0, 0, 1],
-    ],
+    [[1, 1, 0, 2, 2], [0, 0, 1, 2, 255], [3, 0, 1, 1, 255], [3, 0, 0, 0, 1]],
     np.uint8,
   )
   got = weight_map.connected_instances(mask)
@@ -93,7 +89,7 @@ def test_connected_instances_of_each_class():
   assert sorted(numbers, key=min) == [{1}, {2}, {3}, {4}, {5}]
   inside = np.zeros(mask.shape, bool)
   inside[tuple(np.array(sum(groups, [])).T)] = True
-  np.testing.assert_array_equal(got > 0, inside)
+  assert_array_equal(got > 0, inside)
 
 
 def test_connected_instances_are_those_of_scikit_image():
@@ -108,9 +104,9 @@ def test_class_balance():
   mask = np.array([[0, 0, 0, 1], [0, 0, 0, 255], [2, 2, 255, 255]], np.uint8)
   got = weight_map.class_balance(mask)
   valid = mask != 255
-  np.testing.assert_allclose(got[valid].mean(), 1, rtol=1e-6)
+  assert_allclose(got[valid].mean(), 1, rtol=1e-6)
   sums = [got[mask == c].sum() for c in range(3)]
-  np.testing.assert_allclose(sums, 3, rtol=1e-6)
+  assert_allclose(sums, 3, rtol=1e-6)
   ignored = np.full((2, 2), 255, np.uint8)
   assert not weight_map.class_balance(ignored).any()
 
@@ -131,18 +127,17 @@ def test_parts_add_up():
   expected = weight_map.class_balance(mask) + _formula(instances, 10, 5)
   expected[mask == 255] = 0
   # Half of float16's spacing below 16, and the negligible terms.
-  np.testing.assert_allclose(got, expected, atol=4.2e-3)
-  np.testing.assert_array_equal(
-    make(mask),
-    make(mask, weight_map.connected_instances(mask)),
+  assert_allclose(got, expected, atol=4.2e-3)
+  assert_array_equal(
+    make(mask), make(mask, weight_map.connected_instances(mask))
   )
-  np.testing.assert_array_equal(
+  assert_array_equal(
     _make(balance='image')(mask),
     np.where(mask == 255, 0, weight_map.class_balance(mask)).astype(np.float16),
   )
   no_balance = _make(weight_map='border', border_weight=2.0)(mask, instances)
   outside = np.where(mask == 255, 0, 1 + _formula(instances, 2, 5))
-  np.testing.assert_allclose(no_balance, outside, atol=2e-3)
+  assert_allclose(no_balance, outside, atol=2e-3)
 
 
 def test_settings():
@@ -167,6 +162,6 @@ def test_gaps_between_real_cells(shared_data):
   make = _make(weight_map='border')
   got = make(mask).astype(np.float32)
   instances, _ = ndimage.label(mask)
-  np.testing.assert_allclose(got, 1 + _formula(instances, 10, 5), atol=4.2e-3)
+  assert_allclose(got, 1 + _formula(instances, 10, 5), atol=4.2e-3)
   gaps = got[mask == 0]
   assert np.median(gaps) > 5 > 1 == got[mask == 1].max()

@@ -5,8 +5,12 @@ import contextlib
 import jax
 import numpy as np
 import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+from scipy import special
 
 from tests.data import helpers
+from tests.data.augmenting import random_batch
+from tests.refusals import message_of
 from unet_jax.data import pipeline, prepare, sources, windows
 from unet_jax.evaluation import confusion as confusion_lib
 from unet_jax.evaluation import counting
@@ -38,34 +42,19 @@ class _Source:
     if index == self.rare[0]:
       mask[self.rare[1:]] = 2
     name = f'{index}.png'
-    return {
-      'image': image.astype(np.uint8),
-      'mask': mask,
-      'name': name,
-      'mask_name': name,
-    }
+    example = {'image': image.astype(np.uint8), 'mask': mask}
+    return {**example, 'name': name, 'mask_name': name}
 
 
 def _config(cache_dir='', padding='same', **fields):
-  return helpers.make_config(
-    **{
-      'source': 'folder',
-      'dir': 'x',
-      'resize': 'patch',
-      'cache': 'disk' if cache_dir else 'memory',
-      'cache_dir': str(cache_dir),
-      'image_size': (16, 12),
-      'num_classes': 4,
-      'batch_size': 8,
-      'num_workers': 2,
-      # Of two convolutions: `valid` takes two pixels from each side.
-      'model.depth': 0,
-      'model.base_features': 4,
-      'model.norm': 'none',
-      'model.padding': padding,
-      **fields,
-    }
-  )
+  # Of two convolutions: `valid` takes two pixels from each side.
+  model = {'depth': 0, 'base_features': 4, 'norm': 'none', 'padding': padding}
+  data = {'source': 'folder', 'dir': 'x', 'resize': 'patch', 'num_classes': 4}
+  data |= {'cache': 'disk' if cache_dir else 'memory'}
+  data |= {'cache_dir': str(cache_dir), 'num_workers': 2}
+  data |= {'image_size': (16, 12), 'batch_size': 8, **fields}
+  model = {f'model.{name}': value for name, value in model.items()}
+  return helpers.make_config(**model, **data)
 
 
 @pytest.fixture(autouse=True)
@@ -89,6 +78,27 @@ def _train_windows(dataset=None, **fields):
 # Reading
 
 
+def _assert_pixels(dataset, i, c):
+  """That the pixels of a class in an image are kept: all, or 1,000 of them."""
+  mask, points = dataset[i]['mask'], dataset.pixels.of(i, c)
+  expected = np.argwhere(mask == c)
+  assert points.dtype == np.int32
+  assert len(expected) == dataset.stats.class_pixels[i, c]
+  if len(expected) <= 1000:
+    assert_array_equal(points, expected)
+  else:
+    assert len(points) == len(np.unique(points, axis=0)) == 1000
+    assert np.all(mask[tuple(points.T)] == c)
+
+
+def test_pixels_of_classes(source):
+  prepared = prepare.prepare(_config(), 'train')
+  for i in range(len(prepared)):
+    for c in range(4):
+      _assert_pixels(prepared, i, c)
+  assert prepared.pixels.of(3, 2).tolist() == [list(source.rare[1:])]
+
+
 def test_pixels_of_a_fold_are_the_same_in_any_cache(tmp_path, source):
   # The last has more pixels of a class than are kept.
   source.sizes, source.rare = source.sizes[::-1], (2, 49, 4)
@@ -99,32 +109,27 @@ def test_pixels_of_a_fold_are_the_same_in_any_cache(tmp_path, source):
     assert len(kept) == 3 and kept.stats.names == in_memory.stats.names
     for i in range(3):
       for c in range(4):
+        _assert_pixels(kept, i, c)
         points = kept.pixels.of(i, c)
-        np.testing.assert_array_equal(points, in_memory.pixels.of(i, c))
-        rows, columns = points.T
-        assert np.all(kept[i]['mask'][rows, columns] == c)
-        assert len(points) == min(kept.stats.class_pixels[i, c], 1000)
+        assert_array_equal(points, in_memory.pixels.of(i, c))
   assert kept.stats.class_pixels[2, 0] > 1000
 
 
 @pytest.mark.parametrize(
-  'corner, size',
+  'height, width, corner, size',
   [
-    ((3, 5), (7, 9)),
-    ((0, 0), (20, 31)),
-    ((-4, 6), (9, 30)),
-    ((15, 25), (30, 40)),
-    ((-19, -30), (58, 91)),
-    ((-60, -5), (150, 6)),
+    (20, 31, (3, 5), (7, 9)),
+    (20, 31, (0, 0), (20, 31)),
+    (20, 31, (-4, 6), (9, 30)),
+    (20, 31, (15, 25), (30, 40)),
+    (20, 31, (-19, -30), (58, 91)),
+    (20, 31, (-60, -5), (150, 6)),
+    (1, 1, (-1, -2), (3, 4)),
   ],
 )
-def test_window_is_that_of_the_padded_image(corner, size):
-  rng = np.random.default_rng(0)
-  example = {
-    'image': rng.integers(0, 256, (20, 31, 3), np.uint8),
-    'mask': rng.integers(0, 3, (20, 31), np.uint8),
-    'weight_map': rng.random((20, 31)).astype(np.float16),
-  }
+def test_window_is_that_of_the_padded_image(height, width, corner, size):
+  example = random_batch(np.random.default_rng(0), 1, height, width, values=3)
+  example = {name: array[0] for name, array in example.items()}
   got = windows.read_window(example, np.array(corner), np.array(size))
   pad, top, left = 150, corner[0] + 150, corner[1] + 150
   for name, array in example.items():
@@ -135,20 +140,8 @@ def test_window_is_that_of_the_padded_image(corner, size):
     padded = np.pad(array, widths, **mode)
     expected = padded[top : top + size[0], left : left + size[1]]
     assert got[name].dtype == array.dtype
-    np.testing.assert_array_equal(got[name], expected)
+    assert_array_equal(got[name], expected)
     assert not np.shares_memory(got[name], array)
-
-
-def test_window_of_a_pixel():
-  example = {
-    'image': np.full((1, 1, 3), 7, np.uint8),
-    'mask': np.ones((1, 1), np.uint8),
-  }
-  got = windows.read_window(example, np.array((-1, -2)), np.array((3, 4)))
-  assert got['image'].min() == 7 and got['image'].shape == (3, 4, 3)
-  expected = np.full((3, 4), 255)
-  expected[1, 2] = 1
-  np.testing.assert_array_equal(got['mask'], expected)
 
 
 class _Recorder:
@@ -190,8 +183,8 @@ def test_images_keep_their_size(tmp_path, source):
     assert prepared.stats.sizes.tolist() == [list(s) for s in source.sizes]
     for i in range(len(examples)):
       got, expected = prepared[i], examples[i]
-      np.testing.assert_array_equal(got['image'], expected['image'])
-      np.testing.assert_array_equal(got['mask'], expected['mask'])
+      assert_array_equal(got['image'], expected['image'])
+      assert_array_equal(got['mask'], expected['mask'])
       assert got['weight_map'].shape == expected['mask'].shape
   assert isinstance(got['image'], np.memmap)
 
@@ -203,22 +196,6 @@ def test_windows_of_any_size_share_a_cache():
   assert key() == key(image_size=(32, 32)) == key(foreground_fraction=0.5)
   assert key() == key(sample_classes=('class_1',))
   assert len({key(), key(resize='pad'), key(num_classes=5)}) == 3
-
-
-def test_pixels_of_classes(source):
-  prepared = prepare.prepare(_config(), 'train')
-  for i in range(len(prepared)):
-    mask = prepared[i]['mask']
-    for c in range(4):
-      expected = np.argwhere(mask == c)
-      points = prepared.pixels.of(i, c)
-      assert points.dtype == np.int32
-      if len(expected) <= 1000:
-        np.testing.assert_array_equal(points, expected)
-      else:
-        assert len(np.unique(points, axis=0)) == 1000
-        assert np.all(mask[tuple(points.T)] == c)
-  assert prepared.pixels.of(3, 2).tolist() == [list(source.rare[1:])]
 
 
 # Training
@@ -246,11 +223,11 @@ def _check_place(window, output, sizes):
       before, after = np.argmax(middle), np.argmax(middle[::-1])
       assert 0 <= after - before <= 1
     start = line[inside]
-    np.testing.assert_array_equal(start, start[0] + np.arange(len(start)))
+    assert_array_equal(start, start[0] + np.arange(len(start)))
   rows, columns = (place[valid] for place in (image[..., 1], image[..., 2]))
   expected = ((rows + columns) % 7 == 0).astype(int)
   expected[(index == 3) & (rows == 49) & (columns == 4)] = 2
-  np.testing.assert_array_equal(mask[valid], expected)
+  assert_array_equal(mask[valid], expected)
 
 
 @pytest.mark.parametrize('padding, lost', [('same', 0), ('valid', 4)])
@@ -295,7 +272,7 @@ def test_window_is_centred_on_a_pixel_of_a_chosen_class(source, padding):
 def test_no_class_to_draw():
   dataset = prepare.prepare(_config(), 'train')
   options = {'sample_classes': ('class_3',)}
-  assert helpers.message_of(_train_windows, dataset, **options) == (
+  assert message_of(_train_windows, dataset, **options) == (
     'no image of train has a pixel of class_3 to draw windows around; check '
     'the masks and data.mask_values, or set '
     '--config.data.foreground_fraction=0'
@@ -371,7 +348,7 @@ def test_parts_of_processes_are_the_batches_of_one(monkeypatch):
     parts.append(pipeline._local_batches(drawn, config))
   for k in range(3):
     image = np.concatenate([part[k]['image'] for part in parts])
-    np.testing.assert_array_equal(image, one[k]['image'])
+    assert_array_equal(image, one[k]['image'])
 
 
 # Evaluation
@@ -401,49 +378,38 @@ def test_tiles_cover_each_pixel_once(padding, lost, source):
   assert np.bincount(order).tolist() == grids
 
 
-def _evaluate(config, model, variables, mesh):
-  config.log.num_examples = 3
-  evaluator = counting.Evaluator(
-    config, model, prepare.prepare(config, 'eval'), mesh
-  )
-  assert evaluator.num_examples == 6
-  return evaluator.run(variables)
-
-
+@pytest.mark.eight_devices
 def test_tiles_are_scored_as_whole_images(source):
-  """With `valid` convolutions the tiles' logits are those of whole images.
-
-  On one device and on eight.
-  """
+  """On one device and on eight; `valid` convolutions make them equal."""
   config = _config(padding='valid', num_classes=3)
   model = unet.create_model(config)
   variables = helpers.random_variables(model, (9, 9), 3)
   variables['batch_stats'] = {}
-  confusion, examples = [], source(None, None)
-  losses = []
-  for i in range(len(examples)):
-    image, mask = examples[i]['image'], examples[i]['mask']
+  confusion, losses = [], []
+  for example in map(source(None, None).__getitem__, range(6)):
+    image, mask = example['image'], example['mask'].astype(int)
     padded = np.pad(image, [(2, 2), (2, 2), (0, 0)], 'reflect')
     x = (padded[None] / 255 - 0.5) / 0.25
     logits = np.asarray(model.apply(variables, x, train=False))[0]
-    prediction = logits.argmax(-1)
     confusion.append(np.zeros((3, 3), int))
-    np.add.at(confusion[-1], (mask, prediction), 1)
-    p = np.exp(logits - logits.max(-1, keepdims=True))
-    p /= p.sum(-1, keepdims=True)
-    losses += [-np.log(np.take_along_axis(p, mask[..., None].astype(int), -1))]
+    np.add.at(confusion[-1], (mask, logits.argmax(-1)), 1)
+    log_p = special.log_softmax(logits, -1)
+    losses += [-np.take_along_axis(log_p, mask[..., None], -1).ravel()]
   expected = confusion_lib.scores(np.array(confusion), ('a', 'b', 'c'))
-  expected['loss'] = np.concatenate([x.ravel() for x in losses]).mean()
+  expected['loss'] = np.concatenate(losses).mean()
   config.data.class_names = ('a', 'b', 'c')
+  config.log.num_examples = 3
+  dataset = prepare.prepare(config, 'eval')
   for devices in (1, 8):
-    figures, _, shown = _evaluate(
-      config, model, variables, helpers.make_mesh(devices)
+    evaluator = counting.Evaluator(
+      config, model, dataset, helpers.make_mesh(devices)
     )
+    assert evaluator.num_examples == 6
+    figures, _, shown = evaluator.run(variables)
     assert len(set(np.round(list(figures.values()), 6))) > 8
     for name, value in expected.items():
       # A pixel whose two classes are equal up to rounding may turn.
-      np.testing.assert_allclose(
-        figures[f'eval/{name}'], value, rtol=1e-4, err_msg=name
-      )
+      found = figures[f'eval/{name}']
+      assert_allclose(found, value, rtol=1e-4, err_msg=name)
     assert len(shown) == 3
     assert shown[0]['prediction'].shape == (12, 8)

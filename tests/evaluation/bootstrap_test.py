@@ -4,16 +4,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from unet_jax.evaluation import bootstrap
-from unet_jax.evaluation import confusion as confusion_lib
+from unet_jax.evaluation import bootstrap, confusion
 
 _NAMES = ('pet', 'background', 'border')
 _FOREGROUND = ('pet', 'border')
 
 
-def _confusion(count=40, seed=0):
-  rng = np.random.default_rng(seed)
-  counts = rng.integers(0, 20, (count, 3, 3)) + 60 * np.eye(3, dtype=int)
+def _counts(images=40):
+  rng = np.random.default_rng(0)
+  counts = rng.integers(0, 20, (images, 3, 3)) + 60 * np.eye(3, dtype=int)
   # Some images have no border, one counts nowhere.
   counts[::2, 2], counts[::2, :, 2] = 0, 0
   counts[1] = 0
@@ -23,12 +22,10 @@ def _confusion(count=40, seed=0):
 @pytest.mark.parametrize('weights', [1, 100, 10**6])
 def test_percentiles_are_those_of_scores_of_drawn_images(weights, monkeypatch):
   monkeypatch.setattr(bootstrap, '_WEIGHTS', weights)
-  confusion = _confusion(8)
-  actual = bootstrap.bootstrap(confusion, _NAMES, _FOREGROUND, 50, 7)
+  counts = _counts(8)
+  actual = bootstrap.bootstrap(counts, _NAMES, _FOREGROUND, 50, 7)
   drawn = np.random.default_rng(7).integers(0, 8, (50, 8))
-  scores = [
-    confusion_lib.scores(confusion[rows], _NAMES, _FOREGROUND) for rows in drawn
-  ]
+  scores = [confusion.scores(counts[d], _NAMES, _FOREGROUND) for d in drawn]
   assert set(actual) == {
     'dataset_miou',
     'dataset_mdice',
@@ -43,12 +40,12 @@ def test_percentiles_are_those_of_scores_of_drawn_images(weights, monkeypatch):
 
 
 def test_intervals_are_those_of_scipy():
-  confusion = _confusion()
-  actual = bootstrap.bootstrap(confusion, _NAMES, (), 2000, 0)
+  counts = _counts()
+  actual = bootstrap.bootstrap(counts, _NAMES, (), 2000, 0)
   for name in ('dataset_miou', 'image_miou', 'dataset_iou/border'):
     expected = stats.bootstrap(
-      (np.arange(len(confusion)),),
-      lambda rows: confusion_lib.scores(confusion[rows], _NAMES)[name],
+      (np.arange(len(counts)),),
+      lambda rows: confusion.scores(counts[rows], _NAMES)[name],
       n_resamples=400,
       method='percentile',
       vectorized=False,
@@ -59,17 +56,17 @@ def test_intervals_are_those_of_scipy():
 
 
 def test_a_seed_repeats_its_intervals():
-  draw = lambda seed: bootstrap.bootstrap(_confusion(), _NAMES, (), 30, seed)
-  assert draw(1) == draw(1) != draw(2)
-  assert bootstrap.bootstrap(_confusion(), _NAMES, (), 0, 0) == {}
+  draw = lambda n, seed: bootstrap.bootstrap(_counts(), _NAMES, (), n, seed)
+  assert draw(30, 1) == draw(30, 1) != draw(30, 2)
+  assert draw(0, 0) == {}
 
 
 def test_one_image_and_images_that_count_nowhere():
-  confusion = _confusion()[:1]
-  scores = confusion_lib.scores(confusion, _NAMES)
-  actual = bootstrap.bootstrap(confusion, _NAMES, (), 20, 0)
+  counts = _counts()[:1]
+  scores = confusion.scores(counts, _NAMES)
+  actual = bootstrap.bootstrap(counts, _NAMES, (), 20, 0)
   for name in ('dataset_miou', 'image_miou', 'pixel_accuracy'):
     assert actual[name] == (pytest.approx(scores[name]),) * 2
   assert np.isnan(actual['dataset_iou/border']).all()
-  nothing = bootstrap.bootstrap(0 * confusion, _NAMES, _FOREGROUND, 20, 0)
+  nothing = bootstrap.bootstrap(0 * counts, _NAMES, _FOREGROUND, 20, 0)
   assert np.isnan(list(nothing.values())).all()

@@ -5,6 +5,7 @@ import warnings
 import cv2
 import numpy as np
 import pytest
+from numpy.testing import assert_allclose, assert_array_equal
 from scipy import ndimage
 from scipy.spatial import distance
 
@@ -14,9 +15,8 @@ from unet_jax.evaluation import boundaries
 def _blobs(num_classes=3, shape=(40, 50), seed=0, noise=0.0):
   """A mask and a prediction that is the mask shifted, with some noise."""
   rng = np.random.default_rng(seed)
-  fields = ndimage.gaussian_filter(
-    rng.normal(size=(num_classes, *shape)), (0, 5, 5)
-  )
+  noises = rng.normal(size=(num_classes, *shape))
+  fields = ndimage.gaussian_filter(noises, (0, 5, 5))
   mask = fields.argmax(0).astype(np.uint8)
   prediction = np.roll(mask, (1, 3), (0, 1))
   random = rng.integers(0, num_classes, shape)
@@ -30,10 +30,7 @@ def _measure(mask, prediction, num_classes=3, ratio=0.05, tolerance=2.0):
 
 def _region(binary, times):
   """The authors' `mask_to_boundary`, with SciPy."""
-  eroded = ndimage.binary_erosion(
-    binary, np.ones((3, 3)), iterations=times, border_value=0
-  )
-  return binary & ~eroded
+  return binary & ~ndimage.binary_erosion(binary, np.ones((3, 3)), times)
 
 
 def _edges(binary):
@@ -51,21 +48,18 @@ def test_region_is_what_erosions_take_away(times):
   mask, _ = _blobs()
   for c in range(3):
     region = boundaries.boundary_region((mask == c).astype(np.uint8), times)
-    np.testing.assert_array_equal(region, _region(mask == c, times))
+    assert_array_equal(region, _region(mask == c, times))
 
 
-@pytest.mark.parametrize(
-  'shape,ratio,expected',
-  [
+def test_boundary_distance():
+  for shape, ratio, expected in (
     ((30, 40), 0.02, 1),
     ((300, 400), 0.02, 10),
     ((375, 500), 0.02, 12),  # 12.5, to the even number, as Python has it.
     ((4, 3), 0.001, 1),
     ((1, 1), 0.0, 1),
-  ],
-)
-def test_boundary_distance(shape, ratio, expected):
-  assert boundaries.boundary_distance(shape, ratio) == expected
+  ):
+    assert boundaries.boundary_distance(shape, ratio) == expected, shape
 
 
 @pytest.mark.parametrize('ignored', [0.0, 0.1])
@@ -78,7 +72,7 @@ def test_boundary_counts_are_those_of_scipy(ignored):
     # 5 % of the diagonal of 40 x 50.
     a = _region(mask == c, 3)
     b = _region((prediction == c) & (mask != 255), 3)
-    np.testing.assert_array_equal(actual[c], [(a & b).sum(), (a | b).sum()])
+    assert_array_equal(actual[c], [(a & b).sum(), (a | b).sum()])
 
 
 @pytest.mark.parametrize('uses_ipp', [True, False])
@@ -98,22 +92,20 @@ def test_surface_distances_are_exact_by_either_algorithm(monkeypatch, uses_ipp):
   for actual, start, goal in ((there, truth, found), (back, found, truth)):
     # Single pixels are their own edges.
     expected = ndimage.distance_transform_edt(1 - goal)[start > 0]
-    np.testing.assert_array_equal(actual, expected)
+    assert_array_equal(actual, expected)
   assert there.max() > 1100
 
 
 @pytest.mark.parametrize('sparse', [0.0, 1.0], ids=['transform', 'tree'])
 @pytest.mark.parametrize('noise', [0.0, 0.1, 0.5])
-def test_surface_distances_are_the_least_of_all_pairs(
-  noise, sparse, monkeypatch
-):
+def test_distances_are_the_least_of_all_pairs(noise, sparse, monkeypatch):
   monkeypatch.setattr(boundaries, '_SPARSE', sparse)
   mask, prediction = _blobs(noise=noise)
   for c in range(3):
     binary = [x == c for x in (mask, prediction)]
     actual = boundaries.surface_distances(*(x.astype(np.uint8) for x in binary))
     for distances, expected in zip(actual, _by_all_pairs(*binary)):
-      np.testing.assert_allclose(distances, expected, rtol=1e-6)
+      assert_allclose(distances, expected, rtol=1e-6)
 
 
 def _one_hot(array, valid):
@@ -126,17 +118,13 @@ def _monai(mask, prediction, tolerance):
   """HD95 and NSD of each class."""
   metrics = pytest.importorskip('monai.metrics', reason='compares with MONAI')
   valid = mask != 255
-  y_pred, y = _one_hot(prediction, valid), _one_hot(mask, valid)
+  tensors = _one_hot(prediction, valid), _one_hot(mask, valid)
+  hd95 = metrics.HausdorffDistanceMetric(True, percentile=95)
+  nsd = metrics.SurfaceDiceMetric([tolerance] * 3, include_background=True)
   with warnings.catch_warnings():
     # That a class is empty, which is what is tested.
     warnings.simplefilter('ignore')
-    hd95 = metrics.HausdorffDistanceMetric(
-      include_background=True, percentile=95
-    )(y_pred=y_pred, y=y)
-    nsd = metrics.SurfaceDiceMetric([tolerance] * 3, include_background=True)(
-      y_pred=y_pred, y=y
-    )
-  return hd95.numpy()[0], nsd.numpy()[0]
+    return [metric(*tensors).numpy()[0] for metric in (hd95, nsd)]
 
 
 @pytest.mark.parametrize('tolerance', [0.0, 1.0, 2.0, 2.5])
@@ -147,10 +135,9 @@ def test_hd95_and_nsd_are_those_of_monai(seed, noise, tolerance):
     mask[:7, 5:20] = 255
   actual = _measure(mask, prediction, tolerance=tolerance)
   hd95, nsd = _monai(mask, prediction, tolerance)
-  np.testing.assert_allclose(actual['hd95'], hd95, rtol=1e-6)
-  np.testing.assert_allclose(
-    actual['nsd'][:, 0] / actual['nsd'][:, 1], nsd, rtol=1e-6
-  )
+  assert_allclose(actual['hd95'], hd95, rtol=1e-6)
+  within, of = actual['nsd'].T
+  assert_allclose(within / of, nsd, rtol=1e-6)
 
 
 def test_absent_classes_are_those_of_monai():
@@ -161,14 +148,14 @@ def test_absent_classes_are_those_of_monai():
   # MONAI's distances are infinite, but their percentile is NaN.
   assert actual['hd95'][1] == np.inf
   assert nsd[1] == 0
-  np.testing.assert_array_equal(actual['nsd'][1], [0, 1])
+  assert_array_equal(actual['nsd'][1], [0, 1])
   assert np.isnan([actual['hd95'][2], hd95[2], nsd[2]]).all()
-  np.testing.assert_array_equal(actual['nsd'][2], [0, 0])
-  np.testing.assert_array_equal(actual['boundary'][1:], [[0, 1], [0, 0]])
+  assert_array_equal(actual['nsd'][2], [0, 0])
+  assert_array_equal(actual['boundary'][1:], [[0, 1], [0, 0]])
   # The other way round: predicted, but absent.
   again = _measure(prediction, mask)
-  np.testing.assert_array_equal(again['hd95'], actual['hd95'])
-  np.testing.assert_array_equal(again['nsd'], actual['nsd'])
+  for name in ('hd95', 'nsd'):
+    assert_array_equal(again[name], actual[name])
 
 
 @pytest.mark.parametrize('shape', [(1, 1), (1, 7), (12, 10)])
@@ -176,12 +163,10 @@ def test_one_class_that_fills_the_image(shape):
   mask = np.ones(shape, np.uint8)
   actual = _measure(mask, mask, tolerance=0.0)
   edges = _edges(mask.astype(bool)).sum()
-  np.testing.assert_array_equal(
-    actual['nsd'], [[0, 0], [2 * edges] * 2, [0, 0]]
-  )
-  np.testing.assert_array_equal(actual['hd95'], [np.nan, 0, np.nan])
+  assert_array_equal(actual['nsd'], [[0] * 2, [2 * edges] * 2, [0] * 2])
+  assert_array_equal(actual['hd95'], [np.nan, 0, np.nan])
   region = _region(mask.astype(bool), 1).sum()
-  np.testing.assert_array_equal(actual['boundary'][1], [region, region])
+  assert_array_equal(actual['boundary'][1], [region, region])
 
 
 def test_pixels_beside_one_another():
@@ -189,9 +174,9 @@ def test_pixels_beside_one_another():
   mask[5, 5] = prediction[8, 9] = 1
   actual = _measure(mask, prediction, tolerance=5.0)
   assert actual['hd95'][1] == 5
-  np.testing.assert_array_equal(actual['nsd'][1], [2, 2])
+  assert_array_equal(actual['nsd'][1], [2, 2])
   actual = _measure(mask, prediction, tolerance=4.99)
-  np.testing.assert_array_equal(actual['nsd'][1], [0, 2])
+  assert_array_equal(actual['nsd'][1], [0, 2])
 
 
 def test_perfect_predictions_stay_so_beside_ignored_pixels():
@@ -199,9 +184,9 @@ def test_perfect_predictions_stay_so_beside_ignored_pixels():
   prediction = mask.copy()
   mask[10:20, 5:30] = 255
   actual = _measure(mask, prediction, tolerance=0.0)
-  np.testing.assert_array_equal(actual['hd95'], 0)
+  assert_array_equal(actual['hd95'], 0)
   for name in ('boundary', 'nsd'):
-    np.testing.assert_array_equal(actual[name][:, 0], actual[name][:, 1])
+    assert_array_equal(actual[name][:, 0], actual[name][:, 1])
     assert (actual[name] > 0).all()
 
 
@@ -224,9 +209,7 @@ def test_band_is_where_another_class_is_near(width):
     near = ndimage.distance_transform_edt(~other) <= width
     expected |= near & (mask == c)
   actual = boundaries.band(mask, 3, width)
-  np.testing.assert_array_equal(actual, expected)
+  assert_array_equal(actual, expected)
   assert actual.any() and (width > 3 or not actual[mask != 255].all())
-
-
-def test_band_of_one_class_is_empty():
+  # One class alone has no band.
   assert not boundaries.band(np.zeros((5, 1), np.uint8), 2, 3.0).any()

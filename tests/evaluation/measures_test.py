@@ -7,26 +7,24 @@ import pytest
 from scipy import ndimage
 
 from unet_jax.config import default
-from unet_jax.evaluation import bootstrap, boundaries, calibration, measures
-from unet_jax.evaluation import confusion as confusion_lib
+from unet_jax.evaluation import (
+  bootstrap,
+  boundaries,
+  calibration,
+  confusion,
+  measures,
+)
 from unet_jax.prediction import probabilities
 
 _NAMES = ('pet', 'background', 'border')
+# Boundary ratio, band, tolerance, instances, bins, resamples and seed.
 _SPEC = measures.Spec(
-  _NAMES,
-  ('pet', 'border'),
-  boundary_ratio=0.05,
-  band=3.0,
-  tolerance=2.0,
-  instances='pet',
-  bins=15,
-  resamples=20,
-  seed=0,
+  _NAMES, ('pet', 'border'), 0.05, 3.0, 2.0, 'pet', 15, 20, 0
 )
 _PARTITIONS = ('v_rand', 'v_info', 'v_rand_thin', 'v_info_thin')
 
 
-def _example(seed, shape=(24, 31), num_classes=3, ignored=True):
+def _example(seed, shape=(24, 31), num_classes=3):
   """Logits and a mask that they have in parts."""
   rng = np.random.default_rng(seed)
   smooth = lambda sigma: ndimage.gaussian_filter(
@@ -34,8 +32,7 @@ def _example(seed, shape=(24, 31), num_classes=3, ignored=True):
   )
   truth = smooth(4)
   mask = truth.argmax(0).astype(np.uint8)
-  if ignored:
-    mask[: seed + 3, :9] = 255
+  mask[: seed + 3, :9] = 255
   logits = np.moveaxis(15 * truth + 2 * smooth(2), 0, -1)
   return logits.astype(np.float32), mask
 
@@ -67,12 +64,17 @@ def _pixels():
   pairs = [
     (mask[mask != 255], x.argmax(-1)[mask != 255]) for x, mask in _examples()
   ]
-  truth, found = (np.concatenate(x).astype(np.int64) for x in zip(*pairs))
-  return truth, found
+  return (np.concatenate(x).astype(np.int64) for x in zip(*pairs))
 
 
 def _is_same(actual, expected):
   return actual == pytest.approx(expected, rel=1e-6, nan_ok=True)
+
+
+def _assert_same(actual, expected):
+  """All that is expected, by name."""
+  for name, value in expected.items():
+    assert _is_same(actual[name], value), name
 
 
 def test_metrics_are_those_of_torchmetrics_and_scikit():
@@ -84,12 +86,10 @@ def test_metrics_are_those_of_torchmetrics_and_scikit():
   measured = _measured()
   metrics, _ = measures.summarize(measured, _SPEC)
   truth, found = _pixels()
-  np.testing.assert_array_equal(
-    measures.confusion(measured), sklearn.confusion_matrix(truth, found)
-  )
-  assert _is_same(
-    metrics['pixel_accuracy'], sklearn.accuracy_score(truth, found)
-  )
+  counts = sklearn.confusion_matrix(truth, found)
+  np.testing.assert_array_equal(measures.confusion(measured), counts)
+  accuracy = sklearn.accuracy_score(truth, found)
+  assert _is_same(metrics['pixel_accuracy'], accuracy)
   target, preds = torch.from_numpy(truth), torch.from_numpy(found)
   of_classes = {
     'dataset_iou': classification.multiclass_jaccard_index,
@@ -98,72 +98,61 @@ def test_metrics_are_those_of_torchmetrics_and_scikit():
     'dataset_recall': classification.multiclass_recall,
   }
   for score, function in of_classes.items():
-    expected = function(preds, target, 3, average='none').numpy()
-    for name, value in zip(_NAMES, expected):
-      assert _is_same(metrics[f'{score}/{name}'], float(value))
+    expected = function(preds, target, 3, average='none').tolist()
+    names = [f'{score}/{name}' for name in _NAMES]
+    _assert_same(metrics, dict(zip(names, expected)))
   logits = np.concatenate([x[mask != 255] for x, mask in _examples()])
   p = torch.softmax(torch.from_numpy(logits).double(), -1)
   for name, norm in (('ece', 'l1'), ('mce', 'max')):
-    expected = classification.multiclass_calibration_error(
-      p, target, 3, n_bins=15, norm=norm
-    )
-    assert metrics[name] == pytest.approx(float(expected), rel=1e-4)
-  assert metrics['nll'] == pytest.approx(
-    sklearn.log_loss(truth, p.numpy()), rel=1e-5
-  )
+    error = classification.multiclass_calibration_error(p, target, 3, 15, norm)
+    assert metrics[name] == pytest.approx(float(error), rel=1e-4)
+  nll = sklearn.log_loss(truth, p.numpy())
+  assert metrics['nll'] == pytest.approx(nll, rel=1e-5)
 
 
 def test_metrics_are_made_of_those_of_the_parts():
   measured = _measured()
   metrics, limits = measures.summarize(measured, _SPEC)
   stacked = {k: np.stack([m[k] for m in measured]) for k in measured[0]}
-  confusion = stacked['confusion']
-  scores = confusion_lib.scores(confusion, _NAMES, _SPEC.foreground)
+  of = (stacked['confusion'], _NAMES, _SPEC.foreground)
+  scores = confusion.scores(*of)
   assert len(scores) == 21
-  for name, value in scores.items():
-    assert _is_same(metrics[name], value)
-  assert limits == bootstrap.bootstrap(
-    confusion, _NAMES, _SPEC.foreground, 20, 0
-  )
+  _assert_same(metrics, scores)
+  assert limits == bootstrap.bootstrap(*of, 20, 0)
   with np.errstate(invalid='ignore'):
     nsd = stacked['nsd'][..., 0] / stacked['nsd'][..., 1]
     boundary = stacked['boundary'][..., 0] / stacked['boundary'][..., 1]
   hd95 = stacked['hd95']
   for c, name in enumerate(_NAMES):
-    assert _is_same(metrics[f'image_nsd/{name}'], np.nanmean(nsd[:, c]))
-    assert _is_same(
-      metrics[f'image_hd95/{name}'], hd95[:, c][np.isfinite(hd95[:, c])].mean()
-    )
-    assert _is_same(
-      metrics[f'image_boundary_iou/{name}'], np.nanmean(boundary[:, c])
-    )
     both, either = stacked['boundary'][:, c].sum(0)
-    assert _is_same(metrics[f'dataset_boundary_iou/{name}'], both / either)
+    expected = {
+      'image_nsd': np.nanmean(nsd[:, c]),
+      'image_hd95': hd95[np.isfinite(hd95[:, c]), c].mean(),
+      'image_boundary_iou': np.nanmean(boundary[:, c]),
+      'dataset_boundary_iou': both / either,
+    }
+    _assert_same(metrics, {f'{k}/{name}': v for k, v in expected.items()})
   # The pet of the last image is predicted, but not there.
   assert np.isinf(hd95[5, 0]) and nsd[5, 0] == 0
   assert metrics['hd95_infinite/pet'] == np.isinf(hd95[:, 0]).sum() >= 1
   # Means over the classes of each image, then over images.
   counts = [0, 1, 2, 3, 5]  # Nothing counts in the fifth.
   assert np.isnan(nsd[4]).all()
-  assert _is_same(
-    metrics['image_mnsd'], np.mean([np.nanmean(nsd[i]) for i in counts])
-  )
-  assert _is_same(
-    metrics['dataset_boundary_miou'],
-    np.mean([metrics[f'dataset_boundary_iou/{n}'] for n in _NAMES]),
-  )
+  mnsd = np.mean([np.nanmean(nsd[i]) for i in counts])
+  miou = np.mean([metrics[f'dataset_boundary_iou/{n}'] for n in _NAMES])
+  expected = {'image_mnsd': mnsd, 'dataset_boundary_miou': miou}
+  _assert_same(metrics, expected)
 
 
 def test_band_scores_are_those_of_the_pixels_in_the_band():
   metrics, _ = measures.summarize(_measured(), _SPEC)
-  confusion = np.zeros((3, 3), int)
+  counts = np.zeros((3, 3), int)
   for logits, mask in _examples():
     near = boundaries.band(mask, 3, _SPEC.band)
-    np.add.at(confusion, (mask[near], logits.argmax(-1)[near]), 1)
-  iou, _ = confusion_lib.iou_and_dice(confusion)
-  for name, value in zip(_NAMES, iou):
-    assert _is_same(metrics[f'dataset_band_iou/{name}'], value)
-  assert _is_same(metrics['dataset_band_miou'], iou.mean())
+    np.add.at(counts, (mask[near], logits.argmax(-1)[near]), 1)
+  iou, _ = confusion.iou_and_dice(counts)
+  names = [f'dataset_band_iou/{name}' for name in _NAMES]
+  _assert_same(metrics, dict(zip(names, iou), dataset_band_miou=iou.mean()))
   assert metrics['dataset_band_miou'] < metrics['dataset_miou']
 
 
@@ -176,16 +165,14 @@ def test_objects_are_summed_and_thresholds_are_those_of_the_split():
   metrics, _ = measures.summarize(measured, _SPEC)
   counts = sum(m['objects'] for m in measured)
   precision = counts[:, 0] / counts.sum(1)
-  assert _is_same(metrics['ap50'], precision[0])
-  assert _is_same(metrics['ap75'], precision[5])
-  assert _is_same(metrics['ap'], precision.mean())
+  ap50, ap75, ap = precision[0], precision[5], precision.mean()
+  _assert_same(metrics, {'ap50': ap50, 'ap75': ap75, 'ap': ap})
   for name in _PARTITIONS:
     values = np.stack([m[name] for m in measured])
     # Two images have no pet.
     assert np.isnan(values[4:]).all()
     means = values[:4].mean(0)
-    assert _is_same(metrics[name], means[4])
-    assert _is_same(metrics[f'{name}_best'], means.max())
+    _assert_same(metrics, {name: means[4], f'{name}_best': means.max()})
     assert metrics[f'{name}_best_threshold'] == (means.argmax() + 1) / 10
 
 
@@ -194,19 +181,13 @@ def test_rows_are_metrics_of_one_image():
   rows = measures.image_rows(measured, list('abcdef'), _SPEC)
   assert [r['image'] for r in rows] == list('abcdef')
   assert all(r.keys() == rows[0].keys() for r in rows)
-  same = {
-    'pixel_accuracy': 'pixel_accuracy',
-    'miou': 'image_miou',
-    **{n: n for n in ('ece', 'nll', 'brier', 'ap50', 'ap', *_PARTITIONS)},
-  }
-  for n in (*_NAMES, 'pet+border'):
-    same |= {f'{score}/{n}': f'image_{score}/{n}' for score in ('iou', 'dice')}
-  for n in _NAMES:
-    same |= {f'boundary_iou/{n}': f'image_boundary_iou/{n}'}
-    same |= {f'{score}/{n}': f'image_{score}/{n}' for score in ('hd95', 'nsd')}
-  counted = {
-    f'{of}/{n}' for of in ('pixels', 'predicted_pixels') for n in _NAMES
-  }
+  alone = ('pixel_accuracy', 'ece', 'nll', 'brier', 'ap50', 'ap', *_PARTITIONS)
+  same = {n: n for n in alone} | {'miou': 'image_miou'}
+  scores = ('iou', 'dice', 'boundary_iou', 'hd95', 'nsd')
+  columns = [f'{score}/{n}' for score in scores for n in _NAMES]
+  columns += ['iou/pet+border', 'dice/pet+border']
+  same |= {column: f'image_{column}' for column in columns}
+  counted = [f'{of}pixels/{n}' for of in ('', 'predicted_') for n in _NAMES]
   assert rows[0].keys() == {'image', *same, *counted}
   for row, m in zip(rows, measured):
     metrics, _ = measures.summarize([m], _SPEC)
@@ -221,16 +202,15 @@ def test_rows_are_metrics_of_one_image():
 
 def test_rows_count_the_pixels_of_mask_and_prediction():
   rows = measures.image_rows(_measured(), list('abcdef'), _SPEC)
-  for row, (logits, mask) in zip(rows, _examples()):
-    prediction = logits.argmax(-1)[mask != 255]
-    for i, name in enumerate(_NAMES):
-      assert row[f'pixels/{name}'] == (mask == i).sum()
-      assert row[f'predicted_pixels/{name}'] == (prediction == i).sum()
-  assert any(
-    row[f'pixels/{n}'] != row[f'predicted_pixels/{n}']
-    for row in rows
-    for n in _NAMES
+  of_mask, of_prediction = (
+    [[row[f'{of}pixels/{n}'] for n in _NAMES] for row in rows]
+    for of in ('', 'predicted_')
   )
+  for i, (logits, mask) in enumerate(_examples()):
+    prediction = logits.argmax(-1)[mask != 255]
+    assert of_mask[i] == [(mask == c).sum() for c in range(3)]
+    assert of_prediction[i] == [(prediction == c).sum() for c in range(3)]
+  assert of_mask != of_prediction
 
 
 def test_rows_need_a_name_for_each_image():
@@ -265,10 +245,9 @@ def test_one_channel_is_two():
 
 
 def test_large_images_go_in_parts(monkeypatch):
-  logits, mask = _example(0)
-  whole = _measure(logits, mask)
+  whole = _measure(*_example(0))
   monkeypatch.setattr(probabilities, '_PIXELS', 100)
-  parts = _measure(logits, mask)
+  parts = _measure(*_example(0))
   for name, value in whole.items():
     np.testing.assert_allclose(parts[name], value, rtol=1e-6, err_msg=name)
 
@@ -286,9 +265,9 @@ def test_smallest_images_and_those_of_one_class(shape, label):
   logits[..., 2] = 1
   metrics, limits = measures.summarize([_measure(logits, mask)], _SPEC)
   right = {0: 0.0, 2: 1.0, 255: np.nan}[label]
-  for name in ('pixel_accuracy', 'dataset_iou/border', 'image_nsd/border'):
-    assert _is_same(metrics[name], right)
-  assert _is_same(metrics['dataset_boundary_iou/border'], right)
+  same = 'dataset_iou', 'image_nsd', 'dataset_boundary_iou'
+  _assert_same(metrics, {f'{name}/border': right for name in same})
+  assert _is_same(metrics['pixel_accuracy'], right)
   assert metrics['hd95_infinite/border'] == (label == 0)
   assert np.isnan(metrics['dataset_band_miou'])
   assert np.isnan(metrics['nll']) == (label == 255)
@@ -332,17 +311,9 @@ def test_reliability_is_that_of_all_pixels():
 
 def test_every_field_of_a_spec_comes_from_the_config():
   config = default.get_config()
-  assert measures.make_spec(config) == measures.Spec(
-    ('class_0', 'class_1', 'class_2', 'class_3'),
-    foreground=(),
-    boundary_ratio=0.02,
-    band=3.0,
-    tolerance=2.0,
-    instances='',
-    bins=15,
-    resamples=1000,
-    seed=0,
-  )
+  names = ('class_0', 'class_1', 'class_2', 'class_3')
+  expected = measures.Spec(names, (), 0.02, 3.0, 2.0, '', 15, 1000, 0)
+  assert measures.make_spec(config) == expected
   config.seed = 3
   config.data.class_names = ('a', 'b', 'c', 'd')
   config.eval.update(

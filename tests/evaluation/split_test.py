@@ -37,19 +37,13 @@ def _add(measured, images):
 
 
 def test_the_worst_come_first():
-  rows = [
-    {'image': str(i), 'miou': m}
-    for i, m in enumerate([0.5, np.nan, 0.1, 0.9, 0.4, 0.3])
-  ]
+  scores = [0.5, np.nan, 0.1, 0.9, 0.4, 0.3]
+  rows = [{'image': str(i), 'miou': m} for i, m in enumerate(scores)]
   with contextlib.closing(split.MeasuredSplit(_config())) as measured:
     _add(measured, _images())
     found = measured.examples(rows, lambda index: {'index': index})
-  names = {k: [p['name'] for p in v] for k, v in found.items()}
-  assert names == {
-    'worst': ['2', '5'],
-    'median': ['5', '4'],
-    'best': ['3', '0'],
-  }
+  names = {k: ''.join(p['name'] for p in v) for k, v in found.items()}
+  assert names == {'worst': '25', 'median': '54', 'best': '30'}
   assert [p['index'] for p in found['worst']] == [12, 15]
   assert [p['score'] for p in found['worst']] == [0.1, 0.3]
 
@@ -66,13 +60,11 @@ def test_order_and_place_of_predictions_do_not_matter(in_memory, monkeypatch):
     )
   assert [row['image'] for row in result['rows']] == [f'n{i}' for i in images]
   spec = measures.make_spec(config)
-  expected, _ = measures.summarize(
-    [
-      measures.measure_image(x, probabilities.predict(x), mask, spec)
-      for x, mask in images.values()
-    ],
-    spec,
-  )
+  alone = [
+    measures.measure_image(x, probabilities.predict(x), mask, spec)
+    for x, mask in images.values()
+  ]
+  expected, _ = measures.summarize(alone, spec)
   assert result['metrics'] == pytest.approx(expected, nan_ok=True)
   assert result['num_examples'] == 6
   for example in [e for examples in shown.values() for e in examples]:

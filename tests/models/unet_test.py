@@ -249,6 +249,13 @@ _ALL_AT_ONCE = dict(
 )
 
 
+def _differs(output, other):
+  """Whether two outputs differ: in nothing, or by far more than rounding."""
+  change = np.abs(output - other).max() / np.abs(other).max()
+  assert change == 0 or change > 1e-3
+  return change > 0
+
+
 @pytest.mark.parametrize(
   'fields',
   [dict(skip='concat'), dict(skip='add'), dict(skip='none'), _ALL_AT_ONCE],
@@ -259,6 +266,11 @@ def test_each_skip_stage_and_head_is_wired(fields):
   model = _small(depth=3, norm='none', **fields)
   x = _random(1, 16, 16, 3)
   variables = networks.variables(model, x)
+  for name, params in variables['params'].items():
+    if name.startswith('gate'):
+      # As drawn, gates are shut up to 1e-9. These are neither shut nor open.
+      params['psi']['kernel'] *= 0.05
+      params['psi']['bias'] += 1
   zeros = jax.tree.map(np.zeros_like, variables['params'])
 
   @jax.jit
@@ -284,7 +296,7 @@ def test_each_skip_stage_and_head_is_wired(fields):
   )
   for level in range(3):
     output, _ = run(variables, ones - np.eye(3, dtype=np.float32)[level])
-    changed = np.any(output != plain)
+    changed = _differs(output, plain)
     assert changed == (model.skip != 'none'), f'skip {level}'
   gates = {name for name in variables['params'] if name.startswith('gate')}
   assert gates == ({'gate_1', 'gate_2'} if model.skip == 'attention' else set())
@@ -293,12 +305,12 @@ def test_each_skip_stage_and_head_is_wired(fields):
   for name in variables['params']:
     zeroed = {**variables['params'], name: zeros[name]}
     output, without = run({'params': zeroed}, ones)
-    changed = [np.any(a != b) for a, b in zip(without, others)]
+    changed = [_differs(a, b) for a, b in zip(without, others)]
     if name in aux_heads:
       assert changed == [i == aux_heads[name] for i in range(len(others))]
-      assert np.all(output == plain)
+      assert not _differs(output, plain)
     else:
-      assert np.any(output != plain), name
+      assert _differs(output, plain), name
 
 
 def test_remat_changes_no_number_but_saves_less():
@@ -333,6 +345,7 @@ _NO_ZEROS = dict(norm='none', activation='gelu')
 def _run_dropout(model, train=True):
   """Outputs of dropout layers that have many zeros, and of `_join`."""
   x, skips = _random(1, 16, 16, 3), []
+  variables = networks.variables(model, x)
 
   def interceptor(next_fun, args, kwargs, context):
     if context.method_name == '_join':
@@ -341,7 +354,7 @@ def _run_dropout(model, train=True):
 
   with nn.intercept_methods(interceptor):
     _, state = model.apply(
-      networks.variables(model, x),
+      variables,
       x,
       train=train,
       rngs={'dropout': jax.random.key(0)},

@@ -85,6 +85,7 @@ def test_load_of_a_sigmoid_gives_two_classes(tmp_path):
   np.testing.assert_allclose(got.sum(-1), 1, atol=1e-6)
 
 
+@pytest.mark.eight_devices
 def test_a_run_of_many_devices_is_loaded_on_any(tmp_path):
   config = make_config(data={'batch_size': 6}, mesh={'data': 2, 'spatial': 4})
   assert dict(mesh.make_prediction_mesh(config).shape) == {

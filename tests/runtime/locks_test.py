@@ -15,9 +15,8 @@ def test_a_file_system_without_locks_is_one_line(tmp_path, monkeypatch, code):
 
   monkeypatch.setattr(fcntl, 'flock', flock)
   path = tmp_path / '.lock'
-  with pytest.raises(errors.UserError) as e:
-    with locks.lock(path, 'training'):
-      pass
+  with pytest.raises(errors.UserError) as e, locks.lock(path, 'training'):
+    pass
   assert str(e.value) == (
     f'{path}: its file system has no locks (no locks here); mount it with them '
     '(Lustre: -o flock), or choose a folder of another'

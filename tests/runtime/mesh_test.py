@@ -1,21 +1,21 @@
-"""Meshes of eight devices against one device, and how processes are found."""
+"""Meshes of eight devices against one device; what runs on one alone."""
 
 import collections
-import io
-import urllib.request
 
 import jax
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
+from numpy.testing import assert_allclose, assert_array_equal
 
-from tests import tiny
+from tests import refusals, tiny
 from unet_jax.evaluation import counting
 from unet_jax.models import unet
-from unet_jax.runtime import errors, processes
 from unet_jax.runtime import mesh as mesh_lib
 from unet_jax.training import optimizer as optimizer_lib
 from unet_jax.training import steps
+
+pytestmark = pytest.mark.eight_devices
 
 _STEPS = 3
 # The set is no multiple of the batch: the last one is padded.
@@ -33,26 +33,21 @@ def _config(**mesh):
   )
 
 
-def _one_device():
-  return jax.make_mesh(
-    (1, 1, 1),
-    ('data', 'fsdp', 'spatial'),
-    axis_types=(jax.sharding.AxisType.Auto,) * 3,
-    devices=jax.devices()[:1],
-  )
-
-
 def _weigh(example):
   """An example or a batch with a weight for each of its pixels."""
   weight_map = np.where(example['mask'] == 0, 3, 0.5).astype(np.float16)
   return {**example, 'weight_map': weight_map}
 
 
-def _train(config, mesh):
-  """Returns the losses of some steps, the last state and its evaluation."""
+def _create(config, mesh):
   model = unet.create_model(config)
   optimizer = optimizer_lib.make_optimizer(config)
-  state = tiny.make_state(config, model, optimizer, mesh)
+  return model, optimizer, tiny.make_state(config, model, optimizer, mesh)
+
+
+def _train(config, mesh):
+  """Returns the losses of some steps, the last state and its evaluation."""
+  model, optimizer, state = _create(config, mesh)
   step = steps.make_train_step(config, model, optimizer, mesh, state)
   history = []
   for i in range(_STEPS):
@@ -70,7 +65,7 @@ def _train(config, mesh):
 
 @pytest.fixture(scope='module')
 def one_device():
-  history, state, result, examples = _train(_config(), _one_device())
+  history, state, result, examples = _train(_config(), tiny.one_device())
   return history, jax.tree.map(np.asarray, state), result, examples
 
 
@@ -91,30 +86,25 @@ def test_every_mesh_gives_the_numbers_of_one_device(mesh, one_device):
   assert len(jax.tree.leaves(state.params)[0].sharding.device_set) == 8
   for actual, figures in zip(history, expected_history):
     for name, value in figures.items():
-      np.testing.assert_allclose(actual[name], value, rtol=1e-5, err_msg=name)
+      assert_allclose(actual[name], value, rtol=1e-5, err_msg=name)
   jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
-    state,
-    expected,
+    lambda a, b: assert_allclose(a, b, rtol=1e-4, atol=1e-6), state, expected
   )
   moved = expected.batch_stats['down_0']['norm1']['mean']
   assert np.all(np.abs(moved) > 1e-4)
   for name, value in expected_result.items():
     # One pixel whose two classes are equal up to rounding may turn.
     if name != 'eval/seconds':
-      np.testing.assert_allclose(result[name], value, atol=2e-3, err_msg=name)
+      assert_allclose(result[name], value, atol=2e-3, err_msg=name)
   assert len(examples) == len(shown) == config.log.num_examples
   for a, b in zip(examples, shown):
-    np.testing.assert_array_equal(a['image'], b['image'])
+    assert_array_equal(a['image'], b['image'])
     assert np.mean(a['prediction'] == b['prediction']) > 0.99
 
 
 def test_state_is_split_over_fsdp():
   config = _config(data=2, fsdp=4)
-  mesh = mesh_lib.make_mesh(config)
-  model = unet.create_model(config)
-  optimizer = optimizer_lib.make_optimizer(config)
-  state = tiny.make_state(config, model, optimizer, mesh)
+  _, _, state = _create(config, mesh_lib.make_mesh(config))
   part = lambda x: x.addressable_shards[0].data.shape
   kernel = state.params['bottleneck']['conv2']['kernel']
   assert kernel.shape == (3, 3, 8, 8) and part(kernel) == (3, 3, 2, 8)
@@ -152,7 +142,7 @@ def test_batch_is_split_over_data_and_fsdp_and_its_rows_over_spatial():
   assert part(sent['weight']) == (2,)
   for name, value in batch.items():
     assert sent[name].dtype == value.dtype
-    np.testing.assert_array_equal(sent[name], value)
+    assert_array_equal(sent[name], value)
 
 
 @pytest.mark.parametrize(
@@ -169,224 +159,66 @@ def test_mesh_of_a_config(mesh, expected):
   assert dict(made.shape) == dict(zip(('data', 'fsdp', 'spatial'), expected))
 
 
-@pytest.mark.parametrize(
-  'sections,message',
-  [
-    (
-      {'mesh': {'data': 3}},
-      'mesh data=3, fsdp=1, spatial=1 does not fit 8 devices; their product '
-      'must be 8 (--config.mesh.data=-1 takes what the others leave)',
-    ),
-    (
-      {'mesh': {'fsdp': 3}},
-      'mesh data=-1, fsdp=3, spatial=1 does not fit 8 devices; their product '
-      'must be 8 (--config.mesh.data=-1 takes what the others leave)',
-    ),
-    (
-      {'mesh': {'spatial': 16}},
-      'mesh data=-1, fsdp=1, spatial=16 does not fit 8 devices; their product '
-      'must be 8 (--config.mesh.data=-1 takes what the others leave)',
-    ),
-    (
-      {'data': {'batch_size': 20}},
-      '--config.data.batch_size=20 is not divisible by 8 (devices along data '
-      'and fsdp, times optimizer.accumulate_steps); the nearest that are: 16 '
-      'or 24',
-    ),
-    (
-      {
-        'data': {'batch_size': 6},
-        'mesh': {'fsdp': 2, 'spatial': 2},
-        'optimizer': {'accumulate_steps': 3},
-      },
-      '--config.data.batch_size=6 is not divisible by 12 (devices along data '
-      'and fsdp, times optimizer.accumulate_steps); the nearest that are: 12',
-    ),
-    (
-      {'data': {'image_size': (10, 16)}, 'mesh': {'spatial': 2}},
-      '--config.mesh.spatial=2: at model.depth=1 each device needs a multiple '
-      'of 2 rows, data.image_size a height of 8 or 12',
-    ),
-    (
-      {'data': {'image_size': (18, 16)}, 'mesh': {'spatial': 4}},
-      '--config.mesh.spatial=4 does not divide the 18 rows of data.image_size',
-    ),
-  ],
-)
-def test_mesh_that_does_not_fit(sections, message):
-  with pytest.raises(errors.UserError) as e:
-    mesh_lib.make_mesh(tiny.make_config(**sections))
-  assert str(e.value) == message
+_REFUSED = """\
+mesh.data=3
+  mesh data=3, fsdp=1, spatial=1 does not fit 8 devices; their product must be 8
+  (--config.mesh.data=-1 takes what the others leave)
+mesh.fsdp=3
+  mesh data=-1, fsdp=3, spatial=1 does not fit 8 devices; their product must be
+  8 (--config.mesh.data=-1 takes what the others leave)
+mesh.spatial=16
+  mesh data=-1, fsdp=1, spatial=16 does not fit 8 devices; their product must be
+  8 (--config.mesh.data=-1 takes what the others leave)
+data.batch_size=20
+  --config.data.batch_size=20 is not divisible by 8 (devices along data and
+  fsdp, times optimizer.accumulate_steps); the nearest that are: 16 or 24
+data.batch_size=6 mesh.fsdp=2 mesh.spatial=2 optimizer.accumulate_steps=3
+  --config.data.batch_size=6 is not divisible by 12 (devices along data and
+  fsdp, times optimizer.accumulate_steps); the nearest that are: 12
+data.image_size=(10,16) mesh.spatial=2
+  --config.mesh.spatial=2: at model.depth=1 each device needs a multiple of 2
+  rows, data.image_size a height of 8 or 12
+data.image_size=(18,16) mesh.spatial=4
+  --config.mesh.spatial=4 does not divide the 18 rows of data.image_size
+"""
+
+
+@pytest.mark.parametrize('fields,message', refusals.cases(_REFUSED))
+def test_mesh_that_does_not_fit(fields, message):
+  config = tiny.make_config()
+  config.update_from_flattened_dict(refusals.parse_fields(fields))
+  assert refusals.message_of(mesh_lib.make_mesh, config) == message
 
 
 def test_images_are_not_split_between_processes(monkeypatch):
   monkeypatch.setattr(jax, 'local_device_count', lambda: 2)
-  with pytest.raises(errors.UserError) as e:
-    mesh_lib.make_mesh(_config(spatial=4))
-  assert str(e.value) == (
+  assert refusals.message_of(mesh_lib.make_mesh, _config(spatial=4)) == (
     '--config.mesh.spatial=4 must divide the 2 devices of one process'
   )
 
 
-_VARIABLES = (
-  'JAX_COORDINATOR_ADDRESS',
-  'JAX_NUM_PROCESSES',
-  'JAX_PROCESS_ID',
-  'SLURM_STEP_NUM_TASKS',
-  'SLURM_NTASKS',
-  'OMPI_COMM_WORLD_SIZE',
-  'TPU_ML_PLATFORM',
-  'TPU_SKIP_MDS_QUERY',
-  'TPU_PROCESS_ADDRESSES',
-  'TPU_WORKER_HOSTNAMES',
-  'MEGASCALE_NUM_SLICES',
-)
+_ALONE = """\
+predict network
+  --mode=predict runs in one process; start it on one machine, without
+  JAX_NUM_PROCESSES or srun, for each part of the images
+inspect network
+  --mode=inspect runs in one process; start it on one machine, without
+  JAX_NUM_PROCESSES or srun
+evaluate original
+  --config.eval.resolution=original runs in one process; start it without
+  JAX_NUM_PROCESSES or srun, or evaluate at the resolution of the network
+"""
+_TOGETHER = [('evaluate network', None), ('cross_validate network', None)]
 
 
-@pytest.fixture
-def environment(monkeypatch):
-  """A function that sets the variables of a cluster and clears the others."""
-  for name in _VARIABLES:
-    monkeypatch.delenv(name, raising=False)
-
-  def no_network(*unused, **unused_too):
-    raise AssertionError('asks the metadata server')
-
-  monkeypatch.setattr(urllib.request, 'urlopen', no_network)
-
-  def set_variables(**values):
-    for name, value in values.items():
-      assert name in _VARIABLES
-      monkeypatch.setenv(name, value)
-
-  return set_variables
-
-
-@pytest.mark.parametrize(
-  'variables,tasks',
-  [
-    ({}, 1),
-    ({'SLURM_STEP_NUM_TASKS': '3'}, 3),
-    ({'SLURM_STEP_NUM_TASKS': '1'}, 1),
-    # The batch script around the steps is one process.
-    ({'SLURM_NTASKS': '3'}, 1),
-    ({'OMPI_COMM_WORLD_SIZE': '4'}, 4),
-    ({'TPU_WORKER_HOSTNAMES': 'a,b'}, 1),
-    ({'TPU_ML_PLATFORM': 'JAX', 'TPU_WORKER_HOSTNAMES': 'a,b'}, 2),
-    ({'TPU_ML_PLATFORM': 'JAX', 'TPU_WORKER_HOSTNAMES': 'localhost'}, 1),
-    (
-      {
-        'TPU_ML_PLATFORM': 'JAX',
-        'TPU_WORKER_HOSTNAMES': 'a,b',
-        'TPU_PROCESS_ADDRESSES': 'a:1,a:2,b:1,b:2',
-      },
-      4,
-    ),
-    (
-      {
-        'TPU_ML_PLATFORM': 'JAX',
-        'TPU_WORKER_HOSTNAMES': 'a,b',
-        'MEGASCALE_NUM_SLICES': '3',
-      },
-      6,
-    ),
-    (
-      {
-        'TPU_ML_PLATFORM': 'JAX',
-        'TPU_WORKER_HOSTNAMES': 'a,b',
-        'TPU_SKIP_MDS_QUERY': '1',
-      },
-      1,
-    ),
-  ],
-)
-def test_number_of_processes(variables, tasks, environment):
-  environment(**variables)
-  assert processes._num_tasks() == tasks
-
-
-def test_number_of_tpu_hosts_from_the_metadata_server(environment, monkeypatch):
-  environment(TPU_ML_PLATFORM='JAX')
-  asked = []
-
-  def answer(request, timeout):
-    asked.append((request.full_url, dict(request.header_items()), timeout))
-    return io.BytesIO(b'u:0:10.0.0.1,u:1:10.0.0.2,u:2:10.0.0.3')
-
-  monkeypatch.setattr(urllib.request, 'urlopen', answer)
-  assert processes._num_tasks() == 3
-  ((url, headers, timeout),) = asked
-  assert url.endswith('/instance/attributes/worker-network-endpoints')
-  assert headers == {'Metadata-flavor': 'Google'} and timeout == 5
-
-  def nobody(request, timeout):
-    raise OSError('no route to host')
-
-  monkeypatch.setattr(urllib.request, 'urlopen', nobody)
-  assert processes._num_tasks() == 1
-
-
-@pytest.fixture
-def joined(monkeypatch):
-  """The calls of jax.distributed.initialize."""
-  calls = []
-  monkeypatch.setattr(
-    jax.distributed, 'initialize', lambda *a, **k: calls.append((a, k))
-  )
-  return calls
-
-
-def test_processes_are_joined_by_hand(environment, joined):
-  environment(
-    JAX_COORDINATOR_ADDRESS='host:1234',
-    JAX_NUM_PROCESSES='4',
-    JAX_PROCESS_ID='2',
-    SLURM_STEP_NUM_TASKS='9',
-  )
-  processes.initialize_distributed()
-  assert joined == [
-    (('host:1234', 4, 2), {'cluster_detection_method': 'deactivate'})
-  ]
-
-
-def test_processes_are_joined_by_the_cluster(environment, joined):
-  environment(SLURM_STEP_NUM_TASKS='2')
-  processes.initialize_distributed()
-  assert joined == [((), {})]
-
-
-def test_processes_are_joined_once(environment, joined, monkeypatch):
-  """A program may have several runs."""
-  environment(SLURM_STEP_NUM_TASKS='2')
-  monkeypatch.setattr(jax.distributed, 'is_initialized', lambda: True)
-  processes.initialize_distributed()
-  assert joined == []
-
-
-def test_single_process_joins_nobody(environment, joined):
-  environment()
-  processes.initialize_distributed()
-  assert joined == []
-
-
-@pytest.mark.parametrize(
-  'variables,what',
-  [
-    ({'JAX_NUM_PROCESSES': '2'}, "'JAX_PROCESS_ID'"),
-    (
-      {'JAX_NUM_PROCESSES': 'two', 'JAX_PROCESS_ID': '0'},
-      "invalid literal for int() with base 10: 'two'",
-    ),
-  ],
-)
-def test_variables_that_are_missing_or_wrong(
-  variables, what, environment, joined
-):
-  environment(JAX_COORDINATOR_ADDRESS='host:1234', **variables)
-  with pytest.raises(errors.UserError) as e:
-    processes.initialize_distributed()
-  assert str(e.value) == (
-    f'cannot join the other processes ({what}); set JAX_COORDINATOR_ADDRESS='
-    'HOST:PORT, JAX_NUM_PROCESSES=N and JAX_PROCESS_ID=0..N-1 in each'
-  )
-  assert not joined
+@pytest.mark.parametrize('run,message', refusals.cases(_ALONE) + _TOGETHER)
+def test_modes_of_one_process(run, message, monkeypatch):
+  mode, resolution = run.split()
+  config = tiny.make_config(eval={'resolution': resolution})
+  mesh_lib.check_processes(config, mode)
+  monkeypatch.setattr(jax, 'process_count', lambda: 2)
+  if message is None:
+    mesh_lib.check_processes(config, mode)
+  else:
+    found = refusals.message_of(mesh_lib.check_processes, config, mode)
+    assert found == message

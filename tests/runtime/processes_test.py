@@ -1,46 +1,140 @@
-"""Modes that run in one process only."""
+"""How processes are found and joined."""
+
+import io
+import urllib.request
 
 import jax
 import pytest
 
-from unet_jax.config import default
-from unet_jax.runtime import errors, mesh
+from tests.refusals import message_of
+from unet_jax.runtime import processes
 
-_ALONE = 'runs in one process; start it on one machine, without'
+_VARIABLES = (
+  'JAX_COORDINATOR_ADDRESS JAX_NUM_PROCESSES JAX_PROCESS_ID '
+  'SLURM_STEP_NUM_TASKS SLURM_NTASKS OMPI_COMM_WORLD_SIZE TPU_ML_PLATFORM '
+  'TPU_SKIP_MDS_QUERY TPU_PROCESS_ADDRESSES TPU_WORKER_HOSTNAMES '
+  'MEGASCALE_NUM_SLICES'
+).split()
+_HOSTS = 'TPU_ML_PLATFORM=JAX TPU_WORKER_HOSTNAMES='
+
+
+@pytest.fixture
+def environment(monkeypatch):
+  """Sets `NAME=value NAME=value` of a cluster; the other names are unset."""
+  for name in _VARIABLES:
+    monkeypatch.delenv(name, raising=False)
+
+  def no_network(*unused, **unused_too):
+    raise AssertionError('asks the metadata server')
+
+  monkeypatch.setattr(urllib.request, 'urlopen', no_network)
+
+  def set_variables(text):
+    for part in text.split():
+      name, _, value = part.partition('=')
+      assert name in _VARIABLES
+      monkeypatch.setenv(name, value)
+
+  return set_variables
 
 
 @pytest.mark.parametrize(
-  'mode,resolution,line',
+  'variables,tasks',
   [
-    (
-      'predict',
-      'network',
-      f'--mode=predict {_ALONE} JAX_NUM_PROCESSES or srun, for each part of '
-      'the images',
-    ),
-    (
-      'inspect',
-      'network',
-      f'--mode=inspect {_ALONE} JAX_NUM_PROCESSES or srun',
-    ),
-    (
-      'evaluate',
-      'original',
-      '--config.eval.resolution=original runs in one process; start it without '
-      'JAX_NUM_PROCESSES or srun, or evaluate at the resolution of the network',
-    ),
-    ('evaluate', 'network', None),
-    ('cross_validate', 'network', None),
+    ('', 1),
+    ('SLURM_STEP_NUM_TASKS=3', 3),
+    ('SLURM_STEP_NUM_TASKS=1', 1),
+    # The batch script around the steps is one process.
+    ('SLURM_NTASKS=3', 1),
+    ('OMPI_COMM_WORLD_SIZE=4', 4),
+    ('TPU_WORKER_HOSTNAMES=a,b', 1),
+    (f'{_HOSTS}a,b', 2),
+    (f'{_HOSTS}localhost', 1),
+    (f'{_HOSTS}a,b TPU_PROCESS_ADDRESSES=a:1,a:2,b:1,b:2', 4),
+    (f'{_HOSTS}a,b MEGASCALE_NUM_SLICES=3', 6),
+    (f'{_HOSTS}a,b TPU_SKIP_MDS_QUERY=1', 1),
   ],
 )
-def test_modes_of_one_process(mode, resolution, line, monkeypatch):
-  config = default.get_config()
-  config.eval.resolution = resolution
-  mesh.check_processes(config, mode)
-  monkeypatch.setattr(jax, 'process_count', lambda: 2)
-  if line is None:
-    mesh.check_processes(config, mode)
-    return
-  with pytest.raises(errors.UserError) as e:
-    mesh.check_processes(config, mode)
-  assert str(e.value) == line
+def test_number_of_processes(variables, tasks, environment):
+  environment(variables)
+  assert processes._num_tasks() == tasks
+
+
+def test_number_of_tpu_hosts_from_the_metadata_server(environment, monkeypatch):
+  environment('TPU_ML_PLATFORM=JAX')
+  asked = []
+
+  def answer(request, timeout):
+    asked.append((request.full_url, dict(request.header_items()), timeout))
+    return io.BytesIO(b'u:0:10.0.0.1,u:1:10.0.0.2,u:2:10.0.0.3')
+
+  monkeypatch.setattr(urllib.request, 'urlopen', answer)
+  assert processes._num_tasks() == 3
+  ((url, headers, timeout),) = asked
+  assert url.endswith('/instance/attributes/worker-network-endpoints')
+  assert headers == {'Metadata-flavor': 'Google'} and timeout == 5
+
+  def nobody(request, timeout):
+    raise OSError('no route to host')
+
+  monkeypatch.setattr(urllib.request, 'urlopen', nobody)
+  assert processes._num_tasks() == 1
+
+
+@pytest.fixture
+def joined(monkeypatch):
+  """The calls of jax.distributed.initialize."""
+  calls = []
+  monkeypatch.setattr(
+    jax.distributed, 'initialize', lambda *a, **k: calls.append((a, k))
+  )
+  return calls
+
+
+@pytest.mark.parametrize(
+  'variables,calls',
+  [
+    ('', []),
+    ('SLURM_STEP_NUM_TASKS=2', [((), {})]),
+    # By hand goes before the cluster.
+    (
+      'JAX_COORDINATOR_ADDRESS=host:1234 JAX_NUM_PROCESSES=4 JAX_PROCESS_ID=2 '
+      'SLURM_STEP_NUM_TASKS=9',
+      [(('host:1234', 4, 2), {'cluster_detection_method': 'deactivate'})],
+    ),
+  ],
+  ids=['alone', 'cluster', 'by hand'],
+)
+def test_processes_are_joined(variables, calls, environment, joined):
+  environment(variables)
+  processes.initialize_distributed()
+  assert joined == calls
+
+
+def test_processes_are_joined_once(environment, joined, monkeypatch):
+  """A program may have several runs."""
+  environment('SLURM_STEP_NUM_TASKS=2')
+  monkeypatch.setattr(jax.distributed, 'is_initialized', lambda: True)
+  processes.initialize_distributed()
+  assert joined == []
+
+
+@pytest.mark.parametrize(
+  'variables,what',
+  [
+    ('JAX_NUM_PROCESSES=2', "'JAX_PROCESS_ID'"),
+    (
+      'JAX_NUM_PROCESSES=two JAX_PROCESS_ID=0',
+      "invalid literal for int() with base 10: 'two'",
+    ),
+  ],
+)
+def test_variables_that_are_missing_or_wrong(
+  variables, what, environment, joined
+):
+  environment(f'JAX_COORDINATOR_ADDRESS=host:1234 {variables}')
+  assert message_of(processes.initialize_distributed) == (
+    f'cannot join the other processes ({what}); set JAX_COORDINATOR_ADDRESS='
+    'HOST:PORT, JAX_NUM_PROCESSES=N and JAX_PROCESS_ID=0..N-1 in each'
+  )
+  assert not joined

@@ -14,15 +14,9 @@ from unet_jax.runtime import whole_files
 
 def test_write_json_is_whole_or_not_at_all(tmp_path):
   path = tmp_path / 'eval.json'
-  whole_files.write_json(
-    str(path), {'step': 3, 'a': math.nan, 'b': math.inf, 'split': 'test'}
-  )
-  assert json.loads(path.read_text()) == {
-    'step': 3,
-    'a': None,
-    'b': None,
-    'split': 'test',
-  }
+  content = {'step': 3, 'a': math.nan, 'b': math.inf, 'split': 'test'}
+  whole_files.write_json(str(path), content)
+  assert json.loads(path.read_text()) == {**content, 'a': None, 'b': None}
   with pytest.raises(TypeError):
     whole_files.write_json(str(path), {'a': 1, 'b': object()})
   assert json.loads(path.read_text())['step'] == 3
@@ -35,15 +29,8 @@ def _read_csv(path):
 
 def test_csv_is_read_back_exactly(tmp_path):
   rng = np.random.default_rng(0)
-  names = [
-    'plain.png',
-    'a, b.png',
-    'say "x".png',
-    'two\nlines',
-    'cr\rhere',
-    ' ',
-  ]
-  names += ['猫.png', '=1+1', '', *(f'{i}.png' for i in range(300))]
+  names = ['plain.png', 'a, b.png', 'say "x".png', 'two\nlines', 'cr\rhere']
+  names += [' ', '猫.png', '=1+1', '', *(f'{i}.png' for i in range(300))]
   rows = [
     {'image': name, 'miou': rng.uniform(), 'iou/a,"b"': rng.uniform() ** 99}
     for name in names
@@ -79,8 +66,7 @@ def test_csv_of_names_that_are_no_unicode(tmp_path):
   path = tmp_path / 'eval.csv'
   whole_files.write_csv(str(path), [{'image': n} for n in names])
   assert [row['image'] for row in _read_csv(path)] == [
-    r'caf\udce9,1.png',
-    'b.png',
+    *(r'caf\udce9,1.png', 'b.png')
   ]
 
 

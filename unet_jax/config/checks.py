@@ -379,7 +379,6 @@ def validate(config: ml_collections.ConfigDict, mode: str = 'train') -> None:
   """Raises UserError, one line, for the first field that cannot be used.
 
   Args:
-    config: any.
     mode: what is to be done with it: a value of --mode, or `load`.
   """
   for table in _TABLES:

@@ -32,9 +32,6 @@ def check_python(version: tuple[int, ...] = sys.version_info[:2]) -> None:
 def resolved(arguments: Sequence[str]) -> list[str]:
   """Checks what --config and --config.* name, before they are parsed.
 
-  Args:
-    arguments: of the command line, without the program's name.
-
   Returns:
     The arguments; a `--config=configs/NAME.py` that is not in the current
     folder is the recipe of that name.

@@ -28,7 +28,6 @@ def output_size(size: tuple[int, ...], model: Structure) -> tuple[int, ...]:
 
   Args:
     size: height and width of the image (depth, height, width of a volume).
-    model: see `Structure`.
 
   Raises:
     UserError: the size does not fit; the message names the nearest that do.

@@ -83,7 +83,6 @@ def read(
   """Returns the config of a workdir's run; None without one.
 
   Args:
-    workdir: of the run.
     overrides: {'section.field': value} that are set in it.
   """
   path = pathlib.Path(workdir, 'config.json')

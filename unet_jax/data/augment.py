@@ -3,8 +3,10 @@
 A transform is a frozen dataclass called as `transform(key, batch)`. A batch is
 a dict of `image` [B, H, W, C], `mask` uint8 [B, H, W] and, where the loss has
 one, `weight_map` float16 [B, H, W]; the same entries come back in the same
-shapes. Each image's draws depend on `key` and on its place in the batch alone,
-however the batch is split over devices.
+shapes. Each image is changed or not, with `probability`, 0 to 1; its draws
+depend on `key` and on its place in the batch alone, however the batch is split
+over devices. The fields of a transform are those of its section of `augment` in
+config/default.py, which gives their units.
 
 The order is: flips and turns, which only move pixels; `Resample`, which is
 affine, crop and elastic deformation in one interpolation (both in
@@ -103,8 +105,7 @@ def noise(image: Array, amount: Array, key: Array) -> Array:
 class Blur:
   """Blurs with a Gaussian; called like `brightness`, with sigma in pixels.
 
-  Attributes:
-    radius: of the kernel, in pixels; the border is mirrored.
+  The kernel's radius is in pixels; the border is mirrored.
   """
 
   radius: int
@@ -135,7 +136,6 @@ class Photometric:
   Attributes:
     change: called with image float32 [B, H, W, C], amount float32 [B, 1, 1, 1]
       (of volumes an axis more) and a key; returns the new image.
-    probability: 0 to 1, drawn for each image.
     range: of the amount, drawn for each image.
     log: draws the amount evenly on a log scale.
   """
@@ -160,13 +160,8 @@ class Photometric:
 class Cutout:
   """Covers a square (DeVries and Taylor 2017, https://arxiv.org/abs/1708.04552).
 
-  Its centre may be any pixel, so that a part of it may lie outside.
-
-  Attributes:
-    probability: 0 to 1, drawn for each image.
-    range: of the square's side, as a share of the shorter edge.
-    fill: values of the channels, 0 to 255.
-    mask: `keep`, or `ignore`: 255 under the square.
+  Its centre may be any pixel, so that a part of it may lie outside. It is
+  filled with one value for each channel, 0 to 255.
   """
 
   probability: float
@@ -221,10 +216,7 @@ def make_augmentation(config: ml_collections.ConfigDict) -> Augmentation:
   if affine or elastic:
     # Not moved first: compilers would do so again for each pixel looked up.
     resample = geometry.Resample(
-      moves + affine,
-      elastic[0] if elastic else None,
-      a.interpolation,
-      a.border,
+      moves + affine, elastic[0] if elastic else None, a.interpolation, a.border
     )
     moves = (resample,)
   # Beyond three sigma there is 0.3 % of a Gaussian.

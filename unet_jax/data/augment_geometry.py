@@ -1,4 +1,4 @@
-"""Flips, turns and resampling of a batch on the device."""
+"""Flips, turns and resampling of a batch on the device; see augment.py."""
 
 import dataclasses
 import math
@@ -61,7 +61,6 @@ class Map(Protocol):
     """Maps (row, column, 1) from the result's centre to the image's centre.
 
     Args:
-      key: of the draws.
       count: B.
       size: height and width, in pixels.
 
@@ -77,7 +76,6 @@ class Flip:
   Attributes:
     axis: of the batch; of images, 1 turns rows (vertical), 2 columns
       (horizontal).
-    probability: 0 to 1, drawn for each image.
   """
 
   axis: int
@@ -101,11 +99,7 @@ class Flip:
 
 @dataclasses.dataclass(frozen=True)
 class Turn:
-  """Turns square images by 90, 180 or 270 degrees, each as often.
-
-  Attributes:
-    probability: of a turn, 0 to 1, drawn for each image.
-  """
+  """Turns square images by 90, 180 or 270 degrees, each as often."""
 
   probability: float
 
@@ -137,13 +131,7 @@ class Turn:
 class Affine:
   """Shears, scales, turns and moves an image, in this order, about its centre.
 
-  Attributes:
-    probability: 0 to 1, drawn for each image.
-    rotation: degrees, counter-clockwise.
-    scale: factor of both sides, drawn evenly on a log scale.
-    shear: degrees by which columns lean; rows stay rows.
-    translation: shares of the height (down) and the width (right), one drawn
-      for each.
+  Rows stay rows when it is sheared; it is moved down and right.
   """
 
   probability: float
@@ -173,12 +161,6 @@ class Crop:
 
   As in Szegedy et al. (2015), https://arxiv.org/abs/1409.4842, section 6, with
   sides cut to those of the image.
-
-  Attributes:
-    probability: 0 to 1, drawn for each image.
-    area: share of the image's area.
-    aspect: of the window's width to height, over the image's; drawn evenly on
-      a log scale.
   """
 
   probability: float
@@ -216,11 +198,7 @@ class Elastic:
 
   https://arxiv.org/abs/1505.04597: displacements at the nodes of a coarse grid
   are Gaussian, those of the pixels between them are interpolated bicubically.
-
-  Attributes:
-    probability: 0 to 1, drawn for each image.
-    grid: nodes along each axis.
-    sigma: standard deviation of both components, in pixels of the result.
+  The deviation `sigma`, of both components, is in pixels of the result.
   """
 
   probability: float
@@ -349,11 +327,7 @@ def resample(
 class Resample:
   """Flips, turns, affine, crop, then elastic deformation, interpolated once.
 
-  Attributes:
-    maps: in the order in which they are applied.
-    elastic: or None.
-    interpolation: see `resample`.
-    border: see `resample`.
+  The maps are in the order in which they are applied.
   """
 
   maps: tuple[Map, ...] = ()

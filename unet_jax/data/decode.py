@@ -70,9 +70,7 @@ def _decode_plain(image: ImageFile.ImageFile, data: bytes) -> np.ndarray | None:
   a pixel of RGB and copies them twice, and its PNG filters are slower. Pillow
   also judges files that OpenCV refuses.
 
-  Args:
-    image: opened by Pillow, not loaded: headers are sound.
-    data: the bytes that it was opened from.
+  Pillow has opened the image and not loaded it: its headers are sound.
   """
   if image.mode not in ('L', 'RGB'):
     return None
@@ -181,13 +179,8 @@ def decode_image(
   """Returns an image file as uint8 [H, W, num_channels].
 
   Palettes are looked up, alpha is dropped, grey and RGB become one another;
-  other depths than 8 bit are scaled by `intensity`.
-
-  Args:
-    data: the file's bytes.
-    name: for messages.
-    num_channels: 1 (grey, ITU-R 601) or 3 (RGB).
-    intensity: data.intensity.
+  other depths than 8 bit are scaled by `intensity`. One channel is grey (ITU-R
+  601), three are RGB.
 
   Raises:
     DecodeError: no decoder can read it.
@@ -213,9 +206,7 @@ def convert_array(
   Args:
     array: integers or floats, grey [H, W] or [H, W, 1], or RGB [H, W, 3], of an
       image or some of its rows.
-    name: as for `decode_image`, like num_channels and intensity.
-    num_channels: see name.
-    intensity: see name.
+    name, num_channels, intensity: as for `decode_image`.
     limits: lowest and highest value of the whole image, where `array` is only
       rows of it.
 
@@ -249,10 +240,6 @@ def decode_mask(data: bytes, name: str) -> np.ndarray:
 
   Palette files give their indices, since these are the classes; an RGB file
   whose channels are equal gives one of them.
-
-  Args:
-    data: the file's bytes.
-    name: for messages.
 
   Raises:
     DecodeError: no decoder can read it.

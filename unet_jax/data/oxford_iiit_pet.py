@@ -135,9 +135,7 @@ class Builder(upstream.Builder, skip_registration=True):  # type: ignore[call-ar
   pkg_dir_path = upstream.Builder.code_path.parent
 
   def _make_download_manager(
-    self,
-    download_dir: str,
-    download_config: tfds.download.DownloadConfig,
+    self, download_dir: str, download_config: tfds.download.DownloadConfig
   ) -> '_LocalArchives | _Downloads':
     del download_dir
     if download_config.manual_dir:

@@ -59,7 +59,6 @@ def prepare(config: ml_collections.ConfigDict, split: str) -> prepared.Dataset:
   """Returns the dataset of a split, building it where it is not cached.
 
   Args:
-    config: of the run.
     split: named as in data.train_split; the result's `split` is its name in
       the source, where this is `auto`.
 
@@ -80,7 +79,7 @@ def prepare_source(
     return prepared.OnTheFly(source, config.data, make_weights)
   if config.data.cache == 'memory':
     arrays = _memory_arrays(len(source), config)
-    skipped, about = _fill(source, config, make_weights, arrays)
+    skipped, about = _fill(source, config, arrays)
     kept = _kept(len(source), skipped)
     return _checked(prepared.Prepared(split, arrays, kept, *about), skipped)
   if isinstance(source, sources.Subset):
@@ -92,7 +91,7 @@ def prepare_source(
     folder.mkdir(parents=True, exist_ok=True)
     with locks.lock(path.with_suffix('.lock'), f'preparing {source.split}'):
       if not path.exists():
-        _build(source, config, make_weights, path)
+        _build(source, config, path)
   except OSError as e:
     raise errors.UserError(
       f'{path}: cannot keep the prepared arrays there '
@@ -160,10 +159,7 @@ def cache_key(
 
 
 def _build(
-  source: examples.Source,
-  config: ml_collections.ConfigDict,
-  make_weights: weight_map.WeightMap | None,
-  path: pathlib.Path,
+  source: examples.Source, config: ml_collections.ConfigDict, path: pathlib.Path
 ) -> None:
   """Builds the arrays beside `path` and renames them; the lock is held."""
   for leftover in path.parent.glob(path.name + '.tmp-*'):
@@ -173,7 +169,7 @@ def _build(
   )
   try:
     arrays = _disk_arrays(len(source), config, temporary)
-    skipped, (stats, pixels) = _fill(source, config, make_weights, arrays)
+    skipped, (stats, pixels) = _fill(source, config, arrays)
     for array in arrays.values():
       if isinstance(array, np.memmap):
         array.flush()
@@ -241,7 +237,6 @@ def _checked(
 def _fill(
   source: examples.Source,
   config: ml_collections.ConfigDict,
-  make_weights: weight_map.WeightMap | None,
   arrays: dict[str, Any],
 ) -> tuple[list[dict], tuple[prepared.Stats, prepared.ClassPixels | None]]:
   """Prepares every example into its row.
@@ -252,6 +247,7 @@ def _fill(
   """
   skipped: list[dict] = []
   found: dict[int, dict] = {}
+  make_weights = weight_map.make_weight_map(config)
   # Pixels are sampled by these, so that all kinds of cache hold the same.
   rows = np.arange(len(source))
   if isinstance(source, sources.Subset):
@@ -272,14 +268,16 @@ def _fill(
       row, example['name'], int(rows[index]), config
     )
 
-  workers = prepared.num_workers(config)
-  _in_threads(work, len(source), workers, f'preparing {source.split}')
+  in_threads(work, len(source), config, f'preparing {source.split}')
   about = prepared.collect([found[index] for index in sorted(found)], config)
   return sorted(skipped, key=lambda s: s['index']), about
 
 
-def _in_threads(
-  work: Callable[[int], None], count: int, workers: int, description: str
+def in_threads(
+  work: Callable[[int], None],
+  count: int,
+  config: ml_collections.ConfigDict,
+  description: str,
 ) -> None:
   """Calls work(0) to work(count - 1), with a bar; raises the first error."""
   stop = threading.Event()
@@ -291,13 +289,12 @@ def _in_threads(
     return len(indices)
 
   _log.info('%s: %d examples', description, count)
-  indices = range(count)
-  chunks = [indices[i : i + _CHUNK] for i in range(0, count, _CHUNK)]
+  indices, workers = range(count), prepared.num_workers(config)
+  # Of a few large images, each thread gets some.
+  size = min(_CHUNK, max(count // workers, 1))
+  chunks = [indices[i : i + size] for i in range(0, count, size)]
   bar = tqdm.tqdm(
-    total=count,
-    desc=description,
-    unit='image',
-    disable=not sys.stderr.isatty(),
+    total=count, desc=description, unit='image', disable=not sys.stderr.isatty()
   )
   with bar, concurrent.futures.ThreadPoolExecutor(workers) as pool:
     try:

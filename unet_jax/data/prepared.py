@@ -97,10 +97,7 @@ def prepare_example(
     UserError: sizes differ, or a mask value is not in the table.
   """
   image, mask = resize.resize_pair(
-    example['image'],
-    original_mask(example, data),
-    data.image_size,
-    data.resize,
+    example['image'], original_mask(example, data), data.image_size, data.resize
   )
   result = {'image': image, 'mask': mask}
   if make_weights is not None:
@@ -158,7 +155,6 @@ class ClassPixels:
     points: int32 [M, 2]: rows and columns, by image and then by class.
     starts: int64 [N * C + 1]: those of class c in image i are
       `points[starts[i * C + c] : starts[i * C + c + 1]]`.
-    num_classes: C.
   """
 
   points: np.ndarray
@@ -220,14 +216,9 @@ class Dataset(Protocol):
   have `pixels`.
   """
 
-  @property
-  def split(self) -> str: ...
-
-  @property
-  def stats(self) -> Stats | None: ...
-
-  @property
-  def pixels(self) -> ClassPixels | None: ...
+  split: str
+  stats: Stats | None
+  pixels: ClassPixels | None
 
   def __len__(self) -> int: ...
 
@@ -237,7 +228,7 @@ class Dataset(Protocol):
     """Returns examples of one size, stacked: [B, H, W, ...]."""
 
 
-class OnTheFly:
+class OnTheFly(Dataset):
   """A dataset that decodes at each access."""
 
   stats = pixels = None
@@ -262,17 +253,18 @@ class OnTheFly:
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
-class Prepared:
+class Prepared(Dataset):
   """A dataset in arrays (in memory, or memory-mapped).
 
   Args:
-    split: its name.
     arrays: {'image', 'mask'[, 'weight_map']}: each an array or a list of
       arrays, by row; none is read before it is used.
     kept: the rows that were decoded: all unless data.on_error is `skip`.
     stats: of the rows that were decoded.
     pixels: of their classes; None unless data.resize is `patch`.
   """
+
+  stats: Stats
 
   def __init__(
     self,

@@ -77,11 +77,8 @@ class ArrayRaster(Raster):
   ):
     """Converts the array as a file's pixels would be.
 
-    Args:
-      array: grey [H, W] or [H, W, 1], or RGB [H, W, 3]; other types than uint8
-        are scaled by data.intensity.
-      data: the section `data` of the config.
-      name: for messages.
+    It is grey [H, W] or [H, W, 1], or RGB [H, W, 3]; other types than uint8 are
+    scaled by data.intensity.
 
     Raises:
       UserError: another shape, or values that cannot be scaled.
@@ -115,10 +112,7 @@ class TiffRaster(Raster):
   ):
     """Reads the whole image once where its range of values must be known.
 
-    Args:
-      tiff: opened; closed by `close`, and here on an error.
-      path: of the file.
-      data: the section `data` of the config.
+    The opened file is closed by `close`, and here on an error.
     """
     page = tiff.pages.first
     self.size = (page.imagelength, page.imagewidth)
@@ -278,10 +272,6 @@ def open_image(
   path: str | os.PathLike, data: ml_collections.ConfigDict
 ) -> Raster:
   """Opens an image file; only TIFF in tiles or strips is not read whole.
-
-  Args:
-    path: of the file.
-    data: the section `data` of the config.
 
   Raises:
     DecodeError: it cannot be read.

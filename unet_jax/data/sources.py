@@ -64,7 +64,6 @@ def make_source(
   """Returns the examples of a split.
 
   Args:
-    config: of the run.
     split: named as in data.train_split. With data.num_folds each fold i is
       `fold_i`, `auto` is the fold data.fold, and data.train_split the rest.
     problems: collects mistakes in files as a whole, which are then skipped;

@@ -1,7 +1,6 @@
 """Examples of TensorFlow Datasets (TFDS), read without TensorFlow."""
 
 import os
-from collections.abc import Collection
 from typing import Any
 
 import ml_collections
@@ -34,7 +33,13 @@ class TfdsSource:
     else:
       builder = _prepare_tfds(config)
     if split == 'auto':
-      split = _first_of(('val', 'validation', 'test'), builder.info.splits)
+      known, splits = ('val', 'validation', 'test'), builder.info.splits
+      split = next((name for name in known if name in splits), '')
+      if not split:
+        raise errors.UserError(
+          f'data.eval_split=auto finds none of {", ".join(known)} among the '
+          f'splits {", ".join(splits)}; name one with --config.data.eval_split'
+        )
     self.split = split
     features = builder.info.features
     keys = [data.image_key, data.mask_key]
@@ -105,13 +110,3 @@ def _prepare_tfds(config: ml_collections.ConfigDict) -> Any:
       f'{fields.nearest(data.name, tfds.list_builders())}'
     ) from e
   return builder
-
-
-def _first_of(names: Collection[str], available: Collection[str]) -> str:
-  for name in names:
-    if name in available:
-      return name
-  raise errors.UserError(
-    f'data.eval_split=auto finds none of {", ".join(names)} among the splits '
-    f'{", ".join(available)}; name one with --config.data.eval_split'
-  )

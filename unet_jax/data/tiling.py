@@ -99,7 +99,6 @@ def make_layout(
   """Returns the layout to predict with.
 
   Args:
-    model: the network.
     window: height and width of its input.
     overlap: the share of a window that the next one covers too; not used with
       `valid` padding, whose windows overlap by the margins of their outputs.
@@ -171,7 +170,6 @@ class Canvas:
   """Puts outputs together; flushes rows that no later output reaches.
 
   Args:
-    layout: of the outputs.
     size: height and width of the image.
     write: called with its rows, float32 [h, W, K], from top to bottom.
   """

@@ -86,12 +86,8 @@ def make_weight_map(config: ml_collections.ConfigDict) -> WeightMap | None:
 def class_balance(mask: np.ndarray) -> np.ndarray:
   """Returns w_c: the inverse frequency of each pixel's class in the mask.
 
-  Args:
-    mask: uint8 [H, W]; 255 is ignored.
-
-  Returns:
-    float32 [H, W] of mean 1 over the pixels that are not ignored, with the same
-    sum for each class that occurs.
+  The mask is uint8 [H, W], 255 is ignored. The result is float32 [H, W], with
+  mean 1 over the other pixels and the same sum for each class that occurs.
   """
   counts = np.bincount(mask.ravel(), minlength=256)
   counts[fields.IGNORE_LABEL] = 0
@@ -107,11 +103,8 @@ def connected_instances(mask: np.ndarray) -> np.ndarray:
   Pixels are connected to their four neighbours: diagonal neighbours alone are
   two instances with a border between them. So are touching classes.
 
-  Args:
-    mask: uint8 [H, W]; 255 is ignored and no instance.
-
   Returns:
-    integers [H, W]: 0 for none, else from 1.
+    integers [H, W] from 1; 0 for none and where the mask is ignored (255).
   """
   from skimage import measure  # Slow to import, and rarely needed.
 

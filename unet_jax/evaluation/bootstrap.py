@@ -27,11 +27,9 @@ def bootstrap(
 
   Args:
     confusion: integers [N, C, C], one matrix per image, N at least 1.
-    names: of the C classes.
     foreground: names of classes that are also scored as one, see
       `confusion.scores`.
     resamples: how often the images are drawn; 0 gives no intervals.
-    seed: of the draws.
 
   Returns:
     (low, high) of `dataset_miou`, `dataset_mdice`, `image_miou`,
@@ -41,39 +39,27 @@ def bootstrap(
   if not resamples:
     return {}
   confusion = np.asarray(confusion, np.int64)
-  totals, image_miou = _draws(confusion, resamples, seed)
+  count = len(confusion)
+  miou = confusion_lib.nanmean(confusion_lib.iou_and_dice(confusion)[0], 1)
+  has_score = np.isfinite(miou)
+  # Of an image its counts, its mean IoU or 0, and whether it has one.
+  of_images = np.column_stack(
+    [confusion.reshape(count, -1), np.where(has_score, miou, 0), has_score]
+  )
+  rng = np.random.default_rng(seed)
+  sums = np.concatenate(list(resample(of_images, resamples, rng)))
+  totals = sums[:, :-2].reshape(-1, *confusion.shape[1:])
   scored, iou, dice = confusion_lib.class_scores(totals, names, foreground)
   values = {
     'dataset_miou': confusion_lib.nanmean(iou[:, : len(names)], 1),
     'dataset_mdice': confusion_lib.nanmean(dice[:, : len(names)], 1),
-    'image_miou': image_miou,
+    'image_miou': confusion_lib.ratio(sums[:, -2], sums[:, -1]),
     'pixel_accuracy': confusion_lib.ratio(
       np.trace(totals, axis1=1, axis2=2), totals.sum((1, 2))
     ),
     **{f'dataset_iou/{name}': iou[:, c] for c, name in enumerate(scored)},
   }
   return {name: _percentiles(v) for name, v in values.items()}
-
-
-def _draws(
-  confusion: np.ndarray, resamples: int, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-  """Draws the images `resamples` (R) times.
-
-  Returns:
-    The summed counts, float64 [R, C, C], exact up to 2**53; and the mean of the
-    images' own mean IoU, float64 [R].
-  """
-  count = len(confusion)
-  miou = confusion_lib.nanmean(confusion_lib.iou_and_dice(confusion)[0], 1)
-  scored = np.isfinite(miou)
-  of_images = np.column_stack(
-    [confusion.reshape(count, -1), np.where(scored, miou, 0), scored]
-  )
-  rng = np.random.default_rng(seed)
-  sums = np.concatenate(list(resample(of_images, resamples, rng)))
-  totals = sums[:, :-2].reshape(-1, *confusion.shape[1:])
-  return totals, confusion_lib.ratio(sums[:, -2], sums[:, -1])
 
 
 def resample(
@@ -84,7 +70,6 @@ def resample(
   Args:
     of_images: numbers [N, F] of N images.
     resamples: how often, R.
-    rng: draws them.
 
   Yields:
     Sums over the images of each draw, float64 [r, F], a part of the R draws at

@@ -44,7 +44,6 @@ def measure(
   Args:
     mask: uint8 [H, W]; values that are no class are ignored.
     prediction: uint8 [H, W], of classes.
-    num_classes: C.
     boundary_ratio: see `boundary_distance`.
     tolerance: in pixels, of NSD.
 
@@ -85,12 +84,8 @@ def boundary_region(binary: np.ndarray, distance: int) -> np.ndarray:
   As in the authors' implementation, these are the pixels that `distance`
   erosions by 3x3 pixels remove; beyond the image's border there is no object.
 
-  Args:
-    binary: uint8 [H, W] of 0 and 1.
-    distance: at least 1, in pixels.
-
-  Returns:
-    uint8 [H, W] of 0 and 1.
+  The object and the result are uint8 [H, W] of 0 and 1; the distance, in
+  pixels, is at least 1.
   """
   return binary - _erode(binary, _SQUARE, distance)
 
@@ -109,10 +104,7 @@ def surface_distances(
   """Returns the distance of each edge pixel to the nearest of the other.
 
   Edges are the pixels of an object that have one of their four neighbours
-  outside of it, or of the image.
-
-  Args:
-    truth, found: uint8 [H, W] of 0 and 1.
+  outside of it, or of the image. Both images are uint8 [H, W] of 0 and 1.
 
   Returns:
     float64 [P] from the edge pixels of `truth` to `found`, and [Q] from those
@@ -148,7 +140,6 @@ def band(mask: np.ndarray, num_classes: int, width: float) -> np.ndarray:
   Args:
     mask: uint8 [H, W]; values that are no class are ignored, and their edges
       are no outlines.
-    num_classes: C.
     width: of the band on either side of an outline, in pixels: the largest
       distance between the centres of the pixel and of one of another class.
 

@@ -80,12 +80,7 @@ def iou_and_dice(confusion: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def merge_foreground(
   confusion: np.ndarray, foreground: Sequence[int]
 ) -> np.ndarray:
-  """Joins classes: [..., C, C] to [..., 2, 2], index 1 is the foreground.
-
-  Args:
-    confusion: counts.
-    foreground: indices of the classes that are joined.
-  """
+  """Joins classes by index: [..., C, C] to [..., 2, 2]; 1 is the foreground."""
   groups = np.zeros((2, confusion.shape[-1]), confusion.dtype)
   groups[0] = 1
   groups[:, list(foreground)] = [[0], [1]]
@@ -101,7 +96,6 @@ def class_scores(
 
   Args:
     confusion: integers [..., C, C].
-    names: of the C classes.
     foreground: names of the classes to join, or ().
 
   Returns:
@@ -136,7 +130,6 @@ def scores(
 
   Args:
     confusion: integers [N, C, C], one matrix per image.
-    names: of the C classes.
     foreground: names of classes that together are scored as one, against the
       rest, under the name 'a+b'.
 
@@ -148,7 +141,7 @@ def scores(
   """
   confusion = np.asarray(confusion, np.int64)
   total = confusion.sum(0)
-  result = {'pixel_accuracy': ratio(np.trace(total), total.sum())}
+  result = {}
   for reduction, counts in (('dataset', total[None]), ('image', confusion)):
     scored, iou, dice = class_scores(counts, names, foreground)
     for score, values in (('iou', iou), ('dice', dice)):
@@ -156,17 +149,14 @@ def scores(
       result[f'{reduction}_m{score}'] = nanmean(nanmean(of_classes, 1))
       for name, value in zip(scored, nanmean(values, 0)):
         result[f'{reduction}_{score}/{name}'] = value
+  result['pixel_accuracy'] = ratio(np.trace(total), total.sum())
   return {name: float(value) for name, value in result.items()}
 
 
 def further_scores(
   confusion: np.ndarray, names: tuple[str, ...]
 ) -> dict[str, float]:
-  """Returns scores of a split that are only worth a full evaluation.
-
-  Args:
-    confusion: integers [N, C, C], one matrix per image.
-    names: of the C classes.
+  """Returns scores that are only worth a full evaluation, of counts [N, C, C].
 
   Returns:
     {'dataset_precision/NAME' (NaN for a class that is never predicted),
@@ -194,13 +184,8 @@ def confusion_of_image(
 ) -> np.ndarray:
   """Counts as `confusion_counts` does, on the host and for one image.
 
-  Args:
-    mask: uint8 [H, W]; values that are no class count nowhere.
-    prediction: uint8 [H, W], of classes.
-    num_classes: C.
-
-  Returns:
-    int64 [C, C].
+  Mask and prediction are uint8 [H, W], the counts int64 [C, C]; values of the
+  mask that are no class count nowhere.
   """
   counts = np.zeros(num_classes**2, np.int64)
   for rows in probabilities.row_bands(mask.shape):

@@ -30,11 +30,6 @@ class Evaluator:
   """Evaluates the variables of one model on one prepared set.
 
   Args:
-    config: of the run.
-    model: see `unet.create_model`.
-    dataset: see prepare.py.
-    mesh: where it runs.
-    ensemble: of views and of several networks.
     returns_logits: whether `run` can return them; in one process only.
 
   Attributes:
@@ -51,6 +46,7 @@ class Evaluator:
     returns_logits: bool = False,
   ):
     self._config, self._dataset, self._mesh = config, dataset, mesh
+    self.split, self.num_examples = dataset.split, len(dataset)
     self._loss_spec = losses.make_spec(config)
     self.seconds_waiting = 0.0
     # Per-example entries passed through eval_step.
@@ -150,12 +146,14 @@ class Evaluator:
     real = rows['weight'] > 0
     per_image = rows['confusion'][real]
     if 'example' in rows:
-      per_image = _sum_tiles(per_image, rows['example'][real])
+      # The counts of an image are those of its tiles.
+      images, of_tiles = np.unique(rows['example'][real], return_inverse=True)
+      whole = np.zeros((len(images), *per_image.shape[1:]), np.int64)
+      np.add.at(whole, of_tiles, per_image)
+      per_image = whole
     assert len(per_image) == len(self._dataset), 'an example was lost'
     metrics = confusion_lib.scores(
-      per_image,
-      fields.class_names(self._config),
-      self._config.eval.foreground,
+      per_image, fields.class_names(self._config), self._config.eval.foreground
     )
     totals, counts = (
       {
@@ -169,14 +167,6 @@ class Evaluator:
     )
     return metrics, per_image.sum(0, dtype=np.int64)
 
-  @property
-  def split(self) -> str:
-    return self._dataset.split
-
-  @property
-  def num_examples(self) -> int:
-    return len(self._dataset)
-
   def _examples(
     self, batch: dict[str, jax.Array], prediction: jax.Array
   ) -> list[dict[str, np.ndarray]]:
@@ -189,19 +179,3 @@ class Evaluator:
     )
     real = np.flatnonzero(whole.pop('weight'))[:count]
     return [{k: np.asarray(v[i]) for k, v in whole.items()} for i in real]
-
-
-def _sum_tiles(confusion: np.ndarray, examples: np.ndarray) -> np.ndarray:
-  """Adds the counts of each image's tiles.
-
-  Args:
-    confusion: int32 [T, C, C].
-    examples: int32 [T]: the indices of the images.
-
-  Returns:
-    int64 [N, C, C] of the images that have tiles, in order.
-  """
-  images, rows = np.unique(examples, return_inverse=True)
-  result = np.zeros((len(images), *confusion.shape[1:]), np.int64)
-  np.add.at(result, rows, confusion)
-  return result

@@ -13,6 +13,7 @@ import ml_collections
 import numpy as np
 
 from unet_jax.config import fields, saved
+from unet_jax.reports import text_table
 from unet_jax.runtime import whole_files
 
 _log = logging.getLogger(__name__)
@@ -31,6 +32,11 @@ def scored_names(metrics: Iterable[str], names: tuple[str, ...]) -> list[str]:
   return [*names, *(name for name in scored if name not in names)]
 
 
+def shown(value: float | None) -> str:
+  """Returns a score for a table; '-' where there is none."""
+  return '-' if value is None or value != value else f'{value:.4f}'
+
+
 def format_table(
   metrics: dict[str, float],
   names: tuple[str, ...],
@@ -40,23 +46,15 @@ def format_table(
 
   Args:
     metrics: `eval/...`, see `confusion.scores`.
-    names: of the classes.
     intervals: of confidence, by names without `eval/`.
   """
   reductions = ('dataset_iou', 'image_iou', 'dataset_dice', 'image_dice')
-  scored = scored_names(metrics, names)
-  width = max(len(n) for n in (*scored, 'mean'))
-  lines = [' ' * width + ''.join(f'{r:>14}' for r in reductions)]
-
-  def row(name: str, keys: list[str]) -> None:
-    cells = [metrics.get(k) for k in keys]
-    shown = ['-' if v is None or v != v else f'{v:.4f}' for v in cells]
-    lines.append(f'{name:<{width}}' + ''.join(f'{s:>14}' for s in shown))
-
-  for name in scored:
-    row(name, [f'eval/{r}/{name}' for r in reductions])
-  means = [r.replace('_', '_m') for r in reductions]
-  row('mean', [f'eval/{m}' for m in means])
+  cells = lambda keys: [shown(metrics.get(f'eval/{key}')) for key in keys]
+  rows = [['', *reductions]]
+  for name in scored_names(metrics, names):
+    rows.append([name, *cells(f'{r}/{name}' for r in reductions)])
+  rows.append(['mean', *cells(r.replace('_', '_m') for r in reductions)])
+  lines = text_table.aligned(rows, width=12)
   last = f'pixel accuracy {metrics["eval/pixel_accuracy"]:.4f}'
   if 'eval/loss' in metrics:
     last += f', loss {metrics["eval/loss"]:.4f}'
@@ -72,27 +70,18 @@ def format_table(
 def write(
   workdir: str,
   config: ml_collections.ConfigDict,
-  metrics: dict[str, float],
+  metrics: dict[str, Any],
   confusion: np.ndarray,
   examples: list[dict[str, np.ndarray]],
   **about: Any,
 ) -> None:
-  """Writes eval.json and the plot of predictions."""
+  """Writes eval.json and, if there are examples, the plot of predictions."""
   if jax.process_index():
     return
   whole_files.write_json(
     os.path.join(workdir, 'eval.json'),
     {**about, **metrics, 'confusion': confusion.tolist()},
   )
-  _draw_examples(workdir, config, examples)
-
-
-def _draw_examples(
-  workdir: str,
-  config: ml_collections.ConfigDict,
-  examples: list[dict[str, np.ndarray]],
-) -> None:
-  """Draws figures/predictions.png, if there are examples."""
   if not examples:
     return
   from unet_jax.reports import plots  # matplotlib is slow to import.
@@ -128,23 +117,14 @@ def write_full(
   """Writes eval.json, eval.csv, eval.html and figures/ of --mode=evaluate.
 
   Args:
-    workdir: of the run.
-    config: of the run.
     about: the checkpoint and the split, for eval.json and the page.
     metrics: `eval/...`.
     result: of evaluate.py; with `rows` where images were measured one by one.
   """
-  whole_files.write_json(
-    os.path.join(workdir, 'eval.json'),
-    {
-      **about,
-      **metrics,
-      'intervals': {f'eval/{k}': v for k, v in result['intervals'].items()},
-      'confusion': result['confusion'].tolist(),
-    },
-  )
-  names = fields.class_names(config)
-  _draw_examples(workdir, config, result['shown'])
+  names, confusion = fields.class_names(config), result['confusion']
+  intervals = {f'eval/{k}': v for k, v in result['intervals'].items()}
+  stored = {**metrics, 'intervals': intervals}
+  write(workdir, config, stored, confusion, result['shown'], **about)
   if 'rows' not in result:
     return
   # Matplotlib is slow to import.
@@ -156,7 +136,7 @@ def write_full(
     name: path('figures', f'{name}.png')
     for name in ('confusion', 'reliability')
   }
-  plots.draw_confusion(drawn['confusion'], result['confusion'], names)
+  plots.draw_confusion(drawn['confusion'], confusion, names)
   plots.draw_reliability(
     drawn['reliability'], result['reliability'], result['metrics']['ece']
   )
@@ -168,10 +148,10 @@ def write_full(
       'command': shlex.join(sys.argv),
     },
     'names': names,
-    'metrics': result['metrics'],
-    'intervals': result['intervals'],
-    'confusion': result['confusion'],
-    'reliability': result['reliability'],
+    **{
+      key: result[key]
+      for key in ('metrics', 'intervals', 'confusion', 'reliability')
+    },
     'plots': drawn,
     'notes': [_note(config)],
   }

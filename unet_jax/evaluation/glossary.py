@@ -65,7 +65,7 @@ BORDERS = {
   ),
   'hd95_infinite': Entry(
     'no HD95',
-    'images with the class in mask or prediction alone, left out of HD95',
+    'images with the class in mask or prediction alone, skipped in HD95',
     'counted here',
     unit='images',
     lower_is_better=True,
@@ -143,9 +143,7 @@ for _key, _title, _meaning in (
 def find(metric: str) -> tuple[Entry, str] | None:
   """Returns the entry of a metric and its reduction, None if it is unknown.
 
-  Args:
-    metric: such as 'dataset_iou/cat', 'image_miou' or 'ece', whose reduction is
-      ''.
+  Metrics are 'dataset_iou/cat', 'image_miou' or 'ece', whose reduction is ''.
   """
   key = metric.partition('/')[0]
   reduction, _, rest = key.partition('_')

@@ -12,7 +12,13 @@ import ml_collections
 import numpy as np
 
 from unet_jax.config import fields
-from unet_jax.evaluation import bootstrap, boundaries, calibration, objects
+from unet_jax.evaluation import (
+  bootstrap,
+  boundaries,
+  calibration,
+  glossary,
+  objects,
+)
 from unet_jax.evaluation import confusion as confusion_lib
 
 # Of one image: {name: array}, see `measure_image`.
@@ -24,18 +30,9 @@ _PARTITIONS = ('v_rand', 'v_info', 'v_rand_thin', 'v_info_thin')
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-  """Settings of measures, see unet_jax/config/default.py, section eval.
+  """Settings of measures: those of the section `eval` in config/default.py.
 
-  Attributes:
-    names: of the classes; logits of one channel (sigmoid) have two.
-    foreground: names of classes that are also scored as one; () for none.
-    boundary_ratio: share of the diagonal, of boundary IoU.
-    band: width of the band along outlines, in pixels.
-    tolerance: of the normalised surface distance, in pixels.
-    instances: name of the class whose objects are measured; '' for none.
-    bins: of the calibration error.
-    resamples: of the bootstrap; 0 for no intervals.
-    seed: of the bootstrap.
+  Logits of one channel (sigmoid) have two names of classes.
   """
 
   names: tuple[str, ...]
@@ -78,7 +75,6 @@ def measure_image(
     logits: float32 [H, W, K], K = 1 or one channel per class.
     prediction: uint8 [H, W], their classes, see `probabilities.predict`.
     mask: uint8 [H, W]; 255 is ignored.
-    spec: see `Spec`.
     instances: integers [H, W] that number the objects of the truth, 0 is none;
       None takes the connected parts of the class.
 
@@ -121,11 +117,7 @@ def measure_image(
 def summarize(
   measured: list[Measured], spec: Spec
 ) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
-  """Returns the metrics of a split, and 95 % intervals of some.
-
-  Args:
-    measured: of each image of the split, at least one.
-    spec: that they were measured with.
+  """Returns the metrics of a split of at least one image, and 95 % intervals.
 
   Returns:
     The metrics, NaN where nothing counts:
@@ -163,12 +155,7 @@ def summarize(
 def image_rows(
   measured: list[Measured], names_of_images: list[str], spec: Spec
 ) -> list[dict[str, Any]]:
-  """Returns a row per image, for a table.
-
-  Args:
-    measured: of each image.
-    names_of_images: their names, in the same order.
-    spec: that they were measured with.
+  """Returns a row per image, for a table; names are in the images' order.
 
   Returns:
     {'image': its name, and the metrics `pixel_accuracy`, `miou`, `iou/NAME`,
@@ -207,59 +194,37 @@ def _calibration_sums(stacked: Measured) -> Measured:
   }
 
 
-def _by_class(
-  score: str, values: np.ndarray, names: tuple[str, ...], mean: str = ''
-) -> dict[str, float]:
-  """Averages values [N, C] over images, and the images' means over classes."""
-  result = {
-    f'{score}/{name}': float(v)
-    for name, v in zip(names, confusion_lib.nanmean(values, 0))
-  }
-  if mean:
-    result[mean] = float(
-      confusion_lib.nanmean(confusion_lib.nanmean(values, 1))
-    )
-  return result
-
-
 def _outline_metrics(
   stacked: Measured, names: tuple[str, ...]
 ) -> dict[str, float]:
+  metrics: dict[str, Any] = {}
+
+  def add(score: str, values: np.ndarray) -> None:
+    """Averages values [N, C] over images, and their means over classes."""
+    of_classes = confusion_lib.nanmean(values, 0)
+    metrics.update({f'{score}/{n}': v for n, v in zip(names, of_classes)})
+    mean = confusion_lib.nanmean(confusion_lib.nanmean(values, 1))
+    metrics[glossary.mean_of(score)] = mean
+
   boundary, hd95 = stacked['boundary'], stacked['hd95']
   infinite = np.isinf(hd95)
   band, _ = confusion_lib.iou_and_dice(
     stacked['band_confusion'].sum(0, keepdims=True)
   )
   share = lambda counts: confusion_lib.ratio(counts[..., 0], counts[..., 1])
-  return {
-    **_by_class(
-      'dataset_boundary_iou',
-      share(boundary.sum(0, keepdims=True)),
-      names,
-      'dataset_boundary_miou',
-    ),
-    **_by_class(
-      'image_boundary_iou', share(boundary), names, 'image_boundary_miou'
-    ),
-    **_by_class('dataset_band_iou', band, names, 'dataset_band_miou'),
-    **_by_class(
-      'image_hd95', np.where(infinite, np.nan, hd95), names, 'image_mhd95'
-    ),
-    **{
-      f'hd95_infinite/{name}': float(count)
-      for name, count in zip(names, infinite.sum(0))
-    },
-    **_by_class('image_nsd', share(stacked['nsd']), names, 'image_mnsd'),
-  }
+  add('dataset_boundary_iou', share(boundary.sum(0, keepdims=True)))
+  add('image_boundary_iou', share(boundary))
+  add('dataset_band_iou', band)
+  add('image_hd95', np.where(infinite, np.nan, hd95))
+  for name, count in zip(names, infinite.sum(0)):
+    metrics[f'hd95_infinite/{name}'] = count
+  add('image_nsd', share(stacked['nsd']))
+  return {name: float(value) for name, value in metrics.items()}
 
 
 def _object_metrics(stacked: Measured) -> dict[str, float]:
   precision = objects.average_precision(stacked['objects'].sum(0))
-  metrics = {
-    'ap50': precision[0],
-    'ap75': precision[5],
-    'ap': precision.mean(),
-  }
+  metrics = {'ap50': precision[0], 'ap75': precision[5], 'ap': precision.mean()}
   for name in _PARTITIONS:
     means = confusion_lib.nanmean(stacked[name], 0)
     # With no object at all, every mean is NaN and the first stands for them.

@@ -49,8 +49,6 @@ def measure(
       pixels there.
     prediction: uint8 [H, W], of classes.
     probability: float32 [H, W] of the class.
-    index: of the class.
-    num_classes: of mask and prediction.
     instances: integers [H, W] that number the objects of the truth, 0 is none;
       only their pixels of the class count. None takes the connected parts.
 
@@ -78,10 +76,8 @@ def match_counts(truth: np.ndarray, found: np.ndarray) -> np.ndarray:
   """Counts the objects of two images that are the same.
 
   Two objects can be matched where their IoU reaches the threshold; each is in
-  one match at most, and there are as many matches as can be.
-
-  Args:
-    truth, found: integers [H, W]; 0 is none, each other value one object.
+  one match at most, and there are as many matches as can be. In both images,
+  integers [H, W], 0 is none and each other value one object.
 
   Returns:
     int64 [10, 3]: TP, FP (objects of `found` without match) and FN (of `truth`)
@@ -125,12 +121,9 @@ def v_scores(truth: np.ndarray, parts: np.ndarray) -> tuple[float, float]:
   V_rand is the F-score of pairs of pixels that are together in both, V_info is
   2 I / (H + H) of mutual information and entropies.
 
-  Args:
-    truth: integers [H, W], 0 is none.
-    parts: integers [H, W]; 0 is a part as any other.
-
-  Returns:
-    Two numbers of 0 to 1, 1 for equal partitions; NaN if there is no object.
+  Both images are integers [H, W]; in the truth 0 is none, in `parts` a part as
+  any other. The scores are 0 to 1, 1 for equal partitions, and NaN if there is
+  no object.
   """
   from skimage import metrics  # Slow to import.
 
@@ -149,12 +142,8 @@ def v_scores(truth: np.ndarray, parts: np.ndarray) -> tuple[float, float]:
 def grow(parts: np.ndarray, probability: np.ndarray) -> np.ndarray:
   """Grows objects over all pixels by a watershed, the most probable first.
 
-  Args:
-    parts: integers [H, W], 0 is none.
-    probability: float32 [H, W].
-
-  Returns:
-    Integers [H, W] without 0, unless there is no object.
+  The parts are integers [H, W], where 0 is none; the result has a 0 only if
+  there is no object. The probability is float32 [H, W].
   """
   from skimage import segmentation
 

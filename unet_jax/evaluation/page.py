@@ -1,8 +1,4 @@
-"""The page of --mode=evaluate for people: one HTML file, nothing beside it.
-
-It opens from disk and can be sent around; pictures are data URIs. Jinja2
-escapes all text from the data, names of files above all.
-"""
+"""The page of --mode=evaluate for people: one HTML file, nothing beside it."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -35,7 +31,6 @@ def write(
   """Writes the page, whole or not at all.
 
   Args:
-    path: of the HTML file.
     report: `title`; `about`, {word: value}, of which `command` stands at the
       foot; `names` of the C classes; `metrics`, {name without eval/: number,
       NaN or None where there is no score}; `intervals`, {name: (low, high)}, of

@@ -45,16 +45,7 @@ class MeasuredSplit:
     mask: np.ndarray,
     instances: np.ndarray | None = None,
   ) -> None:
-    """Measures an image, see `measures.measure_image`.
-
-    Args:
-      index: of the image in the split.
-      name: of the image, for people.
-      logits: float32 [H, W, K].
-      prediction: uint8 [H, W], their classes.
-      mask: uint8 [H, W].
-      instances: integers [H, W] that number objects, or None.
-    """
+    """Measures the image of an index, see `measures.measure_image`."""
     measured = measures.measure_image(
       logits, prediction, mask, self._spec, instances
     )
@@ -93,13 +84,10 @@ class MeasuredSplit:
   ) -> dict[str, list[dict[str, Any]]]:
     """Returns the `worst`, `median` and `best` images by their mIoU.
 
-    Args:
-      rows: of `results`.
-      read: returns `image` and `mask` of the image of an index.
-
     Returns:
-      Up to eval.num_examples images of each kind, each with the entries of
-      `read`, `prediction`, `name` and `score`.
+      Up to eval.num_examples images of each kind, each with the entries that
+      `read` returns for its index (`image` and `mask`), `prediction`, `name`
+      and `score`.
     """
     indices = sorted(self._images)
     scores = np.array([row['miou'] for row in rows])

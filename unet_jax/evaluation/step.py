@@ -6,8 +6,6 @@ import jax.numpy as jnp
 
 from unet_jax.config import fields
 from unet_jax.evaluation import confusion
-from unet_jax.models import unet
-from unet_jax.models.ensemble import Ensemble, SINGLE
 from unet_jax.prediction import probabilities, step
 from unet_jax.training import losses, steps
 
@@ -16,12 +14,9 @@ def eval_step(
   variables: dict[str, Any],
   batch: steps.Batch,
   *,
-  model: unet.UNet,
   loss_spec: losses.LossSpec,
-  mean: tuple[float, ...],
-  std: tuple[float, ...],
-  ensemble: Ensemble = SINGLE,
   returns_logits: bool = False,
+  **network: Any,
 ) -> dict[str, Any]:
   """Predicts a batch and counts what an evaluation sums over a split.
 
@@ -29,12 +24,8 @@ def eval_step(
     variables: `params` and `batch_stats`; of several networks, stacked.
     batch: as in `train_step`, and `weight` [B], 0 for padding, which counts
       nowhere; of tiles also `example` [B], see pipeline.py.
-    model: applied with its running statistics, without dropout.
-    loss_spec: see losses.py.
-    mean: per channel, of values in 0..1.
-    std: likewise.
-    ensemble: of views and of several networks, see models/ensemble.py.
     returns_logits: whether to return `logits` and `mask`.
+    **network: the further arguments of `predict_step`.
 
   Returns:
     `confusion` int32 [B, C, C]; `weight` and `example` [B] as given;
@@ -42,14 +33,7 @@ def eval_step(
     [B, H', W']; perhaps `logits` float32 [B, H', W', K] and `mask` uint8
     [B, H', W'].
   """
-  logits = step.predict_step(
-    variables,
-    batch['image'],
-    model=model,
-    mean=mean,
-    std=std,
-    ensemble=ensemble,
-  )
+  logits = step.predict_step(variables, batch['image'], **network)
   size = logits.shape[1:-1]
   mask, weight_map = steps.targets(batch, size)
   padding = (batch['weight'] == 0)[:, *(None for _ in size)]

@@ -131,13 +131,9 @@ _STEPS = np.array([[(y * _ROW + x) * 4] for x, y in MOVES])
 def _directions(planes: Sequence[np.ndarray], scale: float) -> np.ndarray:
   """Returns the planes' strongest gradient along each of the four directions.
 
-  Args:
-    planes: uint8 [K, K] each.
-    scale: of the gradient, which Sobel's kernel makes 4 times the difference
-      between the cells before and behind.
-
-  Returns:
-    uint8 [4, K, K], at most 255.
+  The planes are uint8 [K, K] each, the result is uint8 [4, K, K], at most 255.
+  The scale is one of the gradient, which Sobel's kernel makes 4 times the
+  difference between the cells before and behind.
   """
   stacked = np.stack(planes)
   x, y = cv2.spatialGradient(stacked.reshape(-1, stacked.shape[-1]))
@@ -203,10 +199,7 @@ def _where_equal(values: np.ndarray, value: int) -> np.ndarray:
 def _fill_ignored(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """Gives ignored cells the nearest class; also returns those far from any."""
   distance, nearest = cv2.distanceTransformWithLabels(
-    _where_equal(mask, _IGNORED),
-    cv2.DIST_L2,
-    5,
-    labelType=cv2.DIST_LABEL_PIXEL,
+    _where_equal(mask, _IGNORED), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
   )
   known = mask != _IGNORED
   # OpenCV's labels count from 1, in an order of its own.
@@ -216,10 +209,7 @@ def _fill_ignored(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def border(mask: np.ndarray) -> np.ndarray | None:
-  """Returns the border of a mask, to be looked up on any image.
-
-  Args:
-    mask: uint8 [H, W] classes, 255 is ignored.
+  """Returns the border of a mask, uint8 [H, W], to be looked up on any image.
 
   Returns:
     uint16 [n]: cell * 4 + direction of up to 500 places; None where there is
@@ -367,10 +357,7 @@ class MaskFinder:
 
     It takes about a millisecond for a hundred masks. The gain over chance is
     weighed by the root of the border's length, since a short border scores well
-    by accident.
-
-    Args:
-      image: uint8 [H, W, C].
+    by accident. The image is uint8 [H, W, C].
     """
     if self._places is None:
       return None

@@ -1,7 +1,7 @@
 """The classes of a data set, from the values in its masks."""
 
 import collections
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import ml_collections
 import numpy as np
@@ -36,7 +36,8 @@ def find_table(
     # A mask of grey pixels alone comes as one channel.
     values, in_masks = _as_colors(values), _as_colors(in_masks)
   now = config.data
-  order = _as_order(now.mask_values, max(now.num_classes, 2))
+  names = (*range(max(now.num_classes, 2)), fields.IGNORE_LABEL)
+  order = dict(now.mask_values) or {i: i for i in names}
   same = lambda why: (now.mask_values, now.num_classes, why, order)
   why = _why_table_fits(measurements, num_masks, len(values), now)
   if why:
@@ -121,12 +122,6 @@ def _as_colors(
   for value, count in values.items():
     colors[_as_color(value)] += count
   return colors
-
-
-def _as_order(table: Sequence, num_names: int) -> dict[records.Value, int]:
-  if table:
-    return dict(table)
-  return {i: i for i in (*range(num_names), fields.IGNORE_LABEL)}
 
 
 def find_weights(

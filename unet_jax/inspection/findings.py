@@ -28,12 +28,7 @@ def find(
   splits: Mapping[str, list[records.Measurement]],
   config: ml_collections.ConfigDict,
 ) -> list[records.Finding]:
-  """Returns all findings, errors first.
-
-  Args:
-    splits: {name: measurements}; the first is the one to train on.
-    config: of the run.
-  """
+  """Returns all findings, errors first; the first split is trained on."""
   found = []
   for split, measurements in splits.items():
     checks = _Checks(split, measurements, config)
@@ -52,12 +47,7 @@ def find(
 def find_in_prepared(
   sets: Mapping[str, Any], config: ml_collections.ConfigDict
 ) -> list[records.Finding]:
-  """The cheap part of `find`, from the statistics of prepared sets.
-
-  Args:
-    sets: {split: Prepared}; the first is the one to train on.
-    config: of the run.
-  """
+  """The cheap part of `find`, from the statistics of prepared sets."""
   found, splits = [], {}
   for split, dataset in sets.items():
     splits[split] = measurements = _prepared_measurements(split, dataset)
@@ -134,19 +124,16 @@ class _Checks:
     for kind, bad in by_kind.items():
       skips = kind == 'broken' and self._config.data.on_error == 'skip'
       level = 'warning' if skips else 'error'
-      names = [name for *_, name in bad]
-      if kind == 'unknown values':
-        message = self._unknown_values([m for m, *_ in bad])
-        self._add(level, kind, message, names)
-        continue
       # Each has its own reason; the last one listed stands for the rest.
       last = min(len(bad), _LISTED) - 1
+      rest = bad[last][1]
+      if len(bad) > _LISTED:
+        rest += f' (and {len(bad) - _LISTED} more files)'
+      if kind == 'unknown values':
+        last, rest = 0, self._unknown_values([m for m, *_ in bad])
       for _, message, name in bad[:last]:
         self._add(level, kind, message, [name])
-      message = bad[last][1]
-      if len(bad) > _LISTED:
-        message += f' (and {len(bad) - _LISTED} more files)'
-      self._add(level, kind, message, names[last:])
+      self._add(level, kind, rest, [name for *_, name in bad[last:]])
 
   def _unknown_values(self, bad: records.Measurements) -> str:
     """Returns the unknown values, how often they occur, and where first."""

@@ -33,7 +33,6 @@ def try_step(
   Args:
     source: of the split to train on.
     measurements: of all its examples.
-    config: of the run.
 
   Returns:
     Metrics and sizes of the step, or the `error` that prevents it; and images

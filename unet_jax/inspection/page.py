@@ -1,8 +1,4 @@
-"""The page of --mode=inspect for people: one HTML file, nothing beside it.
-
-It opens from disk and can be sent around; pictures are data URIs. Jinja2
-escapes all text from the data, names of files above all.
-"""
+"""The page of --mode=inspect for people: one HTML file, nothing beside it."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -25,7 +21,6 @@ def write(
   """Writes the page, whole or not at all.
 
   Args:
-    path: of the HTML file.
     report: the content of inspect.json: `data`, `seconds`, `counts`,
       `findings`, `splits`, `fit` (or None), `network` (or None, or with an
       `error`), `suggestion`.
@@ -37,9 +32,11 @@ def write(
       finding is shown with it, one whose caption is the name of a split as an
       example of that split, any other with the fit.
   """
-  names = report['data']['class_names']
   of_finding, of_split, of_fit = _sort_examples(report, shown['examples'])
-  title = _title(report['data'])
+  data = report['data']
+  # Fields that other sources use hold their defaults.
+  title = {'folder': data['dir'], 'tfds': data['name']}.get(data['source'])
+  title, names = title or data['source'], data['class_names']
   page = html.render(
     'inspection.html',
     title=f'Inspection of {title}',
@@ -68,7 +65,7 @@ def _sort_examples(
   dict[str, list[pictures.Figure]],
   list[pictures.Figure],
 ]:
-  """Returns {kind of finding: figures}, {split: figures}, other figures."""
+  """Returns {kind of finding: pictures}, {split: pictures}, other pictures."""
   kinds = {finding['kind'] for finding in report['findings']}
   num_classes = len(report['data']['class_names'])
   of_finding: dict[str, list] = {}
@@ -86,12 +83,6 @@ def _sort_examples(
     else:
       of_fit.append(figure)
   return of_finding, of_split, of_fit
-
-
-def _title(data: Mapping[str, Any]) -> str:
-  # Fields that other sources use hold their defaults.
-  by_source = {'folder': data['dir'], 'tfds': data['name']}
-  return by_source.get(data['source']) or data['source']
 
 
 def _verdict(counts: Mapping[str, int]) -> tuple[str, str]:
@@ -182,7 +173,7 @@ def _files(splits: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _batch(batch: _Examples, names: Sequence[str]) -> dict[str, Any] | None:
-  """Figures of the images that the network gets, and their largest weight."""
+  """Pictures of the images that the network gets, and their largest weight."""
   if not batch:
     return None
   height, width = batch[0]['mask'].shape

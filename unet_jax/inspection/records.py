@@ -56,18 +56,14 @@ class Measurement:
   Attributes:
     split: its name in the source.
     index: in the split.
-    name: of the image, for people; likewise mask_name.
-    mask_name: see name.
+    name, mask_name: for people.
     error: (kind, message) of the fault that makes it unusable.
-    image_file: its header, where there is a file; likewise mask_file.
-    mask_file: see image_file.
-    image_size: height and width in pixels; likewise mask_size.
-    mask_size: see image_size.
+    image_file, mask_file: headers, where there are files.
+    image_size, mask_size: height and width in pixels.
     digest: of the image file, or of the image where there is no file.
     thumbnail: float32 [16 * 16], grey, without mean and slope, of norm 1 (0
       if nothing is left).
-    mean: per channel, of values in 0..1; likewise std.
-    std: see mean.
+    mean, std: per channel, of values in 0..1.
     values: pixels of each value of the mask as stored, at most 300 values.
     class_pixels: int64 [classes + 1], the last are ignored.
     instances: int64 [classes]: the objects of each class, from the instance

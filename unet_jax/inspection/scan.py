@@ -7,7 +7,6 @@ and, as `error`, why the rest could not be.
 import concurrent.futures
 import hashlib
 import io
-import sys
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -15,11 +14,10 @@ from collections.abc import Mapping, Sequence
 import cv2
 import ml_collections
 import numpy as np
-import tqdm
 from PIL import Image
 
 from unet_jax.config import fields
-from unet_jax.data import decode, examples, masks, prepared
+from unet_jax.data import decode, examples, masks, prepare, prepared
 from unet_jax.inspection import alignment, records, verdict
 from unet_jax.runtime import errors
 
@@ -60,25 +58,17 @@ def scan(
 ) -> tuple[list[records.Measurement], dict[str, float]]:
   """Measures every example of a source, in threads, with a progress bar.
 
-  Args:
-    source: of one split.
-    config: of the run.
-
   Returns:
     A measurement for each example, and the seconds of processor time that
     `decode` and `measure` took, and those that all of it took on the `wall`.
   """
-  start, seconds = time.perf_counter(), {'decode': 0.0, 'measure': 0.0}
-  bar = tqdm.tqdm(
-    total=len(source),
-    desc=f'inspecting {source.split}',
-    unit='image',
-    disable=not sys.stderr.isatty(),
-  )
-  workers = prepared.num_workers(config)
-  measurements = []
-  pool = concurrent.futures.ThreadPoolExecutor(workers)
-  with warnings.catch_warnings(), bar, pool:
+  start = time.perf_counter()
+  results: dict[int, tuple[records.Measurement, float, float]] = {}
+
+  def work(index: int) -> None:
+    results[index] = _measure(source, index, config, borders)
+
+  with warnings.catch_warnings():
     # Warnings about odd metadata of files that can be decoded.
     warnings.simplefilter('ignore')
     # The masks of some pairs, to be tried on the images of all others.
@@ -87,20 +77,15 @@ def scan(
     for index in dict.fromkeys(spread):
       fit = _measure(source, index, config, {})[0].fit
       borders[index] = fit.border if fit else None
-    try:
-      for measurement, decoding, measuring in pool.map(
-        lambda index: _measure(source, index, config, borders),
-        range(len(source)),
-      ):
-        measurements.append(measurement)
-        seconds['decode'] += decoding
-        seconds['measure'] += measuring
-        bar.update()
-    except BaseException:
-      pool.shutdown(cancel_futures=True)
-      raise
-  seconds['wall'] = time.perf_counter() - start
-  return measurements, seconds
+    prepare.in_threads(work, len(source), config, f'inspecting {source.split}')
+  measurements, decoding, measuring = zip(
+    *(results[i] for i in sorted(results))
+  )
+  return list(measurements), {
+    'decode': sum(decoding),
+    'measure': sum(measuring),
+    'wall': time.perf_counter() - start,
+  }
 
 
 def find_owners(
@@ -117,7 +102,6 @@ def find_owners(
   Args:
     source: that was scanned.
     measurements: of all its examples, in order; some get their `owner`.
-    config: of the run.
   """
   fitted = records.by_suspicion(measurements)
   odd = [m for m in fitted if m.is_suspicious]
@@ -151,11 +135,7 @@ def _measure(
 ) -> tuple[records.Measurement, float, float]:
   """Returns a measurement, and the seconds to decode and to measure.
 
-  Args:
-    source: of the split.
-    index: of the pair.
-    config: of the run.
-    borders: {index: border of its mask}; those of other pairs are tried too.
+  The borders are {index: border of its mask}; those of other pairs are tried.
   """
   result = records.Measurement(source.split, index, f'{source.split}[{index}]')
   start = decoded = time.thread_time()
@@ -164,7 +144,11 @@ def _measure(
     result.name, result.mask_name = files['name'], files['mask_name']
     example = examples.decode_example(files, config.data)
     decoded = time.thread_time()
-    _measure_files(result, files)
+    image = files['image']
+    result.digest = hashlib.blake2b(image, digest_size=16).digest()
+    if isinstance(image, bytes):
+      result.image_file = describe(image)
+      result.mask_file = describe(files['mask'])
     _measure_image(result, example['image'])
     others = [b for i, b in borders.items() if i != index][:_TRIED]
     _measure_mask(result, example, config, others)
@@ -174,16 +158,6 @@ def _measure(
     result.error = ('unusable values', str(e))
   end = time.thread_time()
   return result, decoded - start, end - decoded
-
-
-def _measure_files(
-  result: records.Measurement, files: examples.Example
-) -> None:
-  image = files['image']
-  result.digest = hashlib.blake2b(image, digest_size=16).digest()
-  if isinstance(image, bytes):
-    result.image_file = describe(image)
-    result.mask_file = describe(files['mask'])
 
 
 def describe(data: bytes) -> records.FileInfo:
@@ -267,21 +241,21 @@ def count_values(values: np.ndarray) -> records.Values:
   Only the most frequent values are kept: all values of photographs or JPEGs
   would fill the memory.
   """
-  keys: list[records.Value]
-  if values.ndim == 3:
-    codes = values.astype(np.int64) @ np.array([1 << 16, 1 << 8, 1])
-    found, counts = np.unique(codes, return_counts=True)
-    keys = [(v >> 16, v >> 8 & 255, v & 255) for v in found.tolist()]
-  elif values.dtype == np.uint8:
+  is_color = values.ndim == 3
+  if is_color:
+    values = values.astype(np.int64) @ np.array([1 << 16, 1 << 8, 1])
+  if values.dtype == np.uint8:
     counts = masks.histogram(values)
-    present = np.flatnonzero(counts)
-    keys, counts = present.tolist(), counts[present]
+    found = np.flatnonzero(counts)
+    counts = counts[found]
   else:
     found, counts = np.unique(values, return_counts=True)
-    keys = found.tolist()
-  if len(keys) > _MANY_VALUES:
+  if len(found) > _MANY_VALUES:
     order = np.argsort(-counts, kind='stable')[:_MANY_VALUES]
-    keys, counts = [keys[i] for i in order.tolist()], counts[order]
+    found, counts = found[order], counts[order]
+  keys: list[records.Value] = found.tolist()
+  if is_color:
+    keys = [(v >> 16, v >> 8 & 255, v & 255) for v in keys]
   return dict(zip(keys, counts.tolist()))
 
 
@@ -295,9 +269,9 @@ def _class_pixels(
   classes = masks.map_mask(
     values, data.mask_values, data.num_classes, result.mask_name
   )[0]
+  columns = np.where(classes == fields.IGNORE_LABEL, num_names, classes)
   counts = np.zeros(num_names + 1, np.int64)
-  for c, pixels in zip(classes, result.values.values()):
-    counts[num_names if c == fields.IGNORE_LABEL else c] += pixels
+  np.add.at(counts, columns, list(result.values.values()))
   return counts
 
 
@@ -310,9 +284,7 @@ def _count_instances(
   if instances is not None:
     inside = instances != 0
     pairs = np.unique(np.stack([classes[inside], instances[inside]]), axis=1)
-    for c in present:
-      counts[c] = np.sum(pairs[0] == c)
-    return counts
+    return np.bincount(pairs[0].astype(np.intp), minlength=256)[: len(counts)]
   for c in present:
     # Outlines that are no hole's: quicker than to label each pixel.
     _, hierarchy = cv2.findContours(

@@ -29,14 +29,7 @@ _DARK = 0.1
 
 @dataclasses.dataclass(frozen=True)
 class Suggestion:
-  """A value for a field.
-
-  Attributes:
-    field: `section.name`.
-    now: its value in the present config.
-    value: the suggested one.
-    why: the reason.
-  """
+  """A value for a field, `section.name`."""
 
   field: str
   now: Any
@@ -80,7 +73,12 @@ class _Suggestions(list[Suggestion]):
     if files and grey and not needs_color:
       self.add('data.num_channels', 1, 'every image file is grey')
       mean, std = mean[:1], std[:1]
-    if self.config.data.intensity == 'dtype' and _fills_little(known):
+    deep = [
+      m.mean.max() for m in known if m.image_file and m.image_file.is_deep
+    ]
+    # Most images have more than 8 bits and are nearly black.
+    fill_little = len(deep) > len(known) / 2 and np.median(deep) < _DARK
+    if self.config.data.intensity == 'dtype' and fill_little:
       # Once each image fills its range.
       mean, std = (0.5,) * len(mean), (0.25,) * len(std)
       why = 'typical values; measure again with data.intensity=image'
@@ -122,12 +120,7 @@ class _Suggestions(list[Suggestion]):
 def suggest(
   measurements: records.Measurements, config: ml_collections.ConfigDict
 ) -> list[Suggestion]:
-  """Returns a value for each field that follows from the data.
-
-  Args:
-    measurements: of the split to train on.
-    config: the present one.
-  """
+  """Returns a value for each field that follows from the split to train on."""
   found = _Suggestions(config)
   table, num_classes, why, order = classes.find_table(measurements, config)
   found.add('data.mask_values', table, why)
@@ -140,12 +133,6 @@ def suggest(
   weights, why = classes.find_weights(measurements, order, num_classes)
   found.add('loss.class_weights', weights, why)
   return found
-
-
-def _fills_little(known: records.Measurements) -> bool:
-  """Whether most images of more than 8 bits are nearly black."""
-  deep = [m.mean.max() for m in known if m.image_file and m.image_file.is_deep]
-  return len(deep) > len(known) / 2 and np.median(deep) < _DARK
 
 
 def _valid_size(
@@ -184,11 +171,8 @@ def normalization(
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
   """Returns mean and standard deviation over the pixels of all images.
 
-  Args:
-    measurements: at least one, each of an image that could be decoded.
-
-  Returns:
-    Two tuples of a number per channel, of values in 0..1.
+  These are numbers per channel, of values in 0..1. There must be a measurement,
+  and each of an image that could be decoded.
   """
   weights = np.prod([m.image_size for m in measurements], axis=1)
   mean = np.average([m.mean for m in measurements], 0, weights)
@@ -240,7 +224,6 @@ def config_text(
   """Returns the Python text of a config file with the suggestions in it.
 
   Args:
-    suggestions: see `suggest`.
     config: the present one; its changes of the defaults are kept.
     source: names the data set, for the docstring.
   """

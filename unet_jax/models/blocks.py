@@ -163,8 +163,6 @@ class AttentionGate(nn.Module):
   channel, sigmoid; the coefficients are interpolated to the skip's size.
 
   Attributes:
-    conv: makes a convolution.
-    dtype: of the activations.
     is_valid: drop the outermost pixels, whose coefficients depend on a
       repeated border.
   """
@@ -210,7 +208,6 @@ class ConvBlock(nn.Module):
     conv: makes a convolution; its dtype and padding are bound.
     norm: makes a norm; None: none.
     activation: of arrays.
-    convs: how many.
     kernel_size: pixels along each axis.
     residual: the block's input is added before the last activation (He et al.
       2016, arXiv 1512.03385, figure 2; in a U-Net: Zhang et al. 2018, arXiv
@@ -267,7 +264,6 @@ class Upsample(nn.Module):
     kind: see above.
     kernel_size: pixels along each axis of the convolution.
     conv: makes a convolution; its padding is bound.
-    dtype: of the activations.
     is_valid: drop the outermost pixels of a bilinear interpolation, which
       depend on a repeated border.
   """

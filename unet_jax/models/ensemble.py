@@ -54,12 +54,7 @@ SINGLE = Ensemble()
 
 
 def make_ensemble(config: ml_collections.ConfigDict, members: int) -> Ensemble:
-  """Returns the ensemble of the section `inference` of a config.
-
-  Args:
-    config: of the run.
-    members: how many networks there are.
-  """
+  """Returns the ensemble of the section `inference` of a config."""
   inference = config.inference
 
   def is_included(view: View) -> bool:
@@ -93,7 +88,6 @@ def ensemble_logits(
       float32 logits [B, H', W', K], of K = 1 for a sigmoid.
     variables: of the network, or of all, stacked.
     image: [B, H, W, C].
-    ensemble: networks and views to average.
 
   Returns:
     float32 [B, H', W', K].

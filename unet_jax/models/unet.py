@@ -180,9 +180,6 @@ class UNet(nn.Module):
     Args:
       coarse: [B, h, w, F] of the stage below.
       skip: [B, H, W, C] of the encoder.
-      features: of the upsampling.
-      conv: see `_conv`.
-      stage: its index.
 
     Returns:
       What the block of the stage takes, [B, H', W', C'].

@@ -27,35 +27,16 @@ def _ring(contour: np.ndarray) -> list[list[int]]:
   (p + 1) // 2 is the corner x or x + 1. Around a hole it is the same from the
   other side.
 
-  Args:
-    contour: integers [N, 1, 2] of x and y.
-
   Returns:
-    [[x, y], ...]; the last point is the first one. As RFC 7946 asks, the area
-    by the shoelace formula is positive, of holes negative: the opposite of
-    OpenCV's orientation.
+    [[x, y], ...] of integers [N, 1, 2]; the last point is the first one. As RFC
+    7946 asks, the area by the shoelace formula is positive, of holes negative:
+    the opposite of OpenCV's orientation.
   """
   points = (contour[::-1, 0] + 1) // 2
   # A diagonal step from pixel to pixel is one corner, twice.
   points = points[np.any(points != points[np.arange(len(points)) - 1], 1)]
   corners = points.tolist()
   return [*corners, corners[0]]
-
-
-def _polygon(part: np.ndarray, left: int, top: int) -> list:
-  """Returns the rings of a part, the outer one first.
-
-  Args:
-    part: uint8 [h, w] of 0 and 1, which is connected over edges.
-    left, top: its position in the image.
-  """
-  doubled = part.repeat(2, 0).repeat(2, 1)
-  contours, hierarchy = cv2.findContours(
-    doubled, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE, offset=(2 * left, 2 * top)
-  )
-  # Holes have a parent.
-  order = np.argsort(hierarchy[0, :, 3] >= 0, kind='stable')
-  return [_ring(contours[i]) for i in order]
 
 
 def features(
@@ -67,14 +48,10 @@ def features(
   themselves nowhere. It takes some 10 bytes a pixel of memory, and more while
   a part that spans the image is outlined.
 
-  Args:
-    classes: uint8 [H, W].
-    probabilities: uint8 [H, W], 255 times the probability of that class.
-    names: of the classes.
+  Both arrays are uint8 [H, W]; the probabilities are 255 times those of the
+  pixels' own classes.
   """
-  for c, name in enumerate(names):
-    if c == 0:
-      continue
+  for c, name in enumerate(names[1:], 1):
     count, labels, stats, _ = cv2.connectedComponentsWithStats(
       (classes == c).view(np.uint8), connectivity=4
     )
@@ -82,12 +59,20 @@ def features(
       left, top, width, height, area = stats[i].tolist()
       window = (slice(top, top + height), slice(left, left + width))
       part = labels[window] == i
+      contours, hierarchy = cv2.findContours(
+        part.view(np.uint8).repeat(2, 0).repeat(2, 1),
+        cv2.RETR_CCOMP,
+        cv2.CHAIN_APPROX_SIMPLE,
+        offset=(2 * left, 2 * top),
+      )
+      # The outer ring first: holes have a parent.
+      order = np.argsort(hierarchy[0, :, 3] >= 0, kind='stable')
       mean = probabilities[window][part].mean() / 255
       yield {
         'type': 'Feature',
         'geometry': {
           'type': 'Polygon',
-          'coordinates': _polygon(part.view(np.uint8), left, top),
+          'coordinates': [_ring(contours[k]) for k in order],
         },
         'properties': {
           'class': name,
@@ -116,13 +101,7 @@ class ContoursFile(row_files.RowFile):
   def __init__(
     self, path: pathlib.Path, size: tuple[int, int], names: Sequence[str]
   ):
-    """Begins the file.
-
-    Args:
-      path: of the file.
-      size: height and width of the image.
-      names: of the classes.
-    """
+    """Begins the file of an image of some height and width."""
     super().__init__(path)
     self._names, self._next = names, 0
     self._planes = np.zeros((2, *size), np.uint8)

@@ -53,13 +53,7 @@ class Paths:
 def make_paths(
   source: pathlib.Path, folder: pathlib.Path, config: ml_collections.ConfigDict
 ) -> Paths:
-  """Returns the files of an image, see above.
-
-  Args:
-    source: the image.
-    folder: of the output.
-    config: of the run.
-  """
+  """Returns the files of an image, see above."""
   predict = config.predict
   place = lambda name, suffix: folder / name / f'{source.stem}{suffix}'
   is_tiff = source.suffix.lower() in _TIFF
@@ -83,9 +77,7 @@ def plan(
 ) -> list[tuple[pathlib.Path, Paths]]:
   """Returns each image that predict.input names, with its files.
 
-  Args:
-    config: of the run.
-    workdir: of the run; has the output unless predict.output is set.
+  These are in the workdir unless predict.output is set.
 
   Raises:
     UserError: see `find_inputs`, or the output would mix with the input.
@@ -164,10 +156,7 @@ def mask_values(data: ml_collections.ConfigDict) -> np.ndarray:
   """Returns the value of each class in a mask: data.mask_values, inverted.
 
   Of several values of a class, the first in the table. Without a table these
-  are the classes.
-
-  Args:
-    data: the section `data` of a config that is valid for --mode=predict.
+  are the classes. The config is one that is valid for --mode=predict.
 
   Returns:
     uint8 or uint16 [classes]; uint8 [classes, 3] for a table with colours,
@@ -204,13 +193,9 @@ class PredictionFiles(sinks.RowSink):
     config: ml_collections.ConfigDict,
     done: Callable[[], None] = lambda: None,
   ):
-    """Opens the files.
+    """Opens the files; calls `done` once all of them are complete.
 
-    Args:
-      raster: the image; read again for the overlay.
-      paths: the files.
-      config: of the run.
-      done: called once all files are complete.
+    The raster is read again for the overlay.
     """
     self._size, self._next, self._done = raster.size, 0, done
     self._needs_probabilities = bool(paths.probabilities or paths.contours)
@@ -230,8 +215,11 @@ class PredictionFiles(sinks.RowSink):
     add = lambda convert, file: self._files.append((convert, file))
     names, size = fields.class_names(config), raster.size
     values = mask_values(config.data)
+    is_tiff = paths.mask.suffix in _TIFF
+    mask_kind = row_files.TiffFile if is_tiff else row_files.PngFile
     add(
-      lambda classes, _: values[classes], _mask_file(paths.mask, size, values)
+      lambda classes, _: values[classes],
+      mask_kind(paths.mask, (*size, *values.shape[1:]), values.dtype),
     )
     if paths.probabilities:
       add(
@@ -252,11 +240,7 @@ class PredictionFiles(sinks.RowSink):
       )
 
   def write(self, rows: np.ndarray) -> None:
-    """Adds the next rows.
-
-    Args:
-      rows: logits, float32 [h, W, K], of a sigmoid where K is 1.
-    """
+    """Adds the next rows, logits float32 [h, W, K], of a sigmoid if K is 1."""
     stop = self._next + len(rows)
     if rows.shape[1] != self._size[1] or stop > self._size[0]:
       raise ValueError(
@@ -286,14 +270,6 @@ class PredictionFiles(sinks.RowSink):
   def abort(self) -> None:
     for _, file in self._files:
       file.abort()
-
-
-def _mask_file(
-  path: pathlib.Path, size: tuple[int, int], values: np.ndarray
-) -> row_files.RowFile:
-  """Opens a file of `values`, which stand for the classes."""
-  kind = row_files.TiffFile if path.suffix in _TIFF else row_files.PngFile
-  return kind(path, (*size, *values.shape[1:]), values.dtype)
 
 
 def _probabilities_file(

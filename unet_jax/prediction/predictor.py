@@ -34,6 +34,10 @@ from unet_jax.runtime import errors, program
 from unet_jax.runtime import mesh as mesh_lib
 
 PyTree = Any
+# Opens an item's image and the sink of its logits; says whether to skip an item
+# whose image is damaged.
+_Open = Callable[[Any], tuple[rasters.Raster, sinks.RowSink]]
+_Skip = Callable[[Any, errors.DecodeError], bool]
 
 # Bytes of logits that are kept whole until a thread takes them, of all images
 # and so of one image; the rows of larger ones are written as they come.
@@ -145,9 +149,7 @@ class Predictor:
 
   Args:
     config: of the run; `inference` sets how windows overlap.
-    model: see `unet.create_model`.
     variables: of the network, or of several, stacked.
-    ensemble: of views and networks.
     mesh: where it runs; of one process.
 
   Attributes:
@@ -194,8 +196,8 @@ class Predictor:
   def run(
     self,
     items: Iterable[Any],
-    open_image: Callable[[Any], tuple[rasters.Raster, sinks.RowSink]],
-    skip: Callable[[Any, errors.DecodeError], bool] | None = None,
+    open_image: _Open,
+    skip: _Skip = lambda item, error: False,
   ) -> None:
     """Predicts images, in order.
 
@@ -288,15 +290,15 @@ class _Run:
     self,
     layout: tiling.Layout,
     config: ml_collections.ConfigDict,
-    open_image: Callable[[Any], tuple[rasters.Raster, sinks.RowSink]],
-    skip: Callable[[Any, errors.DecodeError], bool] | None,
+    open_image: _Open,
+    skip: _Skip,
   ):
     self._layout, self._config = layout, config
     self._open_image, self._skip = open_image, skip
     # Jobs that were neither finished nor aborted.
     self._unfinished: set[_Job] = set()
 
-  def load(self, item: Any) -> tuple[Any, _Job | None]:
+  def load(self, item: Any) -> tuple[Any, _Job] | None:
     """Opens an image, and scales it; None where it is skipped."""
     opened = None
     try:
@@ -306,32 +308,25 @@ class _Run:
       if opened is not None:
         sink.abort()
         raster.close()
-      if not self._skips(item, e):
-        raise
-      return item, None
+      if isinstance(e, errors.DecodeError) and self._skip(item, e):
+        return None
+      raise
     self._unfinished.add(job)
     return item, job
 
-  def _skips(self, item: Any, e: BaseException) -> bool:
-    if not isinstance(e, errors.DecodeError) or self._skip is None:
-      return False
-    return self._skip(item, e)
-
   def batches(
-    self, loaded: Iterable[tuple[Any, _Job | None]], size: int
+    self, loaded: Iterable[tuple[Any, _Job] | None], size: int
   ) -> Iterator[_Batch]:
     """Yields batches of windows, the last one padded."""
     images: list[np.ndarray] = []
     places: list[tuple[_Job, tuple[int, ...]]] = []
-    for item, job in loaded:
-      if job is None:
-        continue
+    for item, job in filter(None, loaded):
       windows = tiling.read_windows(job.raster, self._layout)
       while True:
         try:
           window = next(windows, None)
         except errors.DecodeError as e:
-          if not self._skips(item, e):
+          if not self._skip(item, e):
             raise
           job.is_damaged = True
           break

@@ -13,9 +13,8 @@ import numpy as np
 def predict(logits: Any) -> Any:
   """Returns the class of each pixel: float [..., K] to uint8 [...].
 
-  Args:
-    logits: an array of NumPy or, in a step, of JAX. Of equal logits the first
-      class wins; of one channel it is class 1 where the logit is above 0.
+  Of equal logits the first class wins; of one channel it is class 1 where the
+  logit is above 0. The array is one of NumPy or, in a step, of JAX.
   """
   if logits.shape[-1] == 1:
     return (logits[..., 0] > 0).astype(np.uint8)
@@ -36,11 +35,8 @@ def by_class(logits: np.ndarray) -> np.ndarray:
 def softmax(planes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """Returns probabilities that add up to 1, and the log of the sum of exp.
 
-  Args:
-    planes: float32 [classes, ...], see `by_class`.
-
-  Returns:
-    float32 [classes, ...] and [...].
+  Planes and probabilities are float32 [classes, ...], see `by_class`; the log
+  is float32 [...].
   """
   highest = planes.max(0)
   result = planes - highest
@@ -65,9 +61,7 @@ def row_bands(
 ) -> Iterator[slice]:
   """Yields slices of rows that together cover an array [H, W, ...] once.
 
-  Args:
-    shape: of the array.
-    pixels: of a slice of more than one row, at most; None is the default.
+  A slice of more than one row has at most so many pixels; None is the default.
   """
   height, width = shape[:2]
   rows = max((pixels or _PIXELS) // width, 1)

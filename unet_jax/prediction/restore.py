@@ -67,8 +67,6 @@ def restore(
   Args:
     config: `checkpoint.which`, `checkpoint.step`, `eval.params` and
       `inference.ensemble` choose them.
-    workdir: absolute path.
-    mesh: where they go.
     members: `member_workdirs`, if they are known.
 
   Returns:
@@ -80,7 +78,7 @@ def restore(
   Raises:
     UserError: there is no such checkpoint, or it is of another network.
   """
-  networks, about = [], []
+  networks, about, model = [], [], unet.create_model(config)
   for path in members or member_workdirs(config, workdir):
     with contextlib.closing(
       checkpoint.Checkpoints(path, config, read_only=True)
@@ -90,8 +88,13 @@ def restore(
       ):
         saved = checkpoints.saved_config(step)
         _check_member(saved, config, path, workdir)
-        which, variables = _restore_step(checkpoints, step, saved, config, mesh)
-        networks.append(variables)
+        # The optimiser's state has the shape that it was saved with.
+        abstract = state_lib.abstract_train_state(
+          saved, model, optimizer_lib.make_optimizer(saved), mesh
+        )
+        state, _ = checkpoints.restore(step, abstract)
+        which = config.eval.params if state.ema_params is not None else 'raw'
+        networks.append(state.variables(which))
         data = saved.data
         fold = f'fold_{data.fold}' if data.num_folds else None
         about.append(
@@ -119,23 +122,3 @@ def _check_member(
         f'{path} cannot be averaged with {workdir}: data.{field} is '
         f'{saved.data[field]!r} there, {config.data[field]!r} here'
       )
-
-
-def _restore_step(
-  checkpoints: checkpoint.Checkpoints,
-  step: int,
-  saved: ml_collections.ConfigDict,
-  config: ml_collections.ConfigDict,
-  mesh: Mesh,
-) -> tuple[str, PyTree]:
-  """Returns `ema` or `raw`, and the variables of one checkpoint."""
-  # The optimiser's state has the shape that the checkpoint was saved with.
-  abstract = state_lib.abstract_train_state(
-    saved,
-    unet.create_model(config),
-    optimizer_lib.make_optimizer(saved),
-    mesh,
-  )
-  state, _ = checkpoints.restore(step, abstract)
-  which = config.eval.params if state.ema_params is not None else 'raw'
-  return which, state.variables(which)

@@ -62,7 +62,6 @@ class PngFile(RowFile):
     """Begins the file.
 
     Args:
-      path: of the file.
       shape: (H, W), or (H, W, 3) for RGB.
       dtype: uint8 or uint16.
     """
@@ -114,7 +113,6 @@ class TiffFile(RowFile):
     """Begins the file.
 
     Args:
-      path: of the file.
       shape: (H, W) or (H, W, C).
       dtype: uint8 (3 channels are RGB then), uint16 or float16.
       description: ASCII text for the tag ImageDescription.
@@ -199,15 +197,7 @@ class NpzFile(RowFile):
   """One large array, and small ones, for np.load."""
 
   def __init__(self, path: pathlib.Path, name: str, shape, dtype, **arrays):
-    """Begins the file.
-
-    Args:
-      path: of the file.
-      name: of the large array.
-      shape: of it; `write` takes it in parts along the first axis.
-      dtype: of it.
-      **arrays: the others.
-    """
+    """Begins the file; `write` takes parts of `shape` along the first axis."""
     super().__init__(path)
     self._dtype = np.dtype(dtype)
     # Not compressed, as by np.savez: floats hardly shrink, and take long.

@@ -47,12 +47,7 @@ def load(
 
 
 class Segmenter:
-  """Class probabilities of images, see `load`.
-
-  Attributes:
-    config: of the run.
-    class_names: of the probabilities.
-  """
+  """Probabilities of images, in the order of `class_names`; see `load`."""
 
   def __init__(self, config: ml_collections.ConfigDict, workdir: str):
     self.config = config

@@ -27,13 +27,9 @@ class RowSink(Protocol):
 
 
 class ArraySink(RowSink):
-  """Collects an image's rows in memory.
+  """Collects an image's rows in memory."""
 
-  Attributes:
-    array: float32 [H, W, K], once all rows were written.
-  """
-
-  array: np.ndarray
+  array: np.ndarray  # float32 [H, W, K], once all rows were written.
 
   def __init__(
     self,

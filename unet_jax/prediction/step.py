@@ -23,9 +23,7 @@ def predict_step(
     variables: `params` and `batch_stats`; of several networks, stacked.
     image: uint8 [B, H, W, C], or [B, D, H, W, C] of volumes.
     model: applied with its running statistics, without dropout.
-    mean: per channel, of values in 0..1.
-    std: likewise.
-    ensemble: of views and of several networks, see models/ensemble.py.
+    mean, std: per channel, of values in 0..1.
 
   Returns:
     Logits, float32 [B, H', W', K] with one channel per class, or K = 1 for a

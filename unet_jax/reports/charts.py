@@ -17,8 +17,7 @@ class Histogram:
   Attributes:
     title: names the values.
     unit: with a space before it; empty for a share.
-    low: start of the axis in print; likewise high, its end.
-    high: see low.
+    low, high: ends of the axis in print.
     bars: (images, label) of each.
     highest: images of the highest bar.
   """

@@ -135,7 +135,7 @@ def _render_mark(axes: Axes, mark: Mark) -> None:
   )
   r = 1.7
   ends = [(-r, 0, r, 0), (0, -r, 0, r)]
-  if mark.sign == '×':
+  if mark.kind == 'gate':
     r *= math.sqrt(0.5)
     ends = [(-r, -r, r, r), (-r, r, r, -r)]
   for a, b, c, d in ends:

@@ -161,7 +161,7 @@ class _Drawing:
     if stage.is_residual:
       self._draw_residual(drawn, row)
     if stage.has_squeeze_excite:
-      self._marks.append(parts.Mark('squeeze', last.center, row, ''))
+      self._marks.append(parts.Mark('squeeze', last.center, row))
     if stage.entry == 'down':
       self._connect_down(stage, drawn)
     elif stage.entry == 'up':
@@ -219,10 +219,8 @@ class _Drawing:
     self._texts.append(parts.Text(image.x - 5, row, self._input, rotation=90))
     if stage.input == self._network.image:
       return [image]
-    edge, width = (
-      self._label([image], image.shape),
-      self._box_width(stage.input),
-    )
+    edge = self._label([image], image.shape)
+    width = self._box_width(stage.input)
     center = max(
       edge + parts.half_room(width, stage.input, True) + 4,
       image.right + _GAP + width / 2,
@@ -252,7 +250,7 @@ class _Drawing:
       top = row - height / 2
       self._outlines.append(parts.Outline(source.x, top, source.width, height))
     if skip.join == 'add':
-      self._marks.append(parts.Mark('skip', target - 7, row, '+'))
+      self._marks.append(parts.Mark('skip', target - 7, row))
     if skip.gate:
       self._draw_gate(skip, target - 13, row)
     return boxes
@@ -264,7 +262,7 @@ class _Drawing:
     start = (boxes[-1].center - 2, boxes[-1].y - _LABEL)
     corner = min(b.y for b in boxes) - _LABEL - 6
     self._arrow('gate', start, (start[0], corner), (x, corner), (x, row + 4))
-    self._marks.append(parts.Mark('gate', x, row, '×'))
+    self._marks.append(parts.Mark('gate', x, row))
 
   def _draw_residual(self, drawn: _Stage, row: float) -> None:
     """From behind the input, over the boxes between, into the last arrow."""
@@ -275,7 +273,7 @@ class _Drawing:
     self._arrow(
       'residual', (start, row), (start, over), (end, over), (end, row - 3)
     )
-    self._marks.append(parts.Mark('residual', end, row, '+'))
+    self._marks.append(parts.Mark('residual', end, row))
 
   def _connect_down(self, stage: graph.Stage, drawn: _Stage) -> None:
     source = self._stages[stage.source]
@@ -333,11 +331,11 @@ class _Drawing:
     for i, (kind, text) in enumerate(entries):
       y = top + (i + 0.5) * line
       if kind == 'squeeze':
-        self._marks.append(parts.Mark('squeeze', x + 12, y, ''))
+        self._marks.append(parts.Mark('squeeze', x + 12, y))
       elif kind:
         self._arrow(kind, (x, y), (x + 24, y))
       if kind == 'gate':
-        self._marks.append(parts.Mark('gate', x + 12, y, '×'))
+        self._marks.append(parts.Mark('gate', x + 12, y))
       text = re.sub(r'(?<=\d)x(?=\d)', '×', text)
       self._texts.append(
         parts.Text(x + 32 if kind else x, y, text, align='left')

@@ -70,12 +70,11 @@ class Text(NamedTuple):
 
 
 class Mark(NamedTuple):
-  """A small disk with a sign in it: + or × (a product)."""
+  """A small disk with a sign in it: + or, of a gate, × (a product)."""
 
   kind: str
   x: float
   y: float
-  sign: str
 
 
 class Outline(NamedTuple):
@@ -148,10 +147,7 @@ def legend(network: graph.Network, image: str) -> list[tuple[str, str]]:
   for head in network.heads:
     texts.append(('head', [head.kind]))
     texts.append(('stem', [head.rearranged] if head.rearranged else []))
-  parameters, flops = (
-    quantity(network.parameters),
-    quantity(network.flops),
-  )
-  costs = f'{parameters} parameters, {flops}FLOP per {image}'
+  costs = f'{quantity(network.parameters)} parameters'
+  costs += f', {quantity(network.flops)}FLOP per {image}'
   texts.append(('', [costs]))
   return list(dict.fromkeys((kind, t) for kind, some in texts for t in some))

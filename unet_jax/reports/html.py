@@ -1,8 +1,9 @@
 """HTML pages, each one file: their templates, and how numbers are shown.
 
-A page has no scripts, and no files beside it. `templates/page.html` is the
-frame of all pages, `templates/parts.html` has what they are made of. Jinja2
-escapes every value but `Markup`, which only the templates make.
+A page has no scripts and no files beside it, so that it can be sent around.
+`templates/page.html` is the frame of all pages, `templates/parts.html` has what
+they are made of. Jinja2 escapes every value but `Markup`, which only the
+templates make: names of files above all.
 """
 
 import os
@@ -11,6 +12,7 @@ from typing import Any
 import jinja2
 
 from unet_jax.reports import colors
+from unet_jax.runtime import whole_files
 
 _HERE = os.path.dirname(__file__)
 
@@ -60,7 +62,6 @@ def render(template: str, folder: str = '', **values: Any) -> str:
   Args:
     template: file that extends page.html.
     folder: that has the template; '' is the folder templates/ here.
-    **values: for the template.
   """
   environment = _make_environment(folder) if folder else _ENVIRONMENT
   return environment.get_template(template).render(values)
@@ -71,8 +72,7 @@ def write(path: str, page: str) -> None:
 
   A file's name need not be valid Unicode; such bytes are written as \\udcXX.
   """
-  with open(
-    path + '.tmp', 'w', encoding='utf-8', errors='backslashreplace'
+  with whole_files.replacing(
+    path, encoding='utf-8', errors='backslashreplace'
   ) as f:
     f.write(page)
-  os.replace(path + '.tmp', path)

@@ -2,7 +2,8 @@
 
 A panel is a stack of layers, which templates/parts.html draws. Layers lie in
 the page as data URIs, of at most 240 x 240 px, but for files of their own; an
-image that several panels show lies there once.
+image that several panels show lies there once. The first `num_classes` classes
+have a colour; other values are shown as ignored pixels are, in white.
 """
 
 import base64
@@ -74,7 +75,6 @@ def example_panels(example: Mapping[str, Any], num_classes: int) -> list[Panel]:
 
   Args:
     example: with `name`, `image` uint8 [H, W, C], `mask` uint8 [H, W] or None.
-    num_classes: classes that have a colour; others are shown as ignored.
   """
   name, mask = example['name'], example['mask']
   size, photo, again = _photo(example['image'])
@@ -97,8 +97,6 @@ def batch_panels(
   Args:
     picture: with `image` uint8 [H, W, C]; `mask` uint8 [H', W'] and perhaps
       `weight_map` float [H', W'], of the middle of the image.
-    alt: names the image for those who cannot see it.
-    num_classes: classes that have a colour; others are shown as ignored.
     top: the weight that gets the last colour of the scale.
   """
   mask = picture['mask']
@@ -124,7 +122,6 @@ def prediction_panels(
 
   Args:
     example: with `name`, and the arrays that `predicted_part` takes.
-    num_classes: classes that have a colour; others are shown as ignored.
   """
   name = example['name']
   image, mask, prediction = predicted_part(example)
@@ -153,10 +150,9 @@ def predicted_part(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Returns the part of image and mask that was predicted, and the prediction.
 
-  Args:
-    example: `image` uint8 [H, W, C], `mask` uint8 [H, W], `prediction` uint8
-      [H', W'] (of a `valid` network: the centre); of volumes, with an axis D
-      before H, the middle slice is returned.
+  An example has `image` uint8 [H, W, C], `mask` uint8 [H, W] and `prediction`
+  uint8 [H', W'] (of a `valid` network: the centre); of volumes, with an axis D
+  before H, the middle slice is returned.
   """
   prediction = example['prediction']
   image, mask = [
@@ -183,7 +179,6 @@ def outline(mask: np.ndarray, num_classes: int) -> np.ndarray:
 
   Args:
     mask: integers [H, W], -1 where there is neither class nor border.
-    num_classes: classes that have a colour; others are white.
 
   Returns:
     uint8 RGBA [H, W, 4], transparent beside the lines.
@@ -203,12 +198,7 @@ def outline(mask: np.ndarray, num_classes: int) -> np.ndarray:
 
 
 def file_panel(path: str, alt: str) -> Panel:
-  """Returns a PNG file as it is, in its own size.
-
-  Args:
-    path: of the file.
-    alt: names the picture for those who cannot see it.
-  """
+  """Returns a PNG file as it is, in its own size; `alt` as in `Panel`."""
   with open(path, 'rb') as f:
     stored = f.read()
   width, height = Image.open(io.BytesIO(stored)).size

@@ -28,12 +28,7 @@ def draw_predictions(
 ) -> None:
   """Draws input, mask, prediction and errors side by side, an example a row.
 
-  Args:
-    path: of the PNG.
-    examples: `image` uint8 [H, W, C], `mask` uint8 [H, W], `prediction` uint8
-      [H', W'] (of a `valid` network: the centre); of volumes, with an axis D
-      before H, the middle slice is drawn.
-    names: of the classes, for the legend.
+  Examples are those of `pictures.predicted_part`.
   """
   rows, titles = len(examples), ('image', 'mask', 'prediction', 'errors')
   figure, axes = plt.subplots(
@@ -82,13 +77,7 @@ def draw_predictions(
 def draw_curves(
   path: str, lines: list[dict[str, Any]], best_metric: str
 ) -> None:
-  """Draws loss and evaluation against the step, from metrics.jsonl.
-
-  Args:
-    path: of the PNG.
-    lines: see `metric_writer.read_metrics`.
-    best_metric: of the right-hand axes, beside dataset mIoU.
-  """
+  """Draws losses, and dataset mIoU beside the best metric, by the step."""
   figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2))
   for axis, names in (
     (left, ('train/loss', 'eval/loss')),
@@ -112,11 +101,7 @@ def draw_confusion(
 ) -> None:
   """Draws a confusion matrix as a heat map of the shares of its rows.
 
-  Args:
-    path: of the PNG.
-    confusion: integers [C, C], rows are the classes of the mask, columns those
-      of the prediction.
-    names: of the C classes.
+  It has integers [C, C]: rows are the mask's classes, columns the prediction's.
   """
   confusion = np.asarray(confusion, np.int64)
   totals = confusion.sum(1, keepdims=True)
@@ -169,7 +154,6 @@ def draw_reliability(
   Guo et al. 2017, On Calibration of Modern Neural Networks, arXiv:1706.04599.
 
   Args:
-    path: of the PNG.
     reliability: of bins of equal width in 0..1: `count`, `confidence` (mean)
       and `accuracy`, each [N]. A bar is a bin's accuracy, a dot lies at its
       mean confidence; an empty bin has neither.

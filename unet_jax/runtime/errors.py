@@ -22,7 +22,6 @@ def one_line(e: UserError | OSError, where: str) -> str:
   """Returns what to print for an error.
 
   Args:
-    e: raised by a run.
     where: named for a full disk or a missing permission, unless `e` names it.
 
   Raises:
@@ -45,7 +44,6 @@ def exit_with(line: str, code: int) -> NoReturn:
   this one; the coordinator ends them once it is gone.
 
   Args:
-    line: for stderr.
     code: for the shell.
   """
   print(line, file=sys.stderr)

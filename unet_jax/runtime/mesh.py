@@ -49,7 +49,6 @@ def make_mesh(
   """Returns the mesh of a config.
 
   Args:
-    config: of the run.
     devices: all of it; None for all devices of all processes.
 
   Raises:
@@ -154,7 +153,6 @@ def state_sharding(mesh: Mesh, state: PyTree) -> PyTree:
   arrays without such an axis are replicated, as everything is for fsdp = 1.
 
   Args:
-    mesh: see `make_mesh`.
     state: arrays, or their shapes from `jax.eval_shape`.
 
   Returns:

@@ -27,7 +27,8 @@ def initialize(cache_dir: str) -> None:
   if not os.environ.get('JAX_COMPILATION_CACHE_DIR'):
     folder = os.path.join(cache_dir, 'xla', _machine())
     jax.config.update('jax_compilation_cache_dir', folder)
-  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+  if 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS' not in os.environ:
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 
 
 # XLA's CPU compiler gives convolutions to YNNPACK, which is the slower one at
@@ -49,7 +50,6 @@ def compiler_options(
   know these options, which are not part of its stable interface.
 
   Args:
-    mesh: where the compiled function runs.
     for_init: it runs once.
   """
   if mesh.devices.flat[0].platform != 'cpu':

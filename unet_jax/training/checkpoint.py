@@ -41,7 +41,6 @@ def best_scores(workdir: str, best_metric: str) -> dict[int, float]:
   """Returns {step: score} of a run's evaluations; larger is better.
 
   Args:
-    workdir: of the run.
     best_metric: name of a metric; of '-name', smaller is better.
   """
   sign = -1 if best_metric.startswith('-') else 1
@@ -195,7 +194,6 @@ class Checkpoints:
     """Returns the state and the data position of a checkpoint.
 
     Args:
-      step: one of `steps`.
       abstract_state: shapes, types and shardings to restore into.
     """
     try:

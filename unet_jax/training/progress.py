@@ -15,8 +15,6 @@ class Progress:
 
   Args:
     first: steps that were done before.
-    total: steps in all.
-    batch_size: images in a step.
   """
 
   def __init__(self, first: int, total: int, batch_size: int):

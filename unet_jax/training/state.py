@@ -69,10 +69,6 @@ def state_of_variables(
 
   Args:
     variables: `params` and `batch_stats` of the model, on host or devices.
-    config: of the run.
-    model: of the run.
-    optimizer: of the run.
-    mesh: where the state lives.
   """
 
   def create(variables: dict[str, PyTree]) -> TrainState:

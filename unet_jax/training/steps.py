@@ -40,10 +40,6 @@ def make_train_step(
   """Returns `step(state, batch, key)`, jitted, which donates the state.
 
   Args:
-    config: of the run.
-    model: see `unet.create_model`.
-    optimizer: see `make_optimizer`.
-    mesh: where it runs.
     state: arrays or their shapes.
   """
   shardings = mesh_lib.state_sharding(mesh, state)
@@ -91,9 +87,7 @@ def train_step(
     optimizer: applied to the gradient of the mean loss of the batch.
     schedule: the optimiser's, to report its learning rate.
     augmentation: applied to image and mask together.
-    loss_spec: see losses.py.
-    mean: per channel, of values in 0..1; likewise std.
-    std: see mean.
+    mean, std: per channel, of values in 0..1.
     ema_decay: 0 where the state keeps no average.
     accumulate_steps: parts of the batch, run one after the other.
 
@@ -143,7 +137,6 @@ def augment_batch(
 
   Args:
     batch: as in `train_step`.
-    key: root key of the run.
     step: number of updates done.
     augmentation: applied to all entries of the batch together.
   """

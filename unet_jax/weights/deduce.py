@@ -39,13 +39,8 @@ MILESIAL = {
 }
 
 
-def fields_of_arrays(
-  arrays: dict[str, np.ndarray],
-) -> tuple[Fields, list[str]]:
-  """Returns the fields that names and shapes show.
-
-  Args:
-    arrays: by our name, in our layout.
+def fields_of_arrays(arrays: dict[str, np.ndarray]) -> tuple[Fields, list[str]]:
+  """Returns the fields that our names, and shapes in our layout, show.
 
   Returns:
     {'section.field': value}, {} for another network; and a line for each choice
@@ -100,18 +95,17 @@ def _norm(arrays: dict[str, np.ndarray]) -> tuple[str, list[str]]:
 def _upsampling(
   arrays: dict[str, np.ndarray], widths: list[int]
 ) -> tuple[Fields, list[str]]:
-  fields: Fields = {}
   kernel = arrays.get('upsample_0/conv/kernel')
   size = 0 if kernel is None else kernel.shape[0]
+  fields: Fields
+  unsure = []
   if kernel is not None and 4 * kernel.shape[-2] == widths[1]:
-    fields['model.upsample'] = 'pixel_shuffle'
+    fields = {'model.upsample': 'pixel_shuffle', 'model.upsample_kernel': size}
+  elif size == 2:
+    fields = {'model.upsample': 'transpose'}
   else:
     # Only PyTorch's twin is known to align corners; see `of_milesial`.
-    fields['model.upsample'] = 'transpose' if size == 2 else 'nearest'
-  if fields['model.upsample'] != 'transpose':
-    fields['model.upsample_kernel'] = size
-  unsure = []
-  if fields['model.upsample'] == 'nearest':
+    fields = {'model.upsample': 'nearest', 'model.upsample_kernel': size}
     unsure.append(
       'the file leaves open whether model.upsample is nearest or bilinear'
     )
@@ -154,9 +148,7 @@ def of_keras(
 ) -> tuple[Fields, list[str]]:
   """Returns the fields of a Keras network.
 
-  Args:
-    file: of Keras.
-    order_of: `modules_in_order` of the network with some fields changed.
+  `order_of` gives `modules_in_order` of the network with some fields changed.
   """
   for structure in _structures(file):
     weights = naming.from_keras(file, order_of(structure))

@@ -21,7 +21,6 @@ class Layer:
   """A layer of a Keras network, in the order in which it is called.
 
   Attributes:
-    name: of the layer.
     kind: its class in snake case, `conv2d_transpose`; '' where unknown.
     weights: array per role: `kernel`, `bias`, `gamma`, `moving_mean`, ...
   """
@@ -36,7 +35,6 @@ class WeightFile:
   """What a file holds.
 
   Attributes:
-    path: of the file.
     arrays: by name, in the file's order and layout. {} for Keras.
     layers: of Keras' files; () for the others.
     graph: Keras' description of the network, where the file has one.
@@ -55,10 +53,7 @@ class WeightFile:
 def read(path: str) -> WeightFile:
   """Reads a file of PyTorch, safetensors, NumPy (.npz) or Keras.
 
-  No code of the file is run.
-
-  Args:
-    path: of the file; its content shows the format.
+  The content shows the format; no code in it is run.
 
   Raises:
     UserError: there is no such file, it is none of these, it is damaged, or
@@ -228,24 +223,17 @@ def _keras_weights(
       name = _text(values.attrs.get('name', group))
     kind, _ = _class_and_number(group)
     weights = dict(zip(_roles(kind, len(arrays)), arrays))
+
+    def add_deeper(path: str, item: Any) -> None:
+      if hasattr(item, 'shape') and not path.startswith('vars/'):
+        weights[path] = np.asarray(item)
+
     # What lies deeper, of networks within networks, keeps its path.
-    for child in node:
-      if child != 'vars':
-        weights.update(_datasets(node[child], child))
+    node.visititems(add_deeper)
     if weights:
       layers.append(Layer(name, kind, weights))
   others = {k: 'not of the layers' for k in h5 if k not in ('layers', 'vars')}
   return WeightFile(path, {}, tuple(layers), graph, others=others)
-
-
-def _datasets(node: Any, path: str) -> dict[str, np.ndarray]:
-  """Returns all arrays under a node, by path."""
-  if not hasattr(node, 'keys'):
-    return {path: np.asarray(node)}
-  found = {}
-  for key in node:
-    found.update(_datasets(node[key], f'{path}/{key}'))
-  return found
 
 
 def _keras_legacy_weights(
@@ -290,6 +278,5 @@ def write_safetensors(
 
   # safetensors takes the buffer as it lies in memory.
   arrays = {k: np.ascontiguousarray(v) for k, v in arrays.items()}
-  with open(path + '.tmp', 'wb') as f:
-    f.write(safetensors.save(arrays, metadata))
+  safetensors.save_file(arrays, path + '.tmp', metadata)
   os.replace(path + '.tmp', path)

@@ -52,8 +52,6 @@ class _Layer:
   """A layer of the description.
 
   Attributes:
-    name: of the layer.
-    kind: its class.
     config: its settings.
     sources: names of the layers that it takes.
   """
@@ -298,9 +296,6 @@ def _rescaling(graph: _Graph) -> dict[str, Any]:
 
 def concat_has_up_first(description: dict[str, Any]) -> bool | None:
   """Whether `Concatenate` takes the features from below before the skip.
-
-  Args:
-    description: of a network.
 
   Returns:
     None where there is no such layer or the order cannot be seen.

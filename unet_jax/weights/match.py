@@ -1,5 +1,6 @@
 """Arrays of a weight file as variables of our network."""
 
+import collections
 import logging
 from typing import Any
 
@@ -85,7 +86,6 @@ def _check_same_network(
   """Raises where the config's network computes something else than the file's.
 
   Args:
-    file: of weights.
     config: given for it.
     shown: fields by Keras' description, or by the names of a known program.
   """
@@ -137,36 +137,35 @@ def _check_fit(
   wanted: dict[str, jax.ShapeDtypeStruct],
 ) -> None:
   """Logs every name that does not match; raises if there is any."""
-  left = [
-    f'{theirs} {array.shape}' for theirs, array in weights.rest.items()
-  ] + [
-    f'{_both(weights, name)} {array.shape}'
-    for name, array in weights.arrays.items()
-    if name not in wanted
-  ]
-  lacking = [
-    f'{name} {leaf.shape}'
-    for name, leaf in wanted.items()
-    if name not in weights.arrays
-  ]
-  other = [
-    f'{_both(weights, name)} {weights.arrays[name].shape}, the network '
-    f'{leaf.shape}'
-    for name, leaf in wanted.items()
-    if name in weights.arrays and weights.arrays[name].shape != leaf.shape
-  ]
-  for title, lines in (
-    ('in the file, not in the network', left),
-    ('in the network, not in the file', lacking),
-    ('of another shape, the file', other),
-  ):
-    for line in lines:
-      _log.info('%s: %s', title, line)
+  found = weights.arrays
+  lines = {
+    'in the file, not in the network': [
+      *(f'{theirs} {array.shape}' for theirs, array in weights.rest.items()),
+      *(
+        f'{_both(weights, name)} {array.shape}'
+        for name, array in found.items()
+        if name not in wanted
+      ),
+    ],
+    'in the network, not in the file': [
+      f'{name} {leaf.shape}'
+      for name, leaf in wanted.items()
+      if name not in found
+    ],
+    'of another shape, the file': [
+      f'{_both(weights, name)} {found[name].shape}, the network {leaf.shape}'
+      for name, leaf in wanted.items()
+      if name in found and found[name].shape != leaf.shape
+    ],
+  }
+  for title, names in lines.items():
+    for name in names:
+      _log.info('%s: %s', title, name)
+  left, lacking, other = map(len, lines.values())
   if not (left or lacking or other):
     return
   fields, unsure = _deduced(file, config)
   ours = fields_lib.flatten(config)
-  _drop_idle_cap(fields, ours)
   different = {
     k: v
     for k, v in fields.items()
@@ -178,16 +177,14 @@ def _check_fit(
   elif unsure:
     advice = '; '.join(unsure)
   raise errors.UserError(
-    f"{file.path} does not fit the config's network: {len(left)} arrays of "
-    f'the file are not in the network, {len(lacking)} of the network are not '
-    f'in the file, {len(other)} have another shape (all listed above); {advice}'
+    f"{file.path} does not fit the config's network: {left} arrays of the "
+    f'file are not in the network, {lacking} of the network are not in the '
+    f'file, {other} have another shape (all listed above); {advice}'
   )
 
 
 def _drop_idle_cap(fields: deduce.Fields, ours: dict[str, Any]) -> None:
   """Removes a deduced model.max_features where ours gives the same widths."""
-  if not fields:
-    return
   base, depth = fields['model.base_features'], fields['model.depth']
   widest = lambda cap: min(base * 2**depth, cap)
   cap = fields['model.max_features']
@@ -205,10 +202,7 @@ def _both(weights: naming.Weights, name: str) -> str:
 
 def _counted(names: list[str]) -> str:
   """The names, those that end alike as one."""
-  counts: dict[str, int] = {}
-  for name in names:
-    last = name.rpartition('.')[2]
-    counts[last] = counts.get(last, 0) + 1
+  counts = collections.Counter(name.rpartition('.')[2] for name in names)
   return ', '.join(
     name if count == 1 else f'{count} {name}' for name, count in counts.items()
   )
@@ -234,17 +228,22 @@ def flags(fields: dict[str, Any]) -> str:
 def _deduced(
   file: files.WeightFile, config: ml_collections.ConfigDict
 ) -> tuple[deduce.Fields, list[str]]:
-  if naming.is_milesial(file.arrays):
-    return deduce.of_milesial(file)
-  if not file.layers:
-    return deduce.fields_of_arrays(naming.from_ours(file).arrays)
 
   def order_of(fields: deduce.Fields) -> list[tuple[str, str]]:
     changed = config.copy_and_resolve_references()
     changed.update_from_flattened_dict(fields)
     return _order(changed)
 
-  return deduce.of_keras(file, order_of)
+  if naming.is_milesial(file.arrays):
+    fields, unsure = deduce.of_milesial(file)
+  elif file.layers:
+    fields, unsure = deduce.of_keras(file, order_of)
+  else:
+    arrays = naming.from_ours(file).arrays
+    fields, unsure = deduce.fields_of_arrays(arrays)
+  if fields:
+    _drop_idle_cap(fields, fields_lib.flatten(config))
+  return fields, unsure
 
 
 def _open_fields(file: files.WeightFile, fields: deduce.Fields) -> list[str]:
@@ -260,8 +259,7 @@ def _open_fields(file: files.WeightFile, fields: deduce.Fields) -> list[str]:
 def deduced_config(overrides: dict[str, Any]) -> ml_collections.ConfigDict:
   """Returns the config that a file shows, for an import without --config.
 
-  Args:
-    overrides: {'section.field': value} of the command line; they win.
+  The overrides, {'section.field': value} of the command line, win.
 
   Raises:
     UserError: the file shows too little.
@@ -279,7 +277,6 @@ def deduced_config(overrides: dict[str, Any]) -> ml_collections.ConfigDict:
       f'{config.weights.path}: its {len(file.arrays) or len(file.layers)} '
       'names show no network; give its --config'
     )
-  _drop_idle_cap(fields, fields_lib.flatten(config))
   assumed = [f for f in _open_fields(file, fields) if f not in overrides]
   channels = fields['data.num_channels']
   # The default's, of as many channels.

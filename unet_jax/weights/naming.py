@@ -19,14 +19,16 @@ from flax import traverse_util
 
 from unet_jax.weights import files
 
-# Roles of a norm in Keras and in PyTorch.
-_KERAS_ROLES = {
+# Roles of a convolution and of a norm in Keras and in PyTorch.
+_KERAS_CONV = {'kernel': 'kernel', 'bias': 'bias'}
+_KERAS_NORM = {
   'gamma': 'scale',
   'beta': 'bias',
   'moving_mean': 'mean',
   'moving_variance': 'var',
 }
-_TORCH_ROLES = {
+_TORCH_CONV = {'weight': 'kernel', 'bias': 'bias'}
+_TORCH_NORM = {
   'weight': 'scale',
   'bias': 'bias',
   'running_mean': 'mean',
@@ -95,10 +97,6 @@ def modules_in_order(
   model: nn.Module, image_shape: tuple[int, ...]
 ) -> list[tuple[str, str]]:
   """Returns the modules that have parameters, in the order of their calls.
-
-  Args:
-    model: any network.
-    image_shape: [H, W, C] of an image that it takes.
 
   Returns:
     (path, kind); `conv`, `transpose` (a transposed convolution) or `norm`.
@@ -174,106 +172,75 @@ def from_milesial(file: files.WeightFile) -> Weights:
   named = without_wrappers(file.arrays)
   downs = [re.match(r'down(\d+)\.', name) for name in named]
   depth = max((int(m[1]) for m in downs if m), default=0)
+  names = _milesial_names(depth)
   for name, (theirs, array) in named.items():
     if name.endswith('.num_batches_tracked'):
       weights.others.append(theirs)
-      continue
-    path = _milesial_path(name, array.ndim, depth)
-    if path is None:
-      weights.rest[theirs] = array
+    elif name in names:
+      path = names[name]
+      weights.add(path, theirs, _from_torch(array, path.startswith('upsample')))
     else:
-      is_transposed = path.startswith('upsample_') and array.ndim > 2
-      weights.add(path, theirs, _from_torch(array, is_transposed))
+      weights.rest[theirs] = array
   _fold_biases(weights)
   return weights
 
 
-def _milesial_path(name: str, ndim: int, depth: int) -> str | None:
-  """Our name of one of milesial's; None for what is no parameter of it."""
-  *parents, role = name.split('.')
-  parent = '.'.join(parents)
-  if parent in ('outc.conv', 'outc'):
-    return f'head/{"kernel" if role == "weight" else role}'
-  m = re.fullmatch(r'up(\d+)\.up', parent)
-  if m:
-    role = 'kernel' if role == 'weight' else role
-    return f'upsample_{depth - int(m[1])}/conv/{role}'
-  m = re.fullmatch(
-    r'(?:inc|down(\d+)\.maxpool_conv\.1|up(\d+)\.conv)\.double_conv\.(\d+)',
-    parent,
-  )
-  if not m:
-    return None
-  block = f'down_{m[1] or 0}'
-  if m[2]:
-    block = f'up_{depth - int(m[2])}'
-  elif int(m[1] or 0) == depth:
-    block = 'bottleneck'
-  number, is_norm = int(m[3]) // 3 + 1, int(m[3]) % 3 == 1
-  if is_norm and role in _TORCH_ROLES:
-    return f'{block}/norm{number}/{_TORCH_ROLES[role]}'
-  return f'{block}/conv{number}/{"kernel" if ndim > 1 else role}'
+def _milesial_names(depth: int) -> dict[str, str]:
+  """Returns {milesial's name: ours} of all parameters of a network."""
+  downs = [f'down{i}.maxpool_conv.1' for i in range(1, depth + 1)]
+  stages = [*(f'down_{i}' for i in range(depth)), 'bottleneck']
+  blocks = dict(zip(['inc', *downs], stages))
+  # `outc` is read too; the last name of a module is the one written.
+  modules = {'outc': 'head', 'outc.conv': 'head'}
+  for i in range(depth):
+    blocks[f'up{depth - i}.conv'] = f'up_{i}'
+    modules[f'up{depth - i}.up'] = f'upsample_{i}/conv'
+  layers = {0: 'conv1', 1: 'norm1', 3: 'conv2', 4: 'norm2'}
+  for theirs, ours in blocks.items():
+    for i, layer in layers.items():
+      modules[f'{theirs}.double_conv.{i}'] = f'{ours}/{layer}'
+  return {
+    f'{theirs}.{role}': f'{ours}/{our_role}'
+    for theirs, ours in modules.items()
+    for role, our_role in (
+      _TORCH_NORM if '/norm' in ours else _TORCH_CONV
+    ).items()
+  }
 
 
 def _from_torch(array: np.ndarray, is_transposed: bool) -> np.ndarray:
   """[out, in, k, k] or, transposed, [in, out, k, k] to [k, k, in, out]."""
   if array.ndim < 3:
     return array
-  spatial = tuple(range(2, array.ndim))
   if is_transposed:
-    return np.flip(array, spatial).transpose(*spatial, 0, 1)
-  return array.transpose(*spatial, 1, 0)
+    array = np.flip(array, tuple(range(2, array.ndim)))
+  return np.moveaxis(array, (0, 1) if is_transposed else (1, 0), (-2, -1))
 
 
 def _to_torch(array: np.ndarray, is_transposed: bool) -> np.ndarray:
   """The inverse of `_from_torch`."""
   if array.ndim < 3:
     return array
-  spatial = tuple(range(array.ndim - 2))
   if is_transposed:
-    return np.flip(array, spatial).transpose(-2, -1, *spatial)
-  return array.transpose(-1, -2, *spatial)
+    array = np.flip(array, tuple(range(array.ndim - 2)))
+  return np.moveaxis(array, (-2, -1), (0, 1) if is_transposed else (1, 0))
 
 
 def to_milesial(
   arrays: dict[str, np.ndarray], depth: int
 ) -> tuple[dict[str, np.ndarray], list[str]]:
-  """Returns a state dict in milesial's names, and our names that have none.
-
-  Args:
-    arrays: by our name.
-    depth: of the network.
-  """
-  roles = {v: k for k, v in _TORCH_ROLES.items()} | {'kernel': 'weight'}
-  state, nameless = {}, []
-  for name, array in arrays.items():
-    block, *middle, role = name.split('/')
-    stage = int(block.rpartition('_')[2]) if block[-1].isdigit() else 0
-    double = re.fullmatch('(conv|norm)([12])', '/'.join(middle))
-    is_transposed = block.startswith('upsample_')
-    if block == 'head' and not middle:
-      parent = 'outc.conv'
-    elif is_transposed and middle == ['conv']:
-      parent = f'up{depth - stage}.up'
-    elif double and re.fullmatch(r'(down|up)_\d+|bottleneck', block):
-      parent = {
-        'down': f'down{stage}.maxpool_conv.1' if stage else 'inc',
-        'up': f'up{depth - stage}.conv',
-        'bottleneck': f'down{depth}.maxpool_conv.1',
-      }[block.partition('_')[0]]
-      index = 3 * (int(double[2]) - 1) + (double[1] == 'norm')
-      parent += f'.double_conv.{index}'
-    else:
-      nameless.append(name)
-      continue
-    state[f'{parent}.{roles[role]}'] = _to_torch(array, is_transposed)
-  return state, nameless
+  """Returns a state dict in milesial's names, and our names that have none."""
+  names = {ours: theirs for theirs, ours in _milesial_names(depth).items()}
+  state = {
+    names[name]: _to_torch(array, name.startswith('upsample'))
+    for name, array in arrays.items()
+    if name in names
+  }
+  return state, [name for name in arrays if name not in names]
 
 
 def from_keras(
-  file: files.WeightFile,
-  order: list[tuple[str, str]],
-  up_first: bool = False,
+  file: files.WeightFile, order: list[tuple[str, str]], up_first: bool = False
 ) -> Weights:
   """Takes Keras' layers, the n-th of a kind for our n-th of that kind.
 
@@ -291,21 +258,17 @@ def from_keras(
   for layer in file.layers:
     kind = keras_kind(layer)
     path = next(waiting[kind], None) if kind else None
+    roles = _KERAS_NORM if kind == 'norm' else _KERAS_CONV
     for role, array in layer.weights.items():
       theirs = f'{layer.name}/{role}'
-      ours = _KERAS_ROLES.get(role, role) if kind == 'norm' else role
-      if path is None or ours not in (
-        ('scale', 'bias', 'mean', 'var')
-        if kind == 'norm'
-        else ('kernel', 'bias')
-      ):
+      if path is None or role not in roles:
         weights.rest[theirs] = array
-      else:
-        if kind == 'transpose' and array.ndim > 2:
-          # [k, k, out, in], against lax's mirrored [k, k, in, out].
-          spatial = tuple(range(array.ndim - 2))
-          array = np.flip(array, spatial).swapaxes(-1, -2)
-        weights.add(f'{path}/{ours}', theirs, array)
+        continue
+      if kind == 'transpose' and array.ndim > 2:
+        # [k, k, out, in], against lax's mirrored [k, k, in, out].
+        spatial = tuple(range(array.ndim - 2))
+        array = np.flip(array, spatial).swapaxes(-1, -2)
+      weights.add(f'{path}/{roles[role]}', theirs, array)
   if up_first:
     _put_skip_first(weights)
   _fold_biases(weights)
@@ -364,7 +327,6 @@ def match_biases(
       biases that instance norm subtracts again are dropped; where the file
       lacks only the biases of all stages (`use_bias=False`), they are 0.
     wanted: the network's arrays, by our name.
-    norm: `model.norm`.
   """
   is_bias = lambda name: re.search(r'/(conv\d+|shortcut)/bias$', name)
   spare = [k for k in weights.arrays if is_bias(k) and k not in wanted]
