@@ -378,8 +378,7 @@ _TABLES = (
 def validate(config: ml_collections.ConfigDict, mode: str = 'train') -> None:
   """Raises UserError, one line, for the first field that cannot be used.
 
-  Args:
-    mode: what is to be done with it: a value of --mode, or `load`.
+  The mode is a value of --mode, or `load`.
   """
   for table in _TABLES:
     for text, applies in table(config, mode).items():

@@ -173,8 +173,7 @@ OF_SHAPES = {'num_classes': 4, 'num_channels': 3}
 def stage_features(model: Any) -> tuple[int, ...]:
   """Returns the channels of each stage, the bottleneck's last.
 
-  Args:
-    model: the section of a config, or the network made from it.
+  The model is the section of a config, or the network made from it.
   """
   if model.features:
     return tuple(model.features)

@@ -82,8 +82,7 @@ def read(
 ) -> ml_collections.ConfigDict | None:
   """Returns the config of a workdir's run; None without one.
 
-  Args:
-    overrides: {'section.field': value} that are set in it.
+  The overrides, {'section.field': value}, are set in it.
   """
   path = pathlib.Path(workdir, 'config.json')
   if not path.exists():

@@ -46,7 +46,6 @@ class Evaluator:
     returns_logits: bool = False,
   ):
     self._config, self._dataset, self._mesh = config, dataset, mesh
-    self.split, self.num_examples = dataset.split, len(dataset)
     self._loss_spec = losses.make_spec(config)
     self.seconds_waiting = 0.0
     # Per-example entries passed through eval_step.
@@ -166,6 +165,14 @@ class Evaluator:
       losses.weighted_sum(totals, counts, self._loss_spec)
     )
     return metrics, per_image.sum(0, dtype=np.int64)
+
+  @property
+  def split(self) -> str:
+    return self._dataset.split
+
+  @property
+  def num_examples(self) -> int:
+    return len(self._dataset)
 
   def _examples(
     self, batch: dict[str, jax.Array], prediction: jax.Array

@@ -106,8 +106,7 @@ _ROW = SIZE + 2 * _PAD
 def _places() -> np.ndarray:
   """Returns the places of all cells and directions in the map of edges.
 
-  Returns:
-    integers [1 + len(TURNS), SIZE * SIZE * 4]: as they are, and turned.
+  These are integers [1 + len(TURNS), SIZE * SIZE * 4]: as they are, and turned.
   """
   y, x, d = np.indices((SIZE, SIZE, 4)).reshape(3, -1)
   rows = []
@@ -174,11 +173,7 @@ def _edges(image: np.ndarray) -> tuple[np.ndarray, float]:
 
 @functools.lru_cache(maxsize=64)
 def _centers(height: int, width: int) -> np.ndarray:
-  """Returns the cells' centres as indices into a flat array [height, width].
-
-  Returns:
-    integers [SIZE, SIZE].
-  """
+  """Returns the cells' centres, [SIZE, SIZE], as indices into a flat image."""
   axes = []
   for length in (height, width):
     twice = (2 * np.arange(SIZE) + 1) * length

@@ -20,13 +20,8 @@ def max_pool_2x(x: Array) -> Array:
 
   Equals `nn.max_pool(x, (2, 2), (2, 2))`, whose gradient, a select-and-scatter,
   is slow on CPUs; that of a maximum of two is a comparison. Where two values
-  are equal, each gets half of the gradient.
-
-  Args:
-    x: [B, H, W, C].
-
-  Returns:
-    [B, H // 2, W // 2, C].
+  are equal, each gets half of the gradient. Of [B, H, W, C] these are
+  [B, H // 2, W // 2, C].
   """
   return _pool_2x(x, jnp.maximum)
 

@@ -234,10 +234,7 @@ class UNet(nn.Module):
 
   @nn.nowrap
   def output_size(self, size: tuple[int, ...]) -> tuple[int, ...]:
-    """Returns the logits' height and width for an image's, in pixels.
-
-    Args:
-      size: height and width of the image (depth, height, width of a volume).
+    """Returns the logits' height and width, see config/output_size.py.
 
     Raises:
       UserError: the size does not fit; the message names the nearest that do.

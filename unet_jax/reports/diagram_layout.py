@@ -126,8 +126,7 @@ class _Drawing:
   ) -> float:
     """Writes channels above a tensor and, where it is new, the size below.
 
-    Returns:
-      Where the room of the tensor and its labels ends.
+    Returns where the room of the tensor and its labels ends.
     """
     x, width = boxes[0].x, boxes[-1].right - boxes[0].x
     center = x + width / 2

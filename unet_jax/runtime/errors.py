@@ -42,9 +42,6 @@ def exit_with(line: str, code: int) -> NoReturn:
 
   One of many processes does not wait for the others, which may be waiting for
   this one; the coordinator ends them once it is gone.
-
-  Args:
-    code: for the shell.
   """
   print(line, file=sys.stderr)
   # Without jax, whose import takes seconds, there are no other processes.

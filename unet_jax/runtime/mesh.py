@@ -46,10 +46,7 @@ def make_mesh(
   config: ml_collections.ConfigDict,
   devices: Sequence[jax.Device] | None = None,
 ) -> Mesh:
-  """Returns the mesh of a config.
-
-  Args:
-    devices: all of it; None for all devices of all processes.
+  """Returns the mesh of a config, of all devices of all processes by default.
 
   Raises:
     UserError: the axes do not multiply to the devices, or the batch or the
@@ -150,13 +147,8 @@ def state_sharding(mesh: Mesh, state: PyTree) -> PyTree:
   """Returns the sharding of each array of a train state.
 
   Each array is split over fsdp along its largest axis that divides; scalars and
-  arrays without such an axis are replicated, as everything is for fsdp = 1.
-
-  Args:
-    state: arrays, or their shapes from `jax.eval_shape`.
-
-  Returns:
-    A NamedSharding for each leaf.
+  arrays without such an axis are replicated, as everything is for fsdp = 1. The
+  state has arrays, or their shapes from `jax.eval_shape`.
   """
   size = mesh.shape['fsdp']
 

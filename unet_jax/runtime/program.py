@@ -17,8 +17,7 @@ from unet_jax.runtime import errors, processes
 def initialize(cache_dir: str) -> None:
   """Joins the other processes; call it before anything asks for a device.
 
-  Args:
-    cache_dir: absolute path of the folder that keeps compiled programs.
+  The absolute path is that of the folder that keeps compiled programs.
   """
   processes.initialize_distributed()
   if jax.process_index():
@@ -48,9 +47,6 @@ def compiler_options(
 
   Other devices than CPUs take the defaults, and so does a jaxlib that does not
   know these options, which are not part of its stable interface.
-
-  Args:
-    for_init: it runs once.
   """
   if mesh.devices.flat[0].platform != 'cpu':
     return None

@@ -40,8 +40,7 @@ _FIXES = {
 def best_scores(workdir: str, best_metric: str) -> dict[int, float]:
   """Returns {step: score} of a run's evaluations; larger is better.
 
-  Args:
-    best_metric: name of a metric; of '-name', smaller is better.
+  Of the metric '-name', smaller is better.
   """
   sign = -1 if best_metric.startswith('-') else 1
   name = best_metric.removeprefix('-')

@@ -11,11 +11,7 @@ _log = logging.getLogger(__name__)
 
 
 class Progress:
-  """Progress of a training run in steps.
-
-  Args:
-    first: steps that were done before.
-  """
+  """Progress of a training run in steps, of which `first` were done before."""
 
   def __init__(self, first: int, total: int, batch_size: int):
     self._total, self._batch_size = total, batch_size

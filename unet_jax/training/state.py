@@ -67,8 +67,7 @@ def state_of_variables(
 ) -> TrainState:
   """Returns the state at step 0 of a network that has its parameters already.
 
-  Args:
-    variables: `params` and `batch_stats` of the model, on host or devices.
+  The variables, `params` and `batch_stats`, are on host or devices.
   """
 
   def create(variables: dict[str, PyTree]) -> TrainState:

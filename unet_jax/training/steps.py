@@ -39,8 +39,7 @@ def make_train_step(
 ) -> jax.stages.Wrapped:
   """Returns `step(state, batch, key)`, jitted, which donates the state.
 
-  Args:
-    state: arrays or their shapes.
+  The state here has arrays or their shapes.
   """
   shardings = mesh_lib.state_sharding(mesh, state)
   return jax.jit(

@@ -297,8 +297,7 @@ def _rescaling(graph: _Graph) -> dict[str, Any]:
 def concat_has_up_first(description: dict[str, Any]) -> bool | None:
   """Whether `Concatenate` takes the features from below before the skip.
 
-  Returns:
-    None where there is no such layer or the order cannot be seen.
+  None where there is no such layer or the order cannot be seen.
 
   Raises:
     UserError: the order differs between stages.
