@@ -101,20 +101,19 @@ def test_a_small_fraction_holds_one_out(tmp_path):
   assert len(make(tmp_path, 'train', val_fraction=0.01)) == 2
 
 
-@pytest.mark.parametrize('other', ['val', 'test'])
-def test_folders_of_splits(tmp_path, other):
-  write_pairs(tmp_path / 'train', ['a', 'b', 'c'])
-  write_pairs(tmp_path / other, ['a', 'd'], start=10)
-  assert values(make(tmp_path, 'train')) == [0, 1, 2]
-  assert values(make(tmp_path, other)) == [10, 11]
-  assert values(make(tmp_path, 'auto')) == [10, 11]
-
-
-def test_val_goes_before_test(tmp_path):
-  for i, split in enumerate(('train', 'test', 'val')):
-    write_pairs(tmp_path / split, ['a'], start=i)
-  assert values(make(tmp_path, 'auto')) == [2]
-  assert values(make(tmp_path, 'test')) == [1]
+@pytest.mark.parametrize(
+  'files, expected',
+  [
+    ('train/a val/a val/d', {'train': [0], 'val': [1, 2], 'auto': [1, 2]}),
+    ('train/a test/a test/d', {'train': [0], 'test': [1, 2], 'auto': [1, 2]}),
+    ('train/a test/a val/a', {'auto': [2], 'test': [1]}),
+  ],
+)
+def test_folders_of_splits(tmp_path, files, expected):
+  for i, file in enumerate(files.split()):
+    folder, stem = file.split('/')
+    write_pairs(tmp_path / folder, [stem], start=i)
+  assert {s: values(make(tmp_path, s)) for s in expected} == expected
 
 
 def test_test_folder_without_masks(tmp_path, caplog):

@@ -36,6 +36,18 @@ def make_mesh(devices: int = 1):
   )
 
 
+def of_processes(monkeypatch, count, make):
+  """What `make` returns in each of some processes."""
+  import jax
+
+  monkeypatch.setattr(jax, 'process_count', lambda: count)
+  made = []
+  for i in range(count):
+    monkeypatch.setattr(jax, 'process_index', lambda i=i: i)
+    made.append(make())
+  return made
+
+
 def rows_of(dataset) -> dict[str, np.ndarray]:
   """All examples of a dataset, stacked."""
   rows = [dataset[i] for i in range(len(dataset))]

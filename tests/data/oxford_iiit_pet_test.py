@@ -27,7 +27,7 @@ from tensorflow_datasets.core.download import checksums
 
 from tests import folders
 from tests.data import helpers
-from tests.refusals import message_of
+from tests.refusals import cases, message_of
 from unet_jax.data import oxford_iiit_pet, sources
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -253,18 +253,13 @@ def _change(path: pathlib.Path, change):
   os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
-def _replace(archive, name, old, new):
-  path = archive / name
-  path.write_text(path.read_text().replace(old, new))
-
-
 def _swap(archive):
   """Sizes and times stay, files change their names."""
   for sub, suffix in (('images', 'jpg'), ('annotations/trimaps', 'png')):
     path = archive / f'{sub}/pug_2.{suffix}'
     path.rename(path.with_stem('pug_3'))
-  test = 'annotations/test.txt'
-  _change(archive / test, lambda _: _replace(archive, test, 'pug_2', 'pug_3'))
+  rename = lambda p: p.write_text(p.read_text().replace('pug_2', 'pug_3'))
+  _change(archive / 'annotations/test.txt', rename)
 
 
 _CHANGES = {
@@ -345,78 +340,50 @@ def test_a_second_run_waits_and_takes_what_the_first_made(
   assert _names(_read(builders[0], 'train')) == _ORDER['train']
 
 
-def _remove(archive, *names):
-  for name in names:
-    (archive / name).rename(archive / f'aside_{pathlib.Path(name).name}')
-
-
-def _append(archive, name, text):
-  with open(archive / name, 'a') as f:
-    f.write(text)
-
-
 _NOT_A_LINE = (
-  ' is not "NAME CLASS SPECIES BREED" with CLASS in 1..37 and SPECIES 1 or 2; '
+  'is not "NAME CLASS SPECIES BREED" with CLASS in 1..37 and SPECIES 1 or 2; '
   'fix or remove the line'
 )
-_HEAD_BOX = 'annotations/xmls/Abyssinian_1.xml'
-# {case: (change of the folder {a}, message)}
-_BAD_FOLDERS = {
-  'folder missing': (
-    lambda a: a.rename(a.parent / 'moved'),
-    '--config.data.dir={a}: no such folder; give one in the layout of the '
-    f'Oxford-IIIT Pet archives ({_LAYOUT})',
-  ),
-  'parts missing': (
-    lambda a: _remove(a, 'annotations/trimaps', 'annotations/trainval.txt'),
-    '--config.data.dir={a}: has no annotations/trimaps/, '
-    'annotations/trainval.txt; extract images.tar.gz and annotations.tar.gz of '
-    'https://thor.robots.ox.ac.uk/~vgg/data/pets there, or arrange the files '
-    f'alike ({_LAYOUT})',
-  ),
-  'list empty': (
-    lambda a: (a / 'annotations/test.txt').write_text(''),
-    '{a}/annotations/test.txt: is empty; list the images of this split, one '
-    'line "NAME CLASS SPECIES BREED" each',
-  ),
-  'images missing': (
-    lambda a: _remove(a, 'images/beagle_116.jpg', 'images/Abyssinian_5.jpg'),
-    '{a}/annotations/trainval.txt names Abyssinian_5.jpg, which is not in '
-    '{a}/images; 2 of its 4 are missing like this, add them or remove them '
-    'from the list',
-  ),
-  'mask missing': (
-    lambda a: _remove(a, 'annotations/trimaps/pug_2.png'),
-    '{a}/annotations/test.txt names pug_2.png, which is not in '
-    '{a}/annotations/trimaps; 1 of its 2 are missing like this, add them or '
-    'remove them from the list',
-  ),
-  'class out of range': (
-    lambda a: _append(a, 'annotations/test.txt', 'pug_2 38 2 1\n'),
-    "{a}/annotations/test.txt:3: 'pug_2 38 2 1'" + _NOT_A_LINE,
-  ),
-  'empty line': (
-    lambda a: _append(a, 'annotations/test.txt', '\n'),
-    "{a}/annotations/test.txt:3: ''" + _NOT_A_LINE,
-  ),
-  'name twice': (
-    lambda a: _append(a, 'annotations/test.txt', 'pug_2 26 2 17\n'),
-    '{a}/annotations/test.txt: names pug_2 twice; remove one line',
-  ),
-  'head box outside': (
-    lambda a: _replace(a, _HEAD_BOX, '<xmax>6', '<xmax>9'),
-    f'{{a}}/{_HEAD_BOX}: holds no head box that can be read (BBox coordinates '
-    'should be between 0 and 1. Got BBox(ymin=0.25, xmin=0.25, ymax=0.75, '
-    'xmax=1.125).); fix or remove it',
-  ),
-}
+# A command that spoils the folder, and the message.
+_SPOILED = f"""\
+mv ../pets ../moved
+  --config.data.dir=ROOT: no such folder; give one in the layout of the
+  Oxford-IIIT Pet archives ({_LAYOUT})
+rm -r annotations/trimaps annotations/trainval.txt
+  --config.data.dir=ROOT: has no annotations/trimaps/, annotations/trainval.txt;
+  extract images.tar.gz and annotations.tar.gz of
+  https://thor.robots.ox.ac.uk/~vgg/data/pets there, or arrange the files alike
+  ({_LAYOUT})
+: > annotations/test.txt
+  ROOT/annotations/test.txt: is empty; list the images of this split, one line
+  "NAME CLASS SPECIES BREED" each
+rm images/beagle_116.jpg images/Abyssinian_5.jpg
+  ROOT/annotations/trainval.txt names Abyssinian_5.jpg, which is not in
+  ROOT/images; 2 of its 4 are missing like this, add them or remove them from
+  the list
+rm annotations/trimaps/pug_2.png
+  ROOT/annotations/test.txt names pug_2.png, which is not in
+  ROOT/annotations/trimaps; 1 of its 2 are missing like this, add them or remove
+  them from the list
+echo pug_2 38 2 1 >> annotations/test.txt
+  ROOT/annotations/test.txt:3: 'pug_2 38 2 1' {_NOT_A_LINE}
+echo >> annotations/test.txt
+  ROOT/annotations/test.txt:3: '' {_NOT_A_LINE}
+echo pug_2 26 2 17 >> annotations/test.txt
+  ROOT/annotations/test.txt: names pug_2 twice; remove one line
+cd annotations/xmls; sed -i.old s/.xmax.6/'<xmax>9'/ Abyssinian_1.xml
+  ROOT/annotations/xmls/Abyssinian_1.xml: holds no head box that can be read
+  (BBox coordinates should be between 0 and 1. Got BBox(ymin=0.25, xmin=0.25,
+  ymax=0.75, xmax=1.125).); fix or remove it
+"""
 
 
-@pytest.mark.parametrize('case', _BAD_FOLDERS)
-def test_a_bad_folder_ends_in_one_line(archive, prepare, tmp_path, case):
-  spoil, message = _BAD_FOLDERS[case]
-  spoil(archive)
-  assert message_of(prepare) == message.format(a=archive)
+@pytest.mark.parametrize('command, message', cases(_SPOILED))
+def test_a_bad_folder_ends_in_one_line(
+  archive, prepare, tmp_path, command, message
+):
+  subprocess.run(command, shell=True, cwd=archive, check=True)
+  assert message_of(prepare) == message.replace('ROOT', str(archive))
   assert not (tmp_path / 'cache').exists()
 
 
@@ -496,8 +463,8 @@ def _stop(server, folder):
 _FAULTS = {
   'ConnectionError': _stop,
   'HTTPError 404': lambda _, folder: (folder / 'images.tar.gz').unlink(),
-  'NonMatchingChecksumError': lambda _, folder: _append(
-    folder, 'images.tar.gz', 'more'
+  'NonMatchingChecksumError': lambda _, folder: _change(
+    folder / 'images.tar.gz', lambda p: p.write_bytes(p.read_bytes() + b'more')
   ),
 }
 
