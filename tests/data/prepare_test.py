@@ -105,6 +105,19 @@ def _assert_rows(dataset, rows, data):
   return got
 
 
+def _assert_stats(dataset, rows):
+  """That the statistics are those of these examples of `_Examples`."""
+  stats, got = dataset.stats, helpers.rows_of(dataset)
+  assert stats.names == tuple(f'{row}.png' for row in rows)
+  assert stats.class_pixels.dtype == np.int64
+  for i, (image, mask) in enumerate(zip(got['image'], got['mask'])):
+    expected = [np.sum(mask == c) for c in (0, 1, 2, 255)]
+    assert stats.class_pixels[i].tolist() == expected
+    assert_allclose(stats.stds[i], image.std((0, 1)).max(), rtol=1e-5)
+    digest = hashlib.sha1(image.tobytes()).digest()[:16]
+    assert stats.digests[i].tobytes() == digest
+
+
 def test_all_kinds_of_cache_hold_the_same(tmp_path, examples):
   """Weight maps too, made of the mask as it is after resizing."""
   for cache in ('none', 'memory', 'disk', 'disk'):
@@ -154,12 +167,7 @@ def test_folds_hold_their_examples(tmp_path, examples, cache):
         continue
       batch = dataset.read_batch(np.array([1, 0]))
       assert_array_equal(batch['image'], got['image'][[1, 0]])
-      stats = dataset.stats
-      assert stats.names == tuple(f'{row}.png' for row in rows)
-      counts = [np.bincount(m.ravel(), minlength=3) for m in got['mask']]
-      assert_array_equal(stats.class_pixels[:, :3], counts)
-      digests = [hashlib.sha1(i.tobytes()).digest()[:16] for i in got['image']]
-      assert [d.tobytes() for d in stats.digests] == digests
+      _assert_stats(dataset, rows)
 
 
 @pytest.mark.parametrize('cache', ['memory', 'disk'])
@@ -179,11 +187,10 @@ def test_undecodable_files_of_folds(tmp_path, examples, cache, caplog):
   )
 
 
-def test_key_changes_with_each_field(examples):
+def test_key_changes_with_the_fields_of_arrays_alone(examples):
   source = examples()
-  key = _key(source, _config())
-  assert _key(source, _config()) == key
-  changes = {
+  key = lambda **fields: _key(source, _config(**fields))
+  changing = {
     'image_size': (8, 7),
     'num_channels': 1,
     'num_classes': 4,
@@ -192,27 +199,17 @@ def test_key_changes_with_each_field(examples):
     'resize': 'pad',
     'on_error': 'skip',
   }
-  keys = {_key(source, _config(**{k: v})) for k, v in changes.items()} | {key}
-  assert len(keys) == 1 + len(changes)
-  source.fingerprint = 'others'
-  assert _key(source, _config()) not in keys
-
-
-def test_key_stays_with_all_other_fields(examples):
-  source = examples()
   others = {
-    'batch_size': 64,
-    'cache': 'memory',
-    'cache_dir': '/elsewhere',
-    'num_workers': 7,
-    'class_names': ('a', 'b', 'c'),
-    'mean': (0.1, 0.2, 0.35),
-    'std': (0.1, 0.2, 0.35),
-    'eval_split': 'test',
-    'model.depth': 1,
-    'seed': 9,
+    **{'batch_size': 64, 'num_workers': 7, 'eval_split': 'test'},
+    **{'cache': 'memory', 'cache_dir': '/elsewhere'},
+    **{'mean': (0.1, 0.2, 0.35), 'std': (0.1, 0.2, 0.35)},
+    **{'class_names': ('a', 'b', 'c'), 'model.depth': 1, 'seed': 9},
   }
-  assert _key(source, _config(**others)) == _key(source, _config())
+  keys = {key(**{name: value}) for name, value in changing.items()} | {key()}
+  assert len(keys) == 1 + len(changing)
+  assert key() == key(**others)
+  source.fingerprint = 'others'
+  assert key() not in keys
 
 
 def test_key_changes_with_the_weight_map_alone(examples):
@@ -252,19 +249,9 @@ def test_statistics(tmp_path, examples):
   examples.bad = {2: errors.DecodeError('2.png cannot be decoded')}
   for cache in ('memory', 'disk', 'disk'):
     dataset = _prepare(tmp_path, cache=cache, on_error='skip', resize='pad')
+    _assert_stats(dataset, (0, 1, 3, 4, 5, 6, 7))
     stats = dataset.stats
-    assert stats.names == tuple(f'{i}.png' for i in (0, 1, 3, 4, 5, 6, 7))
-    assert stats.class_pixels.dtype == np.int64
-    assert stats.sizes.tolist() == [[8, 6]] * 7
-    for i in range(7):
-      image, mask = dataset[i]['image'], dataset[i]['mask']
-      expected = [np.sum(mask == c) for c in (0, 1, 2, 255)]
-      assert stats.class_pixels[i].tolist() == expected
-      std = image.std((0, 1)).max()
-      assert_allclose(stats.stds[i], std, rtol=1e-5)
-      digest = hashlib.sha1(image.tobytes()).digest()[:16]
-      assert stats.digests[i].tobytes() == digest
-    assert len(dataset) == 7
+    assert stats.sizes.tolist() == [[8, 6]] * len(dataset) == [[8, 6]] * 7
   assert len(np.unique(stats.digests, axis=0)) == 7
   assert stats.class_pixels[:, 3].any()
   assert _prepare(cache='none').stats is None
