@@ -1,8 +1,4 @@
-"""Tests of unet_jax/data/prepare.py.
-
-Run as a program with the arguments CACHE_DIR and WATCH_DIR, this file prepares
-`_Examples` as another process would, see `_start_process`.
-"""
+"""Tests of unet_jax/data/prepare.py."""
 
 import errno
 import hashlib
@@ -11,21 +7,17 @@ import logging
 import os
 import pathlib
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from tests import folders
+from tests import folders, program
 from tests.data import helpers
 from tests.refusals import message_of
 from unet_jax.data import prepare, prepared, sources, weight_map
 from unet_jax.runtime import errors
-
-_ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 class _Examples:
@@ -339,16 +331,14 @@ def test_full_disk(tmp_path, examples, monkeypatch):
 # More than one process
 
 
-def _start_process(folder, log):
-  """Starts one that prepares in `cache`, watched in `watch`, and logs."""
-  with open(folder / log, 'w') as file:
-    return subprocess.Popen(
-      [sys.executable, __file__, str(folder / 'cache'), str(folder / 'watch')],
-      env={**os.environ, 'PYTHONPATH': str(_ROOT)},
-      stdout=subprocess.PIPE,
-      stderr=file,
-      text=True,
-    )
+def _prepare_elsewhere(folder, log):
+  """What another process does, watched in `watch`; it prints a digest."""
+  logging.basicConfig(
+    filename=folder / log, level=logging.INFO, format='%(message)s', force=True
+  )
+  _Examples.watch_dir = folder / 'watch'
+  sources.SOURCES['folder'] = _Examples
+  print(_digest(_prepare(folder / 'cache')), flush=True)
 
 
 def _wait_for(condition, what):
@@ -372,14 +362,17 @@ def watch(tmp_path):
 
 def test_two_processes_build_once(tmp_path, watch, examples):
   logs = [tmp_path / name for name in ('one', 'other')]
-  processes = [_start_process(tmp_path, path) for path in logs]
+  processes = [
+    program.fork(_prepare_elsewhere, tmp_path, path.name) for path in logs
+  ]
   waiting = 'preparing train: waiting for another run that does it\n'
   try:
-    _wait_for(lambda: any(waiting in p.read_text() for p in logs), waiting)
+    _wait_for(
+      lambda: any(waiting in p.read_text() for p in logs if p.exists()), waiting
+    )
   finally:
     (watch / 'go').touch()
-    digests = [p.communicate()[0].strip() for p in processes]
-  assert [p.returncode for p in processes] == [0, 0]
+    digests = [program.finish(p)[0].strip() for p in processes]
   assert digests == [_digest(_prepare(cache='memory'))] * 2
   read_by = [p.name for p in watch.iterdir() if p.name != 'go']
   assert len(read_by) == 8
@@ -390,11 +383,12 @@ def test_two_processes_build_once(tmp_path, watch, examples):
 def test_a_process_killed_while_it_builds(tmp_path, watch, examples):
   """Its leftover is not taken for whole, and removed by the next."""
   cache_dir = tmp_path / 'cache'
-  with _start_process(tmp_path, 'log') as process:
-    try:
-      _wait_for(lambda: len(list(watch.iterdir())) > 3, 'the fourth')
-    finally:
-      process.send_signal(signal.SIGKILL)
+  process = program.fork(_prepare_elsewhere, tmp_path, 'log')
+  try:
+    _wait_for(lambda: len(list(watch.iterdir())) > 3, 'the fourth')
+  finally:
+    process.kill()
+    program.finish(process, -signal.SIGKILL)
   key = _key(examples(), _config(cache_dir))
   (leftover,) = _kept_names(cache_dir)
   assert leftover.startswith(f'{key}.tmp-')
@@ -403,14 +397,3 @@ def test_a_process_killed_while_it_builds(tmp_path, watch, examples):
   assert _kept_names(cache_dir) == [key]
   meta = json.loads((cache_dir / 'prepared' / key / 'meta.json').read_text())
   assert meta['length'] == 8 and meta['skipped'] == []
-
-
-def _main(cache_dir, watch_dir):
-  logging.basicConfig(level=logging.INFO, format='%(message)s')
-  _Examples.watch_dir = pathlib.Path(watch_dir)
-  sources.SOURCES['folder'] = _Examples
-  print(_digest(_prepare(cache_dir)))
-
-
-if __name__ == '__main__':
-  _main(*sys.argv[1:])
