@@ -1,24 +1,19 @@
 """The default and every recipe, with each of its arguments."""
 
-from configs import (
-  folder,
-  isbi_2012,
-  keras_lesson,
-  oxford_pets,
-  shapes,
-  volumes,
-)
+import importlib
+
 from unet_jax.config import default
 
-CONFIGS = {
-  'default': default.get_config(),
-  'folder': folder.get_config(),
-  'isbi_2012': isbi_2012.get_config(),
-  'isbi_2012:small': isbi_2012.get_config('small'),
-  'keras_lesson': keras_lesson.get_config(),
-  'keras_lesson:bilinear': keras_lesson.get_config('bilinear'),
-  'oxford_pets': oxford_pets.get_config(),
-  'oxford_pets:small': oxford_pets.get_config('small'),
-  'shapes': shapes.get_config(),
-  'volumes': volumes.get_config(),
-}
+_RECIPES = (
+  'folder isbi_2012 isbi_2012:small keras_lesson keras_lesson:bilinear '
+  'oxford_pets oxford_pets:small shapes volumes'
+)
+
+
+def _config(recipe):
+  name, *argument = recipe.split(':')
+  return importlib.import_module(f'configs.{name}').get_config(*argument)
+
+
+CONFIGS = {'default': default.get_config()}
+CONFIGS |= {recipe: _config(recipe) for recipe in _RECIPES.split()}

@@ -19,6 +19,26 @@ def _write_splits(root, stems, start=0):
   write_pairs(root / 'val', ['z'])
 
 
+def _make_files(root, files):
+  """Makes what `folder/ stem file.png list.txt=stem,stem` names.
+
+  A name without an ending is a pair; their values are 0, 1, ... in this order.
+  """
+  count = 0
+  for file in files.split():
+    path, is_list, stems = file.partition('=')
+    path = root / path
+    if is_list:
+      path.write_text(stems.replace(',', '\n') + '\n')
+    elif file.endswith('/'):
+      path.mkdir()
+    elif path.suffix:
+      write(path, 0)
+    else:
+      write_pairs(path.parent, [path.name], start=count)
+      count += 1
+
+
 # Instances
 
 
@@ -84,37 +104,38 @@ def test_flat_layout_holds_a_fraction_out(tmp_path):
   assert splits[0] != list(range(15, 20))
 
 
-def test_hold_out_of_the_last(tmp_path):
-  write_pairs(tmp_path, [f'p{i}' for i in range(12)])
-  options = {'val_fraction': 0.25, 'holdout': 'last'}
-  for seed in (0, 5):
-    train, val = (
-      values(make(tmp_path, split, seed=seed, **options))
-      for split in ('train', 'val')
-    )
-    assert train == list(range(9)) and val == [9, 10, 11]
+_LAST = {'val_fraction': 0.25, 'holdout': 'last'}
+_EIGHT = 'p0 p1 p2 p3 p4 p5 p6 p7'
 
 
-def test_a_small_fraction_holds_one_out(tmp_path):
-  write_pairs(tmp_path, ['a', 'b', 'c'])
-  assert len(make(tmp_path, 'val', val_fraction=0.01)) == 1
-  assert len(make(tmp_path, 'train', val_fraction=0.01)) == 2
-
-
-@pytest.mark.parametrize('other', ['val', 'test'])
-def test_folders_of_splits(tmp_path, other):
-  write_pairs(tmp_path / 'train', ['a', 'b', 'c'])
-  write_pairs(tmp_path / other, ['a', 'd'], start=10)
-  assert values(make(tmp_path, 'train')) == [0, 1, 2]
-  assert values(make(tmp_path, other)) == [10, 11]
-  assert values(make(tmp_path, 'auto')) == [10, 11]
-
-
-def test_val_goes_before_test(tmp_path):
-  for i, split in enumerate(('train', 'test', 'val')):
-    write_pairs(tmp_path / split, ['a'], start=i)
-  assert values(make(tmp_path, 'auto')) == [2]
-  assert values(make(tmp_path, 'test')) == [1]
+@pytest.mark.parametrize(
+  'files, fields, expected',
+  [
+    ('train/a val/a val/d', {}, {'train': [0], 'val': [1, 2], 'auto': [1, 2]}),
+    ('train/a test/b test/d', {}, {'train': [0], 'test': [1, 2]}),
+    ('train/a test/a test/d', {}, {'train': [0], 'auto': [1, 2]}),
+    # val goes before test.
+    ('train/a test/a val/a', {}, {'auto': [2], 'test': [1]}),
+    # Without either, some of train are held out, of all or of its list.
+    (_EIGHT, _LAST, {'train': [0, 1, 2, 3, 4, 5], 'val': [6, 7]}),
+    (
+      _EIGHT,
+      {**_LAST, 'seed': 5},
+      {'train': [0, 1, 2, 3, 4, 5], 'val': [6, 7]},
+    ),
+    (
+      f'{_EIGHT} train.txt=p1,p3,p5,p7',
+      _LAST,
+      {'train': [1, 3, 5], 'val': [7]},
+    ),
+    # At least one.
+    ('a b c', {**_LAST, 'val_fraction': 0.01}, {'train': [0, 1], 'val': [2]}),
+  ],
+)
+def test_splits(tmp_path, files, fields, expected):
+  _make_files(tmp_path, files)
+  for split, found in expected.items():
+    assert values(make(tmp_path, split, **fields)) == found
 
 
 def test_test_folder_without_masks(tmp_path, caplog):
@@ -141,14 +162,6 @@ def test_lists_of_stems(tmp_path):
   assert error(tmp_path, 'val') == (
     f"{tmp_path} has no split 'val'; it has train, test"
   )
-
-
-def test_list_of_train_alone_holds_out_of_it(tmp_path):
-  write_pairs(tmp_path, [str(i) for i in range(10)])
-  (tmp_path / 'train.txt').write_text('\n'.join('1357'))
-  options = {'val_fraction': 0.25, 'holdout': 'last'}
-  assert values(make(tmp_path, 'train', **options)) == [1, 3, 5]
-  assert values(make(tmp_path, 'val', **options)) == [7]
 
 
 def test_natural_order(tmp_path):
@@ -237,8 +250,7 @@ def test_missing_folder(tmp_path):
   assert error(path) == f'--config.data.dir={path}: no such folder'
 
 
-# A split, the files of the folder, and the message. A name without an ending is
-# a pair; LIST=a,b is a list of stems.
+# A split, the files of the folder, and the message.
 _MISTAKES = f"""\
 train
   --config.data.dir=ROOT: has neither images/ and masks/, nor train/ with
@@ -286,18 +298,8 @@ val scan_1 scan_2 train.txt=scan_1 val.txt=
 
 @pytest.mark.parametrize('case, message', cases(_MISTAKES))
 def test_mistakes(tmp_path, case, message):
-  split, *files = case.split()
-  for file in files:
-    path, is_list, stems = file.partition('=')
-    path = tmp_path / path
-    if is_list:
-      path.write_text(stems.replace(',', '\n') + '\n')
-    elif file.endswith('/'):
-      path.mkdir()
-    elif path.suffix:
-      write(path, 0)
-    else:
-      write_pairs(path.parent, [path.name])
+  split, _, files = case.partition(' ')
+  _make_files(tmp_path, files)
   assert error(tmp_path, split) == message.replace('ROOT', str(tmp_path))
 
 

@@ -1,5 +1,6 @@
 """Shared by the tests of unet_jax/data."""
 
+import jax
 import numpy as np
 from numpy.testing import assert_array_equal
 
@@ -25,15 +26,22 @@ def make_config(**fields):
 
 def make_mesh(devices: int = 1):
   """A mesh that splits batches alone."""
-  import jax  # Not needed by the processes of prepare_test.py.
-  from jax.sharding import AxisType
-
   return jax.make_mesh(
     (devices, 1, 1),
     ('data', 'fsdp', 'spatial'),
-    axis_types=(AxisType.Auto,) * 3,
+    axis_types=(jax.sharding.AxisType.Auto,) * 3,
     devices=jax.devices()[:devices],
   )
+
+
+def of_processes(monkeypatch, count, make):
+  """What `make` returns in each of some processes."""
+  monkeypatch.setattr(jax, 'process_count', lambda: count)
+  made = []
+  for i in range(count):
+    monkeypatch.setattr(jax, 'process_index', lambda i=i: i)
+    made.append(make())
+  return made
 
 
 def rows_of(dataset) -> dict[str, np.ndarray]:
@@ -43,15 +51,11 @@ def rows_of(dataset) -> dict[str, np.ndarray]:
 
 
 def assert_same(a, b):
-  import jax
-
   jax.tree.map(assert_array_equal, a, b)
 
 
 def random_variables(model, size, channels=1):
   """Parameters of a network without compiling an initialisation."""
-  import jax
-
   x = np.zeros((1, *size, channels), np.float32)
   shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), x, train=False))
   rng = np.random.default_rng(0)

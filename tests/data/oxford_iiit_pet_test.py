@@ -1,6 +1,5 @@
 """Tests of unet_jax/data/oxford_iiit_pet.py; nothing here needs a network."""
 
-import base64
 import fcntl
 import functools
 import hashlib
@@ -27,7 +26,7 @@ from tensorflow_datasets.core.download import checksums
 
 from tests import folders
 from tests.data import helpers
-from tests.refusals import message_of
+from tests.refusals import cases, message_of
 from unet_jax.data import oxford_iiit_pet, sources
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -60,20 +59,14 @@ _ORDER = {
 _LIST_OF = {'train': 'trainval', 'test': 'test'}
 # Of the image that is a GIF.
 _FLAT = np.full((*_SIZE, 3), (200, 40, 90), np.uint8)
-# Decoded by Pillow from the records that TFDS's own builder, with TensorFlow
-# 2.21, makes of these two files.
+# SHA-256 of the pixels that Pillow decodes from the records that TFDS's own
+# builder, with TensorFlow 2.21, makes of these two files.
 _BY_TENSORFLOW = {
   'Abyssinian_5': (
-    '/8qs1a2TlYp0nJinbFKt1ar/sHbd15X2moh0cmZYYmRjKylOala3Y0K1imG9bUKRkcfHDjpH'
-    'IzxlFR1mOTGhRDimlpHTrrDZSZGDHltce6HFfZHMKi18MzR0ITJEOVJOP2IibJJhcZyJXH95'
-    'Mj46ho963/XEtNKSUGopjKp2bJB2m7ynvtSugpJlkqJzlKRzGEUwJkxBX3CAna26UG9fwdnL'
-    'eHWKfGqShr69VHyGNT1iERg1QGNdAR8h+uv/eVaq'
+    '7bca9d3d422ad3a58f12889d042be9d3ee9654d157e34753db13f2c81852b3b6'
   ),
   'beagle_116': (
-    'gFmyOi5uYISSi8q5X6KBEzEPxJWB9Z+Q3tj/NThtIzZFqcrBc5+IZX5gvaSGbzwdjcjyQ2WI'
-    '1sXYmHuAmZiTlaOMoLKCXXE0AFROmMvOdl9xQxIlkXd6qaSRgpJlYntBab57ufLJJyczdlhy'
-    'tZWYj25fZkMv4sCnTZc2uOiqoJuiXjdWcjhGoV5n9bHAqGV2oNt9HjgAZD0+rFt8njVd3nSk'
-    'ynaxq2OjotV4rLx9jllV0GuNgwQ30leY44jYcih/'
+    'efdc59c8054dee54b8fd537efbeeeede78829486a64282a56d55dc650dd38662'
   ),
 }
 
@@ -84,6 +77,10 @@ def _pixels(seed: int) -> np.ndarray:
 
 def _decode(data: bytes) -> np.ndarray:
   return np.asarray(Image.open(io.BytesIO(data)))
+
+
+def _digest(array: np.ndarray) -> str:
+  return hashlib.sha256(array.tobytes()).hexdigest()
 
 
 def _make_archive(folder: pathlib.Path) -> pathlib.Path:
@@ -200,7 +197,7 @@ def test_corrupt_samples_equal_those_of_tensorflow(prepare):
   for name, expected in _BY_TENSORFLOW.items():
     array = _decode(images[name])
     assert array.shape == (*_SIZE, 3)
-    assert array.tobytes() == base64.b64decode(expected)
+    assert _digest(array) == expected
     image = Image.open(io.BytesIO(images[name]))
     assert image.format == 'JPEG'
     assert image.info['dpi'] == (300, 300)
@@ -253,18 +250,13 @@ def _change(path: pathlib.Path, change):
   os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
-def _replace(archive, name, old, new):
-  path = archive / name
-  path.write_text(path.read_text().replace(old, new))
-
-
 def _swap(archive):
   """Sizes and times stay, files change their names."""
   for sub, suffix in (('images', 'jpg'), ('annotations/trimaps', 'png')):
     path = archive / f'{sub}/pug_2.{suffix}'
     path.rename(path.with_stem('pug_3'))
-  test = 'annotations/test.txt'
-  _change(archive / test, lambda _: _replace(archive, test, 'pug_2', 'pug_3'))
+  rename = lambda p: p.write_text(p.read_text().replace('pug_2', 'pug_3'))
+  _change(archive / 'annotations/test.txt', rename)
 
 
 _CHANGES = {
@@ -345,78 +337,50 @@ def test_a_second_run_waits_and_takes_what_the_first_made(
   assert _names(_read(builders[0], 'train')) == _ORDER['train']
 
 
-def _remove(archive, *names):
-  for name in names:
-    (archive / name).rename(archive / f'aside_{pathlib.Path(name).name}')
-
-
-def _append(archive, name, text):
-  with open(archive / name, 'a') as f:
-    f.write(text)
-
-
 _NOT_A_LINE = (
-  ' is not "NAME CLASS SPECIES BREED" with CLASS in 1..37 and SPECIES 1 or 2; '
+  'is not "NAME CLASS SPECIES BREED" with CLASS in 1..37 and SPECIES 1 or 2; '
   'fix or remove the line'
 )
-_HEAD_BOX = 'annotations/xmls/Abyssinian_1.xml'
-# {case: (change of the folder {a}, message)}
-_BAD_FOLDERS = {
-  'folder missing': (
-    lambda a: a.rename(a.parent / 'moved'),
-    '--config.data.dir={a}: no such folder; give one in the layout of the '
-    f'Oxford-IIIT Pet archives ({_LAYOUT})',
-  ),
-  'parts missing': (
-    lambda a: _remove(a, 'annotations/trimaps', 'annotations/trainval.txt'),
-    '--config.data.dir={a}: has no annotations/trimaps/, '
-    'annotations/trainval.txt; extract images.tar.gz and annotations.tar.gz of '
-    'https://thor.robots.ox.ac.uk/~vgg/data/pets there, or arrange the files '
-    f'alike ({_LAYOUT})',
-  ),
-  'list empty': (
-    lambda a: (a / 'annotations/test.txt').write_text(''),
-    '{a}/annotations/test.txt: is empty; list the images of this split, one '
-    'line "NAME CLASS SPECIES BREED" each',
-  ),
-  'images missing': (
-    lambda a: _remove(a, 'images/beagle_116.jpg', 'images/Abyssinian_5.jpg'),
-    '{a}/annotations/trainval.txt names Abyssinian_5.jpg, which is not in '
-    '{a}/images; 2 of its 4 are missing like this, add them or remove them '
-    'from the list',
-  ),
-  'mask missing': (
-    lambda a: _remove(a, 'annotations/trimaps/pug_2.png'),
-    '{a}/annotations/test.txt names pug_2.png, which is not in '
-    '{a}/annotations/trimaps; 1 of its 2 are missing like this, add them or '
-    'remove them from the list',
-  ),
-  'class out of range': (
-    lambda a: _append(a, 'annotations/test.txt', 'pug_2 38 2 1\n'),
-    "{a}/annotations/test.txt:3: 'pug_2 38 2 1'" + _NOT_A_LINE,
-  ),
-  'empty line': (
-    lambda a: _append(a, 'annotations/test.txt', '\n'),
-    "{a}/annotations/test.txt:3: ''" + _NOT_A_LINE,
-  ),
-  'name twice': (
-    lambda a: _append(a, 'annotations/test.txt', 'pug_2 26 2 17\n'),
-    '{a}/annotations/test.txt: names pug_2 twice; remove one line',
-  ),
-  'head box outside': (
-    lambda a: _replace(a, _HEAD_BOX, '<xmax>6', '<xmax>9'),
-    f'{{a}}/{_HEAD_BOX}: holds no head box that can be read (BBox coordinates '
-    'should be between 0 and 1. Got BBox(ymin=0.25, xmin=0.25, ymax=0.75, '
-    'xmax=1.125).); fix or remove it',
-  ),
-}
+# A command that spoils the folder, and the message.
+_SPOILED = f"""\
+mv ../pets ../moved
+  --config.data.dir=ROOT: no such folder; give one in the layout of the
+  Oxford-IIIT Pet archives ({_LAYOUT})
+rm -r annotations/trimaps annotations/trainval.txt
+  --config.data.dir=ROOT: has no annotations/trimaps/, annotations/trainval.txt;
+  extract images.tar.gz and annotations.tar.gz of
+  https://thor.robots.ox.ac.uk/~vgg/data/pets there, or arrange the files alike
+  ({_LAYOUT})
+: > annotations/test.txt
+  ROOT/annotations/test.txt: is empty; list the images of this split, one line
+  "NAME CLASS SPECIES BREED" each
+rm images/beagle_116.jpg images/Abyssinian_5.jpg
+  ROOT/annotations/trainval.txt names Abyssinian_5.jpg, which is not in
+  ROOT/images; 2 of its 4 are missing like this, add them or remove them from
+  the list
+rm annotations/trimaps/pug_2.png
+  ROOT/annotations/test.txt names pug_2.png, which is not in
+  ROOT/annotations/trimaps; 1 of its 2 are missing like this, add them or remove
+  them from the list
+echo pug_2 38 2 1 >> annotations/test.txt
+  ROOT/annotations/test.txt:3: 'pug_2 38 2 1' {_NOT_A_LINE}
+echo >> annotations/test.txt
+  ROOT/annotations/test.txt:3: '' {_NOT_A_LINE}
+echo pug_2 26 2 17 >> annotations/test.txt
+  ROOT/annotations/test.txt: names pug_2 twice; remove one line
+cd annotations/xmls; sed -i.old s/.xmax.6/'<xmax>9'/ Abyssinian_1.xml
+  ROOT/annotations/xmls/Abyssinian_1.xml: holds no head box that can be read
+  (BBox coordinates should be between 0 and 1. Got BBox(ymin=0.25, xmin=0.25,
+  ymax=0.75, xmax=1.125).); fix or remove it
+"""
 
 
-@pytest.mark.parametrize('case', _BAD_FOLDERS)
-def test_a_bad_folder_ends_in_one_line(archive, prepare, tmp_path, case):
-  spoil, message = _BAD_FOLDERS[case]
-  spoil(archive)
-  assert message_of(prepare) == message.format(a=archive)
+@pytest.mark.parametrize('command, message', cases(_SPOILED))
+def test_a_bad_folder_ends_in_one_line(
+  archive, prepare, tmp_path, command, message
+):
+  subprocess.run(command, shell=True, cwd=archive, check=True)
+  assert message_of(prepare) == message.replace('ROOT', str(archive))
   assert not (tmp_path / 'cache').exists()
 
 
@@ -496,8 +460,8 @@ def _stop(server, folder):
 _FAULTS = {
   'ConnectionError': _stop,
   'HTTPError 404': lambda _, folder: (folder / 'images.tar.gz').unlink(),
-  'NonMatchingChecksumError': lambda _, folder: _append(
-    folder, 'images.tar.gz', 'more'
+  'NonMatchingChecksumError': lambda _, folder: _change(
+    folder / 'images.tar.gz', lambda p: p.write_bytes(p.read_bytes() + b'more')
   ),
 }
 
@@ -581,6 +545,6 @@ def test_real_files(shared_data, tmp_path):
   # builder makes with TensorFlow 2.21.
   records = _read(builder, 'test')
   image = records[_names(records).index('Abyssinian_5')]['image']
-  assert hashlib.sha256(_decode(image).tobytes()).hexdigest() == (
+  assert _digest(_decode(image)) == (
     '48a0dd47b2c80a5ecc41aa60abb90d82c3177b397c7bec60667731751bd428e5'
   )

@@ -130,12 +130,9 @@ def test_batches_on_the_devices():
 def test_parts_of_processes_are_the_batches_of_one(monkeypatch, num_processes):
   config = _config(8)
   dataset = grain.MapDataset.source(_Numbers(13)).shuffle(5).repeat()
-  one = pipeline._local_batches(dataset, config)
-  monkeypatch.setattr(jax, 'process_count', lambda: num_processes)
-  parts = []
-  for i in range(num_processes):
-    monkeypatch.setattr(jax, 'process_index', lambda i=i: i)
-    parts.append(pipeline._local_batches(dataset, config))
+  batches = lambda: pipeline._local_batches(dataset, config)
+  one = batches()
+  parts = helpers.of_processes(monkeypatch, num_processes, batches)
   for k in range(6):
     rows = [row for part in parts for row in part[k]['mask'][:, 0, 0]]
     assert rows == one[k]['mask'][:, 0, 0].tolist()
@@ -181,11 +178,9 @@ def test_every_process_evaluates_as_many_batches(monkeypatch):
   config = _config(4)
   padded = pipeline._WithPadding(_Numbers(5), config.data.batch_size)
   dataset = grain.MapDataset.source(padded)
-  monkeypatch.setattr(jax, 'process_count', lambda: 4)
+  batches = lambda: pipeline._local_batches(dataset, config)
   counts = collections.Counter()
-  for i in range(4):
-    monkeypatch.setattr(jax, 'process_index', lambda i=i: i)
-    part = pipeline._local_batches(dataset, config)
+  for part in helpers.of_processes(monkeypatch, 4, batches):
     assert len(part) == 2
     for batch in part:
       for index, weight in zip(batch['mask'][:, 0, 0], batch['weight']):

@@ -1,8 +1,4 @@
-"""Tests of unet_jax/data/prepare.py.
-
-Run as a program with the arguments CACHE_DIR and WATCH_DIR, this file prepares
-`_Examples` as another process would, see `_start_process`.
-"""
+"""Tests of unet_jax/data/prepare.py."""
 
 import errno
 import hashlib
@@ -11,21 +7,17 @@ import logging
 import os
 import pathlib
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from tests import folders
+from tests import folders, program
 from tests.data import helpers
 from tests.refusals import message_of
 from unet_jax.data import prepare, prepared, sources, weight_map
 from unet_jax.runtime import errors
-
-_ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 class _Examples:
@@ -105,6 +97,19 @@ def _assert_rows(dataset, rows, data):
   return got
 
 
+def _assert_stats(dataset, rows):
+  """That the statistics are those of these examples of `_Examples`."""
+  stats, got = dataset.stats, helpers.rows_of(dataset)
+  assert stats.names == tuple(f'{row}.png' for row in rows)
+  assert stats.class_pixels.dtype == np.int64
+  for i, (image, mask) in enumerate(zip(got['image'], got['mask'])):
+    expected = [np.sum(mask == c) for c in (0, 1, 2, 255)]
+    assert stats.class_pixels[i].tolist() == expected
+    assert_allclose(stats.stds[i], image.std((0, 1)).max(), rtol=1e-5)
+    digest = hashlib.sha1(image.tobytes()).digest()[:16]
+    assert stats.digests[i].tobytes() == digest
+
+
 def test_all_kinds_of_cache_hold_the_same(tmp_path, examples):
   """Weight maps too, made of the mask as it is after resizing."""
   for cache in ('none', 'memory', 'disk', 'disk'):
@@ -154,12 +159,7 @@ def test_folds_hold_their_examples(tmp_path, examples, cache):
         continue
       batch = dataset.read_batch(np.array([1, 0]))
       assert_array_equal(batch['image'], got['image'][[1, 0]])
-      stats = dataset.stats
-      assert stats.names == tuple(f'{row}.png' for row in rows)
-      counts = [np.bincount(m.ravel(), minlength=3) for m in got['mask']]
-      assert_array_equal(stats.class_pixels[:, :3], counts)
-      digests = [hashlib.sha1(i.tobytes()).digest()[:16] for i in got['image']]
-      assert [d.tobytes() for d in stats.digests] == digests
+      _assert_stats(dataset, rows)
 
 
 @pytest.mark.parametrize('cache', ['memory', 'disk'])
@@ -179,11 +179,10 @@ def test_undecodable_files_of_folds(tmp_path, examples, cache, caplog):
   )
 
 
-def test_key_changes_with_each_field(examples):
+def test_key_changes_with_the_fields_of_arrays_alone(examples):
   source = examples()
-  key = _key(source, _config())
-  assert _key(source, _config()) == key
-  changes = {
+  key = lambda **fields: _key(source, _config(**fields))
+  changing = {
     'image_size': (8, 7),
     'num_channels': 1,
     'num_classes': 4,
@@ -192,27 +191,17 @@ def test_key_changes_with_each_field(examples):
     'resize': 'pad',
     'on_error': 'skip',
   }
-  keys = {_key(source, _config(**{k: v})) for k, v in changes.items()} | {key}
-  assert len(keys) == 1 + len(changes)
-  source.fingerprint = 'others'
-  assert _key(source, _config()) not in keys
-
-
-def test_key_stays_with_all_other_fields(examples):
-  source = examples()
   others = {
-    'batch_size': 64,
-    'cache': 'memory',
-    'cache_dir': '/elsewhere',
-    'num_workers': 7,
-    'class_names': ('a', 'b', 'c'),
-    'mean': (0.1, 0.2, 0.35),
-    'std': (0.1, 0.2, 0.35),
-    'eval_split': 'test',
-    'model.depth': 1,
-    'seed': 9,
+    **{'batch_size': 64, 'num_workers': 7, 'eval_split': 'test'},
+    **{'cache': 'memory', 'cache_dir': '/elsewhere'},
+    **{'mean': (0.1, 0.2, 0.35), 'std': (0.1, 0.2, 0.35)},
+    **{'class_names': ('a', 'b', 'c'), 'model.depth': 1, 'seed': 9},
   }
-  assert _key(source, _config(**others)) == _key(source, _config())
+  keys = {key(**{name: value}) for name, value in changing.items()} | {key()}
+  assert len(keys) == 1 + len(changing)
+  assert key() == key(**others)
+  source.fingerprint = 'others'
+  assert key() not in keys
 
 
 def test_key_changes_with_the_weight_map_alone(examples):
@@ -252,19 +241,9 @@ def test_statistics(tmp_path, examples):
   examples.bad = {2: errors.DecodeError('2.png cannot be decoded')}
   for cache in ('memory', 'disk', 'disk'):
     dataset = _prepare(tmp_path, cache=cache, on_error='skip', resize='pad')
+    _assert_stats(dataset, (0, 1, 3, 4, 5, 6, 7))
     stats = dataset.stats
-    assert stats.names == tuple(f'{i}.png' for i in (0, 1, 3, 4, 5, 6, 7))
-    assert stats.class_pixels.dtype == np.int64
-    assert stats.sizes.tolist() == [[8, 6]] * 7
-    for i in range(7):
-      image, mask = dataset[i]['image'], dataset[i]['mask']
-      expected = [np.sum(mask == c) for c in (0, 1, 2, 255)]
-      assert stats.class_pixels[i].tolist() == expected
-      std = image.std((0, 1)).max()
-      assert_allclose(stats.stds[i], std, rtol=1e-5)
-      digest = hashlib.sha1(image.tobytes()).digest()[:16]
-      assert stats.digests[i].tobytes() == digest
-    assert len(dataset) == 7
+    assert stats.sizes.tolist() == [[8, 6]] * len(dataset) == [[8, 6]] * 7
   assert len(np.unique(stats.digests, axis=0)) == 7
   assert stats.class_pixels[:, 3].any()
   assert _prepare(cache='none').stats is None
@@ -352,16 +331,14 @@ def test_full_disk(tmp_path, examples, monkeypatch):
 # More than one process
 
 
-def _start_process(folder, log):
-  """Starts one that prepares in `cache`, watched in `watch`, and logs."""
-  with open(folder / log, 'w') as file:
-    return subprocess.Popen(
-      [sys.executable, __file__, str(folder / 'cache'), str(folder / 'watch')],
-      env={**os.environ, 'PYTHONPATH': str(_ROOT)},
-      stdout=subprocess.PIPE,
-      stderr=file,
-      text=True,
-    )
+def _prepare_elsewhere(folder, log):
+  """What another process does, watched in `watch`; it prints a digest."""
+  logging.basicConfig(
+    filename=folder / log, level=logging.INFO, format='%(message)s', force=True
+  )
+  _Examples.watch_dir = folder / 'watch'
+  sources.SOURCES['folder'] = _Examples
+  print(_digest(_prepare(folder / 'cache')), flush=True)
 
 
 def _wait_for(condition, what):
@@ -385,14 +362,17 @@ def watch(tmp_path):
 
 def test_two_processes_build_once(tmp_path, watch, examples):
   logs = [tmp_path / name for name in ('one', 'other')]
-  processes = [_start_process(tmp_path, path) for path in logs]
+  processes = [
+    program.fork(_prepare_elsewhere, tmp_path, path.name) for path in logs
+  ]
   waiting = 'preparing train: waiting for another run that does it\n'
   try:
-    _wait_for(lambda: any(waiting in p.read_text() for p in logs), waiting)
+    _wait_for(
+      lambda: any(waiting in p.read_text() for p in logs if p.exists()), waiting
+    )
   finally:
     (watch / 'go').touch()
-    digests = [p.communicate()[0].strip() for p in processes]
-  assert [p.returncode for p in processes] == [0, 0]
+    digests = [program.finish(p)[0].strip() for p in processes]
   assert digests == [_digest(_prepare(cache='memory'))] * 2
   read_by = [p.name for p in watch.iterdir() if p.name != 'go']
   assert len(read_by) == 8
@@ -403,11 +383,12 @@ def test_two_processes_build_once(tmp_path, watch, examples):
 def test_a_process_killed_while_it_builds(tmp_path, watch, examples):
   """Its leftover is not taken for whole, and removed by the next."""
   cache_dir = tmp_path / 'cache'
-  with _start_process(tmp_path, 'log') as process:
-    try:
-      _wait_for(lambda: len(list(watch.iterdir())) > 3, 'the fourth')
-    finally:
-      process.send_signal(signal.SIGKILL)
+  process = program.fork(_prepare_elsewhere, tmp_path, 'log')
+  try:
+    _wait_for(lambda: len(list(watch.iterdir())) > 3, 'the fourth')
+  finally:
+    process.kill()
+    program.finish(process, -signal.SIGKILL)
   key = _key(examples(), _config(cache_dir))
   (leftover,) = _kept_names(cache_dir)
   assert leftover.startswith(f'{key}.tmp-')
@@ -416,14 +397,3 @@ def test_a_process_killed_while_it_builds(tmp_path, watch, examples):
   assert _kept_names(cache_dir) == [key]
   meta = json.loads((cache_dir / 'prepared' / key / 'meta.json').read_text())
   assert meta['length'] == 8 and meta['skipped'] == []
-
-
-def _main(cache_dir, watch_dir):
-  logging.basicConfig(level=logging.INFO, format='%(message)s')
-  _Examples.watch_dir = pathlib.Path(watch_dir)
-  sources.SOURCES['folder'] = _Examples
-  print(_digest(_prepare(cache_dir)))
-
-
-if __name__ == '__main__':
-  _main(*sys.argv[1:])

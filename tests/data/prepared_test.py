@@ -22,16 +22,11 @@ def _example(image_size, mask_size):
   }
 
 
+_TURNED = '; one is the other turned: an EXIF rotation, applied to one?'
+
+
 @pytest.mark.parametrize(
-  'mask_size, shown, hint',
-  [
-    ((3, 4), '4 x 3', ''),
-    (
-      (5, 2),
-      '2 x 5',
-      '; one is the other turned: an EXIF rotation, applied to one?',
-    ),
-  ],
+  'mask_size, shown, hint', [((3, 4), '4 x 3', ''), ((5, 2), '2 x 5', _TURNED)]
 )
 def test_sizes_that_differ(mask_size, shown, hint):
   example = _example((2, 5), mask_size)

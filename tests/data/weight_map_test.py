@@ -57,18 +57,22 @@ def test_instances_of_several_parts_and_any_numbers():
   assert not weight_map.border_term(alone, 10.0, 5.0).any()
 
 
-@pytest.mark.parametrize('value', [0, 3])
-def test_fewer_than_two_instances(value):
-  instances = np.full((5, 6), value)
-  assert not weight_map.border_term(instances, 10.0, 5.0).any()
+_GAP = 10 * np.exp(-9 / 8)
 
 
-def test_border_term_by_hand():
-  """Two pixels apart on one line: in the gap d1 + d2 = 1 + 2."""
-  instances = np.array([[1, 0, 0, 2]])
-  got = weight_map.border_term(instances, 10.0, 2.0)
-  value = 10 * np.exp(-9 / 8)
-  assert_allclose(got, [[0, value, value, 0]], rtol=1e-6)
+@pytest.mark.parametrize(
+  'instances, expected',
+  [
+    # Fewer than two.
+    ([[0, 0, 0, 0]], [[0, 0, 0, 0]]),
+    ([[3, 3], [3, 3]], [[0, 0], [0, 0]]),
+    # Two pixels apart on one line: in the gap d1 + d2 = 1 + 2.
+    ([[1, 0, 0, 2]], [[0, _GAP, _GAP, 0]]),
+  ],
+)
+def test_border_term_by_hand(instances, expected):
+  got = weight_map.border_term(np.array(instances), 10.0, 2.0)
+  assert_allclose(got, expected, rtol=1e-6)
 
 
 def test_connected_instances_of_each_class():

@@ -340,12 +340,8 @@ def test_position_and_seed_decide_the_windows(tmp_path):
 def test_parts_of_processes_are_the_batches_of_one(monkeypatch):
   config = _config()
   drawn = windows.train_windows(prepare.prepare(config, 'train'), config)
-  one = pipeline._local_batches(drawn, config)
-  monkeypatch.setattr(jax, 'process_count', lambda: 2)
-  parts = []
-  for i in range(2):
-    monkeypatch.setattr(jax, 'process_index', lambda i=i: i)
-    parts.append(pipeline._local_batches(drawn, config))
+  batches = lambda: pipeline._local_batches(drawn, config)
+  one, parts = batches(), helpers.of_processes(monkeypatch, 2, batches)
   for k in range(3):
     image = np.concatenate([part[k]['image'] for part in parts])
     assert_array_equal(image, one[k]['image'])
