@@ -33,9 +33,8 @@ def _scalars(folder):
 def test_lines_and_events(tmp_path):
   writer = metric_writer.MetricWriter(str(tmp_path), 0, tensorboard=True)
   writer.write(1, {'train/loss': 0.5})
-  writer.write(
-    2, {'eval/dataset_iou/a b+c': 0.25, 'eval/image_iou/none': math.nan}
-  )
+  scores = {'eval/dataset_iou/a b+c': 0.25, 'eval/image_iou/none': math.nan}
+  writer.write(2, scores)
   # Whole before the writer is closed: a kill loses no line.
   lines = (tmp_path / 'metrics.jsonl').read_text().splitlines()
   writer.close()
@@ -57,12 +56,8 @@ def test_continued_run_drops_what_came_after_its_checkpoint(tmp_path):
     '{"step": 2, "eval/loss": 5.0}\n{"step": 3, "train/loss": 1.0}\n'
     '{"step": 4, "train/lo'
   )
-  assert [m['step'] for m in metric_writer.read_metrics(str(tmp_path))] == [
-    1,
-    2,
-    2,
-    3,
-  ]
+  steps = [m['step'] for m in metric_writer.read_metrics(str(tmp_path))]
+  assert steps == [1, 2, 2, 3]
   writer = metric_writer.MetricWriter(str(tmp_path), 2, tensorboard=True)
   writer.write(3, {'train/loss': 0.5})
   writer.close()

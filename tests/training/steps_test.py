@@ -300,26 +300,23 @@ def test_mask_is_cropped_to_the_centre_of_the_image(padding, kept):
   assert metrics['loss'] < 1e-6
 
 
-@pytest.mark.parametrize('accumulate', [1, 2])
-def test_deep_supervision_adds_the_losses_of_the_coarser_heads(accumulate):
-  config = _config(
-    model={'depth': 3, 'norm': 'none', 'deep_supervision': (0.5, 0.25)},
-    optimizer={'accumulate_steps': accumulate},
-    data={'image_size': (16, 24)},
-  )
-  state, step = tiny.setup(config)
+def test_deep_supervision_adds_the_losses_of_the_coarser_heads():
+  """Also of a batch in parts."""
+  weights = (0.5, 0.25)
+  fields = dict(depth=3, convs=1, norm='none', deep_supervision=weights)
+  config = _config(model=fields, data={'image_size': (16, 24)})
   model = unet.create_model(config)
   batch = tiny.make_batch(config)
   image = steps.normalize(batch['image'], config.data.mean, config.data.std)
 
+  @jax.jit
+  @functools.partial(jax.value_and_grad, has_aux=True)
   def by_hand(params):
     """By hand: each pixel of a mask alone, the heads one by one."""
     logits, coarse = model.apply({'params': params}, image, train=True)
     heads = [(1.0, logits, batch['mask'])]
-    for i, weight, out in zip((1, 2), (0.5, 0.25), coarse):
-      edge = 2**i
-      rows = np.arange(out.shape[1]) * edge + edge // 2
-      columns = np.arange(out.shape[2]) * edge + edge // 2
+    for edge, weight, out in zip((2, 4), weights, coarse):
+      rows, columns = (np.arange(n) * edge + edge // 2 for n in out.shape[1:3])
       heads.append((weight, out, batch['mask'][:, rows][:, :, columns]))
     terms = []
     for weight, out, mask in heads:
@@ -327,16 +324,15 @@ def test_deep_supervision_adds_the_losses_of_the_coarser_heads(accumulate):
       terms.append(weight * values.sum() / valid.sum())
     return sum(terms), terms
 
-  both = jax.jit(jax.value_and_grad(by_hand, has_aux=True))
-  (_, parts), grads = both(state.params)
-  old, grads = _numpy(state.params), _numpy(grads)
-  new_state, metrics = step(state, batch, _KEY)
-  expected = {
-    'loss': parts[0],
-    'loss/deep_supervision': parts[1] + parts[2],
-    'grad_norm': optax.tree.norm(grads),
-  }
-  for name, value in expected.items():
-    assert_allclose(metrics[name], value, rtol=1e-5)
-  for head in ('head_1', 'head_2'):
-    assert np.any(new_state.params[head]['kernel'] != old[head]['kernel'])
+  for parts_of_batch in (1, 2):
+    config.optimizer.accumulate_steps = parts_of_batch
+    state, step = tiny.setup(config)
+    (_, parts), grads = by_hand(state.params)
+    old, norm = _numpy(state.params), optax.tree.norm(grads)
+    state, metrics = step(state, batch, _KEY)
+    coarser = parts[1] + parts[2]
+    expected = {'loss': parts[0], 'loss/deep_supervision': coarser}
+    for name, value in {**expected, 'grad_norm': norm}.items():
+      assert_allclose(metrics[name], value, rtol=1e-5)
+    for head in ('head_1', 'head_2'):
+      assert np.any(state.params[head]['kernel'] != old[head]['kernel'])
