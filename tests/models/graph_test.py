@@ -63,14 +63,8 @@ def _run(variant):
     x = jnp.zeros((1, *image))
     rngs = {'params': key, 'dropout': key}
     variables = model.init(rngs, x, train=False)
-    _, state = model.apply(
-      variables,
-      x,
-      train=True,
-      rngs=rngs,
-      mutable=True,
-      capture_intermediates=True,
-    )
+    options = dict(rngs=rngs, mutable=True, capture_intermediates=True)
+    _, state = model.apply(variables, x, train=True, **options)
     return variables['params'], state['intermediates']
 
   return jax.eval_shape(run)
@@ -147,11 +141,11 @@ def test_stages_of_everything():
   assert stages['up_2'].entry_kind == 'bilinear upsampling, conv 1x1'
   assert stages['up_2'].conv_kind == 'conv 3x3, batch norm, ReLU'
   assert all(s.is_residual and s.has_squeeze_excite for s in network.stages)
-  assert [(h.path, h.source, h.output) for h in network.heads] == [
-    ('head_1', 'up_1', (8, 12, 3)),
-    ('head_2', 'up_2', (4, 6, 3)),
-    ('head', 'up_0', (16, 24, 3)),
-  ]
+  heads = {h.path: (h.source, *h.output) for h in network.heads}
+  assert list(heads) == ['head_1', 'head_2', 'head']
+  assert heads['head_1'] == ('up_1', 8, 12, 3)
+  assert heads['head_2'] == ('up_2', 4, 6, 3)
+  assert heads['head'] == ('up_0', 16, 24, 3)
 
 
 def test_dropout_stands_between_a_stage_and_its_skip():

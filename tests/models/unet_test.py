@@ -358,10 +358,9 @@ def test_dropout_acts_in_training_only():
   model = _small(dropout=0.5, norm='none')
   x = _random(1, 16, 16, 3)
   variables = networks.variables(model, x)
+  rngs = lambda seed: {'dropout': jax.random.key(seed)}
   apply = jax.jit(
-    lambda seed: model.apply(
-      variables, x, train=True, rngs={'dropout': jax.random.key(seed)}
-    )
+    lambda seed: model.apply(variables, x, train=True, rngs=rngs(seed))
   )
   evaluated = networks.apply(model, variables, x)
   np.testing.assert_array_equal(apply(1), apply(1))

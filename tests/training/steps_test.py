@@ -113,11 +113,8 @@ def test_step_is_gradient_descent_on_the_mean_loss(whole):
   assert set(metrics) == {'loss', 'grad_norm', 'learning_rate'}
   scale = min(1, config.optimizer.clip_norm / norm)
   decay = lambda path: 1e-4 * (path[-1].key == 'kernel')
-  expected = jax.tree.map_with_path(
-    lambda path, p, g: p - 0.1 * (scale * g + decay(path) * p),
-    before.params,
-    gradient,
-  )
+  descend = lambda path, p, g: p - 0.1 * (scale * g + decay(path) * p)
+  expected = jax.tree.map_with_path(descend, before.params, gradient)
   _assert_close(after.params, expected)
 
 
@@ -165,11 +162,8 @@ def test_accumulated_parts_give_the_step_of_the_whole(parts, whole):
 
 
 def test_terms_of_the_loss_are_logged_by_name():
-  config = _config(
-    model={'depth': 0},
-    loss={'label_smoothing': 0.1, 'class_weights': (1.0, 2.0, 3.0)},
-    optimizer={'accumulate_steps': 2},
-  )
+  config = _config(model={'depth': 0}, optimizer={'accumulate_steps': 2})
+  config.loss.update(label_smoothing=0.1, class_weights=(1.0, 2.0, 3.0))
   config.loss.weights.update(cross_entropy=0.5, dice=2.0)
   state, step = tiny.setup(config)
   _, metrics = step(state, tiny.make_batch(config), _KEY)
@@ -232,15 +226,9 @@ def test_augmentation_changes_with_the_step_and_has_its_own_key():
     seen.append(key)
     return batch
 
-  fixed = dict(
-    model=model,
-    optimizer=tx,
-    schedule=lambda step: 0.0,
-    augmentation=spy,
-    loss_spec=losses.make_spec(config),
-    mean=config.data.mean,
-    std=config.data.std,
-  )
+  fixed = dict(model=model, optimizer=tx, augmentation=spy)
+  fixed |= dict(schedule=lambda step: 0.0, loss_spec=losses.make_spec(config))
+  fixed |= dict(mean=config.data.mean, std=config.data.std)
 
   @jax.jit
   def run(*args):
@@ -271,11 +259,9 @@ def _identity(config):
 @pytest.mark.parametrize('padding,kept', [('same', 9), ('valid', 5)])
 def test_mask_is_cropped_to_the_centre_of_the_image(padding, kept):
   """Any other crop of this mask is wrong by some pixels, at 100 nats each."""
-  config = _config(
-    data={'image_size': (9, 9), 'num_classes': 2, 'batch_size': 2},
-    model={'depth': 0, 'norm': 'none', 'padding': padding},
-    optimizer={'ema_decay': 0.0},
-  )
+  config = _plain({'padding': padding}, augment=_NO_FLIPS)
+  config.data.update(image_size=(9, 9), num_classes=2, batch_size=2)
+  config.optimizer.ema_decay = 0.0
   state, model, tx = _identity(config)
   mask = np.random.default_rng(0).integers(0, 2, (2, 9, 9)).astype(np.uint8)
   image = np.zeros((2, 9, 9, 3), np.uint8)
