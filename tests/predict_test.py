@@ -16,36 +16,24 @@ from unet_jax.prediction import outputs, predictor
 from unet_jax.runtime import errors
 
 
-def _config(**sections):
-  data = {
-    'image_size': (16, 16),
-    'num_workers': 2,
-    'resize': 'patch',
-    'mask_values': ((10, 0), (20, 1), (30, 2)),
-    **sections.pop('data', {}),
-  }
-  config = tiny.make_config(data=data, **sections)
-  config.model.norm = 'none'
-  return config
+def _make_run(path, resize='patch'):
+  config = tiny.make_config(model={'norm': 'none'})
+  config.data.update(resize=resize, num_workers=2)
+  config.data.mask_values = ((10, 0), (20, 1), (30, 2))
+  runs.save(path, config)
+  return path
 
 
 @pytest.fixture(scope='module')
 def workdir(tmp_path_factory):
-  path = tmp_path_factory.mktemp('run')
-  runs.save(path, _config())
-  return path
+  return _make_run(tmp_path_factory.mktemp('run'))
 
 
 def _predict(workdir, root, **fields):
   """Predicts the images in root/in to root/out."""
-  config = saved.read(
-    str(workdir),
-    {
-      'predict.input': f'{root}/in',
-      'predict.output': f'{root}/out',
-      **{k.replace('__', '.'): v for k, v in fields.items()},
-    },
-  )
+  fields = {k.replace('__', '.'): v for k, v in fields.items()}
+  places = {'predict.input': f'{root}/in', 'predict.output': f'{root}/out'}
+  config = saved.read(str(workdir), places | fields)
   checks.validate(config, 'predict')
   predict.run(config, str(workdir))
 
@@ -71,13 +59,8 @@ def _images(folder, names=('a.png', 'b.png', 'c.tif')):
 
 def test_masks_probabilities_overlays_and_contours(workdir, tmp_path, capsys):
   images = _images(tmp_path / 'in')
-  _predict(
-    workdir,
-    tmp_path,
-    predict__probabilities='npz',
-    predict__overlay=True,
-    predict__contours=True,
-  )
+  fields = {'predict.overlay': True, 'predict.contours': True}
+  _predict(workdir, tmp_path, predict__probabilities='npz', **fields)
   assert capsys.readouterr().out == f'3 images, 3 new: {tmp_path}/out\n'
   segment = unet_jax.load(workdir)
   for name, image in images.items():
@@ -130,8 +113,7 @@ def test_broken_images(workdir, tmp_path, capsys):
 @pytest.mark.parametrize('resize', ['patch', 'stretch'])
 def test_damaged_rows(resize, tmp_path, capsys):
   """A TIFF that opens well; one of its last tiles is damaged."""
-  config = _config(data={'resize': resize})
-  runs.save(tmp_path / 'run', config)
+  run = _make_run(tmp_path / 'run', resize)
   _images(tmp_path / 'in', ('a.png', 'c.tif'))
   path = tmp_path / 'in/b.tif'
   image = np.random.default_rng(0).integers(0, 256, (70, 33, 3), np.uint8)
@@ -142,26 +124,20 @@ def test_damaged_rows(resize, tmp_path, capsys):
     file.seek(place)
     file.write(b'damage' * 5)
   with pytest.raises(errors.UserError, match='b.tif cannot be decoded'):
-    _predict(tmp_path / 'run', tmp_path)
-  _predict(tmp_path / 'run', tmp_path, data__on_error='skip')
+    _predict(run, tmp_path)
+  _predict(run, tmp_path, data__on_error='skip')
   assert _written(tmp_path) == {'a.png', 'c.tif'}
   assert '2 images, ' in capsys.readouterr().out
 
 
 def test_scaled_images_keep_their_size(tmp_path, capsys):
-  config = _config(data={'resize': 'stretch'})
-  runs.save(tmp_path / 'run', config)
+  run = _make_run(tmp_path / 'run', 'stretch')
   images = _images(tmp_path / 'in', ('a.png', 'b.jpg'))
-  _predict(
-    tmp_path / 'run',
-    tmp_path,
-    predict__input=f'{tmp_path}/in/*',
-    predict__output='',
-  )
-  for name in ('a', 'b'):
-    path = tmp_path / f'run/predictions/masks/{name}.png'
+  fields = {'predict.input': f'{tmp_path}/in/*', 'predict.output': ''}
+  _predict(run, tmp_path, **fields)
+  for name, image in images.items():
+    path = run / f'predictions/masks/{name[0]}.png'
     mask = cv2.imread(path, -1)
-    image = images['a.png'] if name == 'a' else images['b.jpg']
     assert mask.shape == image.shape[:2]
     assert set(np.unique(mask)) <= {10, 20, 30}
 

@@ -12,10 +12,8 @@ from tests import program, tiny
 from unet_jax import summary
 from unet_jax.config import checks
 from unet_jax.models import unet
-from unet_jax.runtime import errors
-from unet_jax.runtime import mesh as mesh_lib
-from unet_jax.training import optimizer
-from unet_jax.training import state as state_lib
+from unet_jax.runtime import errors, mesh
+from unet_jax.training import optimizer, state
 
 
 def _config(**sections):
@@ -42,18 +40,13 @@ def test_main(tmp_path):
     f'--workdir={workdir}',
   ]
   out, _ = program.run(*flags)
-  assert sorted(p.name for p in workdir.iterdir()) == [
-    'network.png',
-    'network.svg',
-    'summary.json',
-    'summary.txt',
-  ]
+  names = {'network.png', 'network.svg', 'summary.json', 'summary.txt'}
+  assert {p.name for p in workdir.iterdir()} == names
   assert (workdir / 'summary.txt').read_text() == out
   figures = json.loads((workdir / 'summary.json').read_text())
   # Two 3x3 convolutions of 2, two of 4, back to 2 and to 1 channel.
-  assert figures['parameters'] == sum(
-    [20, 38, 76, 148, 2 * 4 * 4 + 2, 74, 38, 3]
-  )
+  count = sum([20, 38, 76, 148, 2 * 4 * 4 + 2, 74, 38, 3])
+  assert figures['parameters'] == count
   assert f'parameters                    {431}\n' in out
   step = figures['train_step']
   assert step['backend'] == 'cpu' and step['devices'] == 1
@@ -72,11 +65,8 @@ def test_totals_are_sums_of_the_printed_rows(tmp_path, capsys):
   for row, layer in zip(rows, figures['layers']):
     assert row.startswith(layer['path'] + ' ')
     assert ' x '.join(map(str, layer['output'])) in row
-  for name, key in (
-    ('parameters', 'parameters'),
-    ('flops', 'flops'),
-    ('activation_bytes', 'bytes'),
-  ):
+  for key in ('parameters', 'flops', 'bytes'):
+    name = 'activation_bytes' if key == 'bytes' else key
     assert figures[name] == sum(layer[key] for layer in figures['layers'])
   assert lines[rule[1] + 1].split()[1] == f'{figures["parameters"]:,}'
   assert figures['train_step'] is None
@@ -89,61 +79,32 @@ def test_memory_of_the_train_step(tmp_path):
   config = _config(mesh={'data': 4, 'fsdp': 2}, summary={'compile': True})
   step = _run(config, tmp_path)['train_step']
   assert step['devices'] == 8 and step['batch_size'] == 8
-  model, mesh = unet.create_model(config), mesh_lib.make_mesh(config)
-  state = state_lib.abstract_train_state(
-    config, model, optimizer.make_optimizer(config), mesh
-  )
-  shard = lambda x: (
-    x.dtype.itemsize * math.prod(x.sharding.shard_shape(x.shape))
-  )
-  state_bytes = sum(map(shard, jax.tree.leaves(state)))
+  model, tx = unet.create_model(config), optimizer.make_optimizer(config)
+  arrays = state.abstract_train_state(config, model, tx, mesh.make_mesh(config))
+  size = lambda x: math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+  state_bytes = sum(map(size, jax.tree.leaves(arrays)))
   image_bytes = 16 * 16 * (3 + 1)  # One image and mask for each device.
   key_bytes = 8
   assert step['argument_bytes'] == state_bytes + image_bytes + key_bytes
   # All of the state is donated; the rest are the figures, and pointers.
   assert step['alias_bytes'] == state_bytes
   assert state_bytes < step['output_bytes'] < state_bytes + 1000
-  assert step['total_bytes'] == (
-    step['argument_bytes']
-    + step['output_bytes']
-    - step['alias_bytes']
-    + step['temp_bytes']
-  )
+  of = lambda name: step[f'{name}_bytes']
+  total = of('argument') + of('output') - of('alias') + of('temp')
+  assert of('total') == total
 
 
-def test_backend_that_tells_nothing():
-  figures = {
-    'image': (8, 8, 1),
-    'output': (8, 8, 1),
-    'parameters': 1,
-    'flops': 2,
-    'compiler_flops': None,
-    'activation_bytes': 4,
-    'receptive_field': 1,
-    'layers': [
-      {
-        'path': 'head',
-        'kind': 'conv 1x1',
-        'output': (8, 8, 1),
-        'parameters': 1,
-        'flops': 2,
-        'bytes': 4,
-      }
-    ],
-    'train_step': dict.fromkeys(summary._MEMORY)
-    | {
-      'backend': 'tpu',
-      'devices': 2,
-      'batch_size': 4,
-      'flops': None,
-      'total_bytes': None,
-    },
+def test_backend_that_reports_nothing(tmp_path):
+  metrics = {**_run(_config(), tmp_path), 'flops': 2}
+  metrics['train_step'] = {
+    **dict.fromkeys((*summary._MEMORY, 'flops', 'total_bytes')),
+    **{'backend': 'tpu', 'devices': 2, 'batch_size': 4},
   }
-  lines = summary.format_summary(figures).splitlines()
-  told = {line[:30].strip(): line[30:] for line in lines if len(line) > 30}
-  assert told['FLOP, 3 x forward x images'] == '12'
+  lines = summary.format_summary(metrics).splitlines()
+  shown = {line[:30].strip(): line[30:] for line in lines if len(line) > 30}
+  assert shown['FLOP, 3 x forward x images'] == '12'
   for name in ('arguments', 'temporaries', 'all memory'):
-    assert told[name] == 'not given'
+    assert shown[name] == 'not given'
 
 
 def test_validation_without_data():

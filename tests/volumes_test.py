@@ -18,8 +18,7 @@ from unet_jax.prediction import step as step_lib
 from unet_jax.reports import plots
 from unet_jax.runtime import errors
 from unet_jax.runtime import mesh as mesh_lib
-from unet_jax.training import optimizer as optimizer_lib
-from unet_jax.training import steps
+from unet_jax.training import optimizer, steps
 
 _SIZE = (8, 16, 12)
 _MANY = [shapes.draw((0, 0, i), (24, 32, 32)) for i in range(20)]
@@ -28,34 +27,27 @@ _MANY = [shapes.draw((0, 0, i), (24, 32, 32)) for i in range(20)]
 def _config(**fields):
   """configs/volumes.py at a tiny size, in memory."""
   config = volumes.get_config()
-  config.update_from_flattened_dict(
-    {
-      'data.image_size': _SIZE,
-      'data.cache': 'memory',
-      'data.num_train': 16,
-      'data.num_eval': 11,
-      'data.batch_size': 8,
-      'model.depth': 1,
-      'model.base_features': 4,
-      'model.features': (),
-      'optimizer.name': 'sgd',
-      'optimizer.learning_rate': 0.1,
-      'optimizer.warmup_steps': 0,
-      'optimizer.schedule': 'constant',
-      'log.num_examples': 2,
-      **fields,
-    }
-  )
+  config.data.update(image_size=_SIZE, cache='memory', batch_size=8)
+  config.data.update(num_train=16, num_eval=11)
+  config.model.update(depth=1, base_features=4, features=())
+  config.optimizer.update(name='sgd', learning_rate=0.1)
+  config.optimizer.update(warmup_steps=0, schedule='constant')
+  config.log.num_examples = 2
+  config.update_from_flattened_dict(fields)
   checks.validate(config)
   return config
 
 
+def _without_flips(**fields):
+  flips = ('augment.flip_horizontal', 'augment.flip_vertical')
+  return _config(**dict.fromkeys(flips, 0.0) | fields)
+
+
 def _setup(config):
-  mesh = mesh_lib.make_mesh(config)
-  model = unet.create_model(config)
-  optimizer = optimizer_lib.make_optimizer(config)
-  state = tiny.make_state(config, model, optimizer, mesh)
-  step = steps.make_train_step(config, model, optimizer, mesh, state)
+  mesh, model = mesh_lib.make_mesh(config), unet.create_model(config)
+  tx = optimizer.make_optimizer(config)
+  state = tiny.make_state(config, model, tx, mesh)
+  step = steps.make_train_step(config, model, tx, mesh, state)
   return mesh, model, state, step
 
 
@@ -103,9 +95,7 @@ def test_outlines_of_ball_shell_and_rod():
   'field, axis', [('flip_horizontal', 3), ('flip_vertical', 2)]
 )
 def test_flips_move_volume_and_mask_together(field, axis):
-  config = _config(**{'augment.flip_vertical': 0.0})
-  config.augment.update(flip_horizontal=0.0)
-  config.augment[field] = 0.5
+  config = _without_flips(**{f'augment.{field}': 0.5})
   batch = tiny.make_batch(config)
   flipped = augment.make_augmentation(config)(jax.random.key(3), batch)
   chosen = []
@@ -121,8 +111,7 @@ def test_flips_move_volume_and_mask_together(field, axis):
 
 def test_changes_of_values_take_volumes():
   """As of an image whose rows are those of all planes."""
-  config = _config()
-  config.augment.update(flip_horizontal=0.0, flip_vertical=0.0)
+  config = _without_flips()
   names = ('brightness', 'contrast', 'saturation', 'hue', 'gamma', 'noise')
   for name in names:
     config.augment[name].probability = 1.0
@@ -144,19 +133,12 @@ def test_changes_of_values_take_volumes():
 @pytest.mark.eight_devices
 def test_loss_falls_and_sharding_changes_nothing():
   """Deep supervision and Dice as well."""
-  fields = {
-    'model.depth': 2,
-    'model.convs': 1,
-    'model.stem': 'none',
-    'model.deep_supervision': (0.5,),
-    'optimizer.learning_rate': 0.3,
-    'loss.weights.dice': 1.0,
-    'augment.flip_horizontal': 0.0,
-    'augment.flip_vertical': 0.0,
-  }
+  fields = {'model.depth': 2, 'model.convs': 1, 'model.stem': 'none'}
+  fields |= {'model.deep_supervision': (0.5,), 'loss.weights.dice': 1.0}
+  fields['optimizer.learning_rate'] = 0.3
   histories = []
   for parts in ({'mesh.data': 8}, {'mesh.data': 4, 'mesh.fsdp': 2}):
-    config = _config(**fields, **parts)
+    config = _without_flips(**fields, **parts)
     mesh, _, state, step = _setup(config)
     batch = mesh_lib.to_devices(tiny.make_batch(config), mesh)
     history = []
@@ -179,9 +161,8 @@ def test_evaluation_counts_as_numpy_does(tmp_path):
   image, mask = (
     np.stack([dataset[i][k] for i in range(11)]) for k in ('image', 'mask')
   )
-  logits = step_lib.predict_step(
-    variables, image, model=model, mean=config.data.mean, std=config.data.std
-  )
+  scale = {'mean': config.data.mean, 'std': config.data.std}
+  logits = step_lib.predict_step(variables, image, model=model, **scale)
   predicted = np.argmax(logits, -1)
   valid = mask != 255
   ious = []
@@ -197,13 +178,13 @@ def test_evaluation_counts_as_numpy_does(tmp_path):
   assert counts == [(mask == c).sum() for c in (0, 1, 2, 3, 255)]
   # The middle slice of each is drawn.
   assert shown[0]['image'].shape == (*_SIZE, 3)
-  path = tmp_path / 'volume.png'
-  plots.draw_predictions(str(path), shown, config.data.class_names)
   middle = [{k: v[_SIZE[0] // 2] for k, v in e.items()} for e in shown]
-  plots.draw_predictions(
-    str(tmp_path / 'slice.png'), middle, config.data.class_names
-  )
-  assert path.read_bytes() == (tmp_path / 'slice.png').read_bytes()
+  pictures = []
+  for examples in (shown, middle):
+    path = tmp_path / f'{len(pictures)}.png'
+    plots.draw_predictions(str(path), examples, config.data.class_names)
+    pictures.append(path.read_bytes())
+  assert pictures[0] == pictures[1]
 
 
 def test_batches_go_on_where_they_were():
@@ -259,56 +240,48 @@ def test_run_of_main_is_continued(tmp_path):
   assert result['step'] == 8 and result['num_examples'] == 5
 
 
+def test_what_is_for_images_is_refused():
+  allowed = {
+    ('data.source', 'tfds'): 'shapes',
+    ('data.source', 'folder'): 'shapes',
+    ('data.resize', 'patch'): 'stretch',
+    ('data.resize', 'pad'): 'stretch',
+    ('augment.rotate_90', 0.5): '0.0',
+    ('loss.weight_map', 'border'): 'none',
+    ('loss.balance', 'image'): 'none',
+  }
+  for name in ('affine', 'elastic', 'crop', 'blur', 'cutout'):
+    allowed[f'augment.{name}.probability', 0.5] = '0.0'
+  for (field, value), only in allowed.items():
+    with pytest.raises(errors.UserError) as e:
+      _config(**{field: value})
+    assert str(e.value) == (
+      f'--config.{field}={value} is for images: volumes (model.spatial_dims=3) '
+      f'take {only} only'
+    )
+
+
 @pytest.mark.parametrize(
-  'field, value, allowed',
+  'field, value, message',
   [
-    ('data.source', 'tfds', 'shapes'),
-    ('data.source', 'folder', 'shapes'),
-    ('data.resize', 'patch', 'stretch'),
-    ('data.resize', 'pad', 'stretch'),
-    ('augment.rotate_90', 0.5, '0.0'),
-    ('augment.affine.probability', 0.5, '0.0'),
-    ('augment.elastic.probability', 0.5, '0.0'),
-    ('augment.crop.probability', 0.5, '0.0'),
-    ('augment.blur.probability', 0.5, '0.0'),
-    ('augment.cutout.probability', 0.5, '0.0'),
-    ('loss.weight_map', 'border', 'none'),
-    ('loss.balance', 'image', 'none'),
+    (
+      *('data.image_size', (16, 16)),
+      '(16, 16): takes 3 values (depth, height, width of a volume), not 2',
+    ),
+    (
+      *('model.spatial_dims', 2),
+      '(8, 16, 12): takes 2 values (height, width), not 3',
+    ),
+    (
+      *('data.image_size', (8, 0, 16)),
+      '(8, 0, 16): takes three numbers of pixels, at least 1 each',
+    ),
   ],
 )
-def test_what_is_for_images_is_refused(field, value, allowed):
+def test_sizes_that_are_no_volumes_are_refused(field, value, message):
   with pytest.raises(errors.UserError) as e:
     _config(**{field: value})
-  assert str(e.value) == (
-    f'--config.{field}={value} is for images: volumes (model.spatial_dims=3) '
-    f'take {allowed} only'
-  )
-
-
-@pytest.mark.parametrize(
-  'fields, message',
-  [
-    (
-      {'data.image_size': (16, 16)},
-      '--config.data.image_size=(16, 16): takes 3 values (depth, height, width '
-      'of a volume), not 2',
-    ),
-    (
-      {'model.spatial_dims': 2},
-      '--config.data.image_size=(8, 16, 12): takes 2 values (height, width), '
-      'not 3',
-    ),
-    (
-      {'data.image_size': (8, 0, 16)},
-      '--config.data.image_size=(8, 0, 16): takes three numbers of pixels, at '
-      'least 1 each',
-    ),
-  ],
-)
-def test_sizes_that_are_no_volumes_are_refused(fields, message):
-  with pytest.raises(errors.UserError) as e:
-    _config(**fields)
-  assert str(e.value) == message
+  assert str(e.value) == f'--config.data.image_size={message}'
 
 
 def test_inspection_of_volumes_is_refused():

@@ -316,15 +316,8 @@ def test_every_field_of_a_spec_comes_from_the_config():
   assert measures.make_spec(config) == expected
   config.seed = 3
   config.data.class_names = ('a', 'b', 'c', 'd')
-  config.eval.update(
-    foreground=('b',),
-    boundary_ratio=0.1,
-    band=5.0,
-    tolerance=1.0,
-    instances='c',
-    calibration_bins=10,
-    bootstrap=7,
-  )
+  config.eval.update(foreground=('b',), instances='c', calibration_bins=10)
+  config.eval.update(boundary_ratio=0.1, band=5.0, tolerance=1.0, bootstrap=7)
   assert measures.make_spec(config) == measures.Spec(
     ('a', 'b', 'c', 'd'), ('b',), 0.1, 5.0, 1.0, 'c', 10, 7, 3
   )

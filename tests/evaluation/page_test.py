@@ -7,10 +7,29 @@ from PIL import Image
 from tests import html_page
 from unet_jax.evaluation import glossary, page
 
-_NAMES = ('ground', 'cell', 'rim')
 _NAN = float('nan')
 _PLOTS = {}  # {name: PNG file}
 _NO_PLOTS = {'confusion': np.zeros((0, 0), int), 'reliability': None}
+_METRICS = {
+  'dataset_iou/ground': 0.91234,
+  'dataset_iou/cell': 0.81,
+  'dataset_iou/rim': _NAN,
+  'dataset_iou/cell+rim': 0.79,
+  'image_iou/ground': 0.9,
+  'image_iou/cell': 0.8,
+  'image_iou/rim': None,
+  'dataset_miou': 0.8612,
+  'image_miou': 0.85,
+  'dataset_precision/cell': 0.7123,
+  'image_hd95/cell': 3.14159,
+  'hd95_infinite/cell': 1234.0,
+  'image_mhd95': 2.5,
+  'pixel_accuracy': 0.9321,
+  'ece': 0.0312,
+  'nll': 0.5,
+  'loss': 0.4242,
+  'brand_new/cell': 7.5,
+}
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -21,40 +40,14 @@ def _draw_plots(tmp_path_factory):
     Image.new('RGB', (width, 200), 'red').save(_PLOTS[name])
 
 
-def _metrics():
-  return {
-    'dataset_iou/ground': 0.91234,
-    'dataset_iou/cell': 0.81,
-    'dataset_iou/rim': _NAN,
-    'dataset_iou/cell+rim': 0.79,
-    'image_iou/ground': 0.9,
-    'image_iou/cell': 0.8,
-    'image_iou/rim': None,
-    'dataset_miou': 0.8612,
-    'image_miou': 0.85,
-    'dataset_precision/cell': 0.7123,
-    'image_hd95/cell': 3.14159,
-    'hd95_infinite/cell': 1234.0,
-    'image_mhd95': 2.5,
-    'pixel_accuracy': 0.9321,
-    'ece': 0.0312,
-    'nll': 0.5,
-    'loss': 0.4242,
-    'brand_new/cell': 7.5,
-  }
-
-
 def _report(**changed):
+  command = 'python main.py --mode=evaluate --config.eval.split=<test>'
+  about = {'step': 12300, 'split': 'test', 'seconds': 1.23456}
   return {
     'title': 'cells at step 300',
-    'about': {
-      'step': 12300,
-      'split': 'test',
-      'seconds': 1.23456,
-      'command': 'python main.py --mode=evaluate --config.eval.split=<test>',
-    },
-    'names': _NAMES,
-    'metrics': _metrics(),
+    'about': {**about, 'command': command},
+    'names': ('ground', 'cell', 'rim'),
+    'metrics': _METRICS,
     'intervals': {
       'dataset_miou': (0.84, 0.87),
       'dataset_iou/cell': (0.8, 0.82),
@@ -73,30 +66,17 @@ def _report(**changed):
 
 
 def _row(image='a.png', miou=0.5):
-  return {
-    'image': image,
-    'miou': miou,
-    'pixel_accuracy': 0.75,
-    'iou/ground': miou,
-    'iou/cell': _NAN,
-  }
+  row = {'image': image, 'miou': miou, 'pixel_accuracy': 0.75}
+  return {**row, 'iou/ground': miou, 'iou/cell': _NAN}
 
 
-def _prediction(name='a.png', score=0.5, size=(40, 60), channels=3):
-  rng = np.random.default_rng(0)
-  mask = np.zeros(size, np.uint8)
-  mask[10:30, 20:45] = 1
-  mask[:2] = 255
-  prediction = mask.copy()
-  prediction[:2] = 0
-  prediction[10:12, 20:45] = 2
-  return {
-    'name': name,
-    'score': score,
-    'image': rng.integers(0, 256, (*size, channels), np.uint8),
-    'mask': mask,
-    'prediction': prediction,
-  }
+def _prediction(name='a.png', size=(40, 60)):
+  image = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+  mask, prediction = np.zeros((2, *size), np.uint8)
+  mask[10:30, 20:45] = prediction[10:30, 20:45] = 1
+  mask[:2], prediction[10:12, 20:45] = 255, 2
+  shown = {'image': image, 'mask': mask, 'prediction': prediction}
+  return {'name': name, 'score': 0.5, **shown}
 
 
 def _write(tmp_path, report, rows=(), predictions=None) -> html_page.Page:
@@ -144,11 +124,8 @@ def test_everything_is_there(tmp_path):
 
 def test_no_metric_is_lost(tmp_path):
   """Each value is on the page, whatever its name."""
-  names = [
-    f'{reduction}_{measure}/cell'
-    for measure in glossary.OVERLAPS | glossary.BORDERS
-    for reduction in ('dataset', 'image')
-  ]
+  measures = glossary.OVERLAPS | glossary.BORDERS
+  names = [f'{of}_{m}/cell' for m in measures for of in ('dataset', 'image')]
   names += [glossary.mean_of(n.partition('/')[0]) for n in names]
   names += [*glossary.WHOLES, 'dataset_fwiou', 'm', '/', 'dataset_', 'x/y/cell']
   metrics = {name: (100 + i) / 10000 for i, name in enumerate(names)}
@@ -162,14 +139,10 @@ def test_no_metric_is_lost(tmp_path):
 
 def test_names_are_text(tmp_path):
   hostile = html_page.HOSTILE
-  report = _report(
-    title=hostile,
-    about={hostile: hostile, 'command': hostile},
-    names=(hostile, 'cell', 'rim'),
-    metrics={f'dataset_iou/{hostile}': 0.5, hostile: 0.6, f'x/{hostile}': 0.7},
-    intervals={},
-    notes=[hostile],
-  )
+  metrics = {f'dataset_iou/{hostile}': 0.5, hostile: 0.6, f'x/{hostile}': 0.7}
+  report = _report(metrics=metrics, intervals={}, title=hostile)
+  report['about'] = {hostile: hostile, 'command': hostile}
+  report |= {'names': (hostile, 'cell', 'rim'), 'notes': [hostile]}
   row = {**_row(hostile), f'iou/{hostile}': 0.5}
   rows = [row, _row(html_page.NO_UNICODE)]
   written = _write(tmp_path, report, rows, {hostile: [_prediction(hostile)]})
@@ -202,12 +175,9 @@ def test_metrics_without_a_score_have_no_interval(tmp_path):
 
 
 def test_one_channel_has_two_classes(tmp_path):
-  report = _report(
-    names=('ground', 'cell'),
-    metrics={'dataset_iou/cell': 0.5},
-    intervals={},
-    confusion=np.array([[3, 1], [2, 2]]),
-  )
+  report = _report(names=('ground', 'cell'), intervals={})
+  report['metrics'] = {'dataset_iou/cell': 0.5}
+  report['confusion'] = np.array([[3, 1], [2, 2]])
   written = _write(tmp_path, report)
   assert 'prediction → ground cell ground 3 1 cell 2 2' in written.text
   assert 'IoU dataset cell 0.5000' in written.text

@@ -21,13 +21,9 @@ def _images():
   """{index: (logits, mask)} of several sizes."""
   rng = np.random.default_rng(0)
   sizes = [(9, 14), (5, 8), (12, 12), (7, 30), (20, 11), (6, 6)]
-  return {
-    10 + i: (
-      rng.normal(size=(*size, 3)).astype(np.float32),
-      rng.integers(0, 3, size).astype(np.uint8),
-    )
-    for i, size in enumerate(sizes)
-  }
+  logits = [rng.normal(size=(*size, 3)).astype(np.float32) for size in sizes]
+  masks = [rng.integers(0, 3, size).astype(np.uint8) for size in sizes]
+  return dict(enumerate(zip(logits, masks), 10))
 
 
 def _add(measured, images):

@@ -1,5 +1,7 @@
 """The fit of a mask to its image, against brute force."""
 
+import itertools
+
 import cv2
 import numpy as np
 import pytest
@@ -24,12 +26,9 @@ def _reference_score(image: np.ndarray, mask: np.ndarray) -> float:
   """The score of a pair of 64 x 64, in floats and with SciPy."""
 
   def directions(planes):
-    planes = [
-      ndimage.uniform_filter(p.astype(np.float64), 3, mode='mirror')
-      for p in planes
-    ]
-    x = np.stack([ndimage.sobel(p, 1, mode='mirror') for p in planes])
-    y = np.stack([ndimage.sobel(p, 0, mode='mirror') for p in planes])
+    mean = lambda p: ndimage.uniform_filter(p * 1.0, 3, mode='mirror')
+    sobel = lambda p, axis: ndimage.sobel(mean(p), axis, mode='mirror')
+    y, x = (np.stack([sobel(p, axis) for p in planes]) for axis in (0, 1))
     angles = np.deg2rad([0, 45, 90, 135])
     along = [np.abs(np.cos(a) * x + np.sin(a) * y).max(0) for a in angles]
     along = np.stack(along)
@@ -66,16 +65,13 @@ def test_an_alternative_scores_what_the_mask_scores_when_changed_so():
     undone = [_TURNS[name] for name in _TURNS]
     undone[5], undone[6] = undone[6], undone[5]
     turned = [measure(image, np.ascontiguousarray(t(mask))) for t in undone]
-    moves = [(-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0)]
-    moves = [(right, down) for right, down in (*moves, (1, 1))]
-    moved = [
-      measure(image, objects.shift(mask, distance * down, distance * right))
-      for distance, (right, down) in [
-        (d if right * down == 0 else round(d / 2**0.5), (right, down))
-        for d in (1, 3, 7)
-        for right, down in moves
-      ]
-    ]
+    moved = []
+    for distance in (1, 3, 7):
+      for right, down in itertools.product((-1, 0, 1), repeat=2):
+        if right or down:
+          d = round(distance / 2**0.5) if right and down else distance
+          shifted = objects.shift(mask, d * down, d * right)
+          moved.append(measure(image, shifted))
     expected = [fit.score, *(f.score for f in (*turned, *moved))]
     np.testing.assert_allclose(fit.scores, expected, rtol=0.03)
 
@@ -100,9 +96,7 @@ def test_a_turned_mask_is_suspicious_and_says_how_to_turn(name, size):
     ((192, 128), -9, 0, 'moved 9 px down'),
   ],
 )
-def test_a_shifted_mask_is_suspicious_and_says_where_to_go(
-  size, down, right, words
-):
+def test_a_shifted_mask_says_where_to_go(size, down, right, words):
   for image, mask in objects.make_pairs(4, size):
     fit = alignment.measure(image, objects.shift(mask, down, right))
     assert fit.best == words
@@ -215,6 +209,5 @@ def test_the_numbers_of_classes_do_not_matter():
   mask = objects.blob(1) + 2 * objects.blob(2)
   table = np.arange(256, dtype=np.uint8)
   table[:4] = 3, 17, 90, 254
-  np.testing.assert_array_equal(
-    alignment.border(table[mask]), alignment.border(mask)
-  )
+  borders = [alignment.border(m) for m in (table[mask], mask)]
+  np.testing.assert_array_equal(*borders)

@@ -24,10 +24,6 @@ def _suggest_for(root, make_mask, **data):
   return _values(splits['train'], config)
 
 
-def _gray_255(mask):
-  return mask * np.uint8(255)
-
-
 def _three_values(mask):
   mask = mask * np.uint8(4)
   mask[:2] = 9
@@ -35,17 +31,16 @@ def _three_values(mask):
   return mask
 
 
-def _colors(mask):
-  return np.array([[10, 20, 30], [200, 0, 0]], np.uint8)[mask]
+_COLORS = np.array([[10, 20, 30], [200, 0, 0]], np.uint8)
 
 
 @pytest.mark.parametrize(
   'make_mask, table, num_classes',
   [
     (lambda mask: mask, (), 2),
-    (_gray_255, ((0, 0), (255, 1)), 2),
+    (lambda mask: mask * np.uint8(255), ((0, 0), (255, 1)), 2),
     (_three_values, ((0, 0), (4, 1), (9, 2), (255, 255)), 3),
-    (_colors, (((10, 20, 30), 0), ((200, 0, 0), 1)), 2),
+    (lambda mask: _COLORS[mask], (((10, 20, 30), 0), ((200, 0, 0), 1)), 2),
   ],
 )
 def test_table_of_values(tmp_path, make_mask, table, num_classes):

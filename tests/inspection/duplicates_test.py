@@ -16,13 +16,10 @@ def _smooth(seed):
 
 
 def test_duplicates_within_and_across_splits(tmp_path):
-  train, val = [
-    {
-      stem: (_smooth(start + i), mask)
-      for i, (stem, (_, mask)) in enumerate(make_pairs(count, start).items())
-    }
-    for count, start in ((6, 0), (3, 50))
-  ]
+  train, val = make_pairs(6), make_pairs(3, 50)
+  for pairs, start in ((train, 0), (val, 50)):
+    for i, (stem, (_, mask)) in enumerate(pairs.items(), start):
+      pairs[stem] = _smooth(i), mask
   # Exact within, near across, mirrored across, contradicting.
   train['04'] = train['01']
   val['00'] = folders.encode(train['02'][0], 'JPEG', quality=80), train['02'][1]
@@ -31,22 +28,16 @@ def test_duplicates_within_and_across_splits(tmp_path):
   train['05'] = train['00'][0], mask
   measured.write(tmp_path, train=train, val=val)
   found = measured.find(tmp_path, 'train', 'val')
-  path = lambda split, stem: str(tmp_path / split / 'images' / f'{stem}.png')
-  assert found['exact duplicates'].level == 'note'
-  assert found['exact duplicates'].names == (
-    f'{path("train", "00")} = {path("train", "05")}',
-    f'{path("train", "01")} = {path("train", "04")}',
+  train, val = (
+    [str(tmp_path / f'{split}/images/0{i}.png') for i in range(6)]
+    for split in ('train', 'val')
   )
-  leakage = found['near duplicates, leakage']
-  assert leakage.level == 'warning'
-  assert leakage.names == (
-    f'{path("train", "02")} = {path("val", "00")}',
-    f'{path("train", "03")} = {path("val", "01")}',
-  )
-  assert found['contradicting masks'].names == (
-    path('train', '00'),
-    path('train', '05'),
-  )
+  exact, leakage = found['exact duplicates'], found['near duplicates, leakage']
+  assert (exact.level, leakage.level) == ('note', 'warning')
+  pairs = lambda *names: tuple(f'{a} = {b}' for a, b in names)
+  assert exact.names == pairs((train[0], train[5]), (train[1], train[4]))
+  assert leakage.names == pairs((train[2], val[0]), (train[3], val[1]))
+  assert found['contradicting masks'].names == (train[0], train[5])
 
 
 def test_a_stem_in_two_lists_is_an_error(tmp_path):

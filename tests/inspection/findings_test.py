@@ -135,9 +135,7 @@ def test_files(tmp_path):
 
 
 def _flip_masks(pairs):
-  return {
-    k: (image, mask[:, ::-1].copy()) for k, (image, mask) in pairs.items()
-  }
+  return {k: (i, m[:, ::-1].copy()) for k, (i, m) in pairs.items()}
 
 
 def test_masks_that_do_not_lie_on_the_edges(tmp_path):
@@ -157,16 +155,12 @@ def test_masks_that_do_not_lie_on_the_edges(tmp_path):
 def test_the_owner_of_a_mask_is_found(tmp_path):
   """Every mask one image late."""
   pairs = make_pairs(16)
-  masks = [mask for _, mask in pairs.values()]
-  late = {
-    stem: (image, masks[i - 1])
-    for i, (stem, (image, _)) in enumerate(pairs.items())
-  }
-  measured.write(tmp_path, train=late)
+  images, masks = zip(*pairs.values())
+  late = zip(images, (masks[-1], *masks[:-1]))
+  measured.write(tmp_path, train=dict(zip(pairs, late)))
   splits, config = measured.measure(tmp_path)
-  scan.find_owners(
-    sources.make_source(config, 'train'), splits['train'], config
-  )
+  source = sources.make_source(config, 'train')
+  scan.find_owners(source, splits['train'], config)
   owners = {m.index: m.owner for m in splits['train'] if m.owner is not None}
   right = [owner == (i + 1) % 16 for i, owner in owners.items()]
   assert len(right) >= 12 and np.mean(right) > 0.8
@@ -182,12 +176,8 @@ def test_the_cheap_part_from_prepared_sets(tmp_path, cache):
   train['05'] = train['05'][0], np.full_like(train['05'][1], 255)
   val['07'] = train['07']
   measured.write(tmp_path / 'data', train=train, val=val)
-  config = folders.make_config(
-    tmp_path / 'data',
-    cache=cache,
-    cache_dir=str(tmp_path / 'cache'),
-    mask_values=_IGNORING,
-  )
+  config = folders.make_config(tmp_path / 'data', mask_values=_IGNORING)
+  config.data.update(cache=cache, cache_dir=str(tmp_path / 'cache'))
   sets = {s: prepare.prepare(config, s) for s in ('train', 'val')}
   found = {f.kind: f for f in findings.find_in_prepared(sets, config)}
   levels = {kind: f.level for kind, f in found.items()}
@@ -198,20 +188,14 @@ def test_the_cheap_part_from_prepared_sets(tmp_path, cache):
     'exact duplicates, leakage': 'warning',
   }
   assert found['masks turned'].split == 'val'
-  assert found['exact duplicates, leakage'].names == (
-    f'{tmp_path}/data/train/images/07.png = {tmp_path}/data/val/images/07.png',
-  )
+  train, val = (f'{tmp_path}/data/{s}/images/07.png' for s in ('train', 'val'))
+  assert found['exact duplicates, leakage'].names == (f'{train} = {val}',)
 
 
 def test_real_sets(shared_data):
-  splits, config = measured.measure(
-    shared_data('isbi2012') / 'train',
-    'train',
-    'val',
-    num_channels=1,
-    mean=(0.5,),
-    std=(0.25,),
-    mask_values=((0, 0), (255, 1)),
-  )
+  data = dict(num_channels=1, mean=(0.5,), std=(0.25,))
+  data['mask_values'] = ((0, 0), (255, 1))
+  root = shared_data('isbi2012') / 'train'
+  splits, config = measured.measure(root, 'train', 'val', **data)
   found = {f.kind: f.level for f in findings.find(splits, config)}
   assert found == {duplicates.NEIGHBOURS: 'warning', 'shrunk images': 'note'}

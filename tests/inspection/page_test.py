@@ -9,39 +9,25 @@ from unet_jax.reports import colors
 
 _NAMES = ('ground', 'cell', 'rim')
 _HOSTILE = html_page.HOSTILE
-_EMPTY = {
-  'num_examples': 0,
-  'sizes': [],
-  'image_kinds': {},
-  'mask_kinds': {},
-  'mean': (),
-  'std': (),
-  'classes': [],
-  'ignored_share': None,
-  'mask_values': {},
-}
 
 
-def _example(name='a.png', caption='score 0.4', size=(40, 60), channels=3):
+def _example(name='a.png', caption='score 0.4', size=(40, 60)):
   rng = np.random.default_rng(len(name))
-  mask = np.zeros(size, np.uint8)
+  image, mask = rng.integers(0, 256, (*size, 3), np.uint8), np.zeros(size, 'u1')
   mask[10:30, 20:45] = 1
-  return {
-    'name': name,
-    'caption': caption,
-    'image': rng.integers(0, 256, (*size, channels), np.uint8),
-    'mask': mask,
-  }
+  return {'name': name, 'caption': caption, 'image': image, 'mask': mask}
 
 
 def _finding(level='error', names=(), kind='unpaired'):
-  return {
-    'level': level,
-    'kind': kind,
-    'split': 'train',
-    'message': f'{names[0] if names else "it"} has no mask; add one',
-    'names': list(names),
-  }
+  message = f'{names[0] if names else "it"} has no mask; add one'
+  finding = {'level': level, 'kind': kind, 'split': 'train'}
+  return {**finding, 'message': message, 'names': list(names)}
+
+
+def _classes(names):
+  keys = ('name', 'pixels', 'pixel_share', 'images', 'instances')
+  rows = ((n, 10**i, 0.1 * i, 300 + i, 5000 + i) for i, n in enumerate(names))
+  return [dict(zip(keys, row)) for row in rows]
 
 
 def _report(**changed):
@@ -52,43 +38,22 @@ def _report(**changed):
     'mask_kinds': {'grey 8 bit PNG': 1234},
     'mean': [0.5, 0.25, 0.125],
     'std': [0.2, 0.2, 0.2],
-    'classes': [
-      {
-        'name': name,
-        'pixels': 10**i,
-        'pixel_share': 0.1 * i,
-        'images': 300 + i,
-        'instances': 5000 + i,
-      }
-      for i, name in enumerate(_NAMES)
-    ],
+    'classes': _classes(_NAMES),
     'ignored_share': 0.0345,
     'mask_values': {'0': 7654, '128': 21},
   }
+  place = {'split': 'train', 'index': 3, 'name': 'a.png', 'score': 0.41}
+  best = {'best': 'flipped', 'best_score': 0.87, 'suspicion': 2.5}
+  data = {'source': 'folder', 'dir': '/data/cells', 'name': ''}
   return {
-    'data': {
-      'source': 'folder',
-      'dir': '/data/cells',
-      'name': '',
-      'class_names': list(_NAMES),
-    },
+    'data': {**data, 'class_names': list(_NAMES)},
     'seconds': {'scan': 1.0, 'total': 2.5},
     'counts': {'error': 0, 'warning': 0, 'note': 0},
     'findings': [],
     'splits': {'train': split},
     'fit': {
       'explained': 'Edges are compared with borders.',
-      'examples': [
-        {
-          'split': 'train',
-          'index': 3,
-          'name': 'a.png',
-          'score': 0.41,
-          'best': 'flipped',
-          'best_score': 0.87,
-          'suspicion': 2.5,
-        }
-      ],
+      'examples': [{**place, **best}],
     },
     'network': {
       'input': [40, 60, 3],
@@ -192,15 +157,13 @@ def test_verdict(error, warning, note, verdict, tmp_path):
     assert any(t.endswith(f' {level}') for t in written.texts)
 
 
-@pytest.mark.parametrize(
-  'source,title',
-  [('folder', '/data/cells'), ('tfds', 'pets'), ('shapes', 'shapes')],
-)
-def test_title(source, title, tmp_path):
-  report = _report()
-  report['data'] |= {'source': source, 'name': 'pets'}
-  written = _write(tmp_path, report)
-  assert f'Inspection of {title}' in written.texts and title in written.texts
+def test_title(tmp_path):
+  titles = {'folder': '/data/cells', 'tfds': 'pets', 'shapes': 'shapes'}
+  for source, title in titles.items():
+    report = _report()
+    report['data'] |= {'source': source, 'name': 'pets'}
+    written = _write(tmp_path, report)
+    assert f'Inspection of {title}' in written.texts and title in written.texts
 
 
 def test_names_beyond_the_first_are_folded(tmp_path):
@@ -214,11 +177,9 @@ def test_names_beyond_the_first_are_folded(tmp_path):
 
 
 def test_pictures_are_where_they_belong(tmp_path):
-  examples = [
-    _example('fit.png', 'score 0.3; flipped: 0.8'),
-    _example('twin.png', 'duplicates'),
-    _example('first.png', 'train'),
-  ]
+  captions = ('score 0.3; flipped: 0.8', 'duplicates', 'train')
+  names = ('fit.png', 'twin.png', 'first.png')
+  examples = [_example(*x) for x in zip(names, captions)]
   findings = [_finding('note', kind='duplicates')] * 2
   written = _write(tmp_path, _report(findings=findings), examples)
   order = [
@@ -226,15 +187,11 @@ def test_pictures_are_where_they_belong(tmp_path):
     for tag, attributes in written.tags
     if tag == 'section' or tag == 'svg' and 'aria-label' in attributes
   ]
-  assert [x for x in order if not x.endswith(('outlined', 'overlay'))][:7] == [
-    'findings',
-    'image twin.png',
-    'fit',
-    'image fit.png',
-    'examples',
-    'image first.png',
-    'classes',
-  ]
+  order = [x for x in order if not x.endswith(('outlined', 'overlay'))]
+  assert ', '.join(order[:7]) == (
+    'findings, image twin.png, fit, image fit.png, examples, image first.png, '
+    'classes'
+  )
 
 
 def test_batch_of_a_valid_network(tmp_path):
@@ -248,20 +205,18 @@ def test_batch_of_a_valid_network(tmp_path):
     assert written.panel(f'image {i} of the batch, mask outlined')
     assert written.panel(f'image {i} of the batch, mask')
     (drawn,) = written.panel(f'image {i} of the batch, weight map')
-    np.testing.assert_array_equal(
-      np.asarray(drawn), colors.color_scale(expected)
-    )
+    expected = colors.color_scale(expected)
+    np.testing.assert_array_equal(np.asarray(drawn), expected)
   assert {'0: weights 0 to 8', '1: weights 2 to 2'} <= set(written.texts)
   assert '40 x 20 px (width x height) in the middle' in written.text
 
 
 def test_missing_parts(tmp_path):
-  report = _report(
-    fit=None,
-    network=None,
-    splits={'empty': _EMPTY},
-    suggestion={'text': '', 'fields': []},
-  )
+  split = _report()['splits']['train']
+  empty = {key: type(value)() for key, value in split.items()}
+  report = _report(fit=None, network=None)
+  report['splits'] = {'empty': {**empty, 'ignored_share': None}}
+  report['suggestion'] = {'text': '', 'fields': []}
   written = _write(tmp_path, report)
   shown = [s['id'] for s in written.of('section')]
   assert shown == ['findings', 'files', 'config']

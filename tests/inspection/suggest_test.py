@@ -16,15 +16,9 @@ def _values(measurements, config):
 
 
 def _measurements(*sizes, **known):
+  known = {'mean': np.full(3, 0.5), 'std': np.full(3, 0.2), **known}
   return [
-    records.Measurement(
-      'train',
-      i,
-      image_size=size,
-      mean=np.full(3, 0.5),
-      std=np.full(3, 0.2),
-      **known,
-    )
+    records.Measurement('train', i, image_size=size, **known)
     for i, size in enumerate(sizes)
   ]
 
@@ -86,11 +80,9 @@ def test_what_depends_on_a_suggestion_follows():
   config.augment.hue.probability = 0.5
   config.eval.foreground = ('b',)
   config.checkpoint.best_metric = 'eval/dataset_iou/b'
-  measurements = _measurements(
-    *[(3000, 2000)] * 3,
-    values={0: 5, 1: 4, 2: 3},
-    image_file=records.FileInfo('grey 8 bit PNG'),
-  )
+  grey, values = records.FileInfo('grey 8 bit PNG'), {0: 5, 1: 4, 2: 3}
+  sizes = [(3000, 2000)] * 3
+  measurements = _measurements(*sizes, values=values, image_file=grey)
   changed = _values(measurements, config)
   assert changed['data.num_classes'] == 3
   assert changed['eval.foreground'] == ()
@@ -102,10 +94,8 @@ def test_what_depends_on_a_suggestion_follows():
 
 
 def test_deep_images_that_are_nearly_black():
-  deep = records.FileInfo('grey 16 bit PNG')
-  measurements = _measurements(*[(64, 64)] * 3, image_file=deep)
-  for m in measurements:
-    m.mean = np.full(3, 0.02)
+  deep = {'image_file': records.FileInfo('grey 16 bit PNG')}
+  measurements = _measurements(*[(64, 64)] * 3, mean=np.full(3, 0.02), **deep)
   got = _values(measurements, folders.make_config('unused'))
   assert got['data.intensity'] == 'image' and got['data.mean'] == (0.5,)
 

@@ -7,12 +7,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from numpy.testing import assert_array_equal
 
 from tests.models import networks
 from unet_jax.models import blocks, resample
 
 _random = networks.random
 _assert_same = networks.assert_same_value_and_gradient
+_assert_close = functools.partial(
+  np.testing.assert_allclose, rtol=1e-5, atol=1e-5
+)
+
+
+def _apply(block, params, *args):
+  return jax.jit(block.apply)({'params': params}, *args)
 
 
 @pytest.mark.parametrize('size', [(5, 6), (2, 3, 4)])
@@ -35,69 +43,45 @@ def test_product_equals_the_stock_convolution_with_its_parameters(kind, size):
   )
 
 
-@pytest.mark.parametrize('kind', ['bilinear', 'nearest'])
-def test_1x1_convolution_before_interpolating_equals_after(kind):
+@pytest.mark.parametrize(
+  'kind,resize',
+  [('bilinear', resample.bilinear_2x), ('nearest', resample.nearest_2x)],
+)
+def test_1x1_convolution_before_interpolating_equals_after(kind, resize):
   x = _random(2, 4, 5, 8)
-  up = blocks.Upsample(4, kind, 1, functools.partial(nn.Conv), jnp.float32)
+  up = blocks.Upsample(4, kind, 1, nn.Conv, jnp.float32)
   conv = {'kernel': _random(1, 1, 8, 4), 'bias': _random(4)}
-  resize = {'bilinear': resample.bilinear_2x, 'nearest': resample.nearest_2x}[
-    kind
-  ]
-  expected = nn.Conv(4, (1, 1)).apply({'params': conv}, resize(x))
-  np.testing.assert_allclose(
-    jax.jit(up.apply)({'params': {'conv': conv}}, x),
-    expected,
-    rtol=1e-5,
-    atol=1e-5,
-  )
+  expected = _apply(nn.Conv(4, (1, 1)), conv, resize(x))
+  _assert_close(_apply(up, {'conv': conv}, x), expected)
 
 
 @pytest.mark.parametrize('padding', ['SAME', 'VALID'])
 @pytest.mark.parametrize('taps', [1, 2, 3])
 def test_folded_convolution_equals_the_stock_one(padding, taps):
   """With its gradients; 2 taps reach further to the right."""
-  keys = jax.random.split(jax.random.key(0), 3)
-  x = jax.random.normal(keys[0], (2, 5, 4, 6, 3))
-  kernel = jax.random.normal(keys[1], (taps, taps, taps, 3, 2))
-  results = []
-  for conv in (blocks.convolve, jax.lax.conv_general_dilated):
-    y, pullback = jax.vjp(
-      lambda x, kernel: conv(
-        x,
-        kernel,
-        (1, 1, 1),
-        padding,
-        dimension_numbers=('NDHWC', 'DHWIO', 'NDHWC'),
-      ),
-      x,
-      kernel,
-    )
-    weights = jax.random.normal(keys[2], y.shape)
-    results.append([y, *pullback(weights)])
-  for actual, expected in zip(*results):
-    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
+  axes = ('NDHWC', 'DHWIO', 'NDHWC')
+  ours, stock = (
+    lambda x, k, f=f: f(x, k, (1, 1, 1), padding, dimension_numbers=axes)
+    for f in (blocks.convolve, jax.lax.conv_general_dilated)
+  )
+  x, kernel = _random(2, 5, 4, 6, 3), _random(taps, taps, taps, 3, 2, seed=1)
+  _assert_same(ours, stock, x, kernel)
 
 
 def test_squeeze_excite_equals_its_equations():
   x = np.asarray(_random(2, 5, 3, 6))
-  block = blocks.SqueezeExcite(2, functools.partial(nn.Conv))
+  block = blocks.SqueezeExcite(2, nn.Conv)
   w1, b1 = np.asarray(_random(6, 3, seed=1)), np.asarray(_random(3, seed=2))
   w2, b2 = np.asarray(_random(3, 6, seed=3)), np.asarray(_random(6, seed=4))
   hidden = np.maximum(x.mean((1, 2)) @ w1 + b1, 0)
   scale = 1 / (1 + np.exp(-(hidden @ w2 + b2)))
   assert np.any(hidden == 0) and np.any(hidden > 0)
-  output = block.apply(
-    {
-      'params': {
-        'reduce': {'kernel': w1[None, None], 'bias': b1},
-        'expand': {'kernel': w2[None, None], 'bias': b2},
-      }
-    },
-    x,
-  )
-  np.testing.assert_allclose(
-    output, x * scale[:, None, None], rtol=1e-5, atol=1e-6
-  )
+  params = {
+    'reduce': {'kernel': w1[None, None], 'bias': b1},
+    'expand': {'kernel': w2[None, None], 'bias': b2},
+  }
+  expected = x * scale[:, None, None]
+  _assert_close(_apply(block, params, x), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize('size', [(8, 6), (7, 9), (4, 7, 6)])
@@ -107,12 +91,8 @@ def test_attention_gate_equals_one_of_torch(size):
   n, c, gating_c = len(size), 4, 6
   skip = np.asarray(_random(2, *size, c))
   gating = np.asarray(_random(2, *(s // 2 for s in size), gating_c, seed=1))
-  gate = blocks.AttentionGate(functools.partial(nn.Conv), jnp.float32)
-  variables = networks.draw(gate.init, skip, gating)
-  ours, params = (
-    jax.jit(gate.apply)(variables, skip, gating),
-    variables['params'],
-  )
+  gate = blocks.AttentionGate(nn.Conv, jnp.float32)
+  params = networks.draw(gate.init, skip, gating)['params']
 
   to_torch = lambda x: torch.from_numpy(np.moveaxis(np.array(x), -1, 1).copy())
   # [..., C, F] to [F, C, ...].
@@ -131,21 +111,21 @@ def test_attention_gate_equals_one_of_torch(size):
   pad = [p for s in reversed(size) for p in (0, s % 2)]
   q = F.pad(q, pad, mode='replicate')
   expected = np.moveaxis((x * q).numpy(), 1, -1)
-  np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-5)
+  _assert_close(_apply(gate, params, skip, gating), expected)
 
 
 def test_untrained_attention_gate_lets_nearly_everything_pass():
-  gate = blocks.AttentionGate(functools.partial(nn.Conv), jnp.float32)
+  gate = blocks.AttentionGate(nn.Conv, jnp.float32)
   skip, gating = _random(1, 4, 4, 2), _random(1, 2, 2, 3)
-  # Only the biases: compiling the draws of kernels takes seconds.
-  biases = jax.jit(
-    lambda: [
-      gate.init(jax.random.key(0), skip, gating)['params'][name]['bias']
-      for name in ('gating', 'psi')
-    ]
-  )()
-  np.testing.assert_array_equal(biases[0], [0, 0])
-  assert 0.9 < jax.nn.sigmoid(biases[1][0]) < 1
+
+  @jax.jit
+  def biases():  # Alone: compiling the draws of kernels takes seconds.
+    params = gate.init(jax.random.key(0), skip, gating)['params']
+    return params['gating']['bias'], params['psi']['bias']
+
+  of_gating, of_psi = biases()
+  assert_array_equal(of_gating, [0, 0])
+  assert 0.9 < jax.nn.sigmoid(of_psi[0]) < 1
 
 
 @pytest.mark.parametrize('channels', [4, 6])
@@ -157,19 +137,11 @@ def test_residual_block_adds_its_input(channels, padding):
   block = blocks.ConvBlock(4, 4, conv, None, nn.relu, residual=True)
   params = networks.draw(block.init, x)['params']
   assert ('shortcut' in params) == (channels != 4)
-  first = nn.relu(
-    nn.Conv(4, (3, 3), padding=padding).apply({'params': params['conv1']}, x)
-  )
-  second = nn.Conv(4, (3, 3), padding=padding).apply(
-    {'params': params['conv2']}, first
-  )
+  stock = nn.Conv(4, (3, 3), padding=padding)
+  first = nn.relu(_apply(stock, params['conv1'], x))
+  second = _apply(stock, params['conv2'], first)
   shortcut = x if padding == 'SAME' else x[:, 2:-2, 2:-2]
   if channels != 4:
     kernel = params['shortcut']['kernel'][0, 0]
     shortcut = shortcut @ kernel + params['shortcut']['bias']
-  np.testing.assert_allclose(
-    jax.jit(block.apply)({'params': params}, x),
-    nn.relu(second + shortcut),
-    rtol=1e-5,
-    atol=1e-5,
-  )
+  _assert_close(_apply(block, params, x), nn.relu(second + shortcut))

@@ -48,13 +48,11 @@ def test_views_are_the_group_that_is_asked_for(flips, rotate):
   views = _ensemble(flips=flips, rotate_90=rotate).views
   image = np.arange(9, dtype=np.int32).reshape(1, 3, 3, 1)
   got = {np.asarray(ensemble._view(image, view)).tobytes() for view in views}
+  both = {True: (False, True), False: (False,)}
+  mirrors, tops = both['horizontal' in flips], both['vertical' in flips]
   turns = range(4) if rotate else (0,)
   want = set()
-  for turn, mirror, top in itertools.product(
-    turns,
-    (False, True) if 'horizontal' in flips else (False,),
-    (False, True) if 'vertical' in flips else (False,),
-  ):
+  for turn, mirror, top in itertools.product(turns, mirrors, tops):
     x = np.rot90(image, turn, (1, 2))
     x = x[:, :, ::-1] if mirror else x
     want.add((x[:, ::-1] if top else x).tobytes())
@@ -64,9 +62,7 @@ def test_views_are_the_group_that_is_asked_for(flips, rotate):
 
 @pytest.mark.parametrize('classes', [1, 3])
 @pytest.mark.parametrize('members', [1, 3])
-@pytest.mark.parametrize(
-  'flips', [(), ('vertical',), ('horizontal', 'vertical')]
-)
+@pytest.mark.parametrize('flips', [_FLIPS[0], *_FLIPS[2:]])
 @pytest.mark.parametrize('rotate', [False, True])
 def test_average_of_views_and_networks(classes, members, flips, rotate):
   variables, image = _inputs(classes, members)
@@ -99,9 +95,8 @@ def test_scaled_views_equal_torch(scales):
 
   def resize(x, size):
     x = torch.from_numpy(np.asarray(x).transpose(0, 3, 1, 2).copy())
-    x = torch.nn.functional.interpolate(
-      x, size, mode='bilinear', antialias=True
-    )
+    resized = torch.nn.functional.interpolate
+    x = resized(x, size, mode='bilinear', antialias=True)
     return x.numpy().transpose(0, 2, 3, 1)
 
   larger = np.asarray(_apply(one, resize(image, (12, 9))))
@@ -117,11 +112,9 @@ def test_one_view_of_one_network_is_the_network_itself():
   assert group == ensemble.SINGLE and group.count == 1
   variables, image = _inputs(3)
   one = {'kernel': variables['kernel'][0]}
-  text = jax.jit(_apply).lower(one, image).as_text()
-  same = jax.jit(
-    lambda v, x: ensemble.ensemble_logits(_apply, v, x, group)
-  ).lower(one, image)
-  assert text.split('\n', 1)[1] == same.as_text().split('\n', 1)[1]
+  averaged = lambda v, x: ensemble.ensemble_logits(_apply, v, x, group)
+  a, b = (jax.jit(f).lower(one, image).as_text() for f in (_apply, averaged))
+  assert a.split('\n', 1)[1] == b.split('\n', 1)[1]
 
 
 @pytest.mark.parametrize('classes', [1, 2])
@@ -138,9 +131,6 @@ def test_volumes_are_flipped_in_their_planes():
   volume = rng.normal(size=(2, 3, 6, 6, 2)).astype(np.float32)
   variables = {'kernel': rng.normal(size=(2, 2)).astype(np.float32)}
   group = _ensemble(flips=('vertical',))
-  got = ensemble.ensemble_logits(_apply, variables, volume, group)
-  planes = [
-    ensemble.ensemble_logits(_apply, variables, volume[:, i], group)
-    for i in range(3)
-  ]
-  np.testing.assert_allclose(got, np.stack(planes, 1), rtol=1e-5, atol=1e-6)
+  average = lambda x: ensemble.ensemble_logits(_apply, variables, x, group)
+  want = np.stack([average(volume[:, i]) for i in range(3)], 1)
+  np.testing.assert_allclose(average(volume), want, rtol=1e-5, atol=1e-6)

@@ -32,32 +32,26 @@ def _count(widths, channels, classes):
   return total + widths[0] * classes + classes
 
 
-_LESSON = ((256, 256, 1), (256, 256, 1), (64, 128, 256, 512), 7696193)
+# Image, output, stages, parameters.
+_PAPER = ((572, 572, 1), (388, 388, 2), 5, 31030658)
+_LESSON = ((256, 256, 1), (256, 256, 1), 4, 7696193)
 
 
 @pytest.mark.parametrize(
-  'config,upsample,image,output,widths,parameters',
+  'config,upsample,image,output,stages,parameters',
   [
-    (
-      isbi_2012.get_config(),
-      'transpose',
-      (572, 572, 1),
-      (388, 388, 2),
-      (64, 128, 256, 512, 1024),
-      31030658,
-    ),
+    (isbi_2012.get_config(), 'transpose', *_PAPER),
     (keras_lesson.get_config(), 'transpose', *_LESSON),
     (keras_lesson.get_config('bilinear'), 'bilinear', *_LESSON),
   ],
   ids=['paper', 'lesson', 'lesson_bilinear'],
 )
-def test_published_networks(
-  config, upsample, image, output, widths, parameters
-):
+def test_published(config, upsample, image, output, stages, parameters):
   model = unet.create_model(config)
   assert model.upsample == upsample
   assert (*config.data.image_size, config.data.num_channels) == image
   assert _shape(model, 1, *image) == (1, *output)
+  widths = [64 * 2**i for i in range(stages)]
   assert _count(widths, image[-1], output[-1]) == parameters
   leaves = jax.tree.leaves(networks.shapes(model, 1, *image)['params'])
   assert sum(x.size for x in leaves) == parameters
@@ -68,12 +62,14 @@ def test_published_networks(
 
 def test_widths_one_by_one():
   params = networks.shapes(_small(features=(3, 5, 4)), 1, 8, 8, 2)['params']
-  kernel = lambda stage, layer: params[stage][layer]['kernel'].shape
-  assert kernel('down_0', 'conv2') == (3, 3, 3, 3)
-  assert kernel('down_1', 'conv1') == (3, 3, 3, 5)
-  assert kernel('bottleneck', 'conv2') == (3, 3, 4, 4)
-  assert kernel('upsample_1', 'conv') == (2, 2, 4, 5)
-  assert kernel('up_0', 'conv1') == (3, 3, 6, 3)
+  for stage, layer, *shape in (
+    ('down_0', 'conv2', 3, 3, 3, 3),
+    ('down_1', 'conv1', 3, 3, 3, 5),
+    ('bottleneck', 'conv2', 3, 3, 4, 4),
+    ('upsample_1', 'conv', 2, 2, 4, 5),
+    ('up_0', 'conv1', 3, 3, 6, 3),
+  ):
+    assert params[stage][layer]['kernel'].shape == tuple(shape)
 
 
 def _deviations(model):
@@ -97,15 +93,8 @@ def _deviations(model):
 @pytest.mark.parametrize('dims', [2, 3])
 def test_weights_are_drawn_as_the_paper_asks(dims):
   """Section 3: a Gaussian of standard deviation sqrt(2 / N)."""
-  model = _small(
-    num_classes=32,
-    spatial_dims=dims,
-    depth=1,
-    base_features=24,
-    convs=1,
-    downsample='conv',
-    norm='none',
-  )
+  fields = dict(num_classes=32, base_features=24, downsample='conv')
+  model = _small(spatial_dims=dims, depth=1, convs=1, norm='none', **fields)
   ratios = _deviations(model)
   assert {'upsample_0/conv', 'downsample_0', 'head'} < set(ratios)
   # Of 768 draws the head has, the standard error is 2.5 %.
@@ -135,15 +124,9 @@ _TOGETHER = [
   dict(squeeze_excite=1, stem='space_to_depth', downsample='conv'),
   dict(spatial_dims=3, base_features=2, upsample='bilinear', norm='batch'),
 ]
-_MOST = dict(
-  depth=2,
-  convs=1,
-  block='residual',
-  squeeze_excite=1,
-  skip='attention',
-  downsample='conv',
-  stem='space_to_depth',
-)
+_REST = dict(downsample='conv', stem='space_to_depth')
+_MOST = dict(_REST, block='residual', squeeze_excite=2, skip='attention')
+_DEEP = dict(_MOST, depth=2, convs=1, squeeze_excite=1)
 _VARIANTS = [
   dict(),
   dict(upsample='bilinear', upsample_kernel=2, skip='add'),
@@ -155,9 +138,14 @@ _VARIANTS = [
   dict(norm='layer', activation='silu', padding='valid'),
   *_TOGETHER,
   *(dict(fields, dtype=jnp.bfloat16, remat=True) for fields in _TOGETHER),
-  dict(_MOST, padding='valid'),
-  dict(_MOST, spatial_dims=3, deep_supervision=(0.5,)),
+  dict(_DEEP, padding='valid'),
+  dict(_DEEP, spatial_dims=3, deep_supervision=(0.5,)),
 ]
+
+
+def _train(model, variables, x):
+  """What the network returns in training mode."""
+  return model.apply(variables, x, train=True, mutable=['batch_stats'])[0]
 
 
 def test_variants_have_every_value_of_every_field():
@@ -183,18 +171,16 @@ def test_every_variant_trains_and_uses_every_parameter(fields):
   mask = np.random.default_rng(1).integers(0, 3, (2, *size)).astype(np.uint8)
 
   def loss_of(params):
-    logits, _ = model.apply(
-      {**variables, 'params': params}, x, train=True, mutable=['batch_stats']
-    )
-    if not model.deep_supervision:
-      logits = (logits, ())
-    assert logits[0].shape[1:-1] == model.output_size(size)
-    total = 0.0
-    for i, one in enumerate((logits[0], *logits[1])):
+    logits = _train(model, {**variables, 'params': params}, x)
+    heads = [logits]
+    if model.deep_supervision:
+      heads = [logits[0], *logits[1]]
+    assert heads[0].shape[1:-1] == model.output_size(size)
+    whole, total = resample.center_crop(mask, *heads[0].shape[1:-1]), 0.0
+    for i, one in enumerate(heads):
       assert one.dtype == jnp.float32
       s = 2**i
-      target = resample.center_crop(mask, *logits[0].shape[1:-1])
-      target = target[(slice(None), *(slice(s // 2, None, s) for _ in size))]
+      target = whole[(slice(None), *(slice(s // 2, None, s) for _ in size))]
       target = target[(slice(None), *(slice(n) for n in one.shape[1:-1]))]
       values = optax.softmax_cross_entropy_with_integer_labels(one, target)
       total += (1, *model.deep_supervision)[i] * jnp.mean(values)
@@ -239,16 +225,6 @@ def test_logits_of_decoder_stages_have_a_pixel_of_the_mask_each(size, stem):
       assert n // s - 1 <= m <= n // s
 
 
-_ALL_AT_ONCE = dict(
-  block='residual',
-  squeeze_excite=2,
-  skip='attention',
-  downsample='conv',
-  deep_supervision=(0.5, 0.25),
-  stem='space_to_depth',
-)
-
-
 def _differs(output, other):
   """Whether two outputs differ: in nothing, or by far more than rounding."""
   change = np.abs(output - other).max() / np.abs(other).max()
@@ -258,7 +234,12 @@ def _differs(output, other):
 
 @pytest.mark.parametrize(
   'fields',
-  [dict(skip='concat'), dict(skip='add'), dict(skip='none'), _ALL_AT_ONCE],
+  [
+    dict(skip='concat'),
+    dict(skip='add'),
+    dict(skip='none'),
+    dict(_MOST, deep_supervision=(0.5, 0.25)),
+  ],
   ids=str,
 )
 def test_each_skip_stage_and_head_is_wired(fields):
@@ -291,9 +272,8 @@ def test_each_skip_stage_and_head_is_wired(fields):
   ones = np.ones(3, np.float32)
   plain, others = run(variables, ones)
   # With train=False the logits are the same, and alone.
-  np.testing.assert_allclose(
-    networks.apply(model, variables, x), plain, rtol=1e-5, atol=1e-5
-  )
+  evaluated = networks.apply(model, variables, x)
+  np.testing.assert_allclose(evaluated, plain, rtol=1e-5, atol=1e-5)
   for level in range(3):
     output, _ = run(variables, ones - np.eye(3, dtype=np.float32)[level])
     changed = _differs(output, plain)
@@ -308,9 +288,7 @@ def test_each_skip_stage_and_head_is_wired(fields):
     changed = [_differs(a, b) for a, b in zip(without, others)]
     if name in aux_heads:
       assert changed == [i == aux_heads[name] for i in range(len(others))]
-      assert not _differs(output, plain)
-    else:
-      assert _differs(output, plain), name
+    assert _differs(output, plain) == (name not in aux_heads), name
 
 
 def test_remat_changes_no_number_but_saves_less():
@@ -318,24 +296,17 @@ def test_remat_changes_no_number_but_saves_less():
   plain, remat = _small(depth=1), _small(depth=1, remat=True)
   variables = networks.variables(plain, x)
 
-  def gradient(model):
-    def loss(params):
-      logits, _ = model.apply(
-        {**variables, 'params': params}, x, train=True, mutable=['batch_stats']
-      )
-      return jnp.sum(logits**2)
-
-    return jax.grad(loss)
-
-  a = jax.jit(gradient(plain))(variables['params'])
-  b = jax.jit(gradient(remat))(variables['params'])
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3), a, b
-  )
-  count = lambda m: str(jax.make_jaxpr(gradient(m))(variables['params'])).count(
-    'conv_general_dilated'
-  )
-  assert count(remat) > count(plain)
+  params, gradients, convolutions = variables['params'], [], []
+  for model in (plain, remat):
+    loss = lambda params: jnp.sum(
+      _train(model, {**variables, 'params': params}, x) ** 2
+    )
+    traced = jax.jit(jax.grad(loss)).trace(params)
+    gradients.append(traced.lower().compile()(params))
+    convolutions.append(str(traced.jaxpr).count('conv_general_dilated'))
+  close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3)
+  jax.tree.map(close, *gradients)
+  assert convolutions[1] > convolutions[0]
 
 
 # Without zeros of their own, but for dropout.
@@ -352,13 +323,11 @@ def _run_dropout(model, train=True):
       skips.append(np.asarray(args[1]))
     return next_fun(*args, **kwargs)
 
+  is_dropout = lambda module, _: isinstance(module, nn.Dropout)
+  options = dict(train=train, capture_intermediates=is_dropout)
   with nn.intercept_methods(interceptor):
     _, state = model.apply(
-      variables,
-      x,
-      train=train,
-      rngs={'dropout': jax.random.key(0)},
-      capture_intermediates=lambda module, _: isinstance(module, nn.Dropout),
+      variables, x, rngs={'dropout': jax.random.key(0)}, **options
     )
   outputs = jax.tree.leaves_with_path(state['intermediates'])
   dropped = {p[0].key: x for p, x in outputs if np.mean(x == 0) > 0}
@@ -367,34 +336,31 @@ def _run_dropout(model, train=True):
 
 @pytest.mark.parametrize('widths', [{16}, {16, 8}, {16, 8, 4}])
 def test_the_deepest_stages_end_in_dropout(widths):
-  model = _small(dropout=0.5, dropout_stages=len(widths), **_NO_ZEROS)
-  dropped, _ = _run_dropout(model)
+  fields = dict(_NO_ZEROS, skip='add')
+  model = _small(dropout=0.5, dropout_stages=len(widths), **fields)
+  dropped, skips = _run_dropout(model)
   assert {x.shape[-1] for x in dropped.values()} == widths
   assert len(dropped) == len(widths)
+  if len(widths) > 1:
+    # The skip comes from the dropped features.
+    np.testing.assert_array_equal(skips[0], dropped['dropout_1'])
+    assert np.any(skips[0] == 0)
   assert not _run_dropout(model, train=False)[0]
   x = _random(1, 16, 16, 3)
   variables = networks.variables(model, x)
-  np.testing.assert_array_equal(
-    networks.apply(model, variables, x),
-    networks.apply(_small(**_NO_ZEROS), variables, x),
+  with_dropout, without = (
+    networks.apply(m, variables, x) for m in (model, _small(**fields))
   )
-
-
-def test_the_skip_comes_from_the_dropped_features():
-  model = _small(dropout=0.5, dropout_stages=2, skip='add', **_NO_ZEROS)
-  dropped, skips = _run_dropout(model)
-  np.testing.assert_array_equal(skips[0], dropped['dropout_1'])
-  assert np.any(skips[0] == 0)
+  np.testing.assert_array_equal(with_dropout, without)
 
 
 def test_dropout_acts_in_training_only():
   model = _small(dropout=0.5, norm='none')
   x = _random(1, 16, 16, 3)
   variables = networks.variables(model, x)
+  rngs = lambda seed: {'dropout': jax.random.key(seed)}
   apply = jax.jit(
-    lambda seed: model.apply(
-      variables, x, train=True, rngs={'dropout': jax.random.key(seed)}
-    )
+    lambda seed: model.apply(variables, x, train=True, rngs=rngs(seed))
   )
   evaluated = networks.apply(model, variables, x)
   np.testing.assert_array_equal(apply(1), apply(1))

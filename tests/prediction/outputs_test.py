@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import scipy.special
 import tifffile
+from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
 
 from configs import folder
@@ -21,12 +22,11 @@ _SIZE = (70, 61)
 _COLORS = (((0, 0, 0), 0), ((255, 0, 0), 1), ((9, 9, 9), 1), (200, 2))
 
 
-def _config(**values):
+def _config(predict=None, **data):
   config = default.get_config()
   config.data.update(num_classes=3, num_workers=1)
-  config.update_from_flattened_dict(
-    {name.replace('__', '.'): value for name, value in values.items()}
-  )
+  config.data.update(data)
+  config.predict.update(predict or {})
   return config
 
 
@@ -57,13 +57,9 @@ def _predict(config, logits, root, source='in/a.png', heights=()):
   return paths
 
 
-def _everything(kind, **values):
-  return _config(
-    predict__overlay=True,
-    predict__contours=True,
-    predict__probabilities=kind,
-    **values,
-  )
+def _everything(kind, **predict):
+  predict |= dict(overlay=True, contours=True, probabilities=kind)
+  return _config(predict)
 
 
 def _files(root) -> list[str]:
@@ -85,10 +81,10 @@ def _files(root) -> list[str]:
   ],
 )
 @pytest.mark.parametrize('suffix', ['png', 'tif', 'TIFF'])
-def test_masks_are_read_as_the_data(
+def test_masks_are_those_of_data(
   suffix, table, num_classes, expected, tmp_path
 ):
-  config = _config(data__num_classes=num_classes, data__mask_values=table)
+  config = _config(num_classes=num_classes, mask_values=table)
   logits = _logits(num_classes)
   classes = logits.argmax(-1) if num_classes > 1 else logits[..., 0] > 0
   paths = _predict(config, logits, tmp_path, f'in/a.{suffix}')
@@ -96,11 +92,14 @@ def test_masks_are_read_as_the_data(
   assert _files(tmp_path) == [f'masks/{name}']
   with Image.open(paths.mask) as image:
     stored = np.asarray(image)
-  np.testing.assert_array_equal(stored, np.array(expected)[classes.astype(int)])
+  assert_array_equal(stored, np.array(expected)[classes.astype(int)])
   assert stored.dtype == (np.uint16 if np.max(expected) > 255 else np.uint8)
   values = decode.decode_mask(paths.mask.read_bytes(), 'x')
   mapped = masks.map_mask(values, table, num_classes, 'x')
-  np.testing.assert_array_equal(mapped, classes)
+  assert_array_equal(mapped, classes)
+
+
+_RANGE = ': masks are written with values of 0 to {}; choose others'
 
 
 @pytest.mark.parametrize(
@@ -108,39 +107,26 @@ def test_masks_are_read_as_the_data(
   [
     (
       ((0, 0), (255, 2)),
-      '--config.data.mask_values=((0, 0), (255, 2)) has no value for class 1, '
-      'so its pixels cannot be written; add (VALUE, 1)',
+      ' has no value for class 1, so its pixels cannot be written; add '
+      '(VALUE, 1)',
     ),
-    (
-      ((0, 0), (-1, 1), (5, 2)),
-      '--config.data.mask_values=((0, 0), (-1, 1), (5, 2)): masks are written '
-      'with values of 0 to 65535; choose others',
-    ),
-    (
-      (((0, 0, 0), 0), ((0, 0, 9), 1), (300, 2)),
-      '--config.data.mask_values=(((0, 0, 0), 0), ((0, 0, 9), 1), (300, 2)): '
-      'masks are written with values of 0 to 255; choose others',
-    ),
+    (((0, 0), (-1, 1), (5, 2)), _RANGE.format(65535)),
+    ((((0, 0, 0), 0), ((0, 0, 9), 1), (300, 2)), _RANGE.format(255)),
   ],
 )
 def test_tables_that_cannot_be_inverted(table, message):
-  config = _config(
-    data__source='folder', data__dir='x', data__mask_values=table
-  )
+  config = _config(source='folder', dir='x', mask_values=table)
   checks.validate(config, 'evaluate')
   with pytest.raises(errors.UserError) as e:
     checks.validate(config, 'predict')
-  assert str(e.value) == message
+  assert str(e.value) == f'--config.data.mask_values={table}{message}'
 
 
 @pytest.mark.parametrize('num_classes', [1, 3])
 @pytest.mark.parametrize('kind', ['npz', 'tiff'])
 def test_probabilities(kind, num_classes, tmp_path):
-  config = _config(
-    data__num_classes=num_classes,
-    predict__probabilities=kind,
-    data__class_names=('grün', 'b', 'c')[: max(num_classes, 2)],
-  )
+  config = _config({'probabilities': kind}, num_classes=num_classes)
+  config.data.class_names = ('grün', 'b', 'c')[: max(num_classes, 2)]
   logits = _logits(num_classes)
   logits[0, 0] = 1e4
   paths = _predict(config, logits, tmp_path)
@@ -148,24 +134,24 @@ def test_probabilities(kind, num_classes, tmp_path):
   if num_classes == 1:
     foreground = scipy.special.expit(logits.astype(float))
     expected = np.concatenate([1 - foreground, foreground], -1)
+  suffix = {'npz': 'npz', 'tiff': 'tif'}[kind]
+  assert paths.probabilities == tmp_path / f'probabilities/a.{suffix}'
   if kind == 'npz':
-    assert paths.probabilities == tmp_path / 'probabilities/a.npz'
     with np.load(paths.probabilities) as found:
       probabilities = found['probabilities']
       names = found['class_names'].tolist()
     assert names == list(config.data.class_names)
   else:
-    assert paths.probabilities == tmp_path / 'probabilities/a.tif'
     with tifffile.TiffFile(paths.probabilities) as tiff:
       probabilities = tiff.asarray()
       description = tiff.pages.first.description
     assert description.startswith('gr\\xfcn, b')
   assert probabilities.dtype == np.float16
-  np.testing.assert_allclose(probabilities, expected, atol=5e-4)
+  assert_allclose(probabilities, expected, atol=5e-4)
 
 
 def test_overlay(tmp_path):
-  config = _config(predict__overlay=True)
+  config = _config({'overlay': True})
   paths = _predict(config, _logits(3), tmp_path, heights=(7, 20))
   assert _files(tmp_path) == ['masks/a.png', 'overlays/a.jpg']
   classes = _logits(3).argmax(-1).astype(np.uint8)
@@ -179,18 +165,14 @@ def test_overlay(tmp_path):
 
 
 def test_contours(tmp_path):
-  config = _config(predict__contours=True)
+  config = _config({'contours': True})
   paths = _predict(config, _logits(3), tmp_path, heights=(7, 20))
   assert _files(tmp_path) == ['contours/a.geojson', 'masks/a.png']
   classes = _logits(3).argmax(-1).astype(np.uint8)
   likely = scipy.special.softmax(_logits(3), -1).max(-1)
-  expected = list(
-    contours.features(
-      classes,
-      np.rint(likely * 255).astype(np.uint8),
-      ('class_0', 'class_1', 'class_2'),
-    )
-  )
+  likely = np.rint(likely * 255).astype(np.uint8)
+  names = ('class_0', 'class_1', 'class_2')
+  expected = list(contours.features(classes, likely, names))
   found = json.loads(paths.contours.read_text('utf-8'))['features']
   assert [f['geometry'] for f in found] == [f['geometry'] for f in expected]
   for one, other in zip(found, expected):
@@ -236,7 +218,7 @@ def test_errors_leave_nothing(kind, rows, tmp_path):
 
 
 def test_rows_that_are_missing_or_too_many(tmp_path):
-  files, _ = _open(_config(predict__probabilities='npz'), tmp_path)
+  files, _ = _open(_config({'probabilities': 'npz'}), tmp_path)
   logits = _logits(3)
   files.write(logits[:20])
   for rows, error in (
@@ -251,7 +233,7 @@ def test_rows_that_are_missing_or_too_many(tmp_path):
 
 
 def test_existing(tmp_path):
-  config = _config(predict__overlay=True)
+  config = _config({'overlay': True})
   paths = outputs.make_paths(pathlib.Path('a.png'), tmp_path, config)
   assert not outputs.existing(paths)
   _predict(config, _logits(3), tmp_path)
@@ -262,7 +244,7 @@ def test_existing(tmp_path):
 
 
 def test_memory_of_large_images(tmp_path):
-  config = _config(predict__probabilities='tiff', predict__overlay=True)
+  config = _config({'probabilities': 'tiff', 'overlay': True})
   height, width = 1024, 5000
   source = tmp_path / 'a.tif'
   image = np.zeros((height, width), np.uint8)
@@ -296,16 +278,16 @@ def test_inputs(tmp_path, monkeypatch):
   _touch(tmp_path, 'slice_10.png', 'slice_2.PNG', 'a.tif', '.hidden.png')
   (tmp_path / 'notes.txt').write_text('x')
   _touch(tmp_path / 'set', 'images/b.jpg', 'images/a.png', 'masks/a.png')
-  names = lambda pattern: [
-    str(p.relative_to(tmp_path))
-    for p in outputs.find_inputs(str(tmp_path / pattern))
-  ]
-  assert names('') == ['a.tif', 'slice_2.PNG', 'slice_10.png']
-  assert names('slice_2.PNG') == ['slice_2.PNG']
-  assert names('slice_*') == ['slice_2.PNG', 'slice_10.png']
-  assert names('*') == ['a.tif', 'slice_2.PNG', 'slice_10.png']
-  assert names('set') == ['set/images/a.png', 'set/images/b.jpg']
-  assert names('**/images/*') == ['set/images/a.png', 'set/images/b.jpg']
+  for pattern, names in {
+    '': 'a.tif slice_2.PNG slice_10.png',
+    'slice_2.PNG': 'slice_2.PNG',
+    'slice_*': 'slice_2.PNG slice_10.png',
+    '*': 'a.tif slice_2.PNG slice_10.png',
+    'set': 'set/images/a.png set/images/b.jpg',
+    '**/images/*': 'set/images/a.png set/images/b.jpg',
+  }.items():
+    found = outputs.find_inputs(f'{tmp_path}/{pattern}')
+    assert found == [tmp_path / name for name in names.split()]
   monkeypatch.setenv('HOME', str(tmp_path / 'set'))
   assert outputs.find_inputs('~/m*/*') == [tmp_path / 'set/masks/a.png']
 
@@ -347,20 +329,20 @@ def test_no_input():
 
 def test_plan(tmp_path):
   _touch(tmp_path, 'images/b.png', 'images/c.tif')
-  config = _everything('tiff', predict__input=str(tmp_path))
+  config = _everything('tiff', input=str(tmp_path))
   out = tmp_path / 'run/predictions'
-  assert outputs.plan(config, str(tmp_path / 'run')) == [
-    (
-      tmp_path / f'images/{name}',
-      outputs.Paths(
-        out / f'masks/{mask}',
-        out / f'probabilities/{mask[0]}.tif',
-        out / f'overlays/{mask[0]}.jpg',
-        out / f'contours/{mask[0]}.geojson',
-      ),
-    )
-    for name, mask in (('b.png', 'b.png'), ('c.tif', 'c.tif'))
+  planned = outputs.plan(config, str(tmp_path / 'run'))
+  names = ('b.png', 'c.tif')
+  assert [image for image, _ in planned] == [
+    tmp_path / f'images/{name}' for name in names
   ]
+  for name, (_, paths) in zip(names, planned):
+    assert paths == outputs.Paths(
+      out / f'masks/{name}',
+      out / f'probabilities/{name[0]}.tif',
+      out / f'overlays/{name[0]}.jpg',
+      out / f'contours/{name[0]}.geojson',
+    )
   config.predict.output = str(tmp_path / 'here')
   config.predict.overlay = False
   _, paths = outputs.plan(config, 'run')[0]
@@ -379,9 +361,8 @@ def test_plan(tmp_path):
 )
 def test_output_among_the_images(given, output, images, tmp_path):
   _touch(tmp_path, 'set/images/a.png', 'set/masks/a.png')
-  config = _config(
-    predict__input=f'{tmp_path}/{given}', predict__output=f'{tmp_path}/{output}'
-  )
+  places = {'input': f'{tmp_path}/{given}', 'output': f'{tmp_path}/{output}'}
+  config = _config(places)
   with pytest.raises(errors.UserError) as e:
     outputs.plan(config, 'run')
   assert str(e.value) == (
@@ -401,7 +382,6 @@ def test_output_is_a_folder_of_pairs(tmp_path):
     _touch(tmp_path, f'images/{stem}.png')
     Image.fromarray(image).save(tmp_path / f'images/{stem}.png')
   example = sources.make_source(config, 'train')[0]
-  mapped = masks.map_mask(
-    example['mask'], config.data.mask_values, 2, example['mask_name']
-  )
-  np.testing.assert_array_equal(mapped, _logits(2, ord('a')).argmax(-1))
+  mask, table = example['mask'], config.data.mask_values
+  mapped = masks.map_mask(mask, table, 2, example['mask_name'])
+  assert_array_equal(mapped, _logits(2, ord('a')).argmax(-1))

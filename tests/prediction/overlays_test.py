@@ -65,9 +65,8 @@ def test_large_images_are_reduced(size, draw, monkeypatch):
   rng = np.random.default_rng(0)
   image = rng.integers(0, 256, (*size, 3)).astype(np.uint8)
   # Means of 5 x 5 pixels; those at the edges repeat the last ones.
-  padded = np.pad(
-    image, [(0, -size[0] % 5), (0, -size[1] % 5), (0, 0)], mode='edge'
-  ).astype(float)
+  added = [(0, -size[0] % 5), (0, -size[1] % 5), (0, 0)]
+  padded = np.pad(image, added, mode='edge').astype(float)
   h, w = padded.shape[0] // 5, padded.shape[1] // 5
   expected = padded.reshape(h, 5, w, 5, 3).mean((1, 3))
   found = draw(image, np.zeros(size, np.uint8))

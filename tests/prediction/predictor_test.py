@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tests import tiny
+from tests.models import networks
 from tests.prediction.resampling_test import torch_resize
 from unet_jax.data import resize as resize_lib
 from unet_jax.data import tiling
@@ -19,27 +20,19 @@ from unet_jax.runtime import mesh as mesh_lib
 
 @functools.cache
 def _predictor(inference=(), model=(), **data):
-  """Returns a predictor, its network's logits of one window, and its config."""
+  """Returns a predictor, and its network's logits of one window."""
   config = tiny.make_config(
     data={'image_size': (16, 12), 'batch_size': 8, 'num_workers': 2, **data},
     model={'norm': 'none', **dict(model)},
     inference=dict(inference),
   )
   model, mesh = unet.create_model(config), mesh_lib.make_mesh(config)
-  variables = model.init(
-    jax.random.key(1),
-    np.zeros((1, *config.data.image_size, config.data.num_channels)),
-    train=False,
-  )
+  x = np.zeros((1, *config.data.image_size, config.data.num_channels))
+  variables = networks.variables(model, x)
   network = predictor.Predictor(config, model, variables, ensemble.SINGLE, mesh)
-  one_window = functools.partial(
-    step.predict_step,
-    variables,
-    model=model,
-    mean=config.data.mean,
-    std=config.data.std,
-  )
-  return network, lambda image: np.asarray(one_window(image[None])[0]), config
+  scale = {'mean': config.data.mean, 'std': config.data.std}
+  run = jax.jit(lambda x: step.predict_step(variables, x, model=model, **scale))
+  return network, lambda image: np.asarray(run(image[None])[0])
 
 
 def _predict(network, images):
@@ -55,27 +48,28 @@ def _images(sizes, channels=3):
 _SIZES = [(16, 12), (40, 33), (5, 7), (16, 30), (23, 9), (31, 12), (16, 12)]
 
 
+def _stretch(image, size, resize='stretch'):
+  mask = np.zeros(image.shape[:2], np.uint8)
+  return resize_lib.resize_pair(image, mask, size, resize)
+
+
 def _close(got, want):
   scale = max(abs(want).max(), 1e-3)
   np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * scale)
 
 
 def test_stretched_images_come_back_to_their_size():
-  network, logits, config = _predictor()
+  network, logits = _predictor()
   images = _images([(32, 24), (16, 12), (50, 17), (16, 40)])
   for image, got in zip(images, _predict(network, images)):
-    small, _ = resize_lib.resize_pair(
-      image, np.zeros(image.shape[:2], np.uint8), (16, 12), 'stretch'
-    )
+    small, _ = _stretch(image, (16, 12))
     _close(got, torch_resize(logits(small), image.shape[:2]))
 
 
 def test_padded_images_lose_what_was_added():
-  network, logits, config = _predictor(resize='pad')
+  network, logits = _predictor(resize='pad')
   image = _images([(20, 60)])[0]
-  small, mask = resize_lib.resize_pair(
-    image, np.zeros((20, 60), np.uint8), (16, 12), 'pad'
-  )
+  small, mask = _stretch(image, (16, 12), 'pad')
   rows = np.flatnonzero((mask == 0).any(1))
   inside = logits(small)[rows[0] : rows[-1] + 1]
   assert len(rows) == 4
@@ -83,26 +77,22 @@ def test_padded_images_lose_what_was_added():
 
 
 def test_what_a_crop_cuts_off_is_predicted_too():
-  network, logits, config = _predictor(resize='crop')
+  network, _ = _predictor(resize='crop')
   image = _images([(32, 60)])[0]
-  small, _ = resize_lib.resize_pair(
-    image, np.zeros((32, 60), np.uint8), (16, 30), 'stretch'
-  )
+  small, _ = _stretch(image, (16, 30))
   got = _predict(network, [image])[0]
   assert got.shape == (32, 60, 3) and np.isfinite(got).all()
   # The window slides over the image, scaled to cover one.
-  whole, _, _ = _predictor(resize='patch')
+  whole, _ = _predictor(resize='patch')
   _close(got, torch_resize(_predict(whole, [small])[0], (32, 60)))
 
 
 @pytest.mark.parametrize('batch_size', [0, 16, 40])
 def test_windows_of_many_images_share_batches(batch_size):
-  network, logits, config = _predictor(
-    (('batch_size', batch_size), ('overlap', 0.4)), resize='patch'
-  )
-  layout = tiling.make_layout(
-    unet.create_model(config), (16, 12), 0.4, 'gaussian'
-  )
+  inference = (('batch_size', batch_size), ('overlap', 0.4))
+  network, logits = _predictor(inference, resize='patch')
+  model = unet.create_model(tiny.make_config(model={'norm': 'none'}))
+  layout = tiling.make_layout(model, (16, 12), 0.4, 'gaussian')
   images = _images(_SIZES)
   for image, got in zip(images, _predict(network, images)):
     sink = sinks.ArraySink(image.shape[:2])
@@ -116,9 +106,9 @@ def test_windows_of_many_images_share_batches(batch_size):
 
 def test_rows_of_large_images_are_written_as_they_come(monkeypatch):
   images = _images([(70, 31), (16, 12), (90, 20)])
-  want = _predict(_predictor(resize='patch')[0], images)
+  network, _ = _predictor(resize='patch')
+  want = _predict(network, images)
   monkeypatch.setattr(predictor, '_KEPT', 0)
-  network, _, _ = _predictor(resize='patch')
   for a, b in zip(_predict(network, images), want):
     np.testing.assert_array_equal(a, b)
 
@@ -153,7 +143,7 @@ class _Damaged(predictor.WholeImage):
 @pytest.mark.parametrize('at', ['open', 'read', 'write'])
 def test_a_failure_ends_each_sink_once(monkeypatch, kept, resize, at):
   monkeypatch.setattr(predictor, '_KEPT', kept)
-  network, _, _ = _predictor(resize=resize)
+  network, _ = _predictor(resize=resize)
   images = _images([(40, 33)] * 8)
   opened = {}
 
@@ -180,23 +170,17 @@ def test_a_failure_ends_each_sink_once(monkeypatch, kept, resize, at):
 def test_damaged_images_are_skipped(monkeypatch, kept, resize, row):
   monkeypatch.setattr(predictor, '_KEPT', kept)
   monkeypatch.setattr(_Damaged, 'row', row)
-  network, _, _ = _predictor(resize=resize)
+  network, _ = _predictor(resize=resize)
   images = _images([(40, 33), (23, 9), (40, 33), (40, 12), (31, 12)])
   sinks = [_Sink(image.shape[:2]) for image in images]
+  kinds = [predictor.WholeImage, _Damaged] * 2 + [predictor.WholeImage]
   skipped = []
 
   def skip(i, error):
     skipped.append((i, str(error)))
     return True
 
-  network.run(
-    range(5),
-    lambda i: (
-      (_Damaged if i in (1, 3) else predictor.WholeImage)(images[i]),
-      sinks[i],
-    ),
-    skip,
-  )
+  network.run(range(5), lambda i: (kinds[i](images[i]), sinks[i]), skip)
   assert sorted(skipped) == [(i, 'rows are damaged') for i in (1, 3)]
   ends = [sink.ended for sink in sinks]
   assert ends == [['closed'], ['aborted']] * 2 + [['closed']]
@@ -207,7 +191,7 @@ def test_damaged_images_are_skipped(monkeypatch, kept, resize, row):
 
 
 def test_two_threads_share_a_network():
-  network, _, _ = _predictor(resize='patch')
+  network, _ = _predictor(resize='patch')
   images = _images(_SIZES)
   want = _predict(network, images)
   with concurrent.futures.ThreadPoolExecutor(3) as pool:
@@ -217,26 +201,20 @@ def test_two_threads_share_a_network():
 
 
 def test_a_crop_that_would_be_huge_is_refused():
-  network, _, _ = _predictor(resize='crop')
+  network, _ = _predictor(resize='crop')
   with pytest.raises(errors.UserError, match='would become 16 x 320000 with'):
     _predict(network, _images([(1, 20000)]))
 
 
 def test_no_image_at_all():
-  network, _, _ = _predictor(resize='patch')
+  network, _ = _predictor(resize='patch')
   assert _predict(network, []) == []
 
 
 def test_one_channel_and_valid_convolutions():
-  network, logits, config = _predictor(
-    model=(('padding', 'valid'),),
-    resize='patch',
-    image_size=(20, 20),
-    num_channels=1,
-    num_classes=1,
-    mean=(0.5,),
-    std=(0.25,),
-  )
+  data = dict(num_channels=1, num_classes=1, mean=(0.5,), std=(0.25,))
+  data |= dict(resize='patch', image_size=(20, 20))
+  network, logits = _predictor(model=(('padding', 'valid'),), **data)
   image = _images([(30, 21)], 1)[0]
   got = _predict(network, [image])[0]
   assert got.shape == (30, 21, 1)

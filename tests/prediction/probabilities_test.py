@@ -24,31 +24,29 @@ def test_predictions_are_those_on_the_device(num_channels):
 
 
 def test_predicted_classes():
-  logits = np.array([[[[0.1, 0.3, 0.2], [2.0, -1.0, 0.0]]]], np.float32)
-  classes = probabilities.predict(logits)
-  assert classes.dtype == np.uint8
-  np.testing.assert_array_equal(classes, [[[1, 0]]])
-  sigmoid = np.array([[[[-0.1], [0.0], [0.1]]]], np.float32)
-  classes = probabilities.predict(sigmoid)
-  assert classes.dtype == np.uint8
-  np.testing.assert_array_equal(classes, [[[0, 0, 1]]])
+  for logits, expected in (
+    ([[0.1, 0.3, 0.2], [2.0, -1.0, 0.0]], [1, 0]),
+    ([[-0.1], [0.0], [0.1]], [0, 0, 1]),
+  ):
+    classes = probabilities.predict(np.array([[logits]], np.float32))
+    assert classes.dtype == np.uint8
+    np.testing.assert_array_equal(classes, [[expected]])
 
 
 @pytest.mark.parametrize('num_channels', [1, 2, 5])
 def test_planes_add_up_to_one(num_channels):
   logits = np.random.default_rng(0).normal(0, 50, (7, 9, num_channels))
   logits = logits.astype(np.float32)
-  both = logits
+  both = logits.astype(float)
   if num_channels == 1:
-    both = np.concatenate([np.zeros_like(logits), logits], -1)
+    both = np.concatenate([0 * both, both], -1)
   planes = probabilities.planes(logits)
   assert planes.dtype == np.float32
-  expected = np.moveaxis(special.softmax(both.astype(float), -1), -1, 0)
+  expected = np.moveaxis(special.softmax(both, -1), -1, 0)
   np.testing.assert_allclose(planes, expected, rtol=1e-5, atol=1e-30)
   _, log_sum = probabilities.softmax(probabilities.by_class(logits))
-  np.testing.assert_allclose(
-    log_sum, special.logsumexp(both.astype(float), -1), rtol=1e-5, atol=1e-5
-  )
+  expected = special.logsumexp(both, -1)
+  np.testing.assert_allclose(log_sum, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize('shape', [(1, 1), (5, 7), (100, 3, 2)])

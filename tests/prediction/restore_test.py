@@ -1,5 +1,7 @@
 """The parameters to predict with, of checkpoints, folds and further runs."""
 
+import shutil
+
 import jax
 import numpy as np
 import pytest
@@ -21,20 +23,16 @@ def _assert_same(got, want):
 
 def test_one_checkpoint(workdir):
   path, config, _, states = workdir
-  variables, ensemble, about = _restore(config, path)
-  _assert_same(variables['params'], states[2].ema_params)
-  assert ensemble.count == 1
+  raw = make_config(checkpoint={'step': 1}, eval={'params': 'raw'})
   run = {'workdir': str(path), 'fold': None}
-  assert about == [{**run, 'step': 2, 'params': 'ema'}]
-
-
-def test_raw_parameters_of_a_step(workdir):
-  path, _, _, states = workdir
-  config = make_config(checkpoint={'step': 1}, eval={'params': 'raw'})
-  variables, _, about = _restore(config, path)
-  _assert_same(variables['params'], states[1].params)
-  run = {'workdir': str(path), 'fold': None}
-  assert about == [{**run, 'step': 1, 'params': 'raw'}]
+  for asked, step, params, expected in (
+    (config, 2, 'ema', states[2].ema_params),
+    (raw, 1, 'raw', states[1].params),
+  ):
+    variables, ensemble, about = _restore(asked, path)
+    _assert_same(variables['params'], expected)
+    assert ensemble.count == 1
+    assert about == [{**run, 'step': step, 'params': params}]
 
 
 def test_all_checkpoints(workdir):
@@ -53,13 +51,10 @@ def test_several_runs_and_folds(workdir, tmp_path):
   for fold in range(2):
     folds.data.fold = fold
     runs.save(tmp_path / 'cv' / f'fold_{fold}', folds, seed=fold + 1)
-  config = make_config(
-    data={'num_folds': 2}, inference={'ensemble': (str(path),)}
-  )
-  assert restore.member_workdirs(config, str(tmp_path / 'cv')) == [
-    *(str(tmp_path / 'cv' / f'fold_{fold}') for fold in range(2)),
-    str(path),
-  ]
+  config = _averaged_with(path)
+  config.data.num_folds = 2
+  networks = [*(f'{tmp_path}/cv/fold_{fold}' for fold in range(2)), str(path)]
+  assert restore.member_workdirs(config, str(tmp_path / 'cv')) == networks
   variables, ensemble, about = _restore(config, tmp_path / 'cv')
   assert ensemble.members == 3
   assert [a['fold'] for a in about] == ['fold_0', 'fold_1', None]
@@ -73,26 +68,25 @@ def test_no_checkpoints_there(workdir, tmp_path):
     _restore(make_config(), tmp_path)
   with pytest.raises(errors.UserError, match='/none: no such folder; name'):
     _restore(make_config(), tmp_path / 'none')
-  config = make_config(inference={'ensemble': (str(tmp_path),)})
   with pytest.raises(errors.UserError, match='or name the right --config.inf'):
-    _restore(config, path)
+    _restore(_averaged_with(tmp_path), path)
 
 
-def test_ensemble_of_another_network(workdir, tmp_path):
+def _averaged_with(workdir):
+  return make_config(inference={'ensemble': (str(workdir),)})
+
+
+def test_ensemble_of_another_network_or_other_classes(workdir, tmp_path):
   path, _, _, _ = workdir
-  runs.save(tmp_path / 'wide', make_config(model={'base_features': 6}))
-  config = make_config(inference={'ensemble': (str(tmp_path / 'wide'),)})
-  with pytest.raises(errors.UserError, match='of another network: model.base'):
-    _restore(config, path)
-
-
-def test_an_average_of_other_classes(workdir, tmp_path):
-  path, _, _, _ = workdir
-  other = make_config(data={'mask_values': ((0, 1), (1, 0), (2, 2))})
-  runs.save(tmp_path / 'other', other)
-  config = make_config(inference={'ensemble': (str(tmp_path / 'other'),)})
-  with pytest.raises(errors.UserError, match='averaged with .*mask_values is'):
-    _restore(config, path)
+  classes = {'mask_values': ((0, 1), (1, 0), (2, 2))}
+  for message, other in {
+    'of another network: model.base': {'model': {'base_features': 6}},
+    'averaged with .*mask_values is': {'data': classes},
+  }.items():
+    shutil.rmtree(tmp_path)
+    runs.save(tmp_path, make_config(**other))
+    with pytest.raises(errors.UserError, match=message):
+      _restore(_averaged_with(tmp_path), path)
 
 
 def test_a_fold_that_was_not_trained(workdir, tmp_path):
@@ -111,8 +105,4 @@ def test_arrays_of_another_version(tmp_path):
   file = path / 'metadata'
   file.write_text(file.read_text().replace('"norm": "none"', '"norm": "layer"'))
   with pytest.raises(errors.UserError, match='step 1 has other arrays than'):
-    restore.restore(
-      make_config(model={'norm': 'layer'}),
-      str(tmp_path),
-      mesh.make_mesh(make_config()),
-    )
+    _restore(make_config(model={'norm': 'layer'}), tmp_path)

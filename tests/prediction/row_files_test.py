@@ -1,5 +1,7 @@
 """Files written by rows, read back by other programs."""
 
+from unittest import mock
+
 import cv2
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ _SHAPES = [(1, 1), (300, 517), (256, 512), (257, 40, 3)]
 
 def _array(shape, dtype) -> np.ndarray:
   """Few values in blocks, over the whole range."""
-  small = np.random.default_rng(0).random((*shape[:2], *shape[2:]))
+  small = np.random.default_rng(0).random(shape)
   small = small[: -(-shape[0] // 3), : -(-shape[1] // 5)]
   array = small.repeat(3, 0).repeat(5, 1)[: shape[0], : shape[1]]
   return (array * np.iinfo(dtype).max).astype(dtype)
@@ -34,22 +36,28 @@ def _opencv(path) -> np.ndarray:
   return array if array.ndim == 2 else array[..., ::-1]
 
 
-@pytest.mark.parametrize('shape', _SHAPES)
-@pytest.mark.parametrize('dtype', [np.uint8, np.uint16])
+def _assert_holds(path, array) -> None:
+  """Whatever reads the file."""
+  with Image.open(path) as image:
+    found = [np.asarray(image), _opencv(path)]
+  if path.suffix == '.tif':
+    found.append(tifffile.imread(path))
+  for one in found:
+    assert one.dtype == array.dtype
+    np.testing.assert_array_equal(one, array)
+
+
+@pytest.mark.parametrize(
+  'shape,dtype',
+  # Colours are 8 bit.
+  [*((s, np.uint8) for s in _SHAPES), *((s, np.uint16) for s in _SHAPES[:3])],
+)
 @pytest.mark.parametrize('suffix', ['png', 'tif'])
-def test_masks(suffix, dtype, shape, tmp_path):
-  if len(shape) == 3 and dtype == np.uint16:
-    return  # Colours are 8 bit.
+def test_masks(suffix, shape, dtype, tmp_path):
   kind = {'png': row_files.PngFile, 'tif': row_files.TiffFile}[suffix]
   array, path = _array(shape, dtype), tmp_path / f'new/a.{suffix}'
   _write(kind(path, shape, dtype), array)
-  with Image.open(path) as image:
-    pillow = np.asarray(image)
-  assert pillow.dtype == _opencv(path).dtype == dtype
-  np.testing.assert_array_equal(pillow, array)
-  np.testing.assert_array_equal(_opencv(path), array)
-  if suffix == 'tif':
-    np.testing.assert_array_equal(tifffile.imread(path), array)
+  _assert_holds(path, array)
   assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
@@ -75,21 +83,15 @@ def test_tiff_of_more_than_4_gib(tmp_path, monkeypatch):
   array, path = _array((300, 517), np.uint8), tmp_path / 'a.tif'
   _write(row_files.TiffFile(path, array.shape, np.uint8), array)
   assert path.read_bytes()[:4] == b'II+\0'
-  with Image.open(path) as image:
-    np.testing.assert_array_equal(np.asarray(image), array)
-  np.testing.assert_array_equal(_opencv(path), array)
+  _assert_holds(path, array)
   with tifffile.TiffFile(path) as tiff:
     assert tiff.is_bigtiff
-    np.testing.assert_array_equal(tiff.asarray(), array)
 
 
 def test_npz(tmp_path):
   array = np.random.default_rng(0).random((400, 30, 4)).astype(np.float16)
-  path = tmp_path / 'a.npz'
-  file = row_files.NpzFile(
-    path, 'probabilities', array.shape, np.float16, class_names=('a', 'bc')
-  )
-  _write(file, array)
+  path, about = tmp_path / 'a.npz', ('probabilities', array.shape, np.float16)
+  _write(row_files.NpzFile(path, *about, class_names=('a', 'bc')), array)
   with np.load(path) as found:
     assert sorted(found) == ['class_names', 'probabilities']
     assert found['probabilities'].dtype == np.float16
@@ -127,9 +129,7 @@ def test_aborted_files_leave_what_was_there(kind, tmp_path):
 
 
 def test_a_full_disk_at_the_first_tags_leaves_nothing(tmp_path, monkeypatch):
-  def fails(*args, **kwargs):
-    raise OSError(28, 'No space left on device')
-
+  fails = mock.Mock(side_effect=OSError(28, 'No space left on device'))
   monkeypatch.setattr(tifffile.TiffWriter, 'write', fails)
   with pytest.raises(OSError, match='No space'):
     row_files.TiffFile(tmp_path / 'a.tif', (9, 8), np.uint8)

@@ -15,14 +15,10 @@ from unet_jax.runtime import errors, mesh
 
 def _probabilities(model, state, image, config):
   """By SciPy, of the network's logits."""
-  logits = step_lib.predict_step(
-    state.variables('ema'),
-    image[None],
-    model=model,
-    mean=config.data.mean,
-    std=config.data.std,
-  )[0]
-  logits = np.asarray(logits, np.float64)
+  fixed = dict(model=model, mean=config.data.mean, std=config.data.std)
+  variables = state.variables('ema')
+  logits = step_lib.predict_step(variables, image[None], **fixed)
+  logits = np.asarray(logits[0], np.float64)
   if logits.shape[-1] == 1:
     logits = np.concatenate([0 * logits, logits], -1)
   return special.softmax(logits, -1)
@@ -61,10 +57,8 @@ def test_load(workdir):
 
 def test_load_of_an_average(workdir):
   path, config, model, states = workdir
-  segment = unet_jax.load(
-    path,
-    {'checkpoint.which': 'all', 'inference.flips': ('horizontal',)},
-  )
+  fields = {'checkpoint.which': 'all', 'inference.flips': ('horizontal',)}
+  segment = unet_jax.load(path, fields)
   image = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
   want = []
   for step in (1, 2):
@@ -88,11 +82,8 @@ def test_load_of_a_sigmoid_gives_two_classes(tmp_path):
 @pytest.mark.eight_devices
 def test_a_run_of_many_devices_is_loaded_on_any(tmp_path):
   config = make_config(data={'batch_size': 6}, mesh={'data': 2, 'spatial': 4})
-  assert dict(mesh.make_prediction_mesh(config).shape) == {
-    'data': 2,
-    'fsdp': 1,
-    'spatial': 1,
-  }
+  shape = mesh.make_prediction_mesh(config).shape
+  assert dict(shape) == {'data': 2, 'fsdp': 1, 'spatial': 1}
   config.data.batch_size = 5
   assert mesh.make_prediction_mesh(config).size == 1
 

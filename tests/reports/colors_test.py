@@ -17,25 +17,20 @@ def test_colors_of_classes_differ(num_classes):
 
 def test_mask_in_colors():
   mask = np.array([[0, 1], [2, 255]], np.uint8)
-  colored = colors.color_mask(mask, 3)
-  np.testing.assert_array_equal(
-    colored, [[[0, 0, 0], [230, 159, 0]], [[86, 180, 233], [255, 255, 255]]]
-  )
+  expected = [[[0, 0, 0], [230, 159, 0]], [[86, 180, 233], [255, 255, 255]]]
+  np.testing.assert_array_equal(colors.color_mask(mask, 3), expected)
 
 
 def test_a_class_keeps_its_color_as_classes_are_added():
   many = colors.class_colors(200)
-  for num_classes in (2, 8, 11):
-    np.testing.assert_array_equal(
-      colors.class_colors(num_classes), many[:num_classes]
-    )
+  for n in (2, 8, 11):
+    np.testing.assert_array_equal(colors.class_colors(n), many[:n])
 
 
 def test_scale_is_viridis():
   shares = np.linspace(0, 1, 256).reshape(16, 16)
   expected = 255 * matplotlib.colormaps['viridis'](shares)[..., :3]
   np.testing.assert_allclose(colors.color_scale(shares), expected, atol=8)
-  np.testing.assert_array_equal(
-    colors.color_scale(np.array([-1.0, 2.0])),
-    colors.color_scale(np.array([0.0, 1.0])),
-  )
+  outside, ends = np.array([[-1.0, 2.0], [0.0, 1.0]])
+  ends = colors.color_scale(ends)
+  np.testing.assert_array_equal(colors.color_scale(outside), ends)

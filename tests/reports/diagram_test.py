@@ -2,7 +2,6 @@
 
 import collections
 import itertools
-import pathlib
 from xml.etree import ElementTree
 
 import jax
@@ -69,9 +68,8 @@ def test_depths(depth):
     expected.update(down=depth + 1, up=depth + 1, skip=depth + 1)
   assert _arrows(layout) == expected
   sizes = collections.Counter(s for s in _labels(layout) if s.endswith('²'))
-  assert sizes == {
-    f'{64 >> i}²': 1 + (i < depth) + (i == 0) for i in range(depth + 1)
-  }
+  count = lambda level: 1 + (level < depth) + (level == 0)
+  assert sizes == {f'{64 >> i}²': count(i) for i in range(depth + 1)}
   _check_room(layout)
 
 
@@ -118,16 +116,9 @@ def test_variants(fields, image, arrows, marks):
 
 
 def test_legend_and_labels():
-  labels = _labels(
-    _layout(
-      (67, 81, 1),
-      norm='group',
-      activation='gelu',
-      upsample='pixel_shuffle',
-      upsample_kernel=2,
-      dropout=0.25,
-    )
-  )
+  fields = dict(norm='group', activation='gelu', dropout=0.25)
+  fields |= dict(upsample='pixel_shuffle', upsample_kernel=2)
+  labels = _labels(_layout((67, 81, 1), **fields))
   # 16 x 20 doubled is 32 x 40, one row less than the skip has; and so on.
   assert labels[-6:-1] == [
     'conv 3×3, group norm, GELU',
@@ -155,11 +146,10 @@ def test_dropout_is_written_beside_the_arrow_down():
 def test_crops_are_drawn_to_scale():
   layout = _layout((44, 44, 1), padding='valid')
   boxes = {b.name: b for b in layout.boxes}
-  assert len(layout.outlines) == 2
+  inner, outer = layout.outlines
   # 8 of 40 pixels, and 8 of 16.
-  for outline, name, share in zip(
-    layout.outlines, ('down_1/conv2', 'down_0/conv2'), (8 / 16, 8 / 40)
-  ):
+  shares = ('down_1/conv2', inner, 8 / 16), ('down_0/conv2', outer, 8 / 40)
+  for name, outline, share in shares:
     assert outline.x == boxes[name].x
     assert outline.height == pytest.approx(share * boxes[name].height)
 
@@ -177,16 +167,13 @@ def test_svg_has_the_sizes_of_a_run(tmp_path):
   model = networks.small(padding='valid', norm='none')
   x = networks.random(1, 44, 48, 1)
   variables = networks.variables(model, x)
-  logits, state = jax.jit(
-    lambda v, x: model.apply(
-      v, x, train=False, capture_intermediates=True, mutable=['intermediates']
-    )
-  )(variables, x)
-  svg, png = str(tmp_path / 'network.svg'), str(tmp_path / 'network.png')
+  options = dict(train=False, capture_intermediates=True)
+  run = lambda v, x: model.apply(v, x, mutable=['intermediates'], **options)
+  logits, state = jax.eval_shape(run, variables, x)
+  svg, png, again = (tmp_path / n for n in ('a.svg', 'a.png', 'again.svg'))
   network = graph.read(model, x.shape[1:])
-  diagram.draw(network, svg, png)
-  texts = ElementTree.fromstring(pathlib.Path(svg).read_text())
-  texts = texts.iter(f'{_SVG}text')
+  diagram.draw(network, str(svg), str(png))
+  texts = ElementTree.fromstring(svg.read_text()).iter(f'{_SVG}text')
   texts = collections.Counter(t.text for t in texts)
   label = lambda a: '{}×{}'.format(*a.shape[1:3])
   expected = collections.Counter([label(x), label(logits)])
@@ -198,35 +185,21 @@ def test_svg_has_the_sizes_of_a_run(tmp_path):
       expected[label(stage['__call__'][0])] += 1
   # Pooled: half of what the stage before has.
   expected.update(['20×22', '8×9'])
-  assert {t: n for t, n in texts.items() if '×' in t and t[0].isdigit()} == (
-    expected
-  )
+  sizes = {t: n for t, n in texts.items() if '×' in t and t[0].isdigit()}
+  assert sizes == expected
   # Again the same file; the PNG has the same proportions and is not empty.
-  diagram.draw(network, str(tmp_path / 'again.svg'))
-  assert (tmp_path / 'again.svg').read_text() == (
-    (tmp_path / 'network.svg').read_text()
-  )
+  diagram.draw(network, str(again))
+  assert again.read_text() == svg.read_text()
   with Image.open(png) as image:
     layout = diagram_layout.make_layout(network)
-    assert image.width / image.height == pytest.approx(
-      layout.width / layout.height, rel=0.01
-    )
+    shape = layout.width / layout.height
+    assert image.width / image.height == pytest.approx(shape, rel=0.01)
     pixels = np.asarray(image.convert('L'))
   assert 0.5 < np.mean(pixels == 255) < 0.99
 
 
-@pytest.mark.parametrize(
-  'n,text',
-  [
-    (0, '0 '),
-    (999, '999 '),
-    (1792, '1.79 k'),
-    (12345, '12.3 k'),
-    (999_400, '999 k'),
-    (999_600, '1.00 M'),
-    (31_030_658, '31.0 M'),
-    (1.5e12, '1.50 T'),
-  ],
-)
-def test_quantity(n, text):
-  assert diagram_parts.quantity(n) == text
+def test_quantity():
+  texts = {0: '0 ', 999: '999 ', 1792: '1.79 k', 12345: '12.3 k'}
+  texts |= {999_400: '999 k', 999_600: '1.00 M'}
+  texts |= {31_030_658: '31.0 M', 1.5e12: '1.50 T'}
+  assert {n: diagram_parts.quantity(n) for n in texts} == texts

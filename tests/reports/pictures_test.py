@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from numpy.testing import assert_array_equal
 
 from tests import html_page
 from unet_jax.reports import colors, pictures
@@ -21,13 +22,18 @@ def _paint(panels, i):
   """The layers of a panel, which may show those of earlier panels again."""
   layers = [layer for panel in panels for layer in panel.layers]
   uris = {layer.key: layer.uri for layer in layers if layer.uri}
-  return [
-    html_page.decode(layer.uri or uris[layer.key]) for layer in panels[i].layers
-  ]
+  shown = panels[i].layers
+  return [html_page.decode(layer.uri or uris[layer.key]) for layer in shown]
 
 
 def _paint_arrays(panels, i):
   return [np.asarray(layer) for layer in _paint(panels, i)]
+
+
+def _places(panels):
+  """How many layers lie in the page, and how many show these again."""
+  uris = [bool(layer.uri) for panel in panels for layer in panel.layers]
+  return uris.count(True), uris.count(False)
 
 
 @pytest.mark.parametrize('channels', [1, 3])
@@ -48,17 +54,14 @@ def test_size_of_pictures(size, shown, lines, channels):
   _, overlay = _paint(panels, _OVERLAY)
   assert photo == plain
   # The photo lies in the page once, and so do the two layers on it.
-  uris = [bool(layer.uri) for panel in panels for layer in panel.layers]
-  assert (uris.count(True), uris.count(False)) == (3, 2)
+  assert _places(panels) == (3, 2)
   assert plain.size == overlay.size == shown[::-1]
   assert outline.size == lines[::-1]
   assert plain.mode == ('L' if channels == 1 else 'RGB')
   if max(size) <= 64:
-    expected = example['image'].squeeze()
-    np.testing.assert_array_equal(np.asarray(plain), expected)
-    np.testing.assert_array_equal(
-      np.asarray(overlay), colors.color_mask(example['mask'], 3)
-    )
+    assert_array_equal(np.asarray(plain), example['image'].squeeze())
+    expected = colors.color_mask(example['mask'], 3)
+    assert_array_equal(np.asarray(overlay), expected)
   # All layers fill the same box.
   assert {panel.size for panel in panels} == {shown}
 
@@ -96,9 +99,9 @@ def test_outline_beside_ignored_pixels():
   line = pictures.outline(np.repeat(mask, 2, 0), 3)
   black, white, blue, none = [0] * 3, [255] * 3, [86, 180, 233], [0] * 3
   expected = [none, black, white, black, blue, blue, black, none]
-  np.testing.assert_array_equal(line[0, :, :3], expected)
+  assert_array_equal(line[0, :, :3], expected)
   alpha = [0, 255, 255, 255, 255, 255, 255, 0]
-  np.testing.assert_array_equal(line[1, :, 3], alpha)
+  assert_array_equal(line[1, :, 3], alpha)
 
 
 def test_batch_of_a_valid_network():
@@ -108,7 +111,7 @@ def test_batch_of_a_valid_network():
   shown = {'image': example['image'], 'mask': mask, 'weight_map': weights}
   panels = pictures.batch_panels(shown, 'image 0', 3, 8.0)
   photo, outline = _paint_arrays(panels, 0)
-  np.testing.assert_array_equal(photo, example['image'])
+  assert_array_equal(photo, example['image'])
   alpha = outline[..., 3]
   context = np.ones((160, 240), bool)
   context[40:120, 40:200] = False
@@ -116,9 +119,9 @@ def test_batch_of_a_valid_network():
   # The rectangle reaches the mask's edge, which is no border.
   assert not alpha[40, 100] and alpha[60, 80] == 255
   (drawn,) = _paint_arrays(panels, 1)
-  np.testing.assert_array_equal(drawn, colors.color_mask(mask, 3))
+  assert_array_equal(drawn, colors.color_mask(mask, 3))
   (drawn,) = _paint_arrays(panels, 2)
-  np.testing.assert_array_equal(drawn, colors.color_scale(weights / 8))
+  assert_array_equal(drawn, colors.color_scale(weights / 8))
 
 
 @pytest.mark.parametrize('channels', [1, 3])
@@ -130,19 +133,18 @@ def test_prediction_side_by_side(channels):
   example['prediction'][10:12, 20:45] = 2
   panels = pictures.prediction_panels(example, 3)
   (photo,) = _paint_arrays(panels, 0)
-  np.testing.assert_array_equal(photo, example['image'].squeeze())
+  assert_array_equal(photo, example['image'].squeeze())
   for i, what in ((1, 'mask'), (2, 'prediction')):
     (drawn,) = _paint_arrays(panels, i)
-    np.testing.assert_array_equal(drawn, colors.color_mask(example[what], 3))
+    assert_array_equal(drawn, colors.color_mask(example[what], 3))
   below, errors = _paint_arrays(panels, 3)
-  np.testing.assert_array_equal(below, photo)
+  assert_array_equal(below, photo)
   expected = np.full((40, 60, 4), (255, 255, 255, 190), np.uint8)
   expected[:2] = 255
   expected[10:12, 20:45] = 220, 40, 40, 255
-  np.testing.assert_array_equal(errors, expected)
+  assert_array_equal(errors, expected)
   # The photo lies in the page once.
-  uris = [bool(layer.uri) for panel in panels for layer in panel.layers]
-  assert (uris.count(True), uris.count(False)) == (4, 1)
+  assert _places(panels) == (4, 1)
 
 
 def test_prediction_of_a_valid_network():
@@ -151,7 +153,7 @@ def test_prediction_of_a_valid_network():
   example['prediction'][0, 0] = 1
   panels = pictures.prediction_panels(example, 3)
   (photo,) = _paint_arrays(panels, 0)
-  np.testing.assert_array_equal(photo, example['image'][10:30, 10:50])
+  assert_array_equal(photo, example['image'][10:30, 10:50])
   _, errors = _paint_arrays(panels, 3)
   wrong = (errors == (220, 40, 40, 255)).all(-1)
   assert wrong.sum() == 1 and wrong[0, 0]

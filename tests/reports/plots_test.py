@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
 
 from unet_jax.reports import colors, plots
@@ -33,6 +34,10 @@ def _panel(axis):
   return np.asarray(image.get_array())
 
 
+def _texts(texts):
+  return [text.get_text() for text in texts]
+
+
 def test_predictions_side_by_side(drawn, tmp_path):
   rng = np.random.default_rng(0)
   image = rng.integers(0, 256, (6, 8, 3), np.uint8)
@@ -40,33 +45,27 @@ def test_predictions_side_by_side(drawn, tmp_path):
   prediction = mask.copy()
   prediction[2, 3] = (mask[2, 3] + 1) % 3
   mask[0, 0] = 255
+  rgb = {'image': image, 'mask': mask, 'prediction': prediction}
   # Grey, and of a `valid` network, which predicts the centre.
   grey = {'image': image[..., :1], 'mask': mask, 'prediction': mask[1:5, 2:6]}
-  plots.draw_predictions(
-    str(tmp_path / 'figures' / 'predictions.png'),
-    [{'image': image, 'mask': mask, 'prediction': prediction}, grey],
-    _NAMES,
-  )
+  path = str(tmp_path / 'figures' / 'predictions.png')
+  plots.draw_predictions(path, [rgb, grey], _NAMES)
   (figure,) = drawn
-  axes = np.reshape(figure.axes, (2, 4))
-  titles = [a.get_title() for a in axes[0]]
+  titles = [a.get_title() for a in figure.axes[:4]]
   assert titles == ['image', 'mask', 'prediction', 'errors']
-  np.testing.assert_array_equal(_panel(axes[0, 0]), image)
-  np.testing.assert_array_equal(_panel(axes[0, 1]), colors.color_mask(mask, 3))
-  np.testing.assert_array_equal(
-    _panel(axes[0, 2]), colors.color_mask(prediction, 3)
-  )
-  errors = _panel(axes[0, 3])
+  panels = [_panel(axis) for axis in figure.axes]
+  of_rgb, of_grey = panels[:4], panels[4:]
+  assert_array_equal(of_rgb[0], image)
+  assert_array_equal(of_rgb[1], colors.color_mask(mask, 3))
+  assert_array_equal(of_rgb[2], colors.color_mask(prediction, 3))
+  errors = of_rgb[3]
   assert tuple(errors[2, 3]) == (220, 40, 40)
   assert tuple(errors[0, 0]) == (255, 255, 255)
   assert (errors == (220, 40, 40)).all(-1).sum() == 1
-  np.testing.assert_array_equal(_panel(axes[1, 0]), image[1:5, 2:6, 0])
-  np.testing.assert_array_equal(
-    _panel(axes[1, 1]), colors.color_mask(mask[1:5, 2:6], 3)
-  )
-  assert not (_panel(axes[1, 3]) == (220, 40, 40)).all(-1).any()
-  labels = [t.get_text() for t in figure.legends[0].get_texts()]
-  assert labels == [*_NAMES, 'ignored']
+  assert_array_equal(of_grey[0], image[1:5, 2:6, 0])
+  assert_array_equal(of_grey[1], colors.color_mask(mask[1:5, 2:6], 3))
+  assert not (of_grey[3] == (220, 40, 40)).all(-1).any()
+  assert _texts(figure.legends[0].get_texts()) == [*_NAMES, 'ignored']
   assert figure.shorter_side > 400
 
 
@@ -74,32 +73,18 @@ def test_legend_names_ignored_pixels_only_where_there_are_any(drawn, tmp_path):
   zeros = np.zeros((4, 4), np.uint8)
   example = {'image': zeros[..., None], 'mask': zeros, 'prediction': zeros}
   plots.draw_predictions(str(tmp_path / 'a.png'), [example], _NAMES)
-  labels = [t.get_text() for t in drawn[0].legends[0].get_texts()]
-  assert labels == list(_NAMES)
+  assert _texts(drawn[0].legends[0].get_texts()) == list(_NAMES)
 
 
-@pytest.mark.parametrize(
-  'best,right',
-  [
-    ('eval/dataset_miou', {'eval/dataset_miou': ([2], [0.5])}),
-    (
-      '-eval/seconds',
-      {'eval/dataset_miou': ([2], [0.5]), 'eval/seconds': ([2, 4], [7, 8])},
-    ),
-  ],
-)
-def test_curves(best, right, drawn, tmp_path):
+@pytest.mark.parametrize('best', ['eval/dataset_miou', '-eval/seconds'])
+def test_curves(best, drawn, tmp_path):
+  score, seconds = 'eval/dataset_miou', 'eval/seconds'
   lines = [
     {'step': 1, 'train/loss': 3.0},
     {'step': 2, 'train/loss': 2.0},
-    {
-      'step': 2,
-      'eval/loss': 2.5,
-      'eval/dataset_miou': 0.5,
-      'eval/seconds': 7,
-    },
+    {'step': 2, 'eval/loss': 2.5, score: 0.5, seconds: 7},
     # An undefined score is no point.
-    {'step': 4, 'eval/dataset_miou': None, 'eval/seconds': 8},
+    {'step': 4, score: None, seconds: 8},
   ]
   plots.draw_curves(str(tmp_path / 'curves.png'), lines, best)
   points = lambda axis: {
@@ -107,10 +92,11 @@ def test_curves(best, right, drawn, tmp_path):
     for line in axis.lines
   }
   left_axis, right_axis = drawn[0].axes
-  assert points(left_axis) == {
-    'train/loss': ([1, 2], [3.0, 2.0]),
-    'eval/loss': ([2], [2.5]),
-  }
+  losses = {'train/loss': ([1, 2], [3.0, 2.0]), 'eval/loss': ([2], [2.5])}
+  assert points(left_axis) == losses
+  right = {score: ([2], [0.5]), seconds: ([2, 4], [7, 8])}
+  if best == score:
+    del right[seconds]
   assert points(right_axis) == right
 
 
@@ -119,19 +105,14 @@ def test_curves_of_a_run_without_figures(drawn, tmp_path):
   assert not drawn[0].axes[0].lines
 
 
-def _texts(axis):
-  return [text.get_text() for text in axis.texts]
-
-
 def test_confusion(drawn, tmp_path):
   counts = np.array([[900, 90, 10], [1, 0, 2999], [0, 0, 0]])
   path = str(tmp_path / 'figures' / 'confusion.png')
   plots.draw_confusion(path, counts, ('ground', '$cell$', 'r' * 40))
   axis = drawn[0].axes[0]
-  np.testing.assert_allclose(
-    _panel(axis), [[0.9, 0.09, 0.01], [1 / 3000, 0, 2999 / 3000], [0, 0, 0]]
-  )
-  assert _texts(axis) == [
+  shares = [[0.9, 0.09, 0.01], [1 / 3000, 0, 2999 / 3000], [0, 0, 0]]
+  assert_allclose(_panel(axis), shares)
+  assert _texts(axis.texts) == [
     *('90.0 %\n900', '9.0 %\n90', '1.0 %\n10'),
     *('0.0 %\n1', '0.0 %\n0', '100.0 %\n2,999'),
     *'–––',
@@ -140,7 +121,7 @@ def test_confusion(drawn, tmp_path):
   assert [t.get_color() for t in axis.texts[:2]] == ['white', 'black']
   labels = ['ground', '$cell$', 'r' * 23 + '…']
   for ticks in (axis.get_xticklabels(), axis.get_yticklabels()):
-    assert [t.get_text() for t in ticks] == labels
+    assert _texts(ticks) == labels
     assert not any(t.get_parse_math() for t in ticks)
   assert (axis.get_ylabel(), axis.get_xlabel()) == ('mask', 'prediction')
   assert drawn[0].shorter_side > 400
@@ -150,9 +131,7 @@ def test_confusion(drawn, tmp_path):
   'num_classes,name',
   [(2, 'a'), (3, 'sky'), *((n, 'class number') for n in (2, 10, 11, 30))],
 )
-def test_cells_of_a_confusion_matrix_hold_their_text(
-  num_classes, name, drawn, tmp_path
-):
+def test_cells_hold_their_text(num_classes, name, drawn, tmp_path):
   counts = np.full((num_classes, num_classes), 10**8)
   counts[0, 0], counts[0, 1] = 1, 0
   names = [f'{name} {i}' for i in range(num_classes)]
@@ -173,7 +152,7 @@ def test_cells_of_a_confusion_matrix_hold_their_text(
   places = [t.get_window_extent() for t in axis.get_yticklabels()]
   assert all(a.y0 >= b.y1 for a, b in itertools.pairwise(places))
   # Of many classes there is no room for counts.
-  whole_percents = all(text.isdigit() for text in _texts(axis))
+  whole_percents = all(text.isdigit() for text in _texts(axis.texts))
   assert whole_percents == (num_classes > 10)
 
 
@@ -193,8 +172,8 @@ def test_reliability(drawn, tmp_path):
   assert bars(upper) == [(0.625, 0.5), (0.875, 0.8)]
   assert bars(lower) == [(0.625, 0.25), (0.875, 0.75)]
   diagonal, dots = upper.lines
-  np.testing.assert_array_equal(diagonal.get_xydata(), [[0, 0], [1, 1]])
-  np.testing.assert_array_equal(dots.get_xydata(), [[0.6, 0.5], [0.9, 0.8]])
+  assert_array_equal(diagonal.get_xydata(), [[0, 0], [1, 1]])
+  assert_array_equal(dots.get_xydata(), [[0.6, 0.5], [0.9, 0.8]])
   assert upper.get_title() == 'ECE 0.1000'
   assert drawn[0].shorter_side > 400
 

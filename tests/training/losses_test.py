@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from numpy.testing import assert_allclose
 
 from unet_jax.config import default
 from unet_jax.training import losses
@@ -51,20 +52,17 @@ def test_softmax_cross_entropy_is_that_of_torch(class_weights, smoothing):
   torch = pytest.importorskip('torch', reason='compares with PyTorch')
   logits, mask = _example(3)
   theirs = torch.tensor(logits, requires_grad=True)
+  options = {'ignore_index': 255, 'label_smoothing': smoothing}
+  if class_weights:
+    options['weight'] = torch.tensor(class_weights)
   expected = torch.nn.functional.cross_entropy(
-    theirs.permute(0, 3, 1, 2),
-    torch.tensor(mask.astype(np.int64)),
-    weight=torch.tensor(class_weights) if class_weights else None,
-    ignore_index=255,
-    label_smoothing=smoothing,
+    theirs.permute(0, 3, 1, 2), torch.tensor(mask).long(), **options
   )
   expected.backward()
   spec = _spec(class_weights=class_weights, label_smoothing=smoothing)
-  loss = _loss(logits, mask, spec)
-  np.testing.assert_allclose(loss, expected.item(), rtol=1e-5)
-  np.testing.assert_allclose(
-    _gradient(logits, mask, spec), theirs.grad.numpy(), atol=1e-6
-  )
+  assert_allclose(_loss(logits, mask, spec), expected.item(), rtol=1e-5)
+  gradient = _gradient(logits, mask, spec)
+  assert_allclose(gradient, theirs.grad.numpy(), atol=1e-6)
 
 
 def test_smoothed_and_weighted_cross_entropy_is_the_formula():
@@ -85,9 +83,7 @@ def test_smoothed_and_weighted_cross_entropy_is_the_formula():
     total += _WEIGHTS[label] * -(target * log_p[index]).sum()
     count += _WEIGHTS[label]
   spec = _spec(class_weights=_WEIGHTS, label_smoothing=smoothing)
-  np.testing.assert_allclose(
-    _loss(logits, mask, spec), total / count, rtol=1e-5
-  )
+  assert_allclose(_loss(logits, mask, spec), total / count, rtol=1e-5)
 
 
 @pytest.mark.parametrize('class_weights', [(), (0.5, 2.0)])
@@ -100,15 +96,12 @@ def test_sigmoid_cross_entropy_is_that_of_torch(class_weights, smoothing):
   table = np.array(class_weights or (1.0, 1.0))
   weight = np.where(valid, table[np.where(valid, mask, 0)], 0)
   total = torch.nn.functional.binary_cross_entropy_with_logits(
-    torch.tensor(logits[..., 0]),
-    torch.tensor(target, dtype=torch.float32),
-    weight=torch.tensor(weight, dtype=torch.float32),
+    *(torch.tensor(x).float() for x in (logits[..., 0], target, weight)),
     reduction='sum',
   )
   spec = _spec(class_weights=class_weights, label_smoothing=smoothing)
-  np.testing.assert_allclose(
-    _loss(logits, mask, spec), total.item() / weight.sum(), rtol=1e-5
-  )
+  expected = total.item() / weight.sum()
+  assert_allclose(_loss(logits, mask, spec), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize('num_classes', [1, 3])
@@ -119,8 +112,7 @@ def test_weight_map_makes_a_weighted_mean(num_classes):
   weight_map = rng.uniform(0, 11, mask.shape).astype(np.float16)
   table = np.array(_WEIGHTS)
   if num_classes == 1:
-    signed = np.concatenate([0 * logits, logits], -1)
-    log_p = _log_softmax(signed)
+    log_p = _log_softmax(np.concatenate([0 * logits, logits], -1))
   else:
     log_p = _log_softmax(logits)
   valid = mask != 255
@@ -137,21 +129,22 @@ def test_weight_map_makes_a_weighted_mean(num_classes):
     return losses.weighted_sum(total, count, spec), count['cross_entropy']
 
   value, count = loss(logits, mask, weight_map)
-  np.testing.assert_allclose(value, expected, rtol=1e-5)
-  np.testing.assert_allclose(count, weights.sum(), rtol=1e-5)
+  assert_allclose(value, expected, rtol=1e-5)
+  assert_allclose(count, weights.sum(), rtol=1e-5)
   # The same for all classes: what a loss starts from.
   start, _ = loss(0 * logits, mask, weight_map)
-  np.testing.assert_allclose(start, np.log(max(num_classes, 2)), rtol=1e-5)
+  assert_allclose(start, np.log(max(num_classes, 2)), rtol=1e-5)
 
 
 def test_weight_map_is_not_for_dice():
   logits, mask = _example(3)
   spec = _spec('dice')
   weight_map = np.full(mask.shape, 7, np.float16)
-  assert losses.totals(logits, mask, spec, weight_map) == losses.totals(
-    logits, mask, spec
+  with_map, without = (
+    (losses.totals(logits, mask, spec, *w), losses.counts(mask, spec, *w))
+    for w in ((weight_map,), ())
   )
-  assert losses.counts(mask, spec, weight_map) == losses.counts(mask, spec)
+  assert with_map == without
 
 
 def test_sigmoid_cross_entropy_by_hand():
@@ -160,7 +153,7 @@ def test_sigmoid_cross_entropy_by_hand():
   logits[0, 0, 1] = np.log(3)  # Probability 3/4.
   mask = np.array([[[0, 1, 255]]], np.uint8)
   expected = (np.log(2) + np.log(4 / 3)) / 2
-  np.testing.assert_allclose(_loss(logits, mask, _spec()), expected, rtol=1e-6)
+  assert_allclose(_loss(logits, mask, _spec()), expected, rtol=1e-6)
 
 
 def _dice_loop(logits, mask, class_weights):
@@ -205,11 +198,8 @@ def test_soft_dice_is_the_loop(num_classes, class_weights, shape):
   logits, mask = _example(num_classes, shape=shape)
   mask[1] = 255  # An image that does not count.
   spec = _spec('dice', class_weights=class_weights)
-  np.testing.assert_allclose(
-    _loss(logits, mask, spec),
-    _dice_loop(logits, mask, class_weights),
-    rtol=1e-5,
-  )
+  expected = _dice_loop(logits, mask, class_weights)
+  assert_allclose(_loss(logits, mask, spec), expected, rtol=1e-5)
   assert losses.counts(jnp.asarray(mask), spec)['dice'] == 2
 
 
@@ -218,7 +208,7 @@ def test_soft_dice_of_a_perfect_and_of_an_absent_class():
   mask[0, :2] = 1
   logits = 100 * (mask[..., None] == np.arange(3)).astype(np.float32)
   # Class 2 is absent and not predicted, which scores 1 as the others do.
-  np.testing.assert_allclose(_loss(logits, mask, _spec('dice')), 0, atol=1e-6)
+  assert_allclose(_loss(logits, mask, _spec('dice')), 0, atol=1e-6)
 
 
 @pytest.mark.parametrize('num_classes', [1, 3])
@@ -232,7 +222,7 @@ def test_ignored_pixels_count_nowhere(name, num_classes):
   assert np.all(np.abs(gradient[mask != 255]).max(-1) > 0)
   mask[2] = 255
   alone = _loss(logits[:2], mask[:2], spec)
-  np.testing.assert_allclose(_loss(logits, mask, spec), alone, rtol=1e-6)
+  assert_allclose(_loss(logits, mask, spec), alone, rtol=1e-6)
   mask[:] = 255
   assert _loss(logits, mask, spec) == 0
   assert np.all(np.asarray(_gradient(logits, mask, spec)) == 0)
@@ -247,14 +237,10 @@ def test_totals_and_counts_of_parts_add_up(name):
   total = jax.jit(lambda x, y: losses.totals(x, y, spec)[name])
   count = jax.jit(lambda y: losses.counts(y, spec)[name])
   parts = [slice(0, 2), slice(2, 4), slice(4, 6)]
-  np.testing.assert_allclose(
-    sum(total(logits[p], mask[p]) for p in parts),
-    total(logits, mask),
-    rtol=1e-5,
-  )
-  np.testing.assert_allclose(
-    sum(count(mask[p]) for p in parts), count(mask), rtol=1e-6
-  )
+  totals = [total(logits[p], mask[p]) for p in parts]
+  counts = [count(mask[p]) for p in parts]
+  assert_allclose(sum(totals), total(logits, mask), rtol=1e-5)
+  assert_allclose(sum(counts), count(mask), rtol=1e-6)
   assert count(mask) > 0
 
 
@@ -276,12 +262,9 @@ def test_large_logits_stay_finite(num_classes, expected):
 def test_loss_is_the_weighted_sum_of_its_terms():
   logits, mask = _example(3)
   spec = losses.LossSpec(weights=(('cross_entropy', 0.25), ('dice', 3.0)))
-  np.testing.assert_allclose(
-    _loss(logits, mask, spec),
-    0.25 * _loss(logits, mask, _spec())
-    + 3 * _loss(logits, mask, _spec('dice')),
-    rtol=1e-6,
-  )
+  entropy, dice = (_loss(logits, mask, _spec(n)) for n, _ in spec.weights)
+  expected = 0.25 * entropy + 3 * dice
+  assert_allclose(_loss(logits, mask, spec), expected, rtol=1e-6)
 
 
 def test_spec_of_a_config_leaves_out_terms_of_weight_0():
@@ -289,9 +272,8 @@ def test_spec_of_a_config_leaves_out_terms_of_weight_0():
   assert losses.make_spec(config).weights == (('cross_entropy', 1.0),)
   config.loss.weights.update(cross_entropy=0.0, dice=2.0)
   config.loss.update(class_weights=(1, 2, 3, 4), label_smoothing=0.1)
-  assert losses.make_spec(config) == losses.LossSpec(
-    (('dice', 2.0),), (1, 2, 3, 4), 0.1
-  )
+  expected = losses.LossSpec((('dice', 2.0),), (1, 2, 3, 4), 0.1)
+  assert losses.make_spec(config) == expected
   # A registered loss without a field could never be chosen, and vice versa.
   assert set(config.loss.weights) == set(losses.LOSSES)
 

@@ -33,9 +33,8 @@ def _scalars(folder):
 def test_lines_and_events(tmp_path):
   writer = metric_writer.MetricWriter(str(tmp_path), 0, tensorboard=True)
   writer.write(1, {'train/loss': 0.5})
-  writer.write(
-    2, {'eval/dataset_iou/a b+c': 0.25, 'eval/image_iou/none': math.nan}
-  )
+  scores = {'eval/dataset_iou/a b+c': 0.25, 'eval/image_iou/none': math.nan}
+  writer.write(2, scores)
   # Whole before the writer is closed: a kill loses no line.
   lines = (tmp_path / 'metrics.jsonl').read_text().splitlines()
   writer.close()
@@ -57,43 +56,37 @@ def test_continued_run_drops_what_came_after_its_checkpoint(tmp_path):
     '{"step": 2, "eval/loss": 5.0}\n{"step": 3, "train/loss": 1.0}\n'
     '{"step": 4, "train/lo'
   )
-  assert [m['step'] for m in metric_writer.read_metrics(str(tmp_path))] == [
-    1,
-    2,
-    2,
-    3,
-  ]
-  writer = metric_writer.MetricWriter(str(tmp_path), 2, tensorboard=True)
-  writer.write(3, {'train/loss': 0.5})
-  writer.close()
+  steps = [m['step'] for m in metric_writer.read_metrics(str(tmp_path))]
+  assert steps == [1, 2, 2, 3]
+  _write(tmp_path, 2, 3)
   assert metric_writer.read_metrics(str(tmp_path)) == [
     {'step': 1, 'train/loss': 3.0},
     {'step': 2, 'train/loss': 2.0},
     {'step': 2, 'eval/loss': 5.0},
     {'step': 3, 'train/loss': 0.5},
   ]
-  starts = [
-    e.step
-    for e in _events(tmp_path / 'tensorboard')
-    if e.session_log.status == event_pb2.SessionLog.START
-  ]
+  start = event_pb2.SessionLog.START
+  events = _events(tmp_path / 'tensorboard')
+  starts = [e.step for e in events if e.session_log.status == start]
   # TensorBoard hides what an earlier file has from this step on.
   assert starts == [3]
 
 
-def test_no_event_file_without_tensorboard_or_without_a_line(tmp_path):
-  writer = metric_writer.MetricWriter(str(tmp_path), 0, tensorboard=False)
-  writer.write(1, {'train/loss': 0.5})
+def _write(tmp_path, start, step, tensorboard=True):
+  writer = metric_writer.MetricWriter(str(tmp_path), start, tensorboard)
+  writer.write(step, {'train/loss': 0.5})
   writer.close()
+
+
+def test_no_event_file_without_tensorboard_or_without_a_line(tmp_path):
+  _write(tmp_path, 0, 1, tensorboard=False)
   metric_writer.MetricWriter(str(tmp_path), 1, tensorboard=True).close()
   assert [p.name for p in tmp_path.iterdir()] == ['metrics.jsonl']
 
 
 def test_other_processes_write_nothing(tmp_path, monkeypatch):
   monkeypatch.setattr(jax, 'process_index', lambda: 1)
-  writer = metric_writer.MetricWriter(str(tmp_path), 0, tensorboard=True)
-  writer.write(1, {'train/loss': 0.5})
-  writer.close()
+  _write(tmp_path, 0, 1)
   assert not list(tmp_path.iterdir())
 
 

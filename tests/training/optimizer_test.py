@@ -7,17 +7,17 @@ import numpy as np
 import optax
 import pytest
 
+from tests.models import networks
 from unet_jax.config import default
 from unet_jax.models import unet
-from unet_jax.training import optimizer as optimizer_lib
+from unet_jax.training import optimizer
 
 
 def _config(num_steps=100, **fields):
   config = default.get_config()
   config.train.num_steps = num_steps
-  config.optimizer.update(
-    learning_rate=0.5, warmup_steps=0, schedule='constant', clip_norm=0.0
-  )
+  defaults = dict(learning_rate=0.5, warmup_steps=0, clip_norm=0.0)
+  config.optimizer.update(schedule='constant', **defaults)
   config.optimizer.update(fields)
   return config
 
@@ -37,13 +37,13 @@ def _gradients(steps):
 
 def _train(config, gradients):
   """Parameters after one update for each gradient."""
-  optimizer = optimizer_lib.make_optimizer(config)
+  tx = optimizer.make_optimizer(config)
   params = _params()
-  state = optimizer.init(params)
+  state = tx.init(params)
 
   @jax.jit
   def update(params, state, gradient):
-    updates, state = optimizer.update(gradient, state, params)
+    updates, state = tx.update(gradient, state, params)
     return optax.apply_updates(params, updates), state
 
   for gradient in gradients:
@@ -57,26 +57,20 @@ def _train_torch(make_optimizer, gradients, rates):
   leaves, tree = jax.tree.flatten_with_path(_params())
   tensors = [torch.nn.Parameter(torch.tensor(x)) for _, x in leaves]
   kernels = [path[-1].key == 'kernel' for path, _ in leaves]
-  optimizer = make_optimizer(
-    torch,
-    [t for t, k in zip(tensors, kernels) if k],
-    [t for t, k in zip(tensors, kernels) if not k],
-  )
+  of = lambda kind: [t for t, k in zip(tensors, kernels) if k == kind]
+  tx = make_optimizer(torch, of(True), of(False))
   for gradient, rate in zip(gradients, rates):
     for tensor, g in zip(tensors, jax.tree.leaves(gradient)):
       tensor.grad = torch.tensor(g)
-    for group in optimizer.param_groups:
+    for group in tx.param_groups:
       group['lr'] = rate
-    optimizer.step()
+    tx.step()
   return jax.tree.unflatten(tree, [t.detach().numpy() for t in tensors])
 
 
 def _assert_close(actual, expected):
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6),
-    actual,
-    expected,
-  )
+  close = lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6)
+  jax.tree.map(close, actual, expected)
 
 
 @pytest.mark.parametrize(
@@ -89,10 +83,8 @@ def _assert_close(actual, expected):
   ],
 )
 def test_schedule(schedule, middle):
-  config = _config(
-    num_steps=90, warmup_steps=10, schedule=schedule, end_factor=0.2
-  )
-  rate = optimizer_lib.make_schedule(config)
+  fields = dict(warmup_steps=10, schedule=schedule, end_factor=0.2)
+  rate = optimizer.make_schedule(_config(num_steps=90, **fields))
   for step in range(10):
     assert rate(step) == pytest.approx(0.05 * (step + 1)), step
   for step in (10, 30, 50, 70, 89, 90):
@@ -105,51 +97,37 @@ def test_schedule(schedule, middle):
 @pytest.mark.parametrize('warmup_steps', [0, 1])
 def test_schedule_without_warmup_starts_at_the_peak(schedule, warmup_steps):
   config = _config(warmup_steps=warmup_steps, schedule=schedule)
-  assert optimizer_lib.make_schedule(config)(0) == pytest.approx(0.5)
+  assert optimizer.make_schedule(config)(0) == pytest.approx(0.5)
 
 
 def test_run_shorter_than_its_warmup_only_warms_up():
   config = _config(num_steps=5, warmup_steps=10, schedule='cosine')
-  rate = optimizer_lib.make_schedule(config)
+  rate = optimizer.make_schedule(config)
   for step in range(5):
     assert rate(step) == pytest.approx(0.05 * (step + 1))
 
 
 def test_adamw_is_that_of_torch():
-  config = _config(
-    name='adamw',
-    learning_rate=0.1,
-    warmup_steps=4,
-    b1=0.8,
-    b2=0.95,
-    eps=1e-4,
-    weight_decay=0.3,
-  )
+  fields = dict(learning_rate=0.1, warmup_steps=4, weight_decay=0.3)
+  config = _config(name='adamw', b1=0.8, b2=0.95, eps=1e-4, **fields)
   gradients = _gradients(6)
-  make = lambda torch, kernels, others: torch.optim.AdamW(
-    [
-      {'params': kernels, 'weight_decay': 0.3},
-      {'params': others, 'weight_decay': 0.0},
-    ],
-    betas=(0.8, 0.95),
-    eps=1e-4,
-  )
+
+  def make(torch, kernels, others):
+    decayed = {'params': kernels, 'weight_decay': 0.3}
+    groups = [decayed, {'params': others, 'weight_decay': 0.0}]
+    return torch.optim.AdamW(groups, betas=(0.8, 0.95), eps=1e-4)
+
   rates = [0.025, 0.05, 0.075, 0.1, 0.1, 0.1]
   _assert_close(_train(config, gradients), _train_torch(make, gradients, rates))
 
 
 @pytest.mark.parametrize('nesterov', [False, True])
 def test_sgd_without_decay_is_that_of_torch(nesterov):
-  config = _config(
-    name='sgd', momentum=0.8, nesterov=nesterov, weight_decay=0.0
-  )
+  fields = dict(momentum=0.8, nesterov=nesterov, weight_decay=0.0)
   gradients = _gradients(5)
-  make = lambda torch, kernels, others: torch.optim.SGD(
-    kernels + others, momentum=0.8, nesterov=nesterov, lr=1.0
-  )
-  _assert_close(
-    _train(config, gradients), _train_torch(make, gradients, [0.5] * 5)
-  )
+  make = lambda torch, a, b: torch.optim.SGD(a + b, lr=1.0, **fields)
+  expected = _train_torch(make, gradients, [0.5] * 5)
+  _assert_close(_train(_config(name='sgd', **fields), gradients), expected)
 
 
 def test_decay_of_sgd_is_decoupled():
@@ -174,20 +152,16 @@ def test_decay_is_on_kernels_alone(name):
   before = _params()
   zeros = jax.tree.map(np.zeros_like, before)
   after = _train(config, [zeros])
-  np.testing.assert_allclose(
-    after['conv1'].pop('kernel'), before['conv1'].pop('kernel') * 0.95
-  )
+  kernel, old = (params['conv1'].pop('kernel') for params in (after, before))
+  np.testing.assert_allclose(kernel, old * 0.95)
   jax.tree.map(np.testing.assert_array_equal, after, before)
 
 
 @pytest.mark.parametrize('norm', ['batch', 'group', 'none'])
 def test_every_kernel_of_the_network_is_decayed_and_nothing_else(norm):
   model = unet.UNet(num_classes=3, depth=1, base_features=2, norm=norm)
-  image = jax.ShapeDtypeStruct((1, 8, 8, 3), np.float32)
-  params = jax.eval_shape(
-    lambda x: model.init(jax.random.key(0), x, train=False), image
-  )['params']
-  decayed = jax.tree.leaves(optimizer_lib._decay_mask(params))
+  params = networks.shapes(model, 1, 8, 8, 3)['params']
+  decayed = jax.tree.leaves(optimizer._decay_mask(params))
   ranks = [len(x.shape) for x in jax.tree.leaves(params)]
   # Kernels are [H, W, C, F]; all else is a vector.
   assert decayed == [r == 4 for r in ranks]
@@ -198,13 +172,10 @@ def test_every_kernel_of_the_network_is_decayed_and_nothing_else(norm):
   'clip_norm,norm,factor', [(1.0, 10.0, 0.1), (1.0, 0.5, 1.0), (0.0, 10.0, 1.0)]
 )
 def test_clipping_is_by_the_global_norm(clip_norm, norm, factor):
-  config = _config(
-    name='sgd', momentum=0.0, weight_decay=0.0, clip_norm=clip_norm
-  )
+  fields = dict(momentum=0.0, weight_decay=0.0, clip_norm=clip_norm)
   (gradient,) = _gradients(1)
   size = math.sqrt(sum((g**2).sum() for g in jax.tree.leaves(gradient)))
   gradient = jax.tree.map(lambda g: g * np.float32(norm / size), gradient)
-  expected = jax.tree.map(
-    lambda p, g: p - 0.5 * factor * g, _params(), gradient
-  )
-  _assert_close(_train(config, [gradient]), expected)
+  descend = lambda p, g: p - 0.5 * factor * g
+  expected = jax.tree.map(descend, _params(), gradient)
+  _assert_close(_train(_config(name='sgd', **fields), [gradient]), expected)
