@@ -124,7 +124,9 @@ def test_values_of_a_new_set_are_fixed_by_the_suggested_config(
   config = make_config(tmp_path / 'data', tmp_path, suggest=True)
   with pytest.raises(errors.UserError, match='check its data.mask_values'):
     inspect_data.run(config, str(tmp_path / 'run'))
-  assert 'which maps the unknown values: python' in capsys.readouterr().out
+  printed = capsys.readouterr().out
+  assert 'train: 4 pairs; no mask can be mapped yet' in printed
+  assert 'which maps the unknown values: python' in printed
   assert read_suggested(tmp_path).data.mask_values == ((0, 0), (7, 1))
 
 

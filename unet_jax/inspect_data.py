@@ -345,7 +345,8 @@ def _print_summary(
     shares = ', '.join(
       f'{c["name"]} {c["pixel_share"]:.1%}' for c in described['classes']
     )
-    print(f'{split}: {described["num_examples"]} pairs; {shares or "no class"}')
+    count = described['num_examples']
+    print(f'{split}: {count} pairs; {shares or "no mask can be mapped yet"}')
   for f in report['findings']:
     where = f' [{f["split"]}]' if f['split'] else ''
     print(f'{f["level"]}: {f["kind"]}{where}: {f["message"]}')
