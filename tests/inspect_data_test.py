@@ -112,6 +112,22 @@ def test_errors_are_reported_after_the_report(tmp_path, capsys):
   assert 'value 77' in printed
 
 
+def test_values_of_a_new_set_are_fixed_by_the_suggested_config(
+  tmp_path, capsys
+):
+  pairs = {
+    k: (i, m * np.uint8(7)) for k, (i, m) in folders.make_pairs(5).items()
+  }
+  folders.write_pairs(tmp_path / 'data', pairs)
+  config = make_config(tmp_path / 'data', tmp_path, suggest=True)
+  with pytest.raises(errors.UserError, match='check its data.mask_values'):
+    inspect_data.run(config, str(tmp_path / 'run'))
+  printed = capsys.readouterr().out
+  assert 'train: 4 pairs; no mask can be mapped yet' in printed
+  assert 'which maps the unknown values: python' in printed
+  assert read_suggested(tmp_path).data.mask_values == ((0, 0), (7, 1))
+
+
 def test_nothing_usable(tmp_path):
   pairs = {k: (b'broken', m) for k, (_, m) in folders.make_pairs(5).items()}
   folders.write_pairs(tmp_path / 'data', pairs)

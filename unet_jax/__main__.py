@@ -1,6 +1,7 @@
 """Runs a U-Net: `unet-jax --mode=MODE --config=configs/NAME.py`.
 
-In a checkout `python main.py` is the same.
+In a checkout `python main.py` is the same. --config.section.field=value sets a
+field; unet_jax/config/default.py lists all, with their meaning.
 """
 
 import importlib

@@ -86,13 +86,17 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   page.write(path, report, {'examples': pictures, 'batch': batch})
   _print_summary(report, suggestions, workdir)
   num_errors = report['counts']['error']
+  fix = 'fix them before training'
   if config.data.suggest:
     after = ', once the errors are fixed' if num_errors else ''
+    if {f.kind for f in found if f.level == 'error'} == {'unknown values'}:
+      # Of a new set: the suggested table is the fix.
+      after = ', which maps the unknown values'
+      fix = 'the suggested config maps these values: check its data.mask_values'
     _write_suggestion(report['suggestion'], suggestions, config, workdir, after)
   if num_errors:
     raise errors.UserError(
-      f'{num_errors} error(s) in the data, reported above and in {path}; fix '
-      'them before training'
+      f'{num_errors} error(s) in the data, reported above and in {path}; {fix}'
     )
 
 
@@ -341,7 +345,8 @@ def _print_summary(
     shares = ', '.join(
       f'{c["name"]} {c["pixel_share"]:.1%}' for c in described['classes']
     )
-    print(f'{split}: {described["num_examples"]} pairs; {shares or "no class"}')
+    count = described['num_examples']
+    print(f'{split}: {count} pairs; {shares or "no mask can be mapped yet"}')
   for f in report['findings']:
     where = f' [{f["split"]}]' if f['split'] else ''
     print(f'{f["level"]}: {f["kind"]}{where}: {f["message"]}')

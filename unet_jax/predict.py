@@ -36,7 +36,11 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   planned = outputs.plan(config, workdir)
   left = [item for item in planned if not outputs.existing(item[1])]
   if len(left) < len(planned):
-    _log.info('%d images are done already', len(planned) - len(left))
+    _log.info(
+      '%d images are done already; to predict them again, remove their files '
+      'or set predict.output',
+      len(planned) - len(left),
+    )
   skipped = 0
   if left:
     mesh = mesh_lib.make_prediction_mesh(config)

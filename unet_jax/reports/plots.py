@@ -31,11 +31,13 @@ def draw_predictions(
   Examples are those of `pictures.predicted_part`.
   """
   rows, titles = len(examples), ('image', 'mask', 'prediction', 'errors')
-  figure, axes = plt.subplots(
-    rows, 4, figsize=(9, 2.3 * rows + 0.5), squeeze=False
-  )
-  for i, (row, example) in enumerate(zip(axes, examples)):
-    image, mask, prediction = pictures.predicted_part(example)
+  parts = [pictures.predicted_part(example) for example in examples]
+  # Of the highest mask; a row of square ones is 2.3 inches high.
+  aspect = max(mask.shape[0] / mask.shape[1] for _, mask, _ in parts)
+  height = (0.2 + 2.1 * min(aspect, 1)) * rows + 0.5
+  figure, axes = plt.subplots(rows, 4, figsize=(9, height), squeeze=False)
+  for i, (row, part) in enumerate(zip(axes, parts)):
+    image, mask, prediction = part
     ignored = mask == fields.IGNORE_LABEL
     wrong = (mask != prediction) & ~ignored
     panels = (
@@ -70,7 +72,7 @@ def draw_predictions(
     fontsize=9,
     frameon=False,
   )
-  figure.tight_layout(rect=(0, 0.35 / (2.3 * rows + 0.5), 1, 1))
+  figure.tight_layout(rect=(0, 0.35 / height, 1, 1))
   _save(figure, path)
 
 
