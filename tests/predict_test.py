@@ -1,5 +1,6 @@
 """Files of predictions from a workdir alone: against the network itself."""
 
+import errno
 import json
 
 import cv2
@@ -166,6 +167,18 @@ def test_a_writer_that_fails_leaves_nothing(workdir, tmp_path, monkeypatch):
   with pytest.raises(OSError, match='No space'):
     _predict(workdir, tmp_path)
   assert _written(tmp_path) <= {'a.png', 'c.tif'}
+
+
+def test_a_full_disk_is_named_by_the_output(workdir, tmp_path, monkeypatch):
+  _images(tmp_path / 'in', ['a.png'])
+
+  def fails(self, rows):
+    raise OSError(errno.ENOSPC, 'No space left on device')
+
+  monkeypatch.setattr(outputs.PredictionFiles, 'write', fails)
+  with pytest.raises(OSError, match='No space') as e:
+    _predict(workdir, tmp_path)
+  assert str(e.value.filename) == f'{tmp_path}/out'
 
 
 @pytest.mark.whole_runs

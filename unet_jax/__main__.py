@@ -50,8 +50,9 @@ def _parse_flags(argv: list[str]) -> list[str]:
       raise errors.UserError(f'{rest[1]}: flags are written --name=value')
     if _MODE.value == 'import' and not _WORKDIR.value:
       raise errors.UserError('--mode=import needs --workdir=DIR, a new run')
+    command_line.check_config(flags.FLAGS['config'].value)
     return rest
-  except (flags.Error, ImportError, ValueError, TypeError) as e:
+  except Exception as e:  # A mistake of another kind is raised again.
     errors.exit_with(f'error: {command_line.line_of_flags(e)}', 2)
 
 

@@ -34,6 +34,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   mesh_lib.check_processes(config, 'predict')
   members = restore.member_workdirs(config, workdir)
   planned = outputs.plan(config, workdir)
+  folder = planned[0][1].mask.parent.parent
   left = [item for item in planned if not outputs.existing(item[1])]
   if len(left) < len(planned):
     _log.info(
@@ -54,8 +55,11 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     network = predictor.Predictor(
       config, unet.create_model(config), variables, ensemble, mesh
     )
-    skipped = _predict(network, left, config)
-  folder = planned[0][1].mask.parent.parent
+    try:
+      skipped = _predict(network, left, config)
+    except OSError as e:
+      e.filename = e.filename or folder  # A full disk has no name.
+      raise
   more = f', {skipped} skipped' if skipped else ''
   print(
     f'{len(planned) - skipped} images, {len(left) - skipped} new{more}: '

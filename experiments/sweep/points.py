@@ -141,6 +141,9 @@ def resolve(arguments: Sequence[str]) -> ml_collections.ConfigDict:
       'config', flag_values=values, sys_argv=argv
     )
     values(argv)
-  except (flags.Error, ImportError, ValueError, TypeError) as e:
+    command_line.check_config(holder.value)
+  except errors.UserError:
+    raise
+  except Exception as e:  # A mistake of another kind is raised again.
     raise errors.UserError(command_line.line_of_flags(e)) from e
   return holder.value

@@ -73,6 +73,8 @@ def load(
   file, _, size = name.partition(':')
   module = _import(file)
   constants = plain({k: getattr(module, k, v) for k, v in DEFAULTS.items()})
+  with _named(file):
+    _check_types({'SIZES': constants['SIZES']})
   sizes = constants.pop('SIZES')
   with _named(file):
     _check_names(vars(module), sizes)
@@ -80,6 +82,8 @@ def load(
     has = f'the sizes {", ".join(sizes)}' if sizes else 'no sizes'
     raise errors.UserError(f'{file}:{size}: it has {has}')
   constants.update(sizes.get(size, {}))
+  with _named(file):
+    _check_types(constants)
   base = f'--config={ROOT / constants["BASE"]}'
   overrides = points_lib.as_flags(constants['OVERRIDES'])
   arguments = tuple(points_lib.last_of_each([base, *overrides, *arguments]))
@@ -214,6 +218,17 @@ def _check_names(names: dict[str, Any], sizes: dict[str, Any]) -> None:
     if near and name not in DEFAULTS:
       raise errors.UserError(
         f'did you mean {near[0]} by {name}? Else choose another name'
+      )
+
+
+def _check_types(constants: dict[str, Any]) -> None:
+  """Raises UserError for a constant of another type than its default's."""
+  for name, value in constants.items():
+    kind = type(DEFAULTS[name])
+    if not isinstance(value, kind) and (name, value) != ('TUNE', None):
+      raise errors.UserError(
+        f'{name} is {value!r}; it takes a {kind.__name__}, such as '
+        f'{DEFAULTS[name]!r}' + (', or None' if name == 'TUNE' else '')
       )
 
 

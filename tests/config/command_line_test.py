@@ -1,11 +1,16 @@
 """Arguments that name nothing, and where recipes are found."""
 
 import pathlib
+import sys
 
 import pytest
+from absl import flags
+from ml_collections import config_flags
 
 from tests.refusals import cases, message_of
 from unet_jax.config import command_line
+
+pytestmark = pytest.mark.filterwarnings('ignore:the load_module')
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 # Arguments, and the message of each.
@@ -30,6 +35,9 @@ _REFUSED = """\
 --config=configs/shape.py
   --config=configs/shape.py: no such file (did you mean shapes?); configs/ has
   folder, isbi_2012, keras_lesson, oxford_pets, shapes, volumes
+--config=
+  --config=: no such file; configs/ has folder, isbi_2012, keras_lesson,
+  oxford_pets, shapes, volumes
 --config=qqq.py:small
   --config=qqq.py:small: no such file; configs/ has folder, isbi_2012,
   keras_lesson, oxford_pets, shapes, volumes
@@ -76,29 +84,107 @@ def test_recipes_are_found_from_any_folder(tmp_path, monkeypatch):
   assert command_line.resolved([argument]) == [
     f'--config={_ROOT}/configs/oxford_pets.py:small'
   ]
+  assert command_line.resolved(['--config', 'configs/shapes.py']) == [
+    f'--config={_ROOT}/configs/shapes.py'
+  ]
   # A file in the current folder wins.
   (tmp_path / 'configs').mkdir()
   (tmp_path / 'configs/oxford_pets.py').touch()
   assert command_line.resolved([argument]) == [argument]
 
 
-@pytest.mark.parametrize(
-  'source',
-  ['from configs import default', 'from configs_of_old import default'],
-)
-def test_config_of_an_older_version(source, tmp_path):
-  file = tmp_path / 'suggested.py'
-  file.write_text(source)
-  with pytest.raises(ImportError) as e:
-    exec(compile(source, file, 'exec'))
-  if 'of_old' in source:  # A mistake of another kind.
-    with pytest.raises(ModuleNotFoundError, match='configs_of_old'):
-      command_line.line_of_flags(e.value)
-  else:
-    assert command_line.line_of_flags(e.value) == (
-      f"{file}: cannot import name 'default' from 'configs'; the default "
-      'config is imported by `from unet_jax.config import default`'
-    )
+_FROM_DEFAULT = """from unet_jax.config import default
+def get_config():
+  config = default.get_config()
+"""
+_GOOD = _FROM_DEFAULT + '  return config'
+# Text of a config file, and what follows `FILE` in its one line.
+_MISTAKES = {
+  'from configs import default': (
+    ":1: cannot import name 'default' from 'configs'; the default config is "
+    'imported by `from unet_jax.config import default`'
+  ),
+  'from configs_of_old import default': (
+    ":1: ModuleNotFoundError: No module named 'configs_of_old'"
+  ),
+  'x = 1\ndef get_config(:': ':2: SyntaxError: invalid syntax',
+  'hello': ":1: NameError: name 'hello' is not defined",
+  _FROM_DEFAULT + "  config.import_.path = 'x'": (
+    ':4: AttributeError: "\'import_\'"; config.import_ is now config.weights'
+  ),
+}
+
+
+def _load(file, *fields):
+  sys.modules.pop('config_config', None)  # Where config_flags keeps the last.
+  argv = ['main.py', f'--config={file}', *fields]
+  values = flags.FlagValues()
+  holder = config_flags.DEFINE_config_file(
+    'config', flag_values=values, sys_argv=argv
+  )
+  values(argv)
+  command_line.check_config(holder.value)
+
+
+def _line(file, *fields):
+  with pytest.raises(Exception) as e:  # noqa: PT011
+    _load(file, *fields)
+  line = command_line.line_of_flags(e.value)
+  assert '\n' not in line
+  return line
+
+
+@pytest.mark.parametrize('text', _MISTAKES)
+def test_mistakes_in_a_config_file(text, tmp_path):
+  file = tmp_path / 'mine.py'
+  file.write_text(text)
+  assert _line(file) == f'{file}{_MISTAKES[text]}'
+
+
+def test_a_renamed_field_in_a_config_file(tmp_path):
+  file = tmp_path / 'mine.py'
+  file.write_text(_FROM_DEFAULT + '  config.log.num_figures = 3')
+  line = _line(file)
+  assert line.startswith(f'{file}:4: AttributeError: ')
+  assert line.endswith(
+    '; config.log.num_figures is now config.log.num_examples'
+  )
+
+
+def test_files_that_give_no_config(tmp_path):
+  start = 'start from default.get_config() of unet_jax.config'
+  for i, (text, line) in enumerate(
+    {
+      'x = 1': '--config: the file has no get_config(); configs/ has examples',
+      'def get_config(): pass': (
+        f'get_config() of --config returns NoneType, no config; {start}'
+      ),
+      'def get_config(): return {"seed": 1}': (
+        f'get_config() of --config returns dict, no config; {start}'
+      ),
+      'import ml_collections\n'
+      'def get_config(): return ml_collections.ConfigDict({"seed": 1})': (
+        'get_config() of --config returns no field '
+        f'augment.affine.probability; {start}'
+      ),
+      'def get_config(): open("/no/such/file")': (
+        "--config: [Errno 2] No such file or directory: '/no/such/file'"
+      ),
+    }.items()
+  ):
+    file = tmp_path / f'mine_{i}.py'
+    file.write_text(text)
+    assert _line(file) == line
+  # Also where a field is set in what could not be loaded.
+  assert _line(file, '--config.seed=2') == line
+  good = tmp_path / 'good.py'
+  good.write_text(_GOOD)
+  _load(good)
+
+
+def test_bugs_keep_their_trace():
+  with pytest.raises(KeyError):
+    command_line.line_of_flags(KeyError('x'))
 
 
 def test_versions_of_python():

@@ -47,6 +47,11 @@ def test_read_config_of_a_workdir(tmp_path):
   message = message_of(saved.read, str(tmp_path), {})
   assert message.startswith(f'{path} is not valid JSON (')
   assert message.endswith('; restore it, or give --config')
+  for damaged in (b'[]', b'\xff\xfe', b'{"model": {"depth": "two"}}'):
+    path.write_bytes(damaged)
+    message = message_of(saved.read, str(tmp_path), {})
+    assert message.startswith(f'{path} is no saved config (')
+    assert message.endswith('; restore it, or give --config')
 
 
 def test_json_of_older_versions():

@@ -8,6 +8,8 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
+from absl import flags
+
 from unet_jax.config import default, fields
 from unet_jax.runtime import errors
 
@@ -41,13 +43,16 @@ def resolved(arguments: Sequence[str]) -> list[str]:
       --config behind the fields that it is to be changed by.
   """
   known = fields.flatten(default.get_config())
-  first, result = None, []
-  for argument in arguments:
-    name, _, value = argument.lstrip('-').partition('=')
-    if name == 'config':
+  first, result, rest = None, [], list(arguments)
+  while rest:
+    argument = rest.pop(0)
+    if argument in ('-config', '--config') and rest:
+      argument = f'--config={rest.pop(0)}'
+    name, equals, value = argument.lstrip('-').partition('=')
+    if argument.startswith('-') and name == 'config':
       if first:
         raise errors.UserError(f'{argument} comes after {first}; put it first')
-      if value:
+      if equals:
         argument = f'--config={find(value)}'
     elif argument.startswith('-') and name.startswith('config.'):
       first = first or argument
@@ -100,21 +105,63 @@ def default_workdir(name: str) -> str:
   return os.path.join('runs', f'{stem}-{argument}' if argument else stem)
 
 
+def check_config(config: Any) -> None:
+  """Raises UserError where a get_config() returns no config of this program."""
+  start = 'start from default.get_config() of unet_jax.config'
+  # Raises OSError for a file that could not be loaded.
+  if not hasattr(config, 'to_dict'):
+    raise errors.UserError(
+      f'get_config() of --config returns {type(config).__name__}, no config; '
+      + start
+    )
+  known, found = map(fields.flatten, (default.get_config(), config))
+  for field in known:
+    if field not in found:
+      raise errors.UserError(
+        f'get_config() of --config returns no field {field}; {start}'
+      )
+
+
 def line_of_flags(e: Exception) -> str:
   """Returns what to print for a mistake on the command line, or in a config.
 
   Raises:
-    e: an import that fails for another reason than an older version's config.
+    e: what is neither, a bug of ours.
   """
-  if isinstance(e, ImportError):
-    if not e.name or e.name.partition('.')[0] != 'configs':
-      raise e
-    file = traceback.extract_tb(e.__traceback__)[-1].filename
-    return (
-      f'{file}: {e.msg.partition(" (")[0]}; the default config is imported by '
-      '`from unet_jax.config import default`'
-    )
+  if isinstance(e, OSError):  # config_flags wraps it.
+    return f'--config: {e.__cause__ or e}'.splitlines()[0]
+  if not isinstance(e, flags.Error | ValueError | TypeError):
+    return _line_of_config(e)
   # config_flags wraps a mistake inside get_config() in a whole trace.
   trace = re.findall(r'^ *\w+Error: (.+)$', str(e), re.MULTILINE)
   line = trace[-1] if trace else str(e).splitlines()[0]
   return line.removeprefix('flag ')
+
+
+def _line_of_config(e: Exception) -> str:
+  """Returns a line on a mistake in the code of a config file."""
+  if isinstance(e, SyntaxError):
+    return f'{e.filename}:{e.lineno}: SyntaxError: {e.msg}'
+  if isinstance(e, AttributeError) and e.name == 'get_config':
+    return '--config: the file has no get_config(); configs/ has examples'
+  # config_flags gives the module of the file this name.
+  frames = [
+    (frame.f_code.co_filename, line)
+    for frame, line in traceback.walk_tb(e.__traceback__)
+    if frame.f_globals.get('__name__') == 'config_config'
+  ]
+  if not frames:
+    raise e
+  file, line = frames[-1]
+  words = ' '.join(str(e).split())
+  where, hint = f'{file}:{line}: {type(e).__name__}: {words}', ''
+  if isinstance(e, ImportError) and f'{e.name}.'.startswith('configs.'):
+    where = f'{file}:{line}: {e.msg.partition(" (")[0]}'
+    hint = (
+      'the default config is imported by `from unet_jax.config import default`'
+    )
+  for old, new in fields.RENAMED.items():
+    name = old.rpartition('.')[2]
+    if f"'{name}'" in words or f'"{name}"' in words:
+      hint = f'config.{old} is now config.{new}'
+  return '; '.join(filter(None, [where, hint]))

@@ -93,6 +93,12 @@ def read(
     raise errors.UserError(
       f'{path} is not valid JSON ({e}); restore it, or give --config'
     ) from e
+  except errors.UserError:
+    raise
+  except (ValueError, TypeError, AttributeError) as e:
+    raise errors.UserError(
+      f'{path} is no saved config ({e}); restore it, or give --config'
+    ) from e
   config.update_from_flattened_dict(overrides)
   return config
 

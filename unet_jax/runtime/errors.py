@@ -5,6 +5,12 @@ import os
 import sys
 from typing import NoReturn
 
+# What the system says about a path or a disk that a user can change.
+_OF_USERS = (
+  *(errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENOTDIR),
+  *(errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG),
+)
+
 
 class UserError(ValueError):
   """A mistake that a user can fix; its text is one line: what, where, fix.
@@ -29,7 +35,7 @@ def one_line(e: UserError | OSError, where: str) -> str:
   """
   if isinstance(e, UserError):
     return str(e)
-  if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+  if e.errno in _OF_USERS:
     return (
       f'{e.filename or where}: {e.strerror}; fix this and run the same command '
       'again'

@@ -36,6 +36,16 @@ _FIXES = {
   'file too large': 'raise the limit on the size of files',
 }
 
+# Parts of Orbax's messages about files that are damaged or not there.
+_DAMAGED = (
+  'error while reading array',
+  'was not found in the checkpoint',
+  'out_of_range:',
+  'data_loss:',
+  'not_found:',
+  'failed_precondition:',
+)
+
 
 def best_scores(workdir: str, best_metric: str) -> dict[int, float]:
   """Returns {step: score} of a run's evaluations; larger is better.
@@ -151,7 +161,9 @@ class Checkpoints:
       self._manager.check_for_errors()
 
   def close(self) -> None:
-    self._manager.close()
+    """Ends Orbax's threads; raises like `save` if a save has failed."""
+    with self._one_line_errors():
+      self._manager.close()
 
   def _check_space(self, state: TrainState) -> None:
     """Raises OSError if the disk is too full, before anything is written."""
@@ -180,11 +192,29 @@ class Checkpoints:
         f'Whole checkpoints: {whole}'
       ) from e
 
+  @contextlib.contextmanager
+  def _whole(self, step: int) -> Iterator[None]:
+    """Reports damaged files of a checkpoint; raises other errors as is."""
+    try:
+      yield
+    except Exception as e:
+      text = ' '.join(str(e).split())
+      damaged = any(part in text.lower() for part in _DAMAGED)
+      if not damaged and not isinstance(e, json.JSONDecodeError):
+        raise
+      others = ', '.join(str(s) for s in self.steps if s != step) or 'none'
+      raise errors.UserError(
+        f'{self._directory}: the checkpoint of step {step} is damaged '
+        f'({text[:100]}); restore its folder, or move it away to go on from '
+        f'another. Other checkpoints: {others}'
+      ) from e
+
   def saved_config(self, step: int) -> ml_collections.ConfigDict:
     """Returns the config that a checkpoint was saved with."""
-    restored = self._manager.restore(
-      step, args=ocp.args.Composite(config=ocp.args.JsonRestore())
-    )
+    with self._whole(step):
+      restored = self._manager.restore(
+        step, args=ocp.args.Composite(config=ocp.args.JsonRestore())
+      )
     return saved.from_json(json.dumps(restored.config))
 
   def restore(
@@ -196,13 +226,16 @@ class Checkpoints:
       abstract_state: shapes, types and shardings to restore into.
     """
     try:
-      restored = self._manager.restore(
-        step,
-        args=ocp.args.Composite(
-          state=ocp.args.StandardRestore(abstract_state),
-          data=ocp.args.JsonRestore(),
-        ),
-      )
+      with self._whole(step):
+        restored = self._manager.restore(
+          step,
+          args=ocp.args.Composite(
+            state=ocp.args.StandardRestore(abstract_state),
+            data=ocp.args.JsonRestore(),
+          ),
+        )
+    except errors.UserError:
+      raise
     except ValueError as e:
       if 'tree structure' not in str(e):
         raise

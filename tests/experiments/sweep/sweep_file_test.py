@@ -165,6 +165,9 @@ _MISTAKES = {
     "TUNE has 'optimizer.eps': 1e-08; it takes the values to try, such as "
     '(0.001, 0.002, 0.004, 0.008)'
   ),
+  'TUNE = ()': 'TUNE is (); it takes a dict, such as {}, or None',
+  'BASE = 3': "BASE is 3; it takes a str, such as 'configs/shapes.py'",
+  'SIZES = ()': 'SIZES is (); it takes a dict, such as {}',
   "BUDGET = 'time'": "BUDGET is one of steps, flops, not 'time'",
   "BUDGET = 'flops'\nyield {'train.num_steps': 5}": (
     "train.num_steps follows from BUDGET = 'flops'; remove it from sweep(), "

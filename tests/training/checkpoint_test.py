@@ -1,0 +1,87 @@
+"""Checkpoints whose files are damaged, and saves that fail at the end."""
+
+import contextlib
+import pathlib
+import shutil
+
+import pytest
+
+from tests import runs, tiny
+from tests.refusals import message_of
+from unet_jax.runtime import mesh as mesh_lib
+from unet_jax.training import checkpoint
+from unet_jax.training import optimizer as optimizer_lib
+from unet_jax.training import state as state_lib
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+  """The workdir of a run with checkpoints 1 and 2, its config and network."""
+  workdir = tmp_path_factory.mktemp('run')
+  config = tiny.make_config()
+  model, _ = runs.save(workdir, config, steps=(1, 2))
+  return workdir, config, model
+
+
+def _truncate(path):
+  for file in filter(pathlib.Path.is_file, path.rglob('*')):
+    file.write_bytes(file.read_bytes()[:20])
+
+
+# Orbax abandons the coroutines that read the other arrays.
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
+@pytest.mark.parametrize(
+  'part,damage',
+  [
+    ('config/metadata', lambda path: path.write_text('{"a')),
+    ('config', shutil.rmtree),
+    ('state/ocdbt.process_0/d', _truncate),
+    ('state/ocdbt.process_0/d', shutil.rmtree),
+  ],
+)
+def test_a_damaged_checkpoint_is_one_line(run, tmp_path, part, damage):
+  workdir, config, model = run
+  copy = tmp_path / 'run'
+  shutil.copytree(workdir, copy)
+  damage(copy / 'checkpoints/00000002' / part)
+  abstract = state_lib.abstract_train_state(
+    config,
+    model,
+    optimizer_lib.make_optimizer(config),
+    mesh_lib.make_mesh(config),
+  )
+  with contextlib.closing(
+    checkpoint.Checkpoints(str(copy), config, read_only=True)
+  ) as checkpoints:
+
+    def read(step):
+      checkpoints.saved_config(step)
+      checkpoints.restore(step, abstract)
+
+    message = message_of(read, 2)
+    read(1)
+  assert message.startswith(
+    f'{copy}/checkpoints: the checkpoint of step 2 is damaged ('
+  )
+  assert message.endswith(
+    '; restore its folder, or move it away to go on from another. Other '
+    'checkpoints: 1'
+  )
+
+
+def test_a_save_that_fails_while_closing_is_one_line(run, monkeypatch):
+  workdir, config, _ = run
+  checkpoints = checkpoint.Checkpoints(str(workdir), config, read_only=True)
+
+  def fail():
+    raise ValueError('RESOURCE_EXHAUSTED: Failed writing: No space left')
+
+  close = checkpoints._manager.close
+  monkeypatch.setattr(checkpoints._manager, 'close', fail)
+  message = message_of(checkpoints.close)
+  close()
+  assert message == (
+    f'{workdir}/checkpoints: the checkpoint could not be saved '
+    '(RESOURCE_EXHAUSTED: Failed writing: No space left); free space there and '
+    'run the same command again. Whole checkpoints: 1, 2'
+  )
