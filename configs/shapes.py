@@ -10,10 +10,12 @@ On two cores of a shared x86 server, 93 s in all, seed 0: dataset mIoU
 0.941; with --config.model.depth=0: 0.199.
 """
 
+import ml_collections
+
 from unet_jax.config import default
 
 
-def get_config():
+def get_config() -> ml_collections.ConfigDict:
   config = default.get_config()
   config.data.update(
     source='shapes',
