@@ -91,7 +91,7 @@ def begin(sweep: Sweep, directory: pathlib.Path) -> None:
 
 
 def _begun(sweep: Sweep) -> dict[str, Any]:
-  """Returns what every call must agree on, {name: value}, as JSON has it."""
+  """Returns the settings that every call must share, as JSON has them."""
   flat = {
     field: value
     for field, value in fields.flatten(sweep.config).items()
@@ -117,8 +117,8 @@ def _replacing(path: pathlib.Path) -> Iterator[TextIO]:
     temporary.unlink(missing_ok=True)
 
 
-# The writers of unet_jax.metric_writer ask jax for the process, and so take the
-# device that the points need.
+# The writers of unet_jax.runtime.whole_files ask jax for the process, and so
+# take the device that the points need.
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
