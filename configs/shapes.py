@@ -1,6 +1,6 @@
 """Embedded default: overlapping drawn shapes, no download, no GPU needed.
 
-Background, disk, ring and bar, told apart by outline alone: each shape
+Background, disk, ring and bar, which differ in outline alone: each shape
 has a random colour and texture, so that a network without a view of the
 surroundings cannot solve it.
 

@@ -173,7 +173,7 @@ def test_table_of_a_run(trained):
   _assert_table(out, _json(workdir / 'eval.json'))
 
 
-def test_evaluation_of_the_last_checkpoint_gives_the_figures_of_the_run(
+def test_evaluation_of_the_last_checkpoint_gives_the_metrics_of_the_run(
   workdir,
 ):
   before = _json(workdir / 'eval.json')
