@@ -13,10 +13,12 @@ out says little: `--mode=cross_validate --config.data.num_folds=5` trains five
 networks, each image evaluated by the one that was not trained on it.
 """
 
+import ml_collections
+
 from unet_jax.config import default
 
 
-def get_config():
+def get_config() -> ml_collections.ConfigDict:
   config = default.get_config()
   config.data.update(
     source='folder',

@@ -18,10 +18,12 @@ cores of a shared x86 server, seed 0, 36 minutes in all: dataset Dice 0.875 +-
 0.006 (mean of both classes), V_rand 0.949 +- 0.046 after thinning.
 """
 
+import ml_collections
+
 from unet_jax.config import default
 
 
-def get_config(recipe: str = 'paper'):
+def get_config(recipe: str = 'paper') -> ml_collections.ConfigDict:
   """Returns the config; `recipe` is `paper` or `small` (CPU)."""
   if recipe not in ('paper', 'small'):
     raise ValueError(
@@ -81,7 +83,7 @@ def get_config(recipe: str = 'paper'):
   return config
 
 
-def _make_small(config) -> None:
+def _make_small(config: ml_collections.ConfigDict) -> None:
   """Five folds in half an hour on two cores."""
   config.data.update(image_size=(256, 256), batch_size=2)
   config.augment.elastic.probability = 0.5

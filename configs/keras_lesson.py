@@ -13,10 +13,12 @@ concatenated skips, one sigmoid channel, no norm.
 DIR is a folder as in configs/folder.py; masks of 0 (background) and 255.
 """
 
+import ml_collections
+
 from unet_jax.config import default
 
 
-def get_config(upsample: str = 'transpose'):
+def get_config(upsample: str = 'transpose') -> ml_collections.ConfigDict:
   """Returns the config; `upsample` is `transpose` or `bilinear`."""
   if upsample not in ('transpose', 'bilinear'):
     raise ValueError(

@@ -14,10 +14,12 @@ steps at 18 images/s. The large recipe has not been measured yet):
   python main.py --config=configs/oxford_pets.py --config.data.dir=DIR
 """
 
+import ml_collections
+
 from unet_jax.config import default
 
 
-def get_config(size: str = 'large'):
+def get_config(size: str = 'large') -> ml_collections.ConfigDict:
   """Returns the config; `size` is `large` (an accelerator) or `small` (CPU)."""
   if size not in ('large', 'small'):
     raise ValueError(

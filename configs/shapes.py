@@ -1,6 +1,6 @@
 """The default: overlapping drawn shapes, no download, no GPU needed.
 
-Background, disk, ring and bar, told apart by outline alone: each shape
+Background, disk, ring and bar, which differ in outline alone: each shape
 has a random colour and texture, so that a network without a view of the
 surroundings cannot solve it.
 
@@ -10,10 +10,12 @@ On two cores of a shared x86 server, 119 s in all, seed 0: dataset mIoU
 0.942; with --config.model.depth=0: 0.199.
 """
 
+import ml_collections
+
 from unet_jax.config import default
 
 
-def get_config():
+def get_config() -> ml_collections.ConfigDict:
   config = default.get_config()
   config.data.update(
     source='shapes',

@@ -35,13 +35,13 @@ def _read(path):
   return json.loads(pathlib.Path(path).read_text())
 
 
-def _evaluation(config, seed, **figures):
+def _evaluation(config, seed, **metrics):
   """What eval.json would have, of a drawn confusion matrix."""
   rng = np.random.default_rng(seed)
   names = fields.metric_names(config)
   return {
     **dict(zip(names, rng.random(len(names)).tolist())),
-    **figures,
+    **metrics,
     'step': config.train.num_steps,
     'params': 'ema',
     'settings': files.settings(config),
@@ -51,7 +51,7 @@ def _evaluation(config, seed, **figures):
 
 
 def _assert_pooled(summary, confusions):
-  """The `pooled` figures, from the definition of each."""
+  """The `pooled` metrics, from the definition of each."""
   (tn, fp), (fn, tp) = np.sum(confusions, 0)
   expected = {
     'dataset_iou/ground': tn / (tn + fp + fn),

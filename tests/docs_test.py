@@ -182,6 +182,26 @@ def test_readme_has_at_most_150_lines():
   assert len(_README.read_text().splitlines()) <= 150
 
 
+def test_the_tree_of_the_readme_is_the_real_one():
+  text, package, seen = _README.read_text(), _ROOT / 'unet_jax', set()
+  tree = re.search(r'^```\n(main.py.*?)^```', text, re.M | re.S)[1]
+  for line in tree.splitlines():
+    indent, name = re.match(r'( *)([\w/]+)', line).groups()
+    inside = package if indent else _ROOT
+    if name.endswith('/'):
+      folder = inside / name
+      assert folder.is_dir(), name
+      seen.add(folder)
+    else:
+      folder = inside
+    for file in re.findall(r'[\w/]+\.py', line):
+      assert (folder / file).is_file(), (folder, file)
+      seen.add(folder / file)
+  modes = {package / f'{module}.py' for module in program._MODES.values()}
+  folders = {path.parent for path in package.glob('*/__init__.py')}
+  assert modes | folders <= seen
+
+
 def test_the_recipes_of_contributing_fit_the_code():
   """Every line that a diff keeps or removes stands in its file, in order."""
   for diff in _fenced(_ROOT / 'CONTRIBUTING.md', 'diff'):

@@ -252,10 +252,11 @@ def test_an_export_is_imported_bit_for_bit(run, which, tmp_path, capsys):
 def test_export_in_names_that_the_network_does_not_have(run, tmp_path):
   workdir, config, _ = run
   config = config.copy_and_resolve_references()
-  config.export.update(path=str(tmp_path / 'x.pth'), format='milesial')
+  path = tmp_path / 'none' / 'x.safetensors'
+  config.export.update(path=str(path), format='milesial')
   assert message_of(export_weights.run, config, workdir) == (
-    f'--config.export.path={tmp_path}/x.pth: takes a file name that ends in '
-    '.safetensors, in a folder that exists'
+    f'--config.export.path={path}: there is no folder {path.parent}; make it, '
+    'or choose another'
   )
   config.model.norm = 'group'
   assert message_of(export_weights.named, {}, config) == (

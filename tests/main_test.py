@@ -95,9 +95,9 @@ def test_workdir_of_a_run(trained):
   assert config['optimizer']['learning_rate'] == 4e-3
   checkpoints = sorted(p.name for p in (workdir / 'checkpoints').iterdir())
   assert checkpoints == ['00000002', '00000004']
-  figures = sorted((workdir / 'figures').iterdir())
-  assert [p.name for p in figures] == ['curves.png', 'predictions.png']
-  for path in figures:
+  plots = sorted((workdir / 'figures').iterdir())
+  assert [p.name for p in plots] == ['curves.png', 'predictions.png']
+  for path in plots:
     with Image.open(path) as png:
       png.load()
       assert png.format == 'PNG' and min(png.size) > 200
@@ -148,23 +148,23 @@ def test_metrics_of_a_run(trained):
   assert accuracy == pytest.approx(result['eval/pixel_accuracy'])
 
 
-def _assert_table(out, figures):
+def _assert_table(out, metrics):
   """Rows of names and numbers, '-' for what is undefined."""
   header, *rows, last = out.splitlines()
   columns = ['dataset_iou', 'image_iou', 'dataset_dice', 'image_dice']
   assert header.split() == columns
   shown = lambda v: '-' if v is None else f'{v:.4f}'
   expected = [
-    [name, *(shown(figures[f'eval/{c}/{name}']) for c in columns)]
+    [name, *(shown(metrics[f'eval/{c}/{name}']) for c in columns)]
     for name in _NAMES
   ]
   means = [c.replace('_', '_m') for c in columns]
-  expected.append(['mean', *(shown(figures[f'eval/{m}']) for m in means)])
+  expected.append(['mean', *(shown(metrics[f'eval/{m}']) for m in means)])
   assert [row.split() for row in rows] == expected
   assert len({len(row) for row in (header, *rows)}) == 1
   assert last == (
-    f'pixel accuracy {figures["eval/pixel_accuracy"]:.4f}, '
-    f'loss {figures["eval/loss"]:.4f}'
+    f'pixel accuracy {metrics["eval/pixel_accuracy"]:.4f}, '
+    f'loss {metrics["eval/loss"]:.4f}'
   )
 
 
@@ -173,7 +173,7 @@ def test_table_of_a_run(trained):
   _assert_table(out, _json(workdir / 'eval.json'))
 
 
-def test_evaluation_of_the_last_checkpoint_gives_the_figures_of_the_run(
+def test_evaluation_of_the_last_checkpoint_gives_the_metrics_of_the_run(
   workdir,
 ):
   before = _json(workdir / 'eval.json')
@@ -194,8 +194,8 @@ def test_evaluation_of_the_last_checkpoint_gives_the_figures_of_the_run(
   )
   assert 0 < found['seconds_waiting_for_device'] < found['seconds']
   assert found['settings']['eval']['tolerance'] == 2.0
-  figures = {p.name for p in (workdir / 'figures').iterdir()}
-  assert figures == {
+  plots = {p.name for p in (workdir / 'figures').iterdir()}
+  assert plots == {
     *('curves.png', 'predictions.png', 'confusion.png', 'reliability.png'),
     *('worst.png', 'median.png', 'best.png'),
   }

@@ -43,33 +43,33 @@ def test_main(tmp_path):
   names = {'network.png', 'network.svg', 'summary.json', 'summary.txt'}
   assert {p.name for p in workdir.iterdir()} == names
   assert (workdir / 'summary.txt').read_text() == out
-  figures = json.loads((workdir / 'summary.json').read_text())
+  metrics = json.loads((workdir / 'summary.json').read_text())
   # Two 3x3 convolutions of 2, two of 4, back to 2 and to 1 channel.
   count = sum([20, 38, 76, 148, 2 * 4 * 4 + 2, 74, 38, 3])
-  assert figures['parameters'] == count
+  assert metrics['parameters'] == count
   assert f'parameters                    {431}\n' in out
-  step = figures['train_step']
+  step = metrics['train_step']
   assert step['backend'] == 'cpu' and step['devices'] == 1
-  assert step['temp_bytes'] > 0 and step['flops'] > figures['flops']
+  assert step['temp_bytes'] > 0 and step['flops'] > metrics['flops']
   with Image.open(workdir / 'network.png') as image:
     image.load()
 
 
 def test_totals_are_sums_of_the_printed_rows(tmp_path, capsys):
-  figures = _run(_config(), tmp_path)
+  metrics = _run(_config(), tmp_path)
   lines = capsys.readouterr().out.splitlines()
   rule = [i for i, line in enumerate(lines) if set(line) == {'-'}]
   assert len(rule) == 2
   rows = lines[rule[0] + 1 : rule[1]]
-  assert len(rows) == len(figures['layers'])
-  for row, layer in zip(rows, figures['layers']):
+  assert len(rows) == len(metrics['layers'])
+  for row, layer in zip(rows, metrics['layers']):
     assert row.startswith(layer['path'] + ' ')
     assert ' x '.join(map(str, layer['output'])) in row
   for key in ('parameters', 'flops', 'bytes'):
     name = 'activation_bytes' if key == 'bytes' else key
-    assert figures[name] == sum(layer[key] for layer in figures['layers'])
-  assert lines[rule[1] + 1].split()[1] == f'{figures["parameters"]:,}'
-  assert figures['train_step'] is None
+    assert metrics[name] == sum(layer[key] for layer in metrics['layers'])
+  assert lines[rule[1] + 1].split()[1] == f'{metrics["parameters"]:,}'
+  assert metrics['train_step'] is None
   assert lines[-1] == 'The train step was not compiled (summary.compile=False).'
 
 
@@ -86,7 +86,7 @@ def test_memory_of_the_train_step(tmp_path):
   image_bytes = 16 * 16 * (3 + 1)  # One image and mask for each device.
   key_bytes = 8
   assert step['argument_bytes'] == state_bytes + image_bytes + key_bytes
-  # All of the state is donated; the rest are the figures, and pointers.
+  # All of the state is donated; the rest are the metrics, and pointers.
   assert step['alias_bytes'] == state_bytes
   assert state_bytes < step['output_bytes'] < state_bytes + 1000
   of = lambda name: step[f'{name}_bytes']

@@ -61,7 +61,7 @@ def _zeros(x):
 
 
 def make_examples(config, count, seed=0):
-  """Examples whose classes can be told by colour, a part of them ignored."""
+  """Examples whose classes differ in colour, a part of them ignored."""
   rng = np.random.default_rng(seed)
   shape = (count, *config.data.image_size)
   mask = rng.integers(0, config.data.num_classes, shape).astype(np.uint8)

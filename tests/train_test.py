@@ -55,18 +55,18 @@ def _run(workdir, cache, *flags, code=0, **how):
 
 
 def _metrics(workdir):
-  """{step: figures} without what is a matter of time."""
+  """{step: metrics} without what is a matter of time."""
   path = workdir / 'metrics.jsonl'
   lines = path.read_text().splitlines() if path.exists() else []
   result = {}
   for line in lines:
     try:
-      figures = json.loads(line)
+      metrics = json.loads(line)
     except ValueError:
       continue  # Being written.
-    step = figures.pop('step')
+    step = metrics.pop('step')
     timed = ('train/images_per_second', 'eval/seconds')
-    kept = {k: v for k, v in figures.items() if k not in timed}
+    kept = {k: v for k, v in metrics.items() if k not in timed}
     result.setdefault(step, {}).update(kept)
   return result
 
@@ -137,15 +137,15 @@ class _Interrupted:
   def stop(self, number, condition, what):
     """Goes on until a condition holds, then sends a signal; returns stderr.
 
-    The figures until then have to be those of the run without interruption.
+    The metrics until then have to be those of the run without interruption.
     """
     process = _start(self.workdir, self._cache)
     program.wait_until(condition, process, what)
     process.send_signal(number)
     kills = number == signal.SIGKILL
     _, err = program.finish(process, -number if kills else 128 + number)
-    for step, figures in _metrics(self.workdir).items():
-      assert figures.items() <= self._expected[step].items(), (what, step)
+    for step, metrics in _metrics(self.workdir).items():
+      assert metrics.items() <= self._expected[step].items(), (what, step)
     return err
 
 
@@ -213,8 +213,8 @@ def test_a_run_that_is_stopped_in_every_way_continues_bit_for_bit(
 def _assert_same_numbers(a, b):
   """Losses and evaluation agree up to rounding."""
   assert list(_metrics(a)) == list(_metrics(b))
-  for step, figures in _metrics(a).items():
-    for name, value in figures.items():
+  for step, metrics in _metrics(a).items():
+    for name, value in metrics.items():
       # Rounding grows from step to step, as it does between two machines.
       np.testing.assert_allclose(
         _metrics(b)[step][name],

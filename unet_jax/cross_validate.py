@@ -20,11 +20,9 @@ from jax.experimental import multihost_utils
 from unet_jax import evaluate, train
 from unet_jax.config import fields
 from unet_jax.config import saved as saved_lib
-from unet_jax.evaluation import confusion as confusion_lib
-from unet_jax.evaluation import files
+from unet_jax.evaluation import confusion, files
 from unet_jax.reports import text_table
-from unet_jax.runtime import errors, program, whole_files
-from unet_jax.runtime import mesh as mesh_lib
+from unet_jax.runtime import errors, mesh, program, whole_files
 from unet_jax.training import checkpoint
 
 _log = logging.getLogger(__name__)
@@ -58,7 +56,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     SystemExit: as `train.run`; the same command continues from there.
   """
   program.initialize(fields.cache_dir(config))
-  mesh_lib.check_processes(config, 'cross_validate')
+  mesh.check_processes(config, 'cross_validate')
   folds = [_of_fold(config, i) for i in range(config.data.num_folds)]
   workdirs = [os.path.join(workdir, f'fold_{i}') for i in range(len(folds))]
   for fold_config, fold_workdir in zip(folds, workdirs):
@@ -143,11 +141,11 @@ def summarize(
     where it is defined, the values of all folds and, for metrics of counts, the
     one of all examples together, each counted once, where it was held out.
   """
-  confusion = np.array([e['confusion'] for e in evaluations], np.int64).sum(0)
+  counts = np.array([e['confusion'] for e in evaluations], np.int64).sum(0)
   names = fields.class_names(config)
   pooled = {
-    **confusion_lib.scores(confusion[None], names, config.eval.foreground),
-    **confusion_lib.further_scores(confusion[None], names),
+    **confusion.scores(counts[None], names, config.eval.foreground),
+    **confusion.further_scores(counts[None], names),
   }
   result = {}
   for name in evaluations[0]:

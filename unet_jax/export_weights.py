@@ -31,16 +31,16 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   program.initialize(fields.cache_dir(config))
   path = config.export.path
   folder = os.path.dirname(os.path.abspath(path))
-  if not path.endswith('.safetensors') or not os.path.isdir(folder):
+  if not os.path.isdir(folder):
     raise errors.UserError(
-      f'--config.export.path={path}: takes a file name that ends in '
-      '.safetensors, in a folder that exists'
+      f'--config.export.path={path}: there is no folder {folder}; make it, or '
+      'choose another'
     )
   variables, _, about = restore.restore(config, workdir, mesh.make_mesh(config))
   if len(about) > 1:
     raise errors.UserError(
       f'--mode=export writes one network, not {len(about)}; choose one with '
-      '--config.checkpoint.step=N, and leave inference.ensemble out'
+      '--config.checkpoint.step=N, without inference.ensemble'
     )
   step, which = about[0]['step'], about[0]['params']
   variables = multihost_utils.process_allgather(variables, tiled=True)

@@ -27,8 +27,7 @@ from unet_jax.inspection import (
   suggest,
 )
 from unet_jax.models import unet
-from unet_jax.runtime import errors, program, whole_files
-from unet_jax.runtime import mesh as mesh_lib
+from unet_jax.runtime import errors, mesh, program, whole_files
 
 # Longest edge of the pictures that the page is made from, in pixels.
 _PICTURE = 480
@@ -51,7 +50,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   """
   start = time.perf_counter()
   program.initialize(fields.cache_dir(config))
-  mesh_lib.check_processes(config, 'inspect')
+  mesh.check_processes(config, 'inspect')
   program.make_workdir(workdir)
   by_split, by_source, found, seconds = _scan(config)
   suggestions = _suggest(by_split, by_source, found, config)

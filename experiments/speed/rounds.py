@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import ml_collections
 
 from unet_jax.data import prepared
 
@@ -73,7 +74,9 @@ def per_step(call: Callable[[int], Any], steps: int, warmup: int = 1) -> float:
   return seconds(call, steps) / steps
 
 
-def per_batch(batches: Any, config: Any, count: int) -> float:
+def per_batch(
+  batches: Any, config: ml_collections.ConfigDict, count: int
+) -> float:
   """Returns the seconds per batch of a generator, which is closed at the end.
 
   The batches before the clock start the threads, and use up what is read

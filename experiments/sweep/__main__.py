@@ -181,7 +181,7 @@ def _write_jobs(
 
 
 def _command(args: argparse.Namespace) -> int:
-  """Does what the flags ask for; returns the exit code."""
+  """Carries out the flags; returns the exit code."""
   directory = pathlib.Path(args.workdir)
   sweep = sweep_file.load(
     args.sweep, tuple(args.changes), args.no_tune, args.budget

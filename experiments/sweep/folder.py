@@ -4,20 +4,16 @@ points/NAME is the workdir of a point; points that differ in the seed alone
 share variants/NAME; sweep.json has the base, tuning and budget of the sweep.
 """
 
-import contextlib
 import csv
 import dataclasses
 import json
-import math
 import pathlib
-import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, TextIO
+from typing import Any
 
 from experiments.sweep import points
 from experiments.sweep.points import Point, Sweep
 from unet_jax.config import fields
-from unet_jax.runtime import errors, locks
+from unet_jax.runtime import errors, locks, whole_files
 
 # Fields that may differ between calls: only the clock depends on them.
 _FREE = ('data.cache', 'data.cache_dir', 'data.num_workers', 'log')
@@ -91,7 +87,7 @@ def begin(sweep: Sweep, directory: pathlib.Path) -> None:
 
 
 def _begun(sweep: Sweep) -> dict[str, Any]:
-  """Returns what every call must agree on, {name: value}, as JSON has it."""
+  """Returns the settings that every call must share, as JSON has them."""
   flat = {
     field: value
     for field, value in fields.flatten(sweep.config).items()
@@ -101,51 +97,15 @@ def _begun(sweep: Sweep) -> dict[str, Any]:
   return json.loads(json.dumps({'BUDGET': sweep.budget, 'TUNE': tune, **flat}))
 
 
-@contextlib.contextmanager
-def _replacing(path: pathlib.Path) -> Iterator[TextIO]:
-  """Yields a text file that takes the place of `path` at the end.
-
-  Its name is unique: several processes may write the same file, also in
-  containers, which share process ids.
-  """
-  temporary = path.with_name(f'{path.name}.{uuid.uuid4().hex}.tmp')
-  try:
-    with open(temporary, 'w', encoding='utf-8', newline='') as f:
-      yield f
-    temporary.replace(path)
-  finally:
-    temporary.unlink(missing_ok=True)
-
-
-# The writers of unet_jax.metric_writer ask jax for the process, and so take the
-# device that the points need.
-
-
 def write_json(path: pathlib.Path, value: Any) -> None:
-  """Writes a file whole or not at all."""
+  """Writes a file whole or not at all, and makes its folder."""
   path.parent.mkdir(parents=True, exist_ok=True)
-  with _replacing(path) as f:
-    f.write(json.dumps(value, indent=2) + '\n')
+  whole_files.write_json(path, value, asks_jax=False)
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
   """Returns a file's content, {} if there is no such file."""
   return json.loads(path.read_text()) if path.exists() else {}
-
-
-def write_csv(
-  path: pathlib.Path,
-  columns: Sequence[str],
-  rows: Iterable[Mapping[str, Any]],
-) -> None:
-  """Writes a table whole or not at all; missing values are empty cells."""
-  # Floats are written exactly, None as an empty cell.
-  with _replacing(path) as f:
-    writer = csv.DictWriter(f, columns, extrasaction='ignore')
-    writer.writeheader()
-    for row in rows:
-      isnan = lambda x: isinstance(x, float) and not math.isfinite(x)
-      writer.writerow({k: None if isnan(v) else v for k, v in row.items()})
 
 
 def read_csv(path: pathlib.Path) -> list[dict[str, str]]:

@@ -13,8 +13,7 @@ from typing import Any
 import tqdm
 
 from experiments.sweep import folder as folders
-from experiments.sweep import points as points_lib
-from experiments.sweep import tables, tuning
+from experiments.sweep import points, tables, tuning
 from experiments.sweep.children import Children, Failed, Stopped
 from experiments.sweep.points import Point, Sweep
 
@@ -188,4 +187,4 @@ class Runner:
     sweep, flat = self._sweep, self._sweep.flat(overrides)
     tuned = [sweep.tune.field] if sweep.tune else []
     own = [field for field in overrides if field in sweep.fields]
-    return {f: flat[f] for f in (*own, *tuned, *points_lib.ALWAYS_REPORTED)}
+    return {f: flat[f] for f in (*own, *tuned, *points.ALWAYS_REPORTED)}

@@ -33,7 +33,7 @@ DEFAULTS: dict[str, Any] = {
   # How one field is tuned, alike for every variant (points that differ in the
   # seed alone), or None. Missing entries are those of TUNING.
   'TUNE': {},
-  # What is equal for all points: `steps`, train.num_steps of the base; or
+  # Equal for all points: `steps`, train.num_steps of the base; or
   # `flops`, those times the FLOP of the base's train step, by the compiler.
   'BUDGET': 'steps',
   # {'NAME': {constant: value}}, for SWEEP.py:NAME.
@@ -233,7 +233,7 @@ def _check_types(constants: dict[str, Any]) -> None:
 
 
 def _mistakes(sweep: Sweep) -> Iterator[str]:
-  """Yields what would make every point fail alike."""
+  """Yields mistakes that would make every point fail alike."""
   flat, fields, tune = sweep.flat({}), sweep.fields, sweep.tune
   if not sweep.points:
     yield 'sweep() yields no point'

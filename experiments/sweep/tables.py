@@ -29,11 +29,13 @@ tried for a variant, failures.csv one for each point that failed.
 import functools
 import pathlib
 import statistics
+from collections.abc import Sequence
 from typing import Any
 
 from experiments.sweep import folder as folders
 from experiments.sweep import tuning
 from experiments.sweep.points import Point, Sweep, Tune
+from unet_jax.runtime import whole_files
 
 # The machine of a point, in its record.
 MACHINE = ('device', 'cores', 'jobs')
@@ -135,10 +137,18 @@ def write(sweep: Sweep, directory: pathlib.Path) -> dict[str, int]:
       log = '\n'.join(record['log'])
       failures.append({'point': point.name, **record, 'log': log})
   columns = ('point', 'stage', 'exit_code', 'reason', 'log')
-  folders.write_csv(directory / 'results.csv', _columns(rows), rows)
-  folders.write_csv(directory / 'failures.csv', columns, failures)
+  _write(directory / 'results.csv', _columns(rows), rows)
+  _write(directory / 'failures.csv', columns, failures)
   if sweep.tune:
     trials = tuning_rows(sweep, sweep.tune, directory)
-    folders.write_csv(directory / 'tuning.csv', _columns(trials), trials)
+    _write(directory / 'tuning.csv', _columns(trials), trials)
   missing = len(sweep.points) - len(rows) - len(failures)
   return {'done': len(rows), 'failed': len(failures), 'missing': missing}
+
+
+def _write(
+  path: pathlib.Path, columns: Sequence[str], rows: list[dict[str, Any]]
+) -> None:
+  """Writes a table; metrics that are not finite are empty cells."""
+  rows = whole_files.finite_or_none(rows)
+  whole_files.write_csv(path, rows, columns, asks_jax=False)

@@ -36,7 +36,7 @@ def await_run(folder: pathlib.Path, children: Children) -> None:
 
 
 def read_trial(folder: pathlib.Path) -> dict[str, Any]:
-  """Returns what a tuning run has reached, {} if nothing yet."""
+  """Returns the metrics of a tuning run, {} if there are none yet."""
   found = folders.read_json(folder / 'eval.json')
   diverged = (folder / 'diverged.json').exists()
   if not (found or diverged):

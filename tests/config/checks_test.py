@@ -315,6 +315,12 @@ predict not summary load: data.mask_values=((-1,0),(1,1)) data.num_classes=1
 evaluate not predict load summary import: data.num_classes=1 {_GREY}
   = the shapes source draws 4 classes in RGB: data.num_classes must be 4 and
   data.num_channels 3
+export not train import: export.path=x.pth
+  : takes the name of a .safetensors file
+evaluate not predict load summary: data.dir=DIR data.source=tfds \
+data.name=mnist
+  with the TFDS set mnist: only oxford_iiit_pet is read from a local copy;
+  remove data.dir to download, or use --config=configs/folder.py
 train not evaluate predict: checkpoint.best_metric=eval/image_mio \
 data.num_classes=1 data.source=tfds
   : an evaluation has no such metric (did you mean eval/image_miou?); it has

@@ -193,7 +193,7 @@ def test_first_page_counts(tmp_path):
   assert_array_equal(_assert_by_rows(path), _RGB)
 
 
-def test_tiles_that_are_left_out_are_black(tmp_path):
+def test_tiles_that_are_skipped_are_black(tmp_path):
   path = tmp_path / 'a.tif'
   tiles = iter([np.full((16, 16), 7, np.uint8), None])
   shape = {'shape': (16, 32), 'dtype': np.uint8, 'tile': (16, 16)}

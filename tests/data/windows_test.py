@@ -401,11 +401,11 @@ def test_tiles_are_scored_as_whole_images(source):
       config, model, dataset, helpers.make_mesh(devices)
     )
     assert evaluator.num_examples == 6
-    figures, _, shown = evaluator.run(variables)
-    assert len(set(np.round(list(figures.values()), 6))) > 8
+    metrics, _, shown = evaluator.run(variables)
+    assert len(set(np.round(list(metrics.values()), 6))) > 8
     for name, value in expected.items():
       # A pixel whose two classes are equal up to rounding may turn.
-      found = figures[f'eval/{name}']
+      found = metrics[f'eval/{name}']
       assert_allclose(found, value, rtol=1e-4, err_msg=name)
     assert len(shown) == 3
     assert shown[0]['prediction'].shape == (12, 8)

@@ -130,7 +130,7 @@ def test_v_scores_of_merged_split_and_missing_objects():
   # 2 pairs of pixels together in both, of 2 and 6.
   assert objects.v_scores(truth, merged) == (0.5, 0)
   assert objects.v_scores(merged, truth) == (0.5, 0)
-  # The object that is left out is a part of its own.
+  # The object that is skipped is a part of its own.
   assert objects.v_scores(truth, half) == (1, pytest.approx(1))
   # Nothing is found: all is one part.
   assert objects.v_scores(truth, 0 * truth) == (0.5, 0)

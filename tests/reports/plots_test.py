@@ -100,7 +100,7 @@ def test_curves(best, drawn, tmp_path):
   assert points(right_axis) == right
 
 
-def test_curves_of_a_run_without_figures(drawn, tmp_path):
+def test_curves_of_a_run_without_metrics(drawn, tmp_path):
   plots.draw_curves(str(tmp_path / 'curves.png'), [], 'eval/dataset_miou')
   assert not drawn[0].axes[0].lines
 

@@ -53,8 +53,8 @@ def _train(config, mesh):
   for i in range(_STEPS):
     batch = _weigh(tiny.make_batch(config, seed=i))
     batch = mesh_lib.to_devices(batch, mesh)
-    state, figures = step(state, batch, jax.random.key(3))
-    history.append(jax.tree.map(float, figures))
+    state, metrics = step(state, batch, jax.random.key(3))
+    history.append(jax.tree.map(float, metrics))
   examples = tiny.make_examples(config, _NUM_EVAL, seed=99)
   dataset = [_weigh(example) for example in examples]
   evaluator = counting.Evaluator(config, model, dataset, mesh)
@@ -84,8 +84,8 @@ def test_every_mesh_gives_the_numbers_of_one_device(mesh, one_device):
   history, state, result, examples = _train(config, mesh_lib.make_mesh(config))
   expected_history, expected, expected_result, shown = one_device
   assert len(jax.tree.leaves(state.params)[0].sharding.device_set) == 8
-  for actual, figures in zip(history, expected_history):
-    for name, value in figures.items():
+  for actual, metrics in zip(history, expected_history):
+    for name, value in metrics.items():
       assert_allclose(actual[name], value, rtol=1e-5, err_msg=name)
   jax.tree.map(
     lambda a, b: assert_allclose(a, b, rtol=1e-4, atol=1e-6), state, expected

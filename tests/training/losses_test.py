@@ -267,7 +267,7 @@ def test_loss_is_the_weighted_sum_of_its_terms():
   assert_allclose(_loss(logits, mask, spec), expected, rtol=1e-6)
 
 
-def test_spec_of_a_config_leaves_out_terms_of_weight_0():
+def test_spec_of_a_config_skips_terms_of_weight_0():
   config = default.get_config()
   assert losses.make_spec(config).weights == (('cross_entropy', 1.0),)
   config.loss.weights.update(cross_entropy=0.0, dice=2.0)

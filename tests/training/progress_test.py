@@ -5,7 +5,7 @@ import pytest
 from unet_jax.training import progress as progress_lib
 
 
-def test_rate_leaves_out_pauses_but_no_image(monkeypatch):
+def test_rate_skips_pauses_but_no_image(monkeypatch):
   now = [0.0]
   monkeypatch.setattr(progress_lib.time, 'perf_counter', lambda: now[0])
   progress = progress_lib.Progress(0, 100, batch_size=8)

@@ -1,4 +1,4 @@
-"""What is refused: every check that needs only the config.
+"""Every check that needs only the config, and its message.
 
 A table maps a message, `section.field: why`, to whether it applies. What needs
 devices or processes is checked in runtime/mesh.py.
@@ -255,7 +255,7 @@ def _loss(config: ml_collections.ConfigDict, mode: str) -> Table:
 
 
 def _model(config: ml_collections.ConfigDict, mode: str) -> Table:
-  """What the fields of the network ask of each other."""
+  """Fields of the network that do not go together."""
   m = config.model
   features, pixels = fields.stage_features(m), 2**m.spatial_dims
   is_valid, most = m.padding == 'valid', max(m.depth - 1, 0)
@@ -319,6 +319,7 @@ def _data(config: ml_collections.ConfigDict, mode: str) -> Table:
   """Splits, files, batches and sources."""
   data, parts = config.data, config.optimizer.accumulate_steps
   reads, drawn = mode in _READING, fields.OF_SHAPES
+  downloads = data.source == 'tfds' and data.name != 'oxford_iiit_pet'
   return {
     'data.sample_classes chooses windows of images, which data.resize='
     f'{data.resize} does not draw; set --config.data.resize=patch': (
@@ -337,6 +338,12 @@ def _data(config: ml_collections.ConfigDict, mode: str) -> Table:
     ),
     f'data.batch_size cannot be run in optimizer.accumulate_steps={parts} '
     'equal parts; choose a multiple': data.batch_size % parts,
+    f'data.dir with the TFDS set {data.name}: only oxford_iiit_pet is read from'
+    ' a local copy; remove data.dir to download, or use --config=configs/'
+    'folder.py': reads and downloads and data.dir,
+    'export.path: takes the name of a .safetensors file': (
+      mode == 'export' and not config.export.path.endswith('.safetensors')
+    ),
     'the folder source needs --config.data.dir=DIR, a folder with images/ and '
     'masks/': reads and data.source == 'folder' and not data.dir,
     f'the shapes source draws {drawn["num_classes"]} classes in RGB: '

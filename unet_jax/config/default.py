@@ -101,7 +101,7 @@ def get_config() -> config_dict.ConfigDict:
   # classes that do not occur, masks beside the edges of their images and images
   # that are in both splits; errors stop the run (see --mode=inspect).
   data.check = True
-  # --mode=inspect: write what it suggests to WORKDIR/suggested.py, a config.
+  # --mode=inspect: write the suggested config to WORKDIR/suggested.py.
   data.suggest = False
 
   config.augment = augment = config_dict.ConfigDict()
@@ -115,7 +115,7 @@ def get_config() -> config_dict.ConfigDict:
   # How affine, crop and elastic, which together resample an image once, look up
   # what lies between pixels: `bilinear` or `bicubic`. Masks: always nearest.
   augment.interpolation = 'bilinear'
-  # What they see outside the image: `mirror`, or `ignore`, where the image is
+  # Pixels outside the image: `mirror`, or `ignore`, where the image is
   # mirrored too but the mask is 255.
   augment.border = 'mirror'
   augment.affine = config_dict.ConfigDict()
@@ -216,7 +216,7 @@ def get_config() -> config_dict.ConfigDict:
   # channels. 0: by none; a stage's last convolution halves them beforehand.
   model.upsample = 'transpose'
   model.upsample_kernel = 1
-  # What the decoder does with the encoder's features: `concat`, `add`, `none`,
+  # How the decoder joins the encoder's features: `concat`, `add`, `none`,
   # or `attention`: concat behind gates that the coarser stage controls (Oktay
   # et al. 2018, arXiv 1804.03999), none at the first stage, as there.
   model.skip = 'concat'
@@ -251,7 +251,7 @@ def get_config() -> config_dict.ConfigDict:
   model.remat = False
 
   config.loss = loss = config_dict.ConfigDict()
-  # The loss is the sum of these terms, each times its weight; 0 leaves it out.
+  # The loss is the sum of these terms, each times its weight; 0: off.
   loss.weights = config_dict.ConfigDict()
   loss.weights.cross_entropy = 1.0
   loss.weights.dice = 0.0
@@ -266,8 +266,8 @@ def get_config() -> config_dict.ConfigDict:
   loss.weight_map = 'none'
   loss.border_weight = 10.0
   loss.border_sigma = 5.0
-  # What that is added to: `none` is 1; `image` the inverse frequency of the
-  # pixel's class in its image, scaled to mean 1 (also without borders).
+  # Base weight of a pixel: `none` is 1; `image` the inverse frequency of its
+  # class in its image, scaled to mean 1 (also without borders).
   loss.balance = 'none'
   # Cross-entropy against (1 - s) * one_hot + s / num_classes, 0 to below 1.
   loss.label_smoothing = 0.0
@@ -319,7 +319,7 @@ def get_config() -> config_dict.ConfigDict:
   # --mode=evaluate: how many of the worst, median and best images are shown.
   evaluation.num_examples = 6
   # Classes that together are the foreground of a further, binary score, by
-  # name: ('pet', 'border'); () leaves it out.
+  # name: ('pet', 'border'); (): none.
   evaluation.foreground = ()
   # --mode=evaluate. Boundary IoU: how far its region goes in from the outline,
   # as a share of the image's diagonal (Cheng et al. 2021, arXiv 2103.16562).
@@ -330,7 +330,7 @@ def get_config() -> config_dict.ConfigDict:
   evaluation.band = 3.0
   evaluation.tolerance = 2.0
   # Name of a class whose connected parts are objects (instances, where the data
-  # have them): adds V_rand, V_info and average precision; '' leaves them out.
+  # have them): adds V_rand, V_info and average precision; '': none.
   evaluation.instances = ''
   # Bins of the confidence in the calibration error (Guo et al. 2017, arXiv
   # 1706.04599: 15).
@@ -369,7 +369,7 @@ def get_config() -> config_dict.ConfigDict:
   # --mode=predict: an image, a folder of images (or with them in images/), or a
   # pattern such as 'DIR/*.png'.
   predict.input = ''
-  # The folder of what is written; '' is WORKDIR/predictions. Masks are in
+  # The folder of all that is written; '' is WORKDIR/predictions. Masks are in
   # masks/ and have the values of data.mask_values, the first of each class.
   predict.output = ''
   # Probabilities of all classes, float16, in probabilities/: `none`, `npz`

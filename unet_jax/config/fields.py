@@ -166,7 +166,7 @@ ONLY_VALUE_IN_3D = {
 # Allowed entries of inference.flips.
 FLIPS = ('horizontal', 'vertical')
 
-# What the shapes source draws: fields of the section `data`.
+# The values that the shapes source needs in the section `data`.
 OF_SHAPES = {'num_classes': 4, 'num_channels': 3}
 
 

@@ -79,7 +79,7 @@ def prepare_source(
     return prepared.OnTheFly(source, config.data, make_weights)
   if config.data.cache == 'memory':
     arrays = _memory_arrays(len(source), config)
-    skipped, about = _fill(source, config, arrays)
+    skipped, about = _fill(source, config, arrays, make_weights)
     kept = _kept(len(source), skipped)
     return _checked(prepared.Prepared(split, arrays, kept, *about), skipped)
   if isinstance(source, sources.Subset):
@@ -91,7 +91,7 @@ def prepare_source(
     folder.mkdir(parents=True, exist_ok=True)
     with locks.lock(path.with_suffix('.lock'), f'preparing {source.split}'):
       if not path.exists():
-        _build(source, config, path)
+        _build(source, config, path, make_weights)
   except OSError as e:
     raise errors.UserError(
       f'{path}: cannot keep the prepared arrays there '
@@ -159,7 +159,10 @@ def cache_key(
 
 
 def _build(
-  source: examples.Source, config: ml_collections.ConfigDict, path: pathlib.Path
+  source: examples.Source,
+  config: ml_collections.ConfigDict,
+  path: pathlib.Path,
+  make_weights: weight_map.WeightMap | None,
 ) -> None:
   """Builds the arrays beside `path` and renames them; the lock is held."""
   for leftover in path.parent.glob(path.name + '.tmp-*'):
@@ -169,7 +172,7 @@ def _build(
   )
   try:
     arrays = _disk_arrays(len(source), config, temporary)
-    skipped, (stats, pixels) = _fill(source, config, arrays)
+    skipped, (stats, pixels) = _fill(source, config, arrays, make_weights)
     for array in arrays.values():
       if isinstance(array, np.memmap):
         array.flush()
@@ -238,6 +241,7 @@ def _fill(
   source: examples.Source,
   config: ml_collections.ConfigDict,
   arrays: dict[str, Any],
+  make_weights: weight_map.WeightMap | None,
 ) -> tuple[list[dict], tuple[prepared.Stats, prepared.ClassPixels | None]]:
   """Prepares every example into its row.
 
@@ -247,7 +251,6 @@ def _fill(
   """
   skipped: list[dict] = []
   found: dict[int, dict] = {}
-  make_weights = weight_map.make_weight_map(config)
   # Pixels are sampled by these, so that all kinds of cache hold the same.
   rows = np.arange(len(source))
   if isinstance(source, sources.Subset):

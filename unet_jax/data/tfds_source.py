@@ -91,12 +91,6 @@ def _prepare_tfds(config: ml_collections.ConfigDict) -> Any:
   import tensorflow_datasets as tfds
 
   data = config.data
-  if data.dir:
-    raise errors.UserError(
-      f'--config.data.dir with the TFDS set {data.name}: only '
-      'oxford_iiit_pet is read from a local copy; remove data.dir to '
-      'download, or use --config=configs/folder.py'
-    )
   try:
     builder = tfds.builder(
       data.name,

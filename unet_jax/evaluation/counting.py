@@ -15,8 +15,7 @@ from jax.sharding import Mesh
 
 from unet_jax.config import fields
 from unet_jax.data import pipeline
-from unet_jax.evaluation import confusion as confusion_lib
-from unet_jax.evaluation import step
+from unet_jax.evaluation import confusion, step
 from unet_jax.models import unet
 from unet_jax.models.ensemble import Ensemble, SINGLE
 from unet_jax.runtime import mesh as mesh_lib
@@ -109,9 +108,9 @@ class Evaluator:
         pending = result
     assert pending is not None, 'a split has examples'
     results.append(self._fetch(pending, len(results), take))
-    metrics, confusion = self._summarize(results)
+    metrics, counts = self._summarize(results)
     metrics['seconds'] = time.perf_counter() - start
-    return {f'eval/{k}': v for k, v in metrics.items()}, confusion, shown
+    return {f'eval/{k}': v for k, v in metrics.items()}, counts, shown
 
   def _fetch(
     self,
@@ -151,7 +150,7 @@ class Evaluator:
       np.add.at(whole, of_tiles, per_image)
       per_image = whole
     assert len(per_image) == len(self._dataset), 'an example was lost'
-    metrics = confusion_lib.scores(
+    metrics = confusion.scores(
       per_image, fields.class_names(self._config), self._config.eval.foreground
     )
     totals, counts = (

@@ -18,7 +18,7 @@ def eval_step(
   returns_logits: bool = False,
   **network: Any,
 ) -> dict[str, Any]:
-  """Predicts a batch and counts what an evaluation sums over a split.
+  """Predicts a batch and returns the counts that are summed over a split.
 
   Args:
     variables: `params` and `batch_stats`; of several networks, stacked.

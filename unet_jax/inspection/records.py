@@ -1,4 +1,4 @@
-"""What an inspection knows: files, measurements of examples, and findings."""
+"""Records of an inspection: files, measurements of examples, and findings."""
 
 import dataclasses
 from collections.abc import Iterable, Sequence

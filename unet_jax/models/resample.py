@@ -123,7 +123,7 @@ POOLINGS: dict[str, Callable[[Array], Array]] = {
   'max': max_pool_2x,
   'average': average_pool_2x,
 }
-# By the value of model.upsample: what a convolution follows. `transpose` is a
+# Interpolations by model.upsample; a convolution follows each. `transpose` is a
 # layer, `blocks.ConvTranspose2x`.
 UPSAMPLINGS: dict[str, Callable[[Array], Array]] = {
   'bilinear': bilinear_2x,

@@ -182,7 +182,7 @@ class UNet(nn.Module):
       skip: [B, H, W, C] of the encoder.
 
     Returns:
-      What the block of the stage takes, [B, H', W', C'].
+      [B, H', W', C'], the input of the stage's block.
     """
     is_valid = self.padding == 'valid'
     x = blocks.Upsample(

@@ -14,8 +14,7 @@ from unet_jax.config import saved as saved_lib
 from unet_jax.models import unet
 from unet_jax.models.ensemble import Ensemble, make_ensemble
 from unet_jax.runtime import errors
-from unet_jax.training import checkpoint
-from unet_jax.training import optimizer as optimizer_lib
+from unet_jax.training import checkpoint, optimizer
 from unet_jax.training import state as state_lib
 
 PyTree = Any
@@ -90,7 +89,7 @@ def restore(
         _check_member(saved, config, path, workdir)
         # The optimiser's state has the shape that it was saved with.
         abstract = state_lib.abstract_train_state(
-          saved, model, optimizer_lib.make_optimizer(saved), mesh
+          saved, model, optimizer.make_optimizer(saved), mesh
         )
         state, _ = checkpoints.restore(step, abstract)
         which = config.eval.params if state.ema_params is not None else 'raw'

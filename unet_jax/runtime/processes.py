@@ -43,7 +43,7 @@ def initialize_distributed() -> None:
 def _num_tasks() -> int:
   """Processes that the cluster says this run has."""
   env = os.environ
-  # What Slurm sets for a step of srun, and not for the batch script around it.
+  # Slurm sets these for a step of srun, not for the batch script around it.
   counts = [env.get('SLURM_STEP_NUM_TASKS'), env.get('OMPI_COMM_WORLD_SIZE')]
   return max(*(int(n or 1) for n in counts), _num_tpu_hosts())
 

@@ -1,6 +1,7 @@
 """Files that are written whole or not at all.
 
-Process 0 writes; in the others every call does nothing.
+Process 0 of a run writes; in the others, calls do nothing. Programs that are
+no part of a run pass `asks_jax=False`: asking it takes the devices.
 """
 
 import contextlib
@@ -8,24 +9,41 @@ import csv
 import json
 import math
 import os
-from collections.abc import Iterator
+import pathlib
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
-import jax
 import numpy as np
+
+Path = str | os.PathLike
 
 
 @contextlib.contextmanager
-def replacing(path: str, **options: Any) -> Iterator[TextIO]:
-  """Opens a text file that takes the place of `path` once it is written."""
-  with open(path + '.tmp', 'w', **options) as f:
-    yield f
-  os.replace(path + '.tmp', path)
+def replacing(path: Path, **options: Any) -> Iterator[TextIO]:
+  """Opens a text file that takes the place of `path` once it is written.
+
+  Its name is unique: several processes may write the same file, also in
+  containers, which share process ids.
+  """
+  temporary = pathlib.Path(f'{os.fspath(path)}.{uuid.uuid4().hex}.tmp')
+  try:
+    with open(temporary, 'w', **options) as f:
+      yield f
+    temporary.replace(path)
+  finally:
+    temporary.unlink(missing_ok=True)
 
 
-def write_json(path: str, value: Any) -> None:
+def _is_first_process() -> bool:
+  import jax  # Slow, and the runner of sweeps does without.
+
+  return jax.process_index() == 0
+
+
+def write_json(path: Path, value: Any, asks_jax: bool = True) -> None:
   """Writes a value as JSON, which has no NaN: it becomes null."""
-  if jax.process_index():
+  if asks_jax and not _is_first_process():
     return
   with replacing(path) as f:
     json.dump(finite_or_none(value), f, indent=2)
@@ -43,18 +61,24 @@ def finite_or_none(value: Any) -> Any:
   return value
 
 
-def write_csv(path: str, rows: list[dict[str, Any]]) -> None:
+def write_csv(
+  path: Path,
+  rows: Iterable[Mapping[str, Any]],
+  columns: Sequence[str] = (),
+  asks_jax: bool = True,
+) -> None:
   """Writes a table as CSV (RFC 4180).
 
   Args:
     path: of the file, UTF-8; bytes of a name that are none become \\udcXX.
-    rows: a line each. The columns are in the order in which the rows first name
-      them; NaN, None and keys that a row lacks are empty. Floats are read back
-      exactly.
+    rows: a line each. NaN, None and keys that a row lacks are empty. Floats are
+      read back exactly.
+    columns: without them, all keys in the order in which rows first name them.
   """
-  if jax.process_index():
+  if asks_jax and not _is_first_process():
     return
-  columns = list(dict.fromkeys(key for row in rows for key in row))
+  rows = list(rows)
+  columns = columns or list(dict.fromkeys(key for row in rows for key in row))
   with replacing(
     path, encoding='utf-8', errors='backslashreplace', newline=''
   ) as f:

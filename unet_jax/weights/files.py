@@ -32,7 +32,7 @@ class Layer:
 
 @dataclasses.dataclass(frozen=True)
 class WeightFile:
-  """What a file holds.
+  """The content of a file.
 
   Attributes:
     arrays: by name, in the file's order and layout. {} for Keras.
@@ -228,7 +228,7 @@ def _keras_weights(
       if hasattr(item, 'shape') and not path.startswith('vars/'):
         weights[path] = np.asarray(item)
 
-    # What lies deeper, of networks within networks, keeps its path.
+    # Layers of networks within networks keep their path.
     node.visititems(add_deeper)
     if weights:
       layers.append(Layer(name, kind, weights))

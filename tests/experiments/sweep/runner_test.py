@@ -431,6 +431,7 @@ sweep = points.Sweep(
 """
 _JOB = f"""
 import pathlib, sys
+from unet_jax.runtime import whole_files
 {_BARE}
 out = pathlib.Path(sys.argv[1])
 print('ready', flush=True)
@@ -438,7 +439,7 @@ sys.stdin.read()
 for i in range(50):
   folder.begin(sweep, out)
   folder.write_json(out / 'same.json', [i])
-  folder.write_csv(out / 'same.csv', ['i'], [{{'i': i}}])
+  whole_files.write_csv(out / 'same.csv', [{{'i': i}}], asks_jax=False)
 """
 
 
