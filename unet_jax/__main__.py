@@ -7,7 +7,6 @@ field; unet_jax/config/default.py lists all, with their meaning.
 import importlib
 import os
 import sys
-import types
 
 import ml_collections
 from absl import app, flags
@@ -56,11 +55,6 @@ def _parse_flags(argv: list[str]) -> list[str]:
     errors.exit_with(f'error: {command_line.line_of_flags(e)}', 2)
 
 
-def _module(mode: str) -> types.ModuleType:
-  """Imported when it is needed: jax takes seconds to import."""
-  return importlib.import_module(f'unet_jax.{_MODES[mode]}')
-
-
 def _config(mode: str, workdir: str) -> ml_collections.ConfigDict:
   """The config of the flags; without --config that of the run or the file."""
   flag = flags.FLAGS['config']
@@ -78,13 +72,15 @@ def _run(_: list[str]) -> None:
   logs.set_up()
   # Names of files may be no text.
   sys.stdout.reconfigure(errors='backslashreplace')  # type: ignore[union-attr]
-  name = config_flags.get_config_filename(flags.FLAGS['config'])
-  workdir = _WORKDIR.value or command_line.default_workdir(name)
+  file = config_flags.get_config_filename(flags.FLAGS['config'])
+  workdir = _WORKDIR.value or command_line.default_workdir(file)
   workdir = os.path.abspath(workdir)
   try:
     config = _config(_MODE.value, workdir)
     checks.validate(config, _MODE.value)
-    _module(_MODE.value).run(config, workdir)
+    # Imported here: importing jax takes seconds.
+    module = importlib.import_module(f'unet_jax.{_MODES[_MODE.value]}')
+    module.run(config, workdir)
   except (errors.UserError, OSError) as e:
     errors.exit_with(f'error: {errors.one_line(e, workdir)}', 1)
   except KeyboardInterrupt:
