@@ -23,6 +23,7 @@ from unet_jax.config import fields
 from unet_jax.data import examples, prepare, prepared, rasters, sources
 from unet_jax.evaluation import counting, files
 from unet_jax.evaluation import split as split_lib
+from unet_jax.kernels import build
 from unet_jax.models import unet
 from unet_jax.models.ensemble import Ensemble
 from unet_jax.prediction import predictor, probabilities, restore, sinks
@@ -64,7 +65,8 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   split = config.eval.split or config.data.eval_split
   source = sources.make_source(config, split)
   _check_folds(source.split, members)
-  network = _Network(unet.create_model(config), variables, ensemble, mesh)
+  model = unet.create_model(config, build.choose(config, mesh))
+  network = _Network(model, variables, ensemble, mesh)
   result = _choose(config)(config, source, network)
   seconds = time.perf_counter() - start
   steps = sorted({member['step'] for member in members})

@@ -10,6 +10,7 @@ import tqdm
 
 from unet_jax.config import fields
 from unet_jax.data import rasters
+from unet_jax.kernels import build
 from unet_jax.models import unet
 from unet_jax.prediction import outputs, predictor, restore
 from unet_jax.runtime import errors, program
@@ -52,9 +53,8 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
         ensemble.members,
         ensemble.count // ensemble.members,
       )
-    network = predictor.Predictor(
-      config, unet.create_model(config), variables, ensemble, mesh
-    )
+    model = unet.create_model(config, build.choose(config, mesh))
+    network = predictor.Predictor(config, model, variables, ensemble, mesh)
     try:
       skipped = _predict(network, left, config)
     except OSError as e:

@@ -21,6 +21,7 @@ from unet_jax.config import saved as saved_lib
 from unet_jax.data import pipeline, prepare
 from unet_jax.evaluation import counting, files
 from unet_jax.inspection import findings
+from unet_jax.kernels import build
 from unet_jax.models import unet
 from unet_jax.runtime import errors, locks, program, whole_files
 from unet_jax.runtime import mesh as mesh_lib
@@ -49,7 +50,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   program.initialize(fields.cache_dir(config))
   mesh = mesh_lib.make_mesh(config)
   mesh_lib.log_devices(mesh)
-  model = unet.create_model(config)
+  model = unet.create_model(config, build.choose(config, mesh))
   program.make_workdir(workdir)
   with contextlib.ExitStack() as stack:
     if jax.process_index() == 0:

@@ -11,6 +11,7 @@ import ml_collections
 import numpy as np
 
 from experiments.speed import rounds
+from unet_jax.kernels import build
 from unet_jax.models import unet
 from unet_jax.prediction import probabilities, step
 from unet_jax.runtime import mesh, program
@@ -27,7 +28,7 @@ class Ours:
 
   def __init__(self, config: ml_collections.ConfigDict):
     self.mesh = mesh.make_mesh(config)
-    model = unet.create_model(config)
+    model = unet.create_model(config, build.choose(config, self.mesh))
     optimizer = optimizer_lib.make_optimizer(config)
     self._key = jax.random.key(config.seed)
     self.state = state.create_train_state(

@@ -24,6 +24,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from experiments.sweep import checkerboard, folder, points
 from unet_jax import evaluate, summary
 from unet_jax.config import checks, saved
+from unet_jax.kernels import build
 from unet_jax.models import unet
 from unet_jax.prediction import step as step_lib
 from unet_jax.runtime import errors, logs, program
@@ -72,7 +73,8 @@ def costs(config: ml_collections.ConfigDict) -> dict[str, float | str | None]:
   """
   jax.config.update('jax_enable_compilation_cache', False)
   compilation_cache.reset_cache()
-  mesh, model = mesh_lib.make_mesh(config), unet.create_model(config)
+  mesh = mesh_lib.make_mesh(config)
+  model = unet.create_model(config, build.choose(config, mesh))
   lowered = summary.lower_train_step(config, model, mesh)
   compile_seconds = timeit.timeit(lowered.compile, number=1)
   size = config.inference.batch_size or config.data.batch_size

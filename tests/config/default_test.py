@@ -75,7 +75,7 @@ def test_every_field_is_read():
 def test_every_field_of_the_model_section_is_one_of_the_network():
   section = {f.partition('.')[2] for f in _FIELDS if f.startswith('model.')}
   assert section == set(unet.UNet.__dataclass_fields__) - {
-    *('num_classes', 'parent', 'name')
+    *('num_classes', 'native', 'parent', 'name')
   }
 
 

@@ -95,7 +95,8 @@ def _unlike(value):
 
 def test_continued_run_may_change_the_free_fields_alone():
   free = (
-    'log eval inference inspect predict checkpoint summary mesh weights export '
+    'log eval inference inspect predict checkpoint summary mesh cpu weights '
+    'export '
     'data.check data.suggest data.cache data.cache_dir data.num_workers '
     'model.remat train.num_steps'
   ).split()

@@ -65,6 +65,7 @@ CHOICES = {
   'weights.concat': ('auto', 'skip_first', 'up_first'),
   'export.format': ('unet_jax', 'milesial'),
   'checkpoint.which': ('latest', 'best', 'all'),
+  'cpu.kernels': ('auto', 'native', 'xla'),
 }
 
 # Numbers with a lowest allowed value, and with a range [low, high).

@@ -21,6 +21,7 @@ FREE_TO_CHANGE = (
   'checkpoint',
   'summary',
   'mesh',
+  'cpu',
   'data.check',
   'data.suggest',
   'weights',

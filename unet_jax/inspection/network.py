@@ -12,6 +12,7 @@ import numpy as np
 from unet_jax.config import fields
 from unet_jax.data import augment, examples, pipeline, prepare, sources
 from unet_jax.inspection import records
+from unet_jax.kernels import build
 from unet_jax.models import unet
 from unet_jax.runtime import errors
 from unet_jax.runtime import mesh as mesh_lib
@@ -61,7 +62,7 @@ def _step(
   config = config.copy_and_resolve_references()
   config.data.cache = 'memory'
   mesh = mesh_lib.make_mesh(config)
-  model = unet.create_model(config)
+  model = unet.create_model(config, build.choose(config, mesh))
   size = tuple(config.data.image_size)
   output = model.output_size(size)
   batches = pipeline.train_batches(

@@ -16,6 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from unet_jax.kernels import convolution
 from unet_jax.models import resample
 
 Array = jax.Array
@@ -34,9 +35,15 @@ KERNEL_INIT = nn.initializers.he_normal()
 
 
 def convolve(
-  x: Array, kernel: Array, strides: Any, padding: Any, **kwargs: Any
+  x: Array,
+  kernel: Array,
+  strides: Any,
+  padding: Any,
+  *,
+  native: bool = False,
+  **kwargs: Any,
 ) -> Array:
-  """`jax.lax.conv_general_dilated`, for `nn.Conv`; faster in 3-D on CPUs.
+  """`jax.lax.conv_general_dilated`, for `nn.Conv`; faster on CPUs.
 
   There, XLA's 3-D convolutions and their gradients run at a quarter of the rate
   of 2-D ones (jax 0.10.2). The same sum is one 2-D convolution of all planes,
@@ -47,17 +54,24 @@ def convolve(
     kernel: [K, K, C, F] or [K, K, K, C, F].
     strides: 1 along each axis.
     padding: `SAME` or `VALID`.
+    native: take the kernels of unet_jax/kernels where they are faster; they
+      must be loaded.
     **kwargs: of `conv_general_dilated`, without dilation or groups.
 
   Returns:
     [B, H', W', F] or [B, D', H', W', F].
   """
 
+  taps = kernel.shape[0]
+
   def direct(x: Array, kernel: Array) -> Array:
     return jax.lax.conv_general_dilated(x, kernel, strides, padding, **kwargs)
 
+  def by_kernels(x: Array, kernel: Array) -> Array:
+    pad = (taps - 1) // 2 if padding == 'SAME' else 0
+    return convolution.convolve(x, kernel, pad)
+
   def by_planes(x: Array, kernel: Array) -> Array:
-    taps = kernel.shape[0]
     if padding == 'SAME':
       around = ((taps - 1) // 2, taps // 2)
       x = jnp.pad(x, ((0, 0), around, *((0, 0),) * 3))
@@ -66,19 +80,25 @@ def convolve(
     # [K, K, K, C, F] to [K, K, K C, F].
     kernel = kernel.transpose(1, 2, 0, 3, 4)
     kernel = kernel.reshape(*kernel.shape[:2], -1, kernel.shape[-1])
-    x = jax.lax.conv_general_dilated(
+    x = convolve(
       x.reshape(-1, *x.shape[2:]),
       kernel,
       strides[1:],
       padding,
+      native=native,
       dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
       precision=kwargs.get('precision'),
     )
     return x.reshape(b, depth, *x.shape[1:])
 
-  if x.ndim < 5 or kernel.shape[0] == 1:
+  on_cpu = direct
+  if x.ndim == 5 and taps > 1:
+    on_cpu = by_planes
+  elif native and convolution.supports(x, kernel):
+    on_cpu = by_kernels
+  if on_cpu is direct:
     return direct(x, kernel)
-  return jax.lax.platform_dependent(x, kernel, cpu=by_planes, default=direct)
+  return jax.lax.platform_dependent(x, kernel, cpu=on_cpu, default=direct)
 
 
 class Conv2x(nn.Module):

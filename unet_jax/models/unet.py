@@ -29,6 +29,7 @@ class UNet(nn.Module):
     base_features: channels of the first stage, doubled at each further one up
       to `max_features`, unless `features` lists them one by one.
     dtype: of activations and products; parameters and logits are float32.
+    native: take the convolutions of unet_jax/kernels, which must be loaded.
   """
 
   num_classes: int
@@ -56,6 +57,7 @@ class UNet(nn.Module):
   padding: str = 'same'
   dtype: Any = jnp.float32
   remat: bool = False
+  native: bool = False
 
   @nn.compact
   def __call__(
@@ -137,7 +139,9 @@ class UNet(nn.Module):
       # before them. The others subtract a mean over several channels.
       use_bias=self.norm not in ('batch', 'instance'),
       kernel_init=blocks.KERNEL_INIT,
-      conv_general_dilated=blocks.convolve,
+      conv_general_dilated=functools.partial(
+        blocks.convolve, native=self.native
+      ),
       dtype=self.dtype,
     )
 
@@ -242,8 +246,15 @@ class UNet(nn.Module):
     return output_size.output_size(size, self)
 
 
-def create_model(config: ml_collections.ConfigDict) -> UNet:
-  """Returns the network of a config."""
+def create_model(
+  config: ml_collections.ConfigDict, native: bool = False
+) -> UNet:
+  """Returns the network of a config.
+
+  Args:
+    config: of the run.
+    native: see `UNet`; the parameters are the same.
+  """
   values = config.model.to_dict()
   values['dtype'] = jnp.dtype(values['dtype'])
-  return UNet(num_classes=config.data.num_classes, **values)
+  return UNet(num_classes=config.data.num_classes, native=native, **values)

@@ -10,6 +10,7 @@ import numpy as np
 from unet_jax.config import checks, saved
 from unet_jax.config import fields as fields_lib
 from unet_jax.data import rasters
+from unet_jax.kernels import build
 from unet_jax.models import unet
 from unet_jax.prediction import predictor, probabilities, restore
 from unet_jax.runtime import errors
@@ -54,8 +55,9 @@ class Segmenter:
     self.class_names = fields_lib.class_names(config)
     mesh = mesh_lib.make_prediction_mesh(config)
     variables, ensemble, _ = restore.restore(config, workdir, mesh)
+    model = unet.create_model(config, build.choose(config, mesh))
     self._predictor = predictor.Predictor(
-      config, unet.create_model(config), variables, ensemble, mesh
+      config, model, variables, ensemble, mesh
     )
 
   def __call__(

@@ -24,7 +24,7 @@ def initialize(cache_dir: str) -> None:
     # Process 0 logs what all processes would log alike.
     logging.getLogger('unet_jax').setLevel(logging.WARNING)
   if not os.environ.get('JAX_COMPILATION_CACHE_DIR'):
-    folder = os.path.join(cache_dir, 'xla', _machine())
+    folder = os.path.join(cache_dir, 'xla', machine())
     jax.config.update('jax_compilation_cache_dir', folder)
   if 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS' not in os.environ:
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
@@ -59,7 +59,7 @@ def compiler_options(
   return options
 
 
-def _machine() -> str:
+def machine() -> str:
   """Returns a name for the processor's features.
 
   Compiled CPU code depends on them, and a home folder is often shared by

@@ -1,0 +1,156 @@
+"""Compiles convolution.cc with the machine's own compiler, once.
+
+The library lies in the cache folder, named after all that it depends on: the
+source, the compiler, its flags, the processor and jaxlib, with whose headers it
+is compiled (a handler carries the FFI version of its headers, and a runtime
+takes no newer one).
+"""
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import pathlib
+import shutil
+import subprocess
+import tempfile
+import time
+
+import jax
+import jaxlib
+import ml_collections
+
+from unet_jax.config import fields
+from unet_jax.runtime import errors, program
+
+_log = logging.getLogger(__name__)
+
+SOURCE = pathlib.Path(__file__).with_name('convolution.cc')
+# The FFI's targets, by what they are called there and in convolution.cc.
+TARGETS = ('UnetConvolution', 'UnetConvolutionKernelGradient')
+_COMPILERS = ('c++', 'g++', 'clang++')
+_FLAGS = ('-std=c++17', '-O3', '-march=native', '-fPIC', '-shared', '-w')
+_SECONDS = 120
+# The library of this process, once there is one.
+_LOADED: list[pathlib.Path] = []
+
+
+class BuildError(Exception):
+  """Why there is no library, and what to install: one line."""
+
+
+def load(cache_dir: str) -> None:
+  """Registers the FFI's targets, building the library where it is not there.
+
+  Args:
+    cache_dir: absolute path of the folder that is kept between runs.
+
+  Raises:
+    BuildError: there is no compiler, or it failed.
+  """
+  path = _library(cache_dir)
+  # Once a process: XLA takes no second handler of a name.
+  if not _LOADED:
+    _register(path)
+    _LOADED.append(path)
+
+
+@functools.cache
+def _library(cache_dir: str) -> pathlib.Path:
+  """Returns the path of the compiled library."""
+  compiler = _compiler()
+  command = [*compiler, *_FLAGS, '-isystem', jax.ffi.include_dir()]
+  try:
+    version = subprocess.run(
+      [*compiler, '--version'], capture_output=True, timeout=_SECONDS
+    ).stdout
+  except (OSError, subprocess.SubprocessError) as e:
+    raise BuildError(f'{compiler[0]} cannot be run ({e})') from e
+  depends_on = (
+    SOURCE.read_bytes(),
+    version,
+    ' '.join(_FLAGS).encode(),
+    program.machine().encode(),
+    jaxlib.__version__.encode(),
+  )
+  key = hashlib.sha256(b'\0'.join(depends_on)).hexdigest()[:16]
+  path = pathlib.Path(cache_dir, 'kernels', f'convolution-{key}.so')
+  if not path.exists():
+    _compile(command, path)
+  return path
+
+
+def _compiler() -> list[str]:
+  names = os.environ.get('CXX', '').split()
+  if names and shutil.which(names[0]):
+    return names
+  found = next(filter(shutil.which, _COMPILERS), None)
+  if found is None:
+    raise BuildError('no C++ compiler found; install one (apt-get install g++)')
+  return [found]
+
+
+def _compile(command: list[str], path: pathlib.Path) -> None:
+  """Compiles to a file of its own and renames it: others may do the same."""
+  start = time.perf_counter()
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+      built = os.path.join(folder, path.name)
+      done = subprocess.run(
+        [*command, str(SOURCE), '-o', built],
+        capture_output=True,
+        text=True,
+        timeout=_SECONDS,
+      )
+      if done.returncode:
+        lines = [s for s in done.stderr.splitlines() if 'error' in s]
+        raise BuildError(
+          f'{command[0]} failed: {(lines or done.stderr.splitlines())[0]}; '
+          'install a newer compiler (g++ 9, clang++ 10)'
+        )
+      os.rename(built, path)
+  except (OSError, subprocess.SubprocessError) as e:
+    raise BuildError(f'{path}: cannot be built ({e})') from e
+  _log.info(
+    'compiled the convolution kernels with %s, once: %.1f s',
+    command[0],
+    time.perf_counter() - start,
+  )
+
+
+def _register(path: pathlib.Path) -> None:
+  try:
+    library = ctypes.CDLL(str(path))
+  except OSError as e:
+    raise BuildError(f'{path}: cannot be loaded ({e}); remove it') from e
+  for name in TARGETS:
+    jax.ffi.register_ffi_target(
+      name, jax.ffi.pycapsule(getattr(library, name)), platform='cpu'
+    )
+
+
+def choose(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> bool:
+  """Whether convolutions are those of convolution.cc; builds them if so.
+
+  Args:
+    config: its `cpu.kernels` says which are wanted.
+    mesh: where the network runs.
+
+  Raises:
+    UserError: `native` is wanted and cannot be had.
+  """
+  wanted, platform = config.cpu.kernels, mesh.devices.flat[0].platform
+  if wanted == 'xla' or (wanted == 'auto' and platform != 'cpu'):
+    return False
+  try:
+    if platform != 'cpu':
+      raise BuildError(f'the devices of the mesh are {platform}s')
+    load(fields.cache_dir(config))
+  except BuildError as e:
+    if wanted == 'native':
+      raise errors.UserError(f'--config.cpu.kernels=native: {e}') from e
+    _log.info("convolutions are XLA's, which are slower: %s", e)
+    return False
+  return True
