@@ -30,5 +30,5 @@ def test_a_sink_has_all_methods_of_the_protocol():
     def write(self, rows):
       pass
 
-  with pytest.raises(TypeError, match='abort.* close'):
+  with pytest.raises(TypeError, match="abort'?, '?close"):
     Half()
