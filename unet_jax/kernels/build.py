@@ -105,10 +105,12 @@ def _compile(command: list[str], path: pathlib.Path) -> None:
         timeout=_SECONDS,
       )
       if done.returncode:
-        lines = [s for s in done.stderr.splitlines() if 'error' in s]
+        lines = done.stderr.splitlines()
+        reasons = [*(s for s in lines if 'error' in s), *lines]
+        reason = next(iter(reasons), f'exit code {done.returncode}')
         raise BuildError(
-          f'{command[0]} failed: {(lines or done.stderr.splitlines())[0]}; '
-          'install a newer compiler (g++ 9, clang++ 10)'
+          f'{command[0]} failed: {reason}; install a newer compiler (g++ 9, '
+          'clang++ 10)'
         )
       os.rename(built, path)
   except (OSError, subprocess.SubprocessError) as e:

@@ -61,7 +61,6 @@ def convolve(
   Returns:
     [B, H', W', F] or [B, D', H', W', F].
   """
-
   taps = kernel.shape[0]
 
   def direct(x: Array, kernel: Array) -> Array:
@@ -72,24 +71,7 @@ def convolve(
     return convolution.convolve(x, kernel, pad)
 
   def by_planes(x: Array, kernel: Array) -> Array:
-    if padding == 'SAME':
-      around = ((taps - 1) // 2, taps // 2)
-      x = jnp.pad(x, ((0, 0), around, *((0, 0),) * 3))
-    b, depth = x.shape[0], x.shape[1] - taps + 1
-    x = jnp.concatenate([x[:, i : i + depth] for i in range(taps)], -1)
-    # [K, K, K, C, F] to [K, K, K C, F].
-    kernel = kernel.transpose(1, 2, 0, 3, 4)
-    kernel = kernel.reshape(*kernel.shape[:2], -1, kernel.shape[-1])
-    x = convolve(
-      x.reshape(-1, *x.shape[2:]),
-      kernel,
-      strides[1:],
-      padding,
-      native=native,
-      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-      precision=kwargs.get('precision'),
-    )
-    return x.reshape(b, depth, *x.shape[1:])
+    return _convolve_planes(x, kernel, padding, native, kwargs.get('precision'))
 
   on_cpu = direct
   if x.ndim == 5 and taps > 1:
@@ -99,6 +81,31 @@ def convolve(
   if on_cpu is direct:
     return direct(x, kernel)
   return jax.lax.platform_dependent(x, kernel, cpu=on_cpu, default=direct)
+
+
+def _convolve_planes(
+  x: Array, kernel: Array, padding: str, native: bool, precision: Any
+) -> Array:
+  """3-D convolution as one 2-D convolution of all planes, see `convolve`."""
+  taps = kernel.shape[0]
+  if padding == 'SAME':
+    around = ((taps - 1) // 2, taps // 2)
+    x = jnp.pad(x, ((0, 0), around, *((0, 0),) * 3))
+  b, depth = x.shape[0], x.shape[1] - taps + 1
+  x = jnp.concatenate([x[:, i : i + depth] for i in range(taps)], -1)
+  # [K, K, K, C, F] to [K, K, K C, F].
+  kernel = kernel.transpose(1, 2, 0, 3, 4)
+  kernel = kernel.reshape(*kernel.shape[:2], -1, kernel.shape[-1])
+  x = convolve(
+    x.reshape(-1, *x.shape[2:]),
+    kernel,
+    (1, 1),
+    padding,
+    native=native,
+    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    precision=precision,
+  )
+  return x.reshape(b, depth, *x.shape[1:])
 
 
 class Conv2x(nn.Module):
