@@ -1,4 +1,4 @@
-"""Compiles convolution.cc with the machine's own compiler, once.
+"""Compiles the C++ files with the machine's own compiler, once.
 
 The library lies in the cache folder, named after all that it depends on: the
 source, the compiler, its flags, the processor and jaxlib, with whose headers it
@@ -26,9 +26,15 @@ from unet_jax.runtime import errors, program
 
 _log = logging.getLogger(__name__)
 
-SOURCE = pathlib.Path(__file__).with_name('convolution.cc')
-# The FFI's targets, by what they are called there and in convolution.cc.
-TARGETS = ('UnetConvolution', 'UnetConvolutionKernelGradient')
+_FOLDER = pathlib.Path(__file__).parent
+SOURCES = sorted([*_FOLDER.glob('*.cc'), *_FOLDER.glob('*.h')])
+# The FFI's targets, by what they are called there and in the sources.
+TARGETS = (
+  'UnetConvolution',
+  'UnetConvolutionKernelGradient',
+  'UnetMoments',
+  'UnetNormGradientSums',
+)
 _COMPILERS = ('c++', 'g++', 'clang++')
 _FLAGS = ('-std=c++17', '-O3', '-march=native', '-fPIC', '-shared', '-w')
 _SECONDS = 120
@@ -68,14 +74,14 @@ def _library(cache_dir: str) -> pathlib.Path:
   except (OSError, subprocess.SubprocessError) as e:
     raise BuildError(f'{compiler[0]} cannot be run ({e})') from e
   depends_on = (
-    SOURCE.read_bytes(),
+    *(source.read_bytes() for source in SOURCES),
     version,
     ' '.join(_FLAGS).encode(),
     program.machine().encode(),
     jaxlib.__version__.encode(),
   )
   key = hashlib.sha256(b'\0'.join(depends_on)).hexdigest()[:16]
-  path = pathlib.Path(cache_dir, 'kernels', f'convolution-{key}.so')
+  path = pathlib.Path(cache_dir, 'kernels', f'kernels-{key}.so')
   if not path.exists():
     _compile(command, path)
   return path
@@ -99,7 +105,7 @@ def _compile(command: list[str], path: pathlib.Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
       built = os.path.join(folder, path.name)
       done = subprocess.run(
-        [*command, str(SOURCE), '-o', built],
+        [*command, *(str(s) for s in SOURCES if s.suffix == '.cc'), '-o', built],
         capture_output=True,
         text=True,
         timeout=_SECONDS,

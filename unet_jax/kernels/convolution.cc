@@ -1,4 +1,9 @@
-// Convolutions of stride 1 and their gradients on CPUs, called by XLA's FFI.
+// Convolutions and their gradients on CPUs, called by XLA's FFI.
+//
+// y[p, f] = bias[f] + sum over tap, c of x[stride p + tap, c] kernel[tap, c, f]
+// for stride 1 or K, perhaps with a ReLU behind it, and for stride K what is made
+// of it by exchanging input and output: y[K p + K - 1 - tap, f] = bias[f] + sum
+// over c of x[p, c] kernel[tap, c, f], as in jax.lax.conv_transpose ("spread").
 //
 // Arrays are float32: images [B, H, W, C], kernels [K, K, C, F]. Every output
 // is summed in an order that depends on the shapes alone: results have the same
@@ -8,40 +13,13 @@
 // Two algorithms: direct products for any shape and, for 3x3 kernels,
 // Winograd's F(2x2, 3x3): 16 products for 4 output pixels in place of 36
 // (Lavin and Gray, arXiv 1509.09308; B, G and A below are its matrices).
-#include <algorithm>
-#include <atomic>
-#include <condition_variable>
-#include <cstdint>
-#include <cstdlib>
-#include <cstring>
-#include <memory>
-#include <mutex>
 #include <type_traits>
-#include <vector>
 
-#include "xla/ffi/api/ffi.h"
+#include "common.h"
 
 namespace {
 
-namespace ffi = xla::ffi;
-
-// ---- Vectors -------------------------------------------------------------
-
-#if defined(__AVX512F__)
-constexpr int kLanes = 16, kRegisters = 32;
-#elif defined(__aarch64__)
-constexpr int kLanes = 4, kRegisters = 32;
-#else  // AVX2
-constexpr int kLanes = 8, kRegisters = 16;
-#endif
-typedef float Vector
-    __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
-
-#define INLINE inline __attribute__((always_inline))
-#define UNROLL _Pragma("GCC unroll 32")
-
-INLINE Vector Load(const float* p) { return *(const Vector*)p; }
-INLINE void Store(float* p, Vector v) { *(Vector*)p = v; }
+// ---- Products --------------------------------------------------------------
 
 // Rows of a register tile that is NV vectors wide: three quarters of the
 // registers hold sums.
@@ -90,69 +68,31 @@ INLINE void WithConstant(int n, const F& f) {
   }
 }
 
-// ---- Memory and threads --------------------------------------------------
-
-// Memory that a thread keeps from call to call; each slot is one array.
-float* Scratch(int slot, size_t floats) {
-  struct Array {
-    float* data = nullptr;
-    size_t size = 0;
-    ~Array() { free(data); }
-  };
-  static thread_local Array arrays[4];
-  Array& array = arrays[slot];
-  if (array.size < floats) {
-    free(array.data);
-    array.size = (floats + 63) / 16 * 16;
-    array.data = (float*)aligned_alloc(64, array.size * sizeof(float));
-  }
-  return array.data;
-}
-
-// Calls f(i) for all i < n, on the pool's threads and on this one.
-template <class F>
-void ParallelFor(ffi::ThreadPool& pool, int n, const F& f) {
-  struct State {
-    std::atomic<int> next{0}, done{0};
-    std::mutex mutex;
-    std::condition_variable all_done;
-  };
-  int helpers = (int)std::min<int64_t>(pool.num_threads(), n) - 1;
-  if (helpers <= 0) {
-    for (int i = 0; i < n; i++) f(i);
-    return;
-  }
-  // Shared, since a helper may start when all is done; f is not touched then.
-  auto state = std::make_shared<State>();
-  auto work = [state, n, &f] {
-    int count = 0;
-    for (int i; (i = state->next.fetch_add(1)) < n; count++) f(i);
-    if (count && state->done.fetch_add(count) + count == n) {
-      std::lock_guard<std::mutex> lock(state->mutex);
-      state->all_done.notify_all();
-    }
-  };
-  for (int i = 0; i < helpers; i++) pool.Schedule([work] { work(); });
-  work();
-  std::unique_lock<std::mutex> lock(state->mutex);
-  state->all_done.wait(lock, [&] { return state->done.load() == n; });
-}
-
-// Part i of n things cut into parts: where it begins.
-INLINE int Cut(int64_t n, int i, int parts) { return (int)(n * i / parts); }
-
 struct Shape {
   int B, H, W, C;     // Of the input.
   int K, pad, flip;   // flip: the kernel is [K, K, F, C], read backwards.
   int OH, OW, F;      // Of the output.
+  int stride;
+};
+
+// What is done to sums before they are stored: bias, of a block's channels with
+// zeros behind the last, and the ReLU.
+struct Epilogue {
+  const float* bias;
+  bool relu;
+
+  INLINE Vector operator()(Vector v, int f) const {
+    v += Load(bias + f);
+    return relu ? v > 0 ? v : Vector{} : v;
+  }
 };
 
 // ---- Direct: forward, and the gradient of the input ----------------------
 
 // [K, K, C, F] to [F / block][K, K, C][block], zeros behind the last channel.
-void PackKernel(ffi::ThreadPool& pool, const float* kernel, const Shape& s,
-                int block, float* packed) {
-  const int taps = s.K * s.K;
+void PackKernel(ffi::ThreadPool& pool, const float* kernel, int K,
+                const Shape& s, int block, float* packed) {
+  const int taps = K * K;
   ParallelFor(pool, (s.F + block - 1) / block, [&](int fb) {
     float* out = packed + (size_t)fb * taps * s.C * block;
     for (int t = 0; t < taps; t++) {
@@ -197,45 +137,67 @@ void CopyRow(const float* image, const Shape& s, int h, int g, size_t panel,
   }
 }
 
-// output[p, f] = sum of input[p + tap, c] * kernel[tap, c, f].
+// output[p, f] = sum of input[stride * p + tap, c] * kernel[tap, c, f].
+//
+// With `spread` above 1, K of the transposed form, each tap is a product of its
+// own, stored at its own places.
 template <int NV>
 void DirectForward(ffi::ThreadPool& pool, const float* x, const float* kernel,
-                   float* y, const Shape& s) {
+                   const Epilogue& epilogue, float* y, Shape s, int spread) {
   constexpr int kBlock = NV * kLanes, kTile = TileRows(NV);
   const int blocks = (s.F + kBlock - 1) / kBlock, padded = s.W + 2 * s.pad;
-  const size_t row = (size_t)padded * s.C;
-  std::vector<float> packed((size_t)blocks * s.K * s.K * s.C * kBlock);
-  PackKernel(pool, kernel, s, kBlock, packed.data());
+  const int products = spread * spread, K = spread == 1 ? s.K : 1;
+  const size_t row = (size_t)padded * s.C, block_size = (size_t)K * K * s.C * kBlock;
+  std::vector<float> packed(products * blocks * block_size);
+  for (int i = 0; i < products; i++) {
+    PackKernel(pool, kernel + (size_t)i * s.C * s.F, K, s, kBlock,
+               &packed[i * blocks * block_size]);
+  }
+  // Rows and columns of the sums, which are those of the output or of the input.
+  const int OH = s.OH / spread, OW = s.OW / spread;
   // Bands of rows whose padded input stays in a core's cache.
-  int bands = std::max<int64_t>(1, 24576 / (int64_t)row - s.K + 1);
-  bands = (s.OH + bands - 1) / bands;
-  const int tiles = (s.OW + kTile - 1) / kTile;
+  int bands = std::max<int64_t>(1, (24576 / (int64_t)row - K) / s.stride + 1);
+  bands = (OH + bands - 1) / bands;
+  const int tiles = (OW + kTile - 1) / kTile;
   ParallelFor(pool, s.B * bands, [&](int task) {
     const int b = task / bands, i = task % bands;
-    const int h0 = Cut(s.OH, i, bands), h1 = Cut(s.OH, i + 1, bands);
-    float* in = Scratch(0, row * (h1 - h0 + s.K - 1));
-    for (int r = 0; r < h1 - h0 + s.K - 1; r++) {
-      CopyRow(x + (size_t)b * s.H * s.W * s.C, s, h0 - s.pad + r, s.C, 0,
-              in + r * row);
+    const int h0 = Cut(OH, i, bands), h1 = Cut(OH, i + 1, bands);
+    const float* image = x + (size_t)b * s.H * s.W * s.C;
+    const float* in = image + h0 * s.stride * row;
+    if (s.pad) {
+      const int rows = (h1 - h0 - 1) * s.stride + K;
+      float* copy = Scratch(0, row * rows);
+      in = copy;
+      for (int r = 0; r < rows; r++) {
+        CopyRow(image, s, h0 * s.stride - s.pad + r, s.C, 0, copy + r * row);
+      }
     }
-    for (int fb = 0; fb < blocks; fb++) {
-      const float* k = &packed[(size_t)fb * s.K * s.K * s.C * kBlock];
-      const int count = std::min(kBlock, s.F - fb * kBlock);
+    for (int j = 0; j < products * blocks; j++) {
+      const float* k = &packed[j * block_size];
+      const int f = j % blocks * kBlock, count = std::min(kBlock, s.F - f);
+      const int tap = s.flip ? j / blocks : products - 1 - j / blocks;
+      const int down = tap / spread, right = tap % spread;
       for (int h = h0; h < h1; h++) {
         for (int t = 0; t < tiles; t++) {
-          const int w0 = Cut(s.OW, t, tiles), w1 = Cut(s.OW, t + 1, tiles);
-          const float* a = in + (h - h0) * row + (size_t)w0 * s.C;
-          float* out = y + (((size_t)b * s.OH + h) * s.OW + w0) * s.F;
-          out += fb * kBlock;
+          const int w0 = Cut(OW, t, tiles), w1 = Cut(OW, t + 1, tiles);
+          const float* a = in + s.stride * ((h - h0) * row + (size_t)w0 * s.C);
+          float* out =
+              y + f + (((size_t)b * s.OH + h * spread + down) * s.OW +
+                       w0 * spread + right) * s.F;
           WithConstant<kTile>(w1 - w0, [&](auto pixels) {
             Vector sum[pixels][NV] = {};
-            for (int ky = 0; ky < s.K; ky++) {
-              MultiplyAdd(sum, a + ky * row, s.C, 1,
-                          k + (size_t)ky * s.K * s.C * kBlock, s.K * s.C);
+            for (int ky = 0; ky < K; ky++) {
+              MultiplyAdd(sum, a + ky * row, s.stride * s.C, 1,
+                          k + (size_t)ky * K * s.C * kBlock, K * s.C);
             }
-            if (count == kBlock) return StoreTile(sum, out, s.F);
+            UNROLL for (int i = 0; i < pixels * NV; i++) {
+              Vector& v = sum[i / NV][i % NV];
+              v = epilogue(v, f + i % NV * kLanes);
+            }
+            if (count == kBlock) return StoreTile(sum, out, spread * s.F);
             for (int p = 0; p < pixels; p++) {
-              memcpy(out + (size_t)p * s.F, sum[p], count * sizeof(float));
+              memcpy(out + (size_t)p * spread * s.F, sum[p],
+                     count * sizeof(float));
             }
           });
         }
@@ -260,7 +222,7 @@ void CopyChannels(const float* in, int pixels, int F, int f, float* out) {
   }
 }
 
-// gradient[ky, kx, c, f] = sum over pixels of x[p + (ky, kx), c] * dy[p, f].
+// gradient[tap, c, f] = sum over pixels of x[stride * p + tap, c] * dy[p, f].
 //
 // The input is copied in panels of few channels, so that a window of K taps of
 // a panel is K * g numbers in a row: with those as rows of register tiles, all
@@ -268,8 +230,9 @@ void CopyChannels(const float* in, int pixels, int F, int f, float* out) {
 template <int NV>
 void DirectKernelGradient(ffi::ThreadPool& pool, const float* x,
                           const float* dy, float* gradient, const Shape& s) {
-  constexpr int kBlock = NV * kLanes, kTile = TileRows(NV), kGroup = kTile / 3;
-  const int g = s.C % kGroup == 0 ? kGroup : s.C, groups = s.C / g;
+  constexpr int kBlock = NV * kLanes, kTile = TileRows(NV);
+  const int group = std::max(1, kTile / s.K);
+  const int g = s.C % group == 0 ? group : s.C, groups = s.C / g;
   const int window = s.K * g, tiles = (window + kTile - 1) / kTile;
   const int blocks = (s.F + kBlock - 1) / kBlock, padded = s.W + 2 * s.pad;
   // Bands of about 256 pixels, whose sums are added to those of the part.
@@ -285,16 +248,17 @@ void DirectKernelGradient(ffi::ThreadPool& pool, const float* x,
     const int part = task / slices, slice = task % slices;
     const int fb0 = Cut(blocks, slice, slices);
     const int fb1 = Cut(blocks, slice + 1, slices);
-    const size_t row = (size_t)padded * g, panel = row * (rows + s.K - 1);
+    const size_t row = (size_t)padded * g;
+    const size_t panel = row * ((rows - 1) * s.stride + s.K);
     float* in = Scratch(0, panel * groups);
     float* out_gradient = Scratch(1, (size_t)rows * s.OW * kBlock);
     for (int i = Cut(s.B * bands, part, parts);
          i < Cut(s.B * bands, part + 1, parts); i++) {
       const int image = i / bands, h0 = Cut(s.OH, i % bands, bands);
       const int h1 = Cut(s.OH, i % bands + 1, bands);
-      for (int r = 0; r < h1 - h0 + s.K - 1; r++) {
-        CopyRow(x + (size_t)image * s.H * s.W * s.C, s, h0 - s.pad + r, g, panel,
-                in + r * row);
+      for (int r = 0; r < (h1 - h0 - 1) * s.stride + s.K; r++) {
+        CopyRow(x + (size_t)image * s.H * s.W * s.C, s,
+                h0 * s.stride - s.pad + r, g, panel, in + r * row);
       }
       const float* band = dy + ((size_t)image * s.OH + h0) * s.OW * s.F;
       const int pixels = (h1 - h0) * s.OW;
@@ -312,7 +276,7 @@ void DirectKernelGradient(ffi::ThreadPool& pool, const float* x,
           WithConstant<kTile>(j1 - j0, [&](auto n) {
             Vector sum[n][NV] = {};
             for (int h = 0; h < h1 - h0; h++) {
-              MultiplyAdd(sum, a + h * row, 1, g,
+              MultiplyAdd(sum, a + h * s.stride * row, 1, g * s.stride,
                           b + (size_t)h * s.OW * kBlock, s.OW);
             }
             AddTile(sum, to);
@@ -430,7 +394,8 @@ void TransformKernel(ffi::ThreadPool& pool, const float* packed, const Shape& s,
 
 // A^T m A of block t: [16][kBlock], `step` floats apart, to 2x2 pixels.
 INLINE void StoreBlock(const float* m, size_t step, const Shape& s,
-                       const Blocks& blocks, int t, int fb, float* y) {
+                       const Blocks& blocks, int t, int fb,
+                       const Epilogue& epilogue, float* y) {
   const Block block(blocks, t);
   const size_t down = (size_t)s.OW * s.F;
   const bool right = block.w + 1 < s.OW, below = block.h + 1 < s.OH;
@@ -445,21 +410,22 @@ INLINE void StoreBlock(const float* m, size_t step, const Shape& s,
       const Vector m3 = Load(m + (12 + j) * step + v);
       r[0][j] = m0 + m1 + m2, r[1][j] = m1 - m2 - m3;
     }
-    Store(out + v, r[0][0] + r[0][1] + r[0][2]);
-    if (right) Store(out + s.F + v, r[0][1] - r[0][2] - r[0][3]);
-    if (below) Store(out + down + v, r[1][0] + r[1][1] + r[1][2]);
-    if (right && below) {
-      Store(out + down + s.F + v, r[1][1] - r[1][2] - r[1][3]);
-    }
+    auto store = [&](size_t at, Vector sum) {
+      Store(out + at + v, epilogue(sum, fb * kBlock + v));
+    };
+    store(0, r[0][0] + r[0][1] + r[0][2]);
+    if (right) store(s.F, r[0][1] - r[0][2] - r[0][3]);
+    if (below) store(down, r[1][0] + r[1][1] + r[1][2]);
+    if (right && below) store(down + s.F, r[1][1] - r[1][2] - r[1][3]);
   }
 }
 
 void WinogradForward(ffi::ThreadPool& pool, const float* x, const float* kernel,
-                     float* y, const Shape& s) {
+                     const Epilogue& epilogue, float* y, Shape s, int) {
   const Blocks blocks(s);
   std::vector<float> packed((size_t)9 * s.C * s.F);
   std::vector<float> transformed((size_t)16 * s.C * s.F);
-  PackKernel(pool, kernel, s, kBlock, packed.data());
+  PackKernel(pool, kernel, 3, s, kBlock, packed.data());
   TransformKernel(pool, packed.data(), s, transformed.data());
   // Blocks at a time: their transformed input stays in a core's cache.
   const int chunk = std::max(16, std::min(64, 65536 / (16 * s.C)));
@@ -485,7 +451,8 @@ void WinogradForward(ffi::ThreadPool& pool, const float* x, const float* kernel,
         }
       }
       for (int t = t0; t < t1; t++) {
-        StoreBlock(out + (t - t0) * kBlock, out_step, s, blocks, t, fb, y);
+        StoreBlock(out + (t - t0) * kBlock, out_step, s, blocks, t, fb, epilogue,
+                   y);
       }
     }
   });
@@ -598,39 +565,44 @@ void WinogradKernelGradient(ffi::ThreadPool& pool, const float* x,
 
 // ---- Targets of the FFI --------------------------------------------------
 
-using Buffer = ffi::Buffer<ffi::F32>;
-using Result = ffi::ResultBuffer<ffi::F32>;
-
 // Channels fit Winograd's tiles, and the buffers of zeros and of the caches.
 bool FitsWinograd(const Shape& s) {
-  return s.K == 3 && s.C % kBlock == 0 && s.F % kBlock == 0 && s.C <= 512 &&
-         s.F <= 512;
+  return s.K == 3 && s.stride == 1 && s.C % kBlock == 0 && s.F % kBlock == 0 &&
+         s.C <= 512 && s.F <= 512;
 }
 
-Shape MakeShape(const Buffer& x, int64_t K, int64_t F, int64_t pad, bool flip) {
+Shape MakeShape(const Buffer& x, int64_t K, int64_t F, int64_t stride,
+                int64_t pad, bool flip) {
   auto d = x.dimensions();
   Shape s{(int)d[0], (int)d[1], (int)d[2], (int)d[3], (int)K, (int)pad, flip,
-          0, 0, (int)F};
-  s.OH = s.H + 2 * s.pad - s.K + 1;
-  s.OW = s.W + 2 * s.pad - s.K + 1;
+          0, 0, (int)F, (int)stride};
+  s.OH = (s.H + 2 * s.pad - s.K) / s.stride + 1;
+  s.OW = (s.W + 2 * s.pad - s.K) / s.stride + 1;
   return s;
 }
 
-ffi::Error Forward(ffi::ThreadPool pool, Buffer x, Buffer kernel, Result y,
-                   int64_t pad, bool flip, bool winograd) {
+ffi::Error Forward(ffi::ThreadPool pool, Buffer x, Buffer kernel, Buffer bias,
+                   Result y, int64_t stride, int64_t pad, bool flip,
+                   bool spread, bool relu, bool winograd) {
   auto d = kernel.dimensions();
-  const Shape s = MakeShape(x, d[0], d[flip ? 2 : 3], pad, flip);
-  auto* f = winograd && FitsWinograd(s) ? WinogradForward
-            : s.F > kLanes              ? DirectForward<2>
-                                        : DirectForward<1>;
-  f(pool, x.typed_data(), kernel.typed_data(), y->typed_data(), s);
+  Shape s = MakeShape(x, d[0], d[flip ? 2 : 3], stride, pad, flip);
+  if (spread) s.stride = 1, s.OH = s.H * stride, s.OW = s.W * stride;
+  // Without a bias, zeros; some more, for whole vectors.
+  std::vector<float> padded(s.F + 2 * kBlock);
+  std::copy_n(bias.typed_data(), bias.element_count(), padded.begin());
+  auto* f = winograd && !spread && FitsWinograd(s) ? WinogradForward
+            : s.F > kLanes                         ? DirectForward<2>
+                                                   : DirectForward<1>;
+  f(pool, x.typed_data(), kernel.typed_data(), {padded.data(), relu},
+    y->typed_data(), s, spread ? stride : 1);
   return ffi::Error::Success();
 }
 
 ffi::Error KernelGradient(ffi::ThreadPool pool, Buffer x, Buffer dy,
-                          Result gradient, int64_t pad, bool winograd) {
+                          Result gradient, int64_t stride, int64_t pad,
+                          bool winograd) {
   auto d = gradient->dimensions();
-  const Shape s = MakeShape(x, d[0], d[3], pad, false);
+  const Shape s = MakeShape(x, d[0], d[3], stride, pad, false);
   auto* f = winograd && FitsWinograd(s) ? WinogradKernelGradient
             : s.F > kLanes              ? DirectKernelGradient<2>
                                         : DirectKernelGradient<1>;
@@ -646,9 +618,13 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(
         .Ctx<ffi::ThreadPool>()
         .Arg<Buffer>()
         .Arg<Buffer>()
+        .Arg<Buffer>()
         .Ret<Buffer>()
+        .Attr<int64_t>("stride")
         .Attr<int64_t>("pad")
         .Attr<bool>("flip")
+        .Attr<bool>("spread")
+        .Attr<bool>("relu")
         .Attr<bool>("winograd"));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(UnetConvolutionKernelGradient, KernelGradient,
                               ffi::Ffi::Bind()
@@ -656,5 +632,6 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(UnetConvolutionKernelGradient, KernelGradient,
                                   .Arg<Buffer>()
                                   .Arg<Buffer>()
                                   .Ret<Buffer>()
+                                  .Attr<int64_t>("stride")
                                   .Attr<int64_t>("pad")
                                   .Attr<bool>("winograd"));

@@ -8,7 +8,6 @@ names.
 """
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,8 +15,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from unet_jax.kernels import convolution
 from unet_jax.models import resample
+from unet_jax.models.layers import KERNEL_INIT
 
 Array = jax.Array
 ModuleDef = Callable[..., Any]
@@ -29,85 +28,6 @@ ACTIVATIONS = {
   'gelu': nn.gelu,
   'silu': nn.silu,
 }
-# He et al. 2015 (arXiv 1502.01852), eq. 10, which the 2015 paper uses for all
-# weights: a standard deviation of sqrt(2 / N), N inputs of one output.
-KERNEL_INIT = nn.initializers.he_normal()
-
-
-def convolve(
-  x: Array,
-  kernel: Array,
-  strides: Any,
-  padding: Any,
-  *,
-  native: bool = False,
-  **kwargs: Any,
-) -> Array:
-  """`jax.lax.conv_general_dilated`, for `nn.Conv`; faster on CPUs.
-
-  There, XLA's 3-D convolutions and their gradients run at a quarter of the rate
-  of 2-D ones (jax 0.10.2). The same sum is one 2-D convolution of all planes,
-  each with those around it as further channels.
-
-  Args:
-    x: [B, H, W, C] or [B, D, H, W, C].
-    kernel: [K, K, C, F] or [K, K, K, C, F].
-    strides: 1 along each axis.
-    padding: `SAME` or `VALID`.
-    native: take the kernels of unet_jax/kernels where they are faster; they
-      must be loaded.
-    **kwargs: of `conv_general_dilated`, without dilation or groups.
-
-  Returns:
-    [B, H', W', F] or [B, D', H', W', F].
-  """
-  taps = kernel.shape[0]
-
-  def direct(x: Array, kernel: Array) -> Array:
-    return jax.lax.conv_general_dilated(x, kernel, strides, padding, **kwargs)
-
-  def by_kernels(x: Array, kernel: Array) -> Array:
-    pad = (taps - 1) // 2 if padding == 'SAME' else 0
-    return convolution.convolve(x, kernel, pad)
-
-  def by_planes(x: Array, kernel: Array) -> Array:
-    return _convolve_planes(x, kernel, padding, native, kwargs.get('precision'))
-
-  on_cpu = direct
-  if x.ndim == 5 and taps > 1:
-    on_cpu = by_planes
-  elif native and convolution.supports(x, kernel):
-    on_cpu = by_kernels
-  if on_cpu is direct:
-    return direct(x, kernel)
-  return jax.lax.platform_dependent(x, kernel, cpu=on_cpu, default=direct)
-
-
-def _convolve_planes(
-  x: Array, kernel: Array, padding: str, native: bool, precision: Any
-) -> Array:
-  """3-D convolution as one 2-D convolution of all planes, see `convolve`."""
-  taps = kernel.shape[0]
-  if padding == 'SAME':
-    around = ((taps - 1) // 2, taps // 2)
-    x = jnp.pad(x, ((0, 0), around, *((0, 0),) * 3))
-  b, depth = x.shape[0], x.shape[1] - taps + 1
-  x = jnp.concatenate([x[:, i : i + depth] for i in range(taps)], -1)
-  # [K, K, K, C, F] to [K, K, K C, F].
-  kernel = kernel.transpose(1, 2, 0, 3, 4)
-  kernel = kernel.reshape(*kernel.shape[:2], -1, kernel.shape[-1])
-  x = convolve(
-    x.reshape(-1, *x.shape[2:]),
-    kernel,
-    (1, 1),
-    padding,
-    native=native,
-    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-    precision=precision,
-  )
-  return x.reshape(b, depth, *x.shape[1:])
-
-
 class Conv2x(nn.Module):
   """2x2 convolution of stride 2: [B, H, W, C] to [B, H // 2, W // 2, F].
 
@@ -232,8 +152,8 @@ class ConvBlock(nn.Module):
   Attributes:
     features: of all convolutions but the last.
     out_features: F, of the last.
-    conv: makes a convolution; its dtype and padding are bound.
-    norm: makes a norm; None: none.
+    conv: makes a `layers.Conv`; its dtype and padding are bound.
+    norm: makes a norm, see `layers.make_norm`; None: none.
     activation: of arrays.
     kernel_size: pixels along each axis.
     residual: the block's input is added before the last activation (He et al.
@@ -258,12 +178,16 @@ class ConvBlock(nn.Module):
   def __call__(self, x: Array) -> Array:
     shortcut, n = x, x.ndim - 2
     for i in range(1, self.convs + 1):
-      features = self.features if i < self.convs else self.out_features
-      x = self.conv(features, (self.kernel_size,) * n, name=f'conv{i}')(x)
-      if self.norm is not None:
-        x = self.norm(name=f'norm{i}')(x)
-      if i < self.convs or not self.residual:
-        x = self.activation(x)
+      is_last = i == self.convs
+      features = self.out_features if is_last else self.features
+      activation = None if is_last and self.residual else self.activation
+      conv = functools.partial(
+        self.conv, features, (self.kernel_size,) * n, name=f'conv{i}'
+      )
+      if self.norm is None:
+        x = conv(activation=activation)(x)
+      else:
+        x = self.norm(name=f'norm{i}', activation=activation)(conv()(x))
     if self.squeeze_excite:
       x = SqueezeExcite(self.squeeze_excite, self.conv, name='squeeze_excite')(
         x
@@ -325,43 +249,3 @@ class Upsample(nn.Module):
     if self.is_valid and self.kind == 'bilinear':
       x = resample.drop_border(x)
     return x
-
-
-def make_norm(
-  kind: str, groups: int, epsilon: float, train: bool, dtype: Any
-) -> ModuleDef | None:
-  """Returns a factory of norm layers; their statistics are float32."""
-  if kind == 'batch':  # Ioffe and Szegedy 2015, arXiv 1502.03167.
-    return functools.partial(
-      nn.BatchNorm,
-      use_running_average=not train,
-      momentum=0.9,
-      epsilon=epsilon,
-      dtype=dtype,
-    )
-  groups_of = {
-    'group': groups,  # Wu and He 2018, arXiv 1803.08494.
-    'instance': None,  # Ulyanov et al. 2016, arXiv 1607.08022.
-    'layer': 1,  # Ba et al. 2016, arXiv 1607.06450: H, W and C together.
-  }
-  if kind not in groups_of:
-    return None
-  return functools.partial(
-    _GroupNorm, groups=groups_of[kind], epsilon=epsilon, dtype=dtype
-  )
-
-
-class _GroupNorm(nn.Module):
-  """Group norm of at most `groups` groups; None: one group per channel."""
-
-  groups: int | None
-  epsilon: float
-  dtype: Any
-
-  @nn.compact
-  def __call__(self, x: Array) -> Array:
-    c = x.shape[-1]
-    groups = c if self.groups is None else math.gcd(self.groups, c)
-    return nn.GroupNorm(
-      groups, epsilon=self.epsilon, dtype=self.dtype, name='group_norm'
-    )(x)

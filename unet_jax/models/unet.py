@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import ml_collections
 
 from unet_jax.config import fields, output_size
-from unet_jax.models import blocks, resample
+from unet_jax.models import blocks, layers, resample
 from unet_jax.runtime import errors
 
 Array = jax.Array
@@ -133,15 +133,13 @@ class UNet(nn.Module):
   def _conv(self) -> Callable[..., nn.Module]:
     """Makes convolutions: `conv(features, kernel_size, name=...)`."""
     return functools.partial(
-      nn.Conv,
+      layers.Conv,
       padding=self.padding.upper(),
       # These norms subtract the mean of each channel, which cancels a bias
       # before them. The others subtract a mean over several channels.
       use_bias=self.norm not in ('batch', 'instance'),
-      kernel_init=blocks.KERNEL_INIT,
-      conv_general_dilated=functools.partial(
-        blocks.convolve, native=self.native
-      ),
+      kernel_init=layers.KERNEL_INIT,
+      native=self.native,
       dtype=self.dtype,
     )
 
@@ -152,8 +150,13 @@ class UNet(nn.Module):
     return functools.partial(
       nn.remat(blocks.ConvBlock) if self.remat else blocks.ConvBlock,
       conv=conv,
-      norm=blocks.make_norm(
-        self.norm, self.norm_groups, self.norm_epsilon, train, self.dtype
+      norm=layers.make_norm(
+        self.norm,
+        self.norm_groups,
+        self.norm_epsilon,
+        train,
+        self.dtype,
+        self.native,
       ),
       activation=blocks.ACTIVATIONS[self.activation],
       convs=self.convs,
@@ -223,10 +226,11 @@ class UNet(nn.Module):
     """Returns the logits, at most as large as `size`, of a stage's features."""
     has_stem = self.stem == 'space_to_depth'
     channels = self.num_classes * (2**self.spatial_dims if has_stem else 1)
-    head = nn.Conv(
+    head = layers.Conv(
       channels,
       (1,) * self.spatial_dims,
-      kernel_init=blocks.KERNEL_INIT,
+      kernel_init=layers.KERNEL_INIT,
+      native=self.native,
       name=name,
     )
     # Logits in float32: the loss exponentiates them. One cast, here.
