@@ -33,6 +33,7 @@ typedef float Vector
     __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
 
 #define INLINE inline __attribute__((always_inline))
+#define INLINE_LAMBDA __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 32")
 
 INLINE Vector Load(const float* p) { return *(const Vector*)p; }

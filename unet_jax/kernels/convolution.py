@@ -20,7 +20,7 @@ def supports(x: Array, kernel: Array) -> bool:
   return (
     x.ndim == 4
     and kernel.shape[0] == kernel.shape[1]
-    and kernel.shape[0] in (1, 3)
+    and kernel.shape[0] <= 3
     and x.dtype == kernel.dtype == jnp.float32
     and max(kernel.shape[2:]) <= _MAX_CHANNELS
   )

@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from unet_jax.kernels import convolution
 from unet_jax.models import resample
 from unet_jax.models.layers import KERNEL_INIT
 
@@ -63,6 +64,7 @@ class ConvTranspose2x(nn.Module):
 
   features: int
   dtype: Any = jnp.float32
+  native: bool = False
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
@@ -73,6 +75,8 @@ class ConvTranspose2x(nn.Module):
     kernel = self.param('kernel', init, shape, jnp.float32)
     bias = self.param('bias', nn.initializers.zeros, (self.features,))
     x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+    if self.native and convolution.supports(x, kernel):
+      return convolution.convolve_transpose_2x(x, kernel, bias)
     # [2, 2, C, F] to [C, 2, 2, F]; lax's kernel runs against the output's axes.
     kernel = kernel[(slice(None, None, -1),) * n]
     kernel = kernel.transpose(n, *range(n), n + 1)
@@ -225,11 +229,14 @@ class Upsample(nn.Module):
   conv: ModuleDef
   dtype: Any
   is_valid: bool = False
+  native: bool = False
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
     if self.kind == 'transpose':
-      return ConvTranspose2x(self.features, dtype=self.dtype, name='conv')(x)
+      return ConvTranspose2x(
+        self.features, dtype=self.dtype, native=self.native, name='conv'
+      )(x)
     if self.kernel_size == 0:
       return self._resize(x)
     conv = self.conv(

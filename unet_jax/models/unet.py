@@ -199,6 +199,7 @@ class UNet(nn.Module):
       conv,
       self.dtype,
       is_valid,
+      self.native,
       name=f'upsample_{stage}',
     )(coarse)
     if is_valid:
