@@ -1,6 +1,7 @@
 """Convolutions of convolution.cc as functions of JAX, with their gradients."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -36,7 +37,16 @@ def convolve(x: Array, kernel: Array, pad: int) -> Array:
 
   Returns:
     float32 [B, H + 2 pad - K + 1, W + 2 pad - K + 1, F].
+
+  Raises:
+    ValueError: a pad of K or more, or an image smaller than the kernel.
   """
+  size = kernel.shape[0]
+  if not 0 <= pad < size <= min(x.shape[1:3]) + 2 * pad:
+    raise ValueError(
+      f'no convolution of {x.shape} by {kernel.shape} with a pad of {pad}: it '
+      'takes 0 to K - 1, and an image no smaller than the kernel'
+    )
   return _forward(x, kernel, pad, False)
 
 
@@ -55,6 +65,30 @@ def _convolve_bwd(
 
 
 convolve.defvjp(_convolve_fwd, _convolve_bwd)
+
+
+def _opaque(call: Callable[..., Array]) -> Callable[..., Array]:
+  """`call` of arrays: vmap makes a loop of it, a derivative is refused."""
+  call = jax.custom_jvp(jax.custom_batching.sequential_vmap(call))
+
+  def refuse(primals, tangents):
+    raise NotImplementedError(
+      'native convolutions have no second derivatives; take those of XLA '
+      '(--config.cpu.kernels=xla)'
+    )
+
+  call.defjvp(refuse)
+  return call
+
+
+def _forward(x: Array, kernel: Array, pad: int, flip: bool) -> Array:
+  split = lambda x, kernel: _split_forward(x, kernel, pad, flip)
+  return _opaque(split)(x, kernel)
+
+
+def _kernel_gradient(x: Array, dy: Array, size: int, pad: int) -> Array:
+  split = lambda x, dy: _split_kernel_gradient(x, dy, size, pad)
+  return _opaque(split)(x, dy)
 
 
 def _call_forward(x: Array, kernel: Array, pad: int, flip: bool) -> Array:
@@ -86,7 +120,7 @@ def _batch_axes(info: Any) -> Any:
 
 # Split along the batch; rows and channels are gathered.
 @functools.partial(custom_partitioning, static_argnums=(2, 3))
-def _forward(x: Array, kernel: Array, pad: int, flip: bool) -> Array:
+def _split_forward(x: Array, kernel: Array, pad: int, flip: bool) -> Array:
   return _call_forward(x, kernel, pad, flip)
 
 
@@ -96,7 +130,7 @@ def _partition_forward(pad, flip, mesh, args, result):
   return mesh, lower, batch, (batch, NamedSharding(mesh, P()))
 
 
-_forward.def_partition(
+_split_forward.def_partition(
   _partition_forward,
   sharding_rule='b h w c, k l i o -> b y x f',
   need_replication_factors=('h', 'w', 'c', 'k', 'l', 'i', 'o', 'y', 'x', 'f'),
@@ -104,7 +138,7 @@ _forward.def_partition(
 
 
 @functools.partial(custom_partitioning, static_argnums=(2, 3))
-def _kernel_gradient(x: Array, dy: Array, size: int, pad: int) -> Array:
+def _split_kernel_gradient(x: Array, dy: Array, size: int, pad: int) -> Array:
   return _call_kernel_gradient(x, dy, size, pad)
 
 
@@ -119,7 +153,7 @@ def _partition_kernel_gradient(size, pad, mesh, args, result):
   return mesh, lower, NamedSharding(mesh, P()), (batch, batch)
 
 
-_kernel_gradient.def_partition(
+_split_kernel_gradient.def_partition(
   _partition_kernel_gradient,
   sharding_rule='b h w c, b y x f -> k l i o',
   reduction_factors=('b',),
