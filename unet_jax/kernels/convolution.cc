@@ -16,6 +16,7 @@
 #include <cstring>
 #include <memory>
 #include <mutex>
+#include <new>
 #include <type_traits>
 #include <vector>
 
@@ -105,15 +106,21 @@ float* Scratch(int slot, size_t floats) {
     free(array.data);
     array.size = (floats + 63) / 16 * 16;
     array.data = (float*)aligned_alloc(64, array.size * sizeof(float));
+    if (!array.data) {
+      array.size = 0;
+      throw std::bad_alloc();
+    }
   }
   return array.data;
 }
 
-// Calls f(i) for all i < n, on the pool's threads and on this one.
+// Calls f(i) for all i < n, on the pool's threads and on this one. A lack of
+// memory on any of them is thrown here: XLA turns it into an error.
 template <class F>
 void ParallelFor(ffi::ThreadPool& pool, int n, const F& f) {
   struct State {
     std::atomic<int> next{0}, done{0};
+    std::atomic<bool> no_memory{false};
     std::mutex mutex;
     std::condition_variable all_done;
   };
@@ -126,7 +133,13 @@ void ParallelFor(ffi::ThreadPool& pool, int n, const F& f) {
   auto state = std::make_shared<State>();
   auto work = [state, n, &f] {
     int count = 0;
-    for (int i; (i = state->next.fetch_add(1)) < n; count++) f(i);
+    for (int i; (i = state->next.fetch_add(1)) < n; count++) {
+      try {
+        f(i);
+      } catch (const std::bad_alloc&) {
+        state->no_memory = true;
+      }
+    }
     if (count && state->done.fetch_add(count) + count == n) {
       std::lock_guard<std::mutex> lock(state->mutex);
       state->all_done.notify_all();
@@ -136,6 +149,7 @@ void ParallelFor(ffi::ThreadPool& pool, int n, const F& f) {
   work();
   std::unique_lock<std::mutex> lock(state->mutex);
   state->all_done.wait(lock, [&] { return state->done.load() == n; });
+  if (state->no_memory) throw std::bad_alloc();
 }
 
 // Part i of n things cut into parts: where it begins.
