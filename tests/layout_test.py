@@ -199,3 +199,16 @@ def test_the_package_has_all_folders(project):
   }
   assert set(settings['packages']) == {*folders, 'unet_jax.configs'}
   assert settings['package-dir']['unet_jax.configs'] == 'configs'
+
+
+def test_the_package_has_all_files(project):
+  """Those that are not Python's: pages, and the source of the kernels."""
+  data = project['tool']['setuptools']['package-data']
+  packed = {
+    path
+    for package, patterns in data.items()
+    for pattern in patterns
+    for path in (_ROOT / package.replace('.', '/')).glob(pattern)
+  }
+  for path in (_ROOT / 'unet_jax').rglob('*.*'):
+    assert path.suffix in ('.py', '.pyc') or path in packed, path

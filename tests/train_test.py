@@ -289,6 +289,15 @@ def test_two_processes_give_the_numbers_of_one(tmp_path, cache, one_device):
   assert 'restored step 12' in err
 
 
+@pytest.mark.skipif(not shutil.which('c++'), reason='needs a C++ compiler')
+def test_two_processes_with_native_kernels(tmp_path, cache, one_device):
+  """Each convolves its images; the numbers are those of XLA on one device."""
+  native = '--config.cpu.kernels=native'
+  for process in _two_processes(tmp_path, cache, *_SHARDED, native):
+    program.finish(process)
+  _assert_same_numbers(one_device, tmp_path)
+
+
 def test_sigterm_to_one_of_two_processes_saves_in_both(tmp_path, cache):
   processes = _two_processes(
     tmp_path, cache, '--config.train.num_steps=100000', '--config.eval.every=0'

@@ -2,14 +2,16 @@
 
 import logging
 import pathlib
+import socket
 
 import jax
 import pytest
 
+from tests import program
 from unet_jax.config import default
 from unet_jax.kernels import build
 from unet_jax.models import unet
-from unet_jax.runtime import errors, mesh
+from unet_jax.runtime import errors, mesh, processes
 
 
 @pytest.fixture
@@ -18,6 +20,17 @@ def config(tmp_path):
   config.data.cache_dir = str(tmp_path)
   config.data.batch_size = 8
   return config
+
+
+@pytest.fixture(scope='module')
+def library(tmp_path_factory):
+  """The compiled library."""
+  folder = tmp_path_factory.mktemp('library')
+  try:
+    build.load(str(folder))
+  except build.BuildError as e:
+    pytest.skip(str(e))
+  return next((folder / 'kernels').iterdir())
 
 
 @pytest.fixture(autouse=True)
@@ -85,11 +98,85 @@ def test_without_a_compiler(
   assert not list(pathlib.Path(tmp_path).glob('kernels/*'))
 
 
-def test_the_network_takes_them(config, tmp_path):
-  try:
-    build.load(str(tmp_path))
-  except build.BuildError as e:
-    pytest.skip(str(e))
+def _copier(folder, library, at_once=1):
+  """Returns a compiler that copies a library, once so many of it run."""
+  (folder / 'running').mkdir()
+  path = folder / 'compiler'
+  path.write_text(f"""#!/bin/sh
+[ "$1" = --version ] && exit
+for output; do :; done
+touch "{folder}/running/$$"
+until [ $(ls "{folder}/running" | wc -l) -ge {at_once} ]; do sleep 0.01; done
+cp "{library}" "$output"
+""")
+  path.chmod(0o755)
+  return str(path)
+
+
+def test_two_processes_build_at_once(tmp_path, library):
+  """Into one empty folder, where one file is left."""
+  compiler, cache = _copier(tmp_path, library, at_once=2), tmp_path / 'cache'
+  pair = [program.fork(build.load, str(cache), CXX=compiler) for _ in range(2)]
+  for process in pair:
+    program.finish(process)
+  (built,) = (cache / 'kernels').iterdir()
+  assert built.read_bytes() == library.read_bytes()
+
+
+def test_options_of_the_compiler_make_another_library(
+  tmp_path, monkeypatch, library
+):
+  compiler = _copier(tmp_path, library)
+  paths = set()
+  for options in ('', ' -DX'):
+    monkeypatch.setenv('CXX', compiler + options)
+    build._library.cache_clear()
+    paths.add(build._library(str(tmp_path / 'cache')))
+  assert len(paths) == 2
+
+
+def _choose_in_two(cache_dir):
+  """Called in two processes, of which one has a compiler."""
+  processes.initialize_distributed()
+  config = default.get_config()
+  config.data.cache_dir = cache_dir
+  print([_choose(config, kernels) for kernels in ('xla', 'auto')])
+  with pytest.raises(errors.UserError) as e:
+    _choose(config, 'native')
+  print(e.value)
+
+
+def test_all_processes_take_the_same(tmp_path, library):
+  """None takes them where one has no compiler: they run one program."""
+  with socket.socket() as s:
+    s.bind(('127.0.0.1', 0))
+    address = f'127.0.0.1:{s.getsockname()[1]}'
+  compilers = (
+    {'CXX': _copier(tmp_path, library)},
+    {'CXX': '', 'PATH': str(tmp_path / 'nothing')},
+  )
+  pair = [
+    program.fork(
+      _choose_in_two,
+      str(tmp_path / f'cache{i}'),
+      JAX_COORDINATOR_ADDRESS=address,
+      JAX_NUM_PROCESSES='2',
+      JAX_PROCESS_ID=str(i),
+      **compiler,
+    )
+    for i, compiler in enumerate(compilers)
+  ]
+  chosen, flag = '[False, False]', '--config.cpu.kernels=native: '
+  assert [program.finish(process)[0].splitlines() for process in pair] == [
+    [chosen, f'{flag}process 1 cannot build them'],
+    [
+      chosen,
+      f'{flag}no C++ compiler found; install one (apt-get install g++)',
+    ],
+  ]
+
+
+def test_the_network_takes_them(config, library):
   config.model.update(base_features=4, depth=1)
   x = jax.random.normal(jax.random.key(0), (1, 16, 16, 3))
   xla, native = (unet.create_model(config, b) for b in (False, True))

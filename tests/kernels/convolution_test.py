@@ -1,6 +1,8 @@
 """Tests of unet_jax/kernels/convolution.{cc,py}: against NumPy in float64."""
 
 import hashlib
+import importlib.util
+import os
 import subprocess
 import sys
 
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 
 from tests import program
+from tests.kernels import parity
 from unet_jax.kernels import build, convolution
 
 
@@ -24,50 +27,24 @@ def kernels(tmp_path_factory):
   return folder
 
 
-def _reference(x, kernel, dy, pad):
-  """Value and gradients in float64, a tap at a time."""
-  x, kernel, dy = (np.asarray(a, np.float64) for a in (x, kernel, dy))
-  around = ((0, 0), (pad, pad), (pad, pad), (0, 0))
-  padded = np.pad(x, around)
-  height, width = dy.shape[1:3]
-  y, dx, dkernel = np.zeros_like(dy), np.zeros_like(padded), []
-  for i, j in np.ndindex(kernel.shape[:2]):
-    part = np.s_[:, i : i + height, j : j + width]
-    y += padded[part] @ kernel[i, j]
-    dx[part] += dy @ kernel[i, j].T
-    dkernel.append(np.einsum('bhwc,bhwf->cf', padded[part], dy, optimize=True))
-  inside = np.s_[:, pad : pad + x.shape[1], pad : pad + x.shape[2]]
-  return y, dx[inside], np.reshape(dkernel, kernel.shape)
-
-
-def _case(rng):
-  """Sizes of a random convolution: odd ones, and those of each algorithm."""
-  taps = int(rng.choice([1, 2, 3, 3, 3, 3, 5]))
-  size = rng.integers(taps, 24, 2).tolist()
-  channels = [1, 2, 3, 5, 8, 16, 17, 32, 33, 48, 64, 80, 128, 512]
-  odds = np.array([2] * 10 + [1, 1, 1, 0.2])
-  c, f = rng.choice(channels, 2, p=odds / odds.sum()).tolist()
-  return (int(rng.integers(1, 4)), *size, c), (taps, taps, c, f)
-
-
 def _normal(rng, shape):
-  return rng.standard_normal(shape).astype(np.float32)
+  return rng.standard_normal(shape, np.float32)
 
 
 @pytest.mark.parametrize('seed', range(2))
 def test_values_and_gradients(seed):
-  """25 shapes each; both algorithms occur."""
-  rng = np.random.default_rng(seed)
-  for _ in range(25):
-    x_shape, kernel_shape = _case(rng)
-    pad = int(rng.integers(0, kernel_shape[0]))
-    x, kernel = _normal(rng, x_shape), _normal(rng, kernel_shape)
-    y, vjp = jax.vjp(lambda x, k: convolution.convolve(x, k, pad), x, kernel)
-    dy = _normal(rng, y.shape)
-    wanted = _reference(x, kernel, dy, pad)
-    for got, want in zip((y, *vjp(dy)), wanted):
-      scale = np.abs(want).max()
-      np.testing.assert_allclose(got / scale, want / scale, atol=1e-5)
+  """40 shapes each; both algorithms occur."""
+  found = parity.worst(40, seed, (parity.float64,))
+  assert max(error for error, _ in found.values()) <= 1e-5, found
+
+
+def test_parity_with_xla_and_pytorch():
+  """A few of the shapes of parity.py, which takes minutes for all."""
+  references = [parity.xla]
+  if importlib.util.find_spec('torch'):
+    references.append(parity.pytorch)
+  found = parity.worst(6, 2, references)
+  assert max(error for error, _ in found.values()) <= 1e-5, found
 
 
 def _digest():
@@ -82,25 +59,33 @@ def _digest():
   return digest.hexdigest()
 
 
-def test_bits_depend_on_no_number_of_threads(kernels):
-  code = (
-    'from tests.kernels import convolution_test as t; '
-    f'from unet_jax.kernels import build; build.load({kernels!r}); '
-    'print(t._digest())'
+def _run(kernels, code, **env):
+  """Runs code in a process of its own, with the library; returns its output."""
+  load = f'from unet_jax.kernels import build; build.load({kernels!r})\n'
+  done = subprocess.run(
+    [sys.executable, '-c', load + code],
+    env={**os.environ, **env},
+    cwd=program.ROOT,
+    capture_output=True,
+    text=True,
   )
-  found = {
-    subprocess.run(
-      [sys.executable, '-c', code],
-      # The size of XLA's pool.
-      env={**program.os.environ, 'NPROC': str(threads)},
-      cwd=program.ROOT,
-      capture_output=True,
-      text=True,
-      check=True,
-    ).stdout
-    for threads in (1, 2, 4)
-  }
-  assert found == {_digest() + '\n'}
+  assert not done.returncode, done.stderr
+  return done.stdout
+
+
+def test_bits_depend_on_no_number_of_threads(kernels):
+  code = """
+import os, pathlib
+from tests.kernels import convolution_test
+print(convolution_test._digest())
+tasks = pathlib.Path('/proc/self/task').glob('*/comm')
+print(sum('XLAEigen' in task.read_text() for task in tasks))
+"""
+  # The size of XLA's pool.
+  printed = [_run(kernels, code, NPROC=str(n)).split() for n in (1, 2, 4)]
+  assert {digest for digest, _ in printed} == {_digest()}
+  if sys.platform == 'linux':
+    assert [threads for _, threads in printed] == ['1', '2', '4']
 
 
 def test_bits_repeat():
@@ -138,3 +123,75 @@ def test_what_it_supports():
     (array(1, 8, 8, 1024), array(3, 3, 1024, 16)),
   ):
     assert not convolution.supports(x, k)
+
+
+@pytest.mark.parametrize('axes', [(0, 0), (0, None), (None, 0)])
+def test_vmap_is_one_after_the_other(axes):
+  rng = np.random.default_rng(0)
+  shapes = (2, 7, 8, 16), (3, 3, 16, 16)
+  arrays = [
+    _normal(rng, shape if axis is None else (3, *shape))
+    for shape, axis in zip(shapes, axes)
+  ]
+  loss = lambda x, k: jnp.sum(jnp.sin(convolution.convolve(x, k, 1)))
+  gradient = jax.value_and_grad(loss, (0, 1))
+  got = jax.jit(jax.vmap(gradient, axes))(*arrays)
+  for i in range(3):
+    want = gradient(*(a if n is None else a[i] for a, n in zip(arrays, axes)))
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want)):
+      np.testing.assert_allclose(a[i], b, rtol=1e-5, atol=1e-6)
+  total = lambda *arrays: jnp.sum(jax.vmap(loss, axes)(*arrays))
+  of_sum = jax.grad(total, (0, 1))(*arrays)
+  for a, b, axis in zip(of_sum, got[1], axes):
+    b = b.sum(0) if axis is None else b
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_second_derivatives_are_refused():
+  x, kernel = jnp.ones((1, 4, 4, 1)), jnp.ones((3, 3, 1, 1))
+  loss = lambda k: jnp.sum(convolution.convolve(x, k, 1)) ** 2
+  with pytest.raises(NotImplementedError, match='no second derivatives'):
+    jax.grad(lambda k: jnp.sum(jax.grad(loss)(k)))(kernel)
+
+
+@pytest.mark.parametrize('pad,size', [(-1, 8), (3, 8), (0, 2)])
+def test_what_is_no_convolution_is_refused(pad, size):
+  x, kernel = jnp.ones((1, 8, size, 1)), jnp.ones((3, 3, 1, 1))
+  with pytest.raises(ValueError, match=f'a pad of {pad}: it takes'):
+    convolution.convolve(x, kernel, pad)
+
+
+@pytest.mark.parametrize('empty', [(0, 2, 3), (2, 0, 3), (2, 2, 0)])
+def test_of_nothing(empty):
+  """No image, no channel to or from: zeros, or nothing."""
+  b, c, f = empty
+  x, kernel = jnp.ones((b, 5, 5, c)), jnp.ones((3, 3, c, f))
+  y, vjp = jax.vjp(lambda x, k: convolution.convolve(x, k, 1), x, kernel)
+  assert y.shape == (b, 5, 5, f)
+  for array in (y, *vjp(y)):
+    assert not np.any(array)
+
+
+_LITTLE_MEMORY = """
+import resource
+import jax
+import jax.numpy as jnp
+from unet_jax.kernels import convolution
+x, kernel = jnp.zeros((2, 3, 3000, 4096)), jnp.zeros((3, 3, 4096, 1))
+call = jax.jit(lambda x, k: convolution.convolve(x, k, 0))
+call = call.lower(x, kernel).compile()
+jax.block_until_ready((x, kernel))
+pages = int(open('/proc/self/statm').read().split()[0])
+most = pages * resource.getpagesize() + 2**24
+resource.setrlimit(resource.RLIMIT_AS, (most, most))
+try:
+  jax.block_until_ready(call(x, kernel))
+except jax.errors.JaxRuntimeError as e:
+  print(e)
+"""
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='asks Linux for the size')
+def test_a_lack_of_memory_is_an_error(kernels):
+  """On the threads, of which each takes 150 MB for two rows of an image."""
+  assert 'bad_alloc' in _run(kernels, _LITTLE_MEMORY, NPROC='2')

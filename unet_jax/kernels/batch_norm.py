@@ -1,13 +1,13 @@
 """Batch norm of a training step, with the sums of batch_norm.cc."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.custom_partitioning import custom_partitioning
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
+
+from unet_jax.kernels import calls
 
 Array = jax.Array
 
@@ -34,7 +34,9 @@ def batch_norm(
   return _batch_norm_fwd(x, scale, bias, epsilon, relu)[0]
 
 
-def _batch_norm_fwd(x, scale, bias, epsilon, relu):
+def _batch_norm_fwd(
+  x: Array, scale: Array, bias: Array, epsilon: float, relu: bool
+) -> tuple[tuple[Array, Array, Array], tuple[Array, ...]]:
   mean, var = _moments(_pixels(x))
   inverse = jax.lax.rsqrt(var + epsilon)
   factor = scale * inverse
@@ -44,11 +46,12 @@ def _batch_norm_fwd(x, scale, bias, epsilon, relu):
   return (y, mean, var), (x, mean, inverse, factor, shift)
 
 
-def _batch_norm_bwd(epsilon, relu, saved, gradients):
+def _batch_norm_bwd(
+  epsilon: float, relu: bool, saved: tuple[Array, ...], gradients: Any
+) -> tuple[Array, Array, Array]:
   del epsilon
-  x, mean, inverse, factor, shift = saved
-  dz = gradients[0]
-  sums = _gradient_sums(_pixels(x), _pixels(dz), mean, factor, shift, relu)
+  (x, mean, inverse, factor, shift), dz = saved, gradients[0]
+  sums = _gradient_sums(relu)(_pixels(x), _pixels(dz), mean, factor, shift)
   if relu:
     dz = jnp.where(x * factor + shift > 0, dz, 0)
   mean_dz, mean_dzx = sums / (x.size // x.shape[-1])
@@ -61,6 +64,7 @@ batch_norm.defvjp(_batch_norm_fwd, _batch_norm_bwd)
 
 
 def _pixels(x: Array) -> Array:
+  """[B, H, W, C] to [B, H W, C]."""
   return x.reshape(x.shape[0], -1, x.shape[-1])
 
 
@@ -69,63 +73,24 @@ def _call(name: str, x: Array, *operands: Array, **attributes: Any) -> Array:
   return jax.ffi.ffi_call(name, result)(x, *operands, **attributes)
 
 
-def _batch_axes(info: Any) -> Any:
-  """The mesh's axes over which the first axis of an operand is split."""
-  spec = info.sharding.spec
-  return spec[0] if spec else None
+def _combine_moments(moments: Array, axes: Any) -> Array:
+  """Of the devices' equal parts: means of x and of its square are averaged."""
+  mean, var = moments
+  mean, square = jax.lax.pmean((mean, var + mean * mean), axes)
+  return jnp.stack([mean, jnp.maximum(square - mean * mean, 0)])
 
 
-@custom_partitioning
-def _moments(x: Array) -> Array:
-  """Mean and variance of x [B, N, C]: [2, C]."""
-  return _call('UnetMoments', x)
-
-
-def _partition_moments(mesh, args, result):
-  axes = _batch_axes(args[0])
-
-  def lower(x):
-    moments = _call('UnetMoments', x)
-    if axes is None:
-      return moments
-    mean, var = moments
-    mean, square = jax.lax.pmean((mean, var + mean * mean), axes)
-    return jnp.stack([mean, jnp.maximum(square - mean * mean, 0)])
-
-  whole = NamedSharding(mesh, P())
-  return mesh, lower, whole, (NamedSharding(mesh, P(axes)),)
-
-
-_moments.def_partition(
-  _partition_moments,
-  sharding_rule='b n c -> k c',
-  reduction_factors=('b',),
-  need_replication_factors=('n', 'c', 'k'),
+# Mean and variance of the channels of [B, N, C]: [2, C].
+_moments = calls.over_batch(
+  functools.partial(_call, 'UnetMoments'), 'b n c -> k c', _combine_moments
 )
 
 
-@functools.partial(custom_partitioning, static_argnums=(5,))
-def _gradient_sums(
-  x: Array, dy: Array, mean: Array, factor: Array, shift: Array, relu: bool
-) -> Array:
-  """Sums of dz and dz (x - mean) [2, C]; dz: dy behind the ReLU, if any."""
-  return _call('UnetNormGradientSums', x, dy, mean, factor, shift, relu=relu)
+@functools.cache
+def _gradient_sums(relu: bool) -> Callable[..., Array]:
+  """Returns (x, dy, mean, factor, shift) -> sums of dz and dz (x - mean).
 
-
-def _partition_gradient_sums(relu, mesh, args, result):
-  axes = _batch_axes(args[0])
-
-  def lower(*operands):
-    sums = _call('UnetNormGradientSums', *operands, relu=relu)
-    return sums if axes is None else jax.lax.psum(sums, axes)
-
-  whole, batch = NamedSharding(mesh, P()), NamedSharding(mesh, P(axes))
-  return mesh, lower, whole, (batch, batch, whole, whole, whole)
-
-
-_gradient_sums.def_partition(
-  _partition_gradient_sums,
-  sharding_rule='b n c, b n c, c, c, c -> k c',
-  reduction_factors=('b',),
-  need_replication_factors=('n', 'c', 'k'),
-)
+  They are [2, C]; dz is the gradient in front of the ReLU, if there is one.
+  """
+  call = functools.partial(_call, 'UnetNormGradientSums', relu=relu)
+  return calls.over_batch(call, 'b n c, b n c, c, c, c -> k c', calls.total)

@@ -20,6 +20,8 @@ import time
 import jax
 import jaxlib
 import ml_collections
+import numpy as np
+from jax.experimental import multihost_utils
 
 from unet_jax.config import fields
 from unet_jax.runtime import errors, program
@@ -76,7 +78,7 @@ def _library(cache_dir: str) -> pathlib.Path:
   depends_on = (
     *(source.read_bytes() for source in SOURCES),
     version,
-    ' '.join(_FLAGS).encode(),
+    ' '.join((*compiler, *_FLAGS)).encode(),
     program.machine().encode(),
     jaxlib.__version__.encode(),
   )
@@ -152,13 +154,20 @@ def choose(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> bool:
   wanted, platform = config.cpu.kernels, mesh.devices.flat[0].platform
   if wanted == 'xla' or (wanted == 'auto' and platform != 'cpu'):
     return False
+  problem = ''
   try:
     if platform != 'cpu':
       raise BuildError(f'the devices of the mesh are {platform}s')
     load(fields.cache_dir(config))
   except BuildError as e:
-    if wanted == 'native':
-      raise errors.UserError(f'--config.cpu.kernels=native: {e}') from e
-    _log.info("convolutions are XLA's, which are slower: %s", e)
-    return False
-  return True
+    problem = str(e)
+  if mesh.is_multi_process:
+    # All processes must run the same program.
+    failed = multihost_utils.process_allgather(np.array(bool(problem)))
+    if failed.any():
+      problem = problem or f'process {failed.argmax()} cannot build them'
+  if problem and wanted == 'native':
+    raise errors.UserError(f'--config.cpu.kernels=native: {problem}')
+  if problem:
+    _log.info("convolutions are XLA's, which are slower: %s", problem)
+  return not problem

@@ -10,6 +10,7 @@
 #include <cstring>
 #include <memory>
 #include <mutex>
+#include <new>
 #include <vector>
 
 #include "xla/ffi/api/ffi.h"
@@ -26,8 +27,10 @@ using Result = ffi::ResultBuffer<ffi::F32>;
 constexpr int kLanes = 16, kRegisters = 32;
 #elif defined(__aarch64__)
 constexpr int kLanes = 4, kRegisters = 32;
-#else  // AVX2
+#elif defined(__AVX2__)
 constexpr int kLanes = 8, kRegisters = 16;
+#else
+#error "written for AVX2, AVX-512 and NEON"
 #endif
 typedef float Vector
     __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
@@ -54,15 +57,21 @@ float* Scratch(int slot, size_t floats) {
     free(array.data);
     array.size = (floats + 63) / 16 * 16;
     array.data = (float*)aligned_alloc(64, array.size * sizeof(float));
+    if (!array.data) {
+      array.size = 0;
+      throw std::bad_alloc();
+    }
   }
   return array.data;
 }
 
-// Calls f(i) for all i < n, on the pool's threads and on this one.
+// Calls f(i) for all i < n, on the pool's threads and on this one. A lack of
+// memory on any of them is thrown here: XLA turns it into an error.
 template <class F>
 void ParallelFor(ffi::ThreadPool& pool, int n, const F& f) {
   struct State {
     std::atomic<int> next{0}, done{0};
+    std::atomic<bool> no_memory{false};
     std::mutex mutex;
     std::condition_variable all_done;
   };
@@ -75,7 +84,13 @@ void ParallelFor(ffi::ThreadPool& pool, int n, const F& f) {
   auto state = std::make_shared<State>();
   auto work = [state, n, &f] {
     int count = 0;
-    for (int i; (i = state->next.fetch_add(1)) < n; count++) f(i);
+    for (int i; (i = state->next.fetch_add(1)) < n; count++) {
+      try {
+        f(i);
+      } catch (const std::bad_alloc&) {
+        state->no_memory = true;
+      }
+    }
     if (count && state->done.fetch_add(count) + count == n) {
       std::lock_guard<std::mutex> lock(state->mutex);
       state->all_done.notify_all();
@@ -85,6 +100,7 @@ void ParallelFor(ffi::ThreadPool& pool, int n, const F& f) {
   work();
   std::unique_lock<std::mutex> lock(state->mutex);
   state->all_done.wait(lock, [&] { return state->done.load() == n; });
+  if (state->no_memory) throw std::bad_alloc();
 }
 
 // Part i of n things cut into parts: where it begins.

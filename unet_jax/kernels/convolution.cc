@@ -581,9 +581,17 @@ Shape MakeShape(const Buffer& x, int64_t K, int64_t F, int64_t stride,
   return s;
 }
 
+// Arrays of nothing (no image, no channel): what there is to fill is zero.
+bool FillEmpty(const Buffer& in, Buffer out) {
+  if (in.element_count() && out.element_count()) return false;
+  std::fill_n(out.typed_data(), out.element_count(), 0.0f);
+  return true;
+}
+
 ffi::Error Forward(ffi::ThreadPool pool, Buffer x, Buffer kernel, Buffer bias,
                    Result y, int64_t stride, int64_t pad, bool flip,
                    bool spread, bool relu, bool winograd) {
+  if (FillEmpty(x, *y)) return ffi::Error::Success();
   auto d = kernel.dimensions();
   Shape s = MakeShape(x, d[0], d[flip ? 2 : 3], stride, pad, flip);
   if (spread) s.stride = 1, s.OH = s.H * stride, s.OW = s.W * stride;
@@ -601,6 +609,7 @@ ffi::Error Forward(ffi::ThreadPool pool, Buffer x, Buffer kernel, Buffer bias,
 ffi::Error KernelGradient(ffi::ThreadPool pool, Buffer x, Buffer dy,
                           Result gradient, int64_t stride, int64_t pad,
                           bool winograd) {
+  if (FillEmpty(dy, *gradient)) return ffi::Error::Success();
   auto d = gradient->dimensions();
   const Shape s = MakeShape(x, d[0], d[3], stride, pad, false);
   auto* f = winograd && FitsWinograd(s) ? WinogradKernelGradient

@@ -1,13 +1,13 @@
 """Convolutions of convolution.cc as functions of JAX, with their gradients."""
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.custom_partitioning import custom_partitioning
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
+
+from unet_jax.kernels import calls
 
 Array = jax.Array
 
@@ -16,11 +16,10 @@ _MAX_CHANNELS = 512
 
 
 def supports(x: Array, kernel: Array) -> bool:
-  """Whether `convolve` is to be used: float32, 3x3, not too many channels."""
+  """Whether the kernels are to be used: float32, small, few enough channels."""
   return (
     x.ndim == 4
-    and kernel.shape[0] == kernel.shape[1]
-    and kernel.shape[0] <= 3
+    and kernel.shape[0] == kernel.shape[1] <= 3
     and x.dtype == kernel.dtype == jnp.float32
     and max(kernel.shape[2:]) <= _MAX_CHANNELS
   )
@@ -44,7 +43,16 @@ def convolve(
 
   Returns:
     float32 [B, H + 2 pad - K + 1, W + 2 pad - K + 1, F].
+
+  Raises:
+    ValueError: a pad of K or more, or an image smaller than the kernel.
   """
+  size = kernel.shape[0]
+  if not 0 <= pad < size <= min(x.shape[1:3]) + 2 * pad:
+    raise ValueError(
+      f'no convolution of {x.shape} by {kernel.shape} with a pad of {pad}: it '
+      'takes 0 to K - 1, and an image no smaller than the kernel'
+    )
   return _convolve(x, kernel, bias, _Form(pad=pad, relu=relu))
 
 
@@ -53,9 +61,7 @@ def convolve_2x(x: Array, kernel: Array, bias: Array | None) -> Array:
   return _convolve(x, kernel, bias, _Form(stride=2))
 
 
-def convolve_transpose_2x(
-  x: Array, kernel: Array, bias: Array | None
-) -> Array:
+def convolve_transpose_2x(x: Array, kernel: Array, bias: Array | None) -> Array:
   """`jax.lax.conv_transpose`: [B, H, W, C], [2, 2, C, F] to [B, 2H, 2W, F]."""
   return _convolve(x, kernel, bias, _Form(stride=2, spread=True))
 
@@ -78,8 +84,8 @@ class _Form(NamedTuple):
 def _convolve(
   x: Array, kernel: Array, bias: Array | None, form: _Form
 ) -> Array:
-  no_bias = jnp.zeros((0,), x.dtype)
-  return _forward(x, kernel, no_bias if bias is None else bias, form)
+  bias = jnp.zeros((0,), x.dtype) if bias is None else bias
+  return _forward(form)(x, kernel, bias)
 
 
 def _convolve_fwd(
@@ -95,89 +101,50 @@ def _convolve_bwd(
   x, kernel, has_bias, y = saved
   if form.relu:
     dy = jnp.where(y > 0, dy, 0)
-  size = kernel.shape[0]
-  pad = size - 1 - form.pad if form.stride == 1 else 0
-  turned = _Form(form.stride, pad, True, form.stride > 1 and not form.spread)
-  dx = _convolve(dy, kernel, None, turned)
+  size, stride, no_bias = kernel.shape[0], form.stride, jnp.zeros((0,), x.dtype)
+  pad = size - 1 - form.pad if stride == 1 else 0
+  turned = _Form(stride, pad, True, spread=stride > 1 and not form.spread)
+  dx = _forward(turned)(dy, kernel, no_bias)
   if form.spread:
-    dkernel = _kernel_gradient(dy, x, size, _Form(form.stride))
+    dkernel = _kernel_gradient(size, stride, 0)(dy, x)
     dkernel = dkernel[::-1, ::-1].swapaxes(2, 3)
   else:
-    dkernel = _kernel_gradient(x, dy, size, form)
+    dkernel = _kernel_gradient(size, stride, form.pad)(x, dy)
   return dx, dkernel, jnp.sum(dy, (0, 1, 2)) if has_bias else None
 
 
 _convolve.defvjp(_convolve_fwd, _convolve_bwd)
 
 
-def _call_forward(x: Array, kernel: Array, bias: Array, form: _Form) -> Array:
-  size, f = kernel.shape[0], kernel.shape[2 if form.flip else 3]
-  height, width = (
-    n * form.stride
-    if form.spread
-    else (n + 2 * form.pad - size) // form.stride + 1
-    for n in x.shape[1:3]
-  )
-  shape = jax.ShapeDtypeStruct((x.shape[0], height, width, f), x.dtype)
-  call = jax.ffi.ffi_call('UnetConvolution', shape)
-  return call(x, kernel, bias, **form._asdict(), winograd=True)
+@functools.cache
+def _forward(form: _Form) -> Callable[..., Array]:
+  """Returns (x, kernel, bias) -> y; a bias of no numbers: none."""
+
+  def call(x: Array, kernel: Array, bias: Array) -> Array:
+    size, f = kernel.shape[0], kernel.shape[2 if form.flip else 3]
+    height, width = (
+      n * form.stride
+      if form.spread
+      else (n + 2 * form.pad - size) // form.stride + 1
+      for n in x.shape[1:3]
+    )
+    shape = jax.ShapeDtypeStruct((x.shape[0], height, width, f), x.dtype)
+    target = jax.ffi.ffi_call('UnetConvolution', shape)
+    return target(x, kernel, bias, **form._asdict(), winograd=True)
+
+  return calls.over_batch(call, 'b h w c, k l i o, g -> b y x f')
 
 
-def _call_kernel_gradient(
-  x: Array, dy: Array, size: int, form: _Form
-) -> Array:
-  """The gradient [size, size, C, F] of the kernel."""
-  shape = (size, size, x.shape[-1], dy.shape[-1])
-  call = jax.ffi.ffi_call(
-    'UnetConvolutionKernelGradient', jax.ShapeDtypeStruct(shape, x.dtype)
-  )
-  return call(x, dy, stride=form.stride, pad=form.pad, winograd=True)
+@functools.cache
+def _kernel_gradient(size: int, stride: int, pad: int) -> Callable[..., Array]:
+  """Returns (x, dy) -> the gradient [size, size, C, F] of the kernel."""
 
+  def call(x: Array, dy: Array) -> Array:
+    shape = (size, size, x.shape[-1], dy.shape[-1])
+    target = jax.ffi.ffi_call(
+      'UnetConvolutionKernelGradient', jax.ShapeDtypeStruct(shape, x.dtype)
+    )
+    return target(x, dy, stride=stride, pad=pad, winograd=True)
 
-def _batch_axes(info: Any) -> Any:
-  """The mesh's axes over which the first axis of an operand is split."""
-  spec = info.sharding.spec
-  return spec[0] if spec else None
-
-
-# Split along the batch; rows and channels are gathered.
-@functools.partial(custom_partitioning, static_argnums=(3,))
-def _forward(x: Array, kernel: Array, bias: Array, form: _Form) -> Array:
-  return _call_forward(x, kernel, bias, form)
-
-
-def _partition_forward(form, mesh, args, result):
-  whole, batch = NamedSharding(mesh, P()), NamedSharding(mesh, P(_batch_axes(args[0])))
-  lower = lambda *operands: _call_forward(*operands, form)
-  return mesh, lower, batch, (batch, whole, whole)
-
-
-_forward.def_partition(
-  _partition_forward,
-  sharding_rule='b h w c, k l i o, g -> b y x f',
-  need_replication_factors=tuple('hwcklio' 'gyxf'),
-)
-
-
-@functools.partial(custom_partitioning, static_argnums=(2, 3))
-def _kernel_gradient(x: Array, dy: Array, size: int, form: _Form) -> Array:
-  return _call_kernel_gradient(x, dy, size, form)
-
-
-def _partition_kernel_gradient(size, form, mesh, args, result):
-  axes = _batch_axes(args[0])
-  batch = NamedSharding(mesh, P(axes))
-
-  def lower(x, dy):
-    gradient = _call_kernel_gradient(x, dy, size, form)
-    return gradient if axes is None else jax.lax.psum(gradient, axes)
-
-  return mesh, lower, NamedSharding(mesh, P()), (batch, batch)
-
-
-_kernel_gradient.def_partition(
-  _partition_kernel_gradient,
-  sharding_rule='b h w c, b y x f -> k l i o',
-  reduction_factors=('b',),
-  need_replication_factors=tuple('hwcyxfklio'),
-)
+  rule = 'b h w c, b y x f -> k l i o'
+  return calls.over_batch(call, rule, calls.total)

@@ -1,0 +1,115 @@
+"""A network with native convolutions is the one that has those of XLA."""
+
+import jax
+import numpy as np
+import pytest
+
+import unet_jax
+from tests import runs, tiny
+from unet_jax.kernels import build
+from unet_jax.models import unet
+from unet_jax.training import optimizer as optimizer_lib
+from unet_jax.training import steps
+
+
+@pytest.fixture(scope='module', autouse=True)
+def cache_dir(tmp_path_factory):
+  """Of the library, which is loaded."""
+  folder = str(tmp_path_factory.mktemp('cache'))
+  try:
+    build.load(folder)
+  except build.BuildError as e:
+    pytest.skip(str(e))
+  return folder
+
+
+def _step(config, native):
+  """The state, the step of training and the other arguments of it."""
+  model = unet.create_model(config, native)
+  optimizer, mesh = optimizer_lib.make_optimizer(config), tiny.one_device()
+  state = tiny.make_state(config, model, optimizer, mesh)
+  step = steps.make_train_step(config, model, optimizer, mesh, state)
+  return step, (state, tiny.make_batch(config), jax.random.key(7))
+
+
+@pytest.fixture(scope='module')
+def expected():
+  """The state and metrics that a step with XLA's convolutions ends in."""
+  step, args = _step(_config(), False)
+  return step(*args)
+
+
+def _config(**sections):
+  """Of 16 features, as Winograd takes; without norm, rounding stays small."""
+  sections['model'] = {'base_features': 16, 'norm': 'none'} | sections.get(
+    'model', {}
+  )
+  return tiny.make_config(
+    augment={'flip_horizontal': 0.0, 'flip_vertical': 0.0}, **sections
+  )
+
+
+@pytest.mark.parametrize(
+  'sections',
+  [
+    {},
+    {'model': {'remat': True}},
+    {'optimizer': {'accumulate_steps': 2}},
+    {'model': {'remat': True}, 'optimizer': {'accumulate_steps': 4}},
+  ],
+  ids=['plain', 'remat', 'accumulate', 'both'],
+)
+def test_a_step(sections, expected):
+  step, args = _step(_config(**sections), True)
+  text = step.lower(*args).as_text()
+  for name in build.TARGETS:
+    assert f'@{name}(' in text
+  state, metrics = step(*args)
+  for a, b in zip(
+    jax.tree.leaves((state.params, metrics)),
+    jax.tree.leaves((expected[0].params, expected[1])),
+    strict=True,
+  ):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_a_bfloat16_network_is_untouched():
+  config = _config(model={'dtype': 'bfloat16'})
+  texts = []
+  for native in (False, True):
+    step, args = _step(config, native)
+    texts.append(step.lower(*args).as_text())
+  assert texts[0] == texts[1]
+
+
+def test_a_loaded_network(tmp_path, cache_dir):
+  config = _config(data={'cache_dir': cache_dir})
+  runs.save(tmp_path, config)
+  image = tiny.make_examples(config, 1)[0]['image']
+  a, b = (
+    unet_jax.load(tmp_path, {'cpu.kernels': kernels})(image)
+    for kernels in ('xla', 'native')
+  )
+  assert not np.array_equal(a, b)
+  np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_an_exported_program_has_none_of_them():
+  """One program for all platforms, which runs where there are no kernels.
+
+  JAX keeps no program with calls that it does not know.
+  """
+  config = _config()
+  x = np.random.default_rng(0).random((1, 16, 16, 3), np.float32)
+  xla, native = (unet.create_model(config, n) for n in (False, True))
+  variables = xla.init(jax.random.key(1), x, train=False)
+  export = lambda model: jax.export.export(
+    jax.jit(lambda x: model.apply(variables, x, train=False)),
+    platforms=('cpu', 'cuda', 'tpu'),
+  )(x)
+  with pytest.raises(ValueError, match='UnetConvolution'):
+    export(native)
+  exported = export(xla)
+  assert 'UnetConvolution' not in exported.mlir_module()
+  wanted = native.apply(variables, x, train=False)
+  np.testing.assert_allclose(exported.call(x), wanted, rtol=1e-4, atol=1e-5)
