@@ -1,5 +1,3 @@
-// Sums over the pixels of each channel, for batch norm and its gradient.
-//
 // XLA takes a pass over the array for each sum, and writes the terms to memory
 // first; these read each array once. Arrays are float32 [pixels, C]. Some
 // hundred terms are summed in float32 and these sums in float64, in an order
@@ -7,9 +5,14 @@
 #include <array>
 #include <numeric>
 
-#include "common.h"
+#include "batch_norm.h"
 
+namespace unet {
 namespace {
+
+struct Two {
+  Vector first, second;
+};
 
 // Pixels in a row of whole vectors, so long that no sum waits for its last term.
 int PixelsPerRow(int C) {
@@ -22,7 +25,7 @@ int PixelsPerRow(int C) {
 // `terms(in, i)` returns the two terms of each pixel and channel of a vector:
 // in[n] are the numbers of array n, i is the place in the row. Zeros add nothing.
 template <size_t N, class Terms>
-std::vector<double> SumPixels(ffi::ThreadPool& pool,
+std::vector<double> SumPixels(const Pool& pool,
                               const std::array<const float*, N>& arrays,
                               int64_t pixels, int C, const Terms& terms) {
   const int width = C * PixelsPerRow(C);
@@ -49,9 +52,9 @@ std::vector<double> SumPixels(ffi::ThreadPool& pool,
         for (int i = 0; i < width; i += kLanes) {
           Vector in[N];
           UNROLL for (size_t n = 0; n < N; n++) in[n] = Load(row[n] + i);
-          const std::array<Vector, 2> two = terms(in, i);
-          Store(few + i, Load(few + i) + two[0]);
-          Store(few + width + i, Load(few + width + i) + two[1]);
+          const Two two = terms(in, i);
+          Store(few + i, Load(few + i) + two.first);
+          Store(few + width + i, Load(few + width + i) + two.second);
         }
       }
       for (int i = 0; i < 2 * width; i++) sums[part * 2 * width + i] += few[i];
@@ -64,60 +67,37 @@ std::vector<double> SumPixels(ffi::ThreadPool& pool,
   return total;
 }
 
-// Mean and variance of each channel: [2, C].
-ffi::Error Moments(ffi::ThreadPool pool, Buffer x, Result moments) {
-  const int C = x.dimensions().back();
-  const int64_t pixels = x.element_count() / C;
-  auto sums = SumPixels<1>(pool, {x.typed_data()}, pixels, C,
-                           [](const Vector* in, int) INLINE_LAMBDA {
-                             return std::array<Vector, 2>{in[0], in[0] * in[0]};
-                           });
-  float* out = moments->typed_data();
-  for (int c = 0; c < C; c++) {
-    const double mean = sums[c] / pixels;
-    out[c] = mean;
-    out[C + c] = std::max(0.0, sums[C + c] / pixels - mean * mean);
-  }
-  return ffi::Error::Success();
-}
-
-// Sums of dz and of dz * (x - mean): [2, C]. dz is dy, with `relu` only where
-// scale * x + shift is positive.
-ffi::Error GradientSums(ffi::ThreadPool pool, Buffer x, Buffer dy, Buffer mean,
-                        Buffer scale, Buffer shift, Result result, bool relu) {
-  const int C = x.dimensions().back(), together = PixelsPerRow(C);
-  // Of the channels, repeated for the pixels of a row.
-  std::vector<float> m, a, b;
-  for (int i = 0; i < together; i++) {
-    m.insert(m.end(), mean.typed_data(), mean.typed_data() + C);
-    a.insert(a.end(), scale.typed_data(), scale.typed_data() + C);
-    b.insert(b.end(), shift.typed_data(), shift.typed_data() + C);
-  }
-  auto sums = SumPixels<2>(
-      pool, {x.typed_data(), dy.typed_data()}, x.element_count() / C, C,
-      [&](const Vector* in, int i) INLINE_LAMBDA {
-        Vector dz = in[1];
-        if (relu) dz = Load(&a[i]) * in[0] + Load(&b[i]) > 0 ? dz : Vector{};
-        return std::array<Vector, 2>{dz, dz * (in[0] - Load(&m[i]))};
-      });
-  std::copy(sums.begin(), sums.end(), result->typed_data());
-  return ffi::Error::Success();
-}
-
 }  // namespace
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(UnetMoments, Moments,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Arg<Buffer>()
-                                  .Ret<Buffer>());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(UnetNormGradientSums, GradientSums,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Arg<Buffer>()
-                                  .Arg<Buffer>()
-                                  .Arg<Buffer>()
-                                  .Arg<Buffer>()
-                                  .Arg<Buffer>()
-                                  .Ret<Buffer>()
-                                  .Attr<bool>("relu"));
+void Moments(const Pool& pool, const float* x, int64_t pixels, int C,
+             float* moments) {
+  auto sums = SumPixels<1>(pool, {x}, pixels, C, [](const Vector* in, int) {
+    return Two{in[0], in[0] * in[0]};
+  });
+  for (int c = 0; c < C; c++) {
+    const double mean = sums[c] / pixels;
+    moments[c] = mean;
+    moments[C + c] = std::max(0.0, sums[C + c] / pixels - mean * mean);
+  }
+}
+
+void GradientSums(const Pool& pool, const float* x, const float* dy,
+                  int64_t pixels, int C, const float* mean, const float* scale,
+                  const float* shift, bool relu, float* result) {
+  // Of the channels, repeated for the pixels of a row.
+  std::vector<float> m, a, b;
+  for (int i = 0; i < PixelsPerRow(C); i++) {
+    m.insert(m.end(), mean, mean + C);
+    a.insert(a.end(), scale, scale + C);
+    b.insert(b.end(), shift, shift + C);
+  }
+  auto sums = SumPixels<2>(
+      pool, {x, dy}, pixels, C, [&](const Vector* in, int i) {
+        Vector dz = in[1];
+        if (relu) dz = Load(&a[i]) * in[0] + Load(&b[i]) > 0 ? dz : Vector{};
+        return Two{dz, dz * (in[0] - Load(&m[i]))};
+      });
+  std::copy(sums.begin(), sums.end(), result);
+}
+
+}  // namespace unet

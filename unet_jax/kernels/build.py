@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import tempfile
 import time
+from concurrent import futures
 
 import jax
 import jaxlib
@@ -38,7 +39,7 @@ TARGETS = (
   'UnetNormGradientSums',
 )
 _COMPILERS = ('c++', 'g++', 'clang++')
-_FLAGS = ('-std=c++17', '-O3', '-march=native', '-fPIC', '-shared', '-w')
+_FLAGS = ('-std=c++17', '-O3', '-march=native', '-fPIC', '-w')
 _SECONDS = 120
 # The library of this process, once there is one.
 _LOADED: list[pathlib.Path] = []
@@ -105,29 +106,38 @@ def _compile(command: list[str], path: pathlib.Path) -> None:
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+      objects = {
+        source: os.path.join(folder, f'{source.stem}.o')
+        for source in SOURCES
+        if source.suffix == '.cc'
+      }
+      with futures.ThreadPoolExecutor() as pool:
+        compile_one = lambda item: _run([*command, '-c', item[0], '-o', item[1]])
+        list(pool.map(compile_one, objects.items()))
       built = os.path.join(folder, path.name)
-      done = subprocess.run(
-        [*command, *(str(s) for s in SOURCES if s.suffix == '.cc'), '-o', built],
-        capture_output=True,
-        text=True,
-        timeout=_SECONDS,
-      )
-      if done.returncode:
-        lines = done.stderr.splitlines()
-        reasons = [*(s for s in lines if 'error' in s), *lines]
-        reason = next(iter(reasons), f'exit code {done.returncode}')
-        raise BuildError(
-          f'{command[0]} failed: {reason}; install a newer compiler (g++ 9, '
-          'clang++ 10)'
-        )
+      _run([*command, '-shared', *objects.values(), '-o', built])
       os.rename(built, path)
   except (OSError, subprocess.SubprocessError) as e:
     raise BuildError(f'{path}: cannot be built ({e})') from e
   _log.info(
-    'compiled the convolution kernels with %s, once: %.1f s',
+    'compiled the native kernels with %s, once: %.1f s',
     command[0],
     time.perf_counter() - start,
   )
+
+
+def _run(command: list[str | pathlib.Path]) -> None:
+  done = subprocess.run(
+    command, capture_output=True, text=True, timeout=_SECONDS
+  )
+  if done.returncode:
+    lines = done.stderr.splitlines()
+    reasons = [*(s for s in lines if 'error' in s), *lines]
+    reason = next(iter(reasons), f'exit code {done.returncode}')
+    raise BuildError(
+      f'{command[0]} failed: {reason}; it takes a processor with AVX2 or '
+      'NEON, and g++ 9, clang++ 10 or newer'
+    )
 
 
 def _register(path: pathlib.Path) -> None:

@@ -8,18 +8,13 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <new>
 #include <vector>
 
-#include "xla/ffi/api/ffi.h"
-
-namespace {
-
-namespace ffi = xla::ffi;
-using Buffer = ffi::Buffer<ffi::F32>;
-using Result = ffi::ResultBuffer<ffi::F32>;
+namespace unet {
 
 // ---- Vectors -------------------------------------------------------------
 
@@ -45,7 +40,7 @@ INLINE void Store(float* p, Vector v) { *(Vector*)p = v; }
 // ---- Memory and threads --------------------------------------------------
 
 // Memory that a thread keeps from call to call; each slot is one array.
-float* Scratch(int slot, size_t floats) {
+inline float* Scratch(int slot, size_t floats) {
   struct Array {
     float* data = nullptr;
     size_t size = 0;
@@ -65,17 +60,23 @@ float* Scratch(int slot, size_t floats) {
   return array.data;
 }
 
+// XLA's pool of threads.
+struct Pool {
+  int num_threads;
+  std::function<void(std::function<void()>)> schedule;
+};
+
 // Calls f(i) for all i < n, on the pool's threads and on this one. A lack of
 // memory on any of them is thrown here: XLA turns it into an error.
 template <class F>
-void ParallelFor(ffi::ThreadPool& pool, int n, const F& f) {
+void ParallelFor(const Pool& pool, int n, const F& f) {
   struct State {
     std::atomic<int> next{0}, done{0};
     std::atomic<bool> no_memory{false};
     std::mutex mutex;
     std::condition_variable all_done;
   };
-  int helpers = (int)std::min<int64_t>(pool.num_threads(), n) - 1;
+  int helpers = std::min(pool.num_threads, n) - 1;
   if (helpers <= 0) {
     for (int i = 0; i < n; i++) f(i);
     return;
@@ -96,7 +97,7 @@ void ParallelFor(ffi::ThreadPool& pool, int n, const F& f) {
       state->all_done.notify_all();
     }
   };
-  for (int i = 0; i < helpers; i++) pool.Schedule([work] { work(); });
+  for (int i = 0; i < helpers; i++) pool.schedule(work);
   work();
   std::unique_lock<std::mutex> lock(state->mutex);
   state->all_done.wait(lock, [&] { return state->done.load() == n; });
@@ -106,6 +107,6 @@ void ParallelFor(ffi::ThreadPool& pool, int n, const F& f) {
 // Part i of n things cut into parts: where it begins.
 INLINE int Cut(int64_t n, int i, int parts) { return (int)(n * i / parts); }
 
-}  // namespace
+}  // namespace unet
 
 #endif  // UNET_JAX_KERNELS_COMMON_H_

@@ -1,0 +1,126 @@
+// The targets of XLA's FFI.
+#include "batch_norm.h"
+#include "convolution.h"
+#include "xla/ffi/api/ffi.h"
+
+namespace unet {
+namespace {
+
+namespace ffi = xla::ffi;
+using Buffer = ffi::Buffer<ffi::F32>;
+using Result = ffi::ResultBuffer<ffi::F32>;
+
+Pool MakePool(ffi::ThreadPool& pool) {
+  return {(int)pool.num_threads(),
+          [&pool](std::function<void()> f) { pool.Schedule(std::move(f)); }};
+}
+
+// Channels fit Winograd's tiles, and the buffers of zeros and of the caches.
+bool FitsWinograd(const Shape& s) {
+  return s.K == 3 && s.stride == 1 && s.C % kWinogradChannels == 0 && s.F % kWinogradChannels == 0 &&
+         s.C <= 512 && s.F <= 512;
+}
+
+Shape MakeShape(const Buffer& x, int64_t K, int64_t F, int64_t stride,
+                int64_t pad, bool flip) {
+  auto d = x.dimensions();
+  Shape s{(int)d[0], (int)d[1], (int)d[2], (int)d[3], (int)K, (int)pad, flip,
+          0, 0, (int)F, (int)stride};
+  s.OH = (s.H + 2 * s.pad - s.K) / s.stride + 1;
+  s.OW = (s.W + 2 * s.pad - s.K) / s.stride + 1;
+  return s;
+}
+
+// Arrays of nothing (no image, no channel): what there is to fill is zero.
+bool FillEmpty(const Buffer& in, Buffer out) {
+  if (in.element_count() && out.element_count()) return false;
+  std::fill_n(out.typed_data(), out.element_count(), 0.0f);
+  return true;
+}
+
+ffi::Error Convolution(ffi::ThreadPool pool, Buffer x, Buffer kernel, Buffer bias,
+                   Result y, int64_t stride, int64_t pad, bool flip,
+                   bool spread, bool relu, bool winograd) {
+  if (FillEmpty(x, *y)) return ffi::Error::Success();
+  auto d = kernel.dimensions();
+  Shape s = MakeShape(x, d[0], d[flip ? 2 : 3], stride, pad, flip);
+  if (spread) s.stride = 1, s.OH = s.H * stride, s.OW = s.W * stride;
+  // Without a bias, zeros; some more, for whole vectors.
+  std::vector<float> padded(s.F + 2 * kLanes);
+  std::copy_n(bias.typed_data(), bias.element_count(), padded.begin());
+  const Pool p = MakePool(pool);
+  const Epilogue epilogue{padded.data(), relu};
+  if (winograd && !spread && FitsWinograd(s)) {
+    WinogradForward(p, x.typed_data(), kernel.typed_data(), epilogue,
+                    y->typed_data(), s);
+  } else {
+    DirectForward(p, x.typed_data(), kernel.typed_data(), epilogue,
+                  y->typed_data(), s, spread ? stride : 1);
+  }
+  return ffi::Error::Success();
+}
+
+ffi::Error ConvolutionKernelGradient(ffi::ThreadPool pool, Buffer x, Buffer dy,
+                          Result gradient, int64_t stride, int64_t pad,
+                          bool winograd) {
+  if (FillEmpty(dy, *gradient)) return ffi::Error::Success();
+  auto d = gradient->dimensions();
+  const Shape s = MakeShape(x, d[0], d[3], stride, pad, false);
+  auto* f = winograd && FitsWinograd(s) ? WinogradKernelGradient
+                                        : DirectKernelGradient;
+  f(MakePool(pool), x.typed_data(), dy.typed_data(), gradient->typed_data(), s);
+  return ffi::Error::Success();
+}
+
+// [2, C] of x [B, N, C].
+ffi::Error MomentsTarget(ffi::ThreadPool pool, Buffer x, Result moments) {
+  const int C = x.dimensions().back();
+  Moments(MakePool(pool), x.typed_data(), x.element_count() / C, C,
+          moments->typed_data());
+  return ffi::Error::Success();
+}
+
+ffi::Error GradientSumsTarget(ffi::ThreadPool pool, Buffer x, Buffer dy,
+                              Buffer mean, Buffer scale, Buffer shift,
+                              Result sums, bool relu) {
+  const int C = x.dimensions().back();
+  GradientSums(MakePool(pool), x.typed_data(), dy.typed_data(),
+               x.element_count() / C, C, mean.typed_data(), scale.typed_data(),
+               shift.typed_data(), relu, sums->typed_data());
+  return ffi::Error::Success();
+}
+
+// Context and arrays of a target.
+template <int N>
+auto Bind() {
+  if constexpr (N == 0) {
+    return ffi::Ffi::Bind().Ctx<ffi::ThreadPool>();
+  } else {
+    return Bind<N - 1>().template Arg<Buffer>();
+  }
+}
+
+}  // namespace
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(UnetConvolution, Convolution,
+                              Bind<3>()
+                                  .Ret<Buffer>()
+                                  .Attr<int64_t>("stride")
+                                  .Attr<int64_t>("pad")
+                                  .Attr<bool>("flip")
+                                  .Attr<bool>("spread")
+                                  .Attr<bool>("relu")
+                                  .Attr<bool>("winograd"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(UnetConvolutionKernelGradient,
+                              ConvolutionKernelGradient,
+                              Bind<2>()
+                                  .Ret<Buffer>()
+                                  .Attr<int64_t>("stride")
+                                  .Attr<int64_t>("pad")
+                                  .Attr<bool>("winograd"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(UnetMoments, MomentsTarget,
+                              Bind<1>().Ret<Buffer>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(UnetNormGradientSums, GradientSumsTarget,
+                              Bind<5>().Ret<Buffer>().Attr<bool>("relu"));
+
+}  // namespace unet
