@@ -69,41 +69,47 @@ class _ShuffledBatches:
     return self._dataset.read_batch(rows)
 
 
-class _WithPadding:
-  """A dataset padded to whole batches; the `weight` of padding is 0."""
+class _OrderedBatches:
+  """The global batches of a set, in order; the `weight` of padding is 0.
 
-  def __init__(self, dataset: prepared.Dataset | windows.Tiles, multiple: int):
-    self._dataset = dataset
-    self._length = -(-len(dataset) // multiple) * multiple
+  As in `_ShuffledBatches`, those of all processes are numbered through, and
+  each process has as many.
+  """
+
+  def __init__(
+    self,
+    dataset: prepared.Dataset | windows.Tiles,
+    config: ml_collections.ConfigDict,
+  ):
+    self._dataset, self._size = dataset, config.data.batch_size
+    self._count = jax.process_count()
 
   def __len__(self) -> int:
-    return self._length
+    return -(-len(self._dataset) // self._size) * self._count
 
   def __getitem__(self, index: int) -> Batch:
-    real = index < len(self._dataset)
-    example = self._dataset[index if real else 0]
-    return {**example, 'weight': np.float32(real)}
-
-
-def _local_batches(
-  dataset: grain.MapDataset, config: ml_collections.ConfigDict
-) -> grain.MapDataset:
-  """The parts of each global batch that this process reads."""
-  local = config.data.batch_size // jax.process_count()
-  return dataset.batch(local)[jax.process_index() :: jax.process_count()]
+    local = self._size // self._count
+    indices = index * local + np.arange(local)
+    real = indices < len(self._dataset)
+    examples = self._dataset.read_batch(np.where(real, indices, 0))
+    return {**examples, 'weight': real.astype(np.float32)}
 
 
 def _to_devices(
-  dataset: grain.MapDataset, config: ml_collections.ConfigDict, mesh: Mesh
-) -> grain.IterDataset:
-  """Reads ahead in threads and keeps two batches on the devices."""
+  batches: _ShuffledBatches | _OrderedBatches,
+  config: ml_collections.ConfigDict,
+  mesh: Mesh,
+) -> grain.DatasetIterator:
+  """Reads this process's parts ahead, and keeps two on the devices."""
+  parts = grain.MapDataset.source(batches)
+  parts = parts[jax.process_index() :: jax.process_count()]
   # A thread makes a whole batch; more threads would only take memory.
   threads = min(prepared.num_workers(config), 16)
   options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
-  batches = dataset.to_iter_dataset(options)
-  batches = batches.map(lambda batch: mesh_lib.to_devices(batch, mesh))
-  return grain.experimental.ThreadPrefetchIterDataset(
-    batches, prefetch_buffer_size=2
+  ahead = parts.to_iter_dataset(options)
+  placed = ahead.map(lambda batch: mesh_lib.to_devices(batch, mesh))
+  return iter(
+    grain.experimental.ThreadPrefetchIterDataset(placed, prefetch_buffer_size=2)
   )
 
 
@@ -126,9 +132,7 @@ def train_batches(
   examples: prepared.Dataset | windows.Draws = dataset
   if config.data.resize == 'patch':
     examples = windows.Draws(dataset, config)
-  batches = grain.MapDataset.source(_ShuffledBatches(examples, config))
-  batches = batches[jax.process_index() :: jax.process_count()]
-  return iter(_to_devices(batches, config, mesh))
+  return _to_devices(_ShuffledBatches(examples, config), config, mesh)
 
 
 def eval_batches(
@@ -145,6 +149,4 @@ def eval_batches(
   examples: prepared.Dataset | windows.Tiles = dataset
   if config.data.resize == 'patch':
     examples = windows.Tiles(dataset, config)
-  padded = _WithPadding(examples, config.data.batch_size)
-  batches = _local_batches(grain.MapDataset.source(padded), config)
-  return iter(_to_devices(batches, config, mesh))
+  return _to_devices(_OrderedBatches(examples, config), config, mesh)

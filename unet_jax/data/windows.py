@@ -160,3 +160,7 @@ class Tiles:
     corner = np.array((rows[row], columns[column])) - self._layout.margins
     window = read_window(self._dataset[image], corner, self._layout.window)
     return {**window, 'example': np.int32(image)}
+
+  def read_batch(self, indices: np.ndarray) -> prepared.Arrays:
+    """Returns tiles, stacked: [B, H, W, ...]."""
+    return prepared.stack([self[index] for index in indices])
