@@ -337,8 +337,11 @@ class Files:
     np.save(self._path(row), array)
 
   def __getitem__(self, row: int) -> np.ndarray:
-    with open(self._path(row), 'rb') as file:
-      memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    file = os.open(self._path(row), os.O_RDONLY)
+    try:
+      memory = mmap.mmap(file, 0, access=mmap.ACCESS_READ)
+    finally:
+      os.close(file)
     end = 10 + int.from_bytes(memory[8:10], 'little')
     shape, order, dtype = _parse_header(memory[:end])
     return np.ndarray(shape, dtype, memory, end, order=order)

@@ -33,19 +33,19 @@ def read_window(
     The same entries at that size: mirrored beyond the border (without repeating
     the last pixel), where the mask is 255.
   """
-  borders = arrays['mask'].shape
-  rows, columns = map(tiling.mirrored, corner, size, borders)
+  borders, corners = arrays['mask'].shape, corner.tolist()
+  ends = [c + n for c, n in zip(corners, size)]
+  if min(corners) >= 0 and all(e <= n for e, n in zip(ends, borders)):
+    box = tuple(map(slice, corners, ends))
+    return {name: np.array(array[box]) for name, array in arrays.items()}
+  rows, columns = map(tiling.mirrored, corners, size, borders)
   # One slice, which maps to few parts of a file; the rest happens in memory.
   box = tuple(slice(i.min(), i.max() + 1) for i in (rows, columns))
-  result = {name: np.array(array[box]) for name, array in arrays.items()}
-  outside = [
-    i != c + np.arange(len(i)) for i, c in zip((rows, columns), corner)
-  ]
-  if any(o.any() for o in outside):
-    grid = np.ix_(rows - rows.min(), columns - columns.min())
-    result = {name: array[grid] for name, array in result.items()}
-    result['mask'][outside[0]] = fields.IGNORE_LABEL
-    result['mask'][:, outside[1]] = fields.IGNORE_LABEL
+  grid = np.ix_(rows - rows.min(), columns - columns.min())
+  result = {name: array[box][grid] for name, array in arrays.items()}
+  for axis, indices in enumerate((rows, columns)):
+    outside = indices != np.arange(corners[axis], ends[axis])
+    result['mask'].swapaxes(0, axis)[outside] = fields.IGNORE_LABEL
   return result
 
 
