@@ -1,8 +1,8 @@
 """Measures training and inference against PyTorch, the pipeline, the start.
 
   python -m experiments.speed.benchmark [--config=configs/NAME.py[:arg]]
-    [--what=step,pipeline,start,augment,loader] [--repeats=N]
-    [--output=FILE.json]
+    [--what=step,pipeline,start,augment,loader,sizes]
+    [--repeats=N] [--output=FILE.json]
 
 Contenders run in turn, round after round, in one process (the starts:
 in processes of their own). README.md says how to read the tables.
@@ -21,12 +21,12 @@ from typing import Any
 import jax
 import ml_collections
 
-from experiments.speed import augment, loader, pipeline, start, step
+from experiments.speed import augment, loader, pipeline, sizes, start, step
 from experiments.sweep import points
 from unet_jax.config import checks
 from unet_jax.runtime import errors
 
-_WHAT = ('step', 'pipeline', 'start', 'augment', 'loader')
+_WHAT = ('step', 'pipeline', 'start', 'augment', 'loader', 'sizes')
 
 
 def _parse() -> tuple[argparse.Namespace, list[str]]:
@@ -56,8 +56,13 @@ def _measure(
     return step.measure(config, repeats, steps, args.torch_compile)
   if what == 'start':
     return start.measure(config, arguments, repeats)
-  modules = {'pipeline': pipeline, 'augment': augment, 'loader': loader}
-  return modules[what].measure(config, repeats, steps)
+  by_name = {
+    'pipeline': pipeline.measure,
+    'augment': augment.measure,
+    'loader': loader.measure,
+    'sizes': sizes.measure,
+  }
+  return by_name[what](config, repeats, steps)
 
 
 def _processor() -> str:

@@ -2,7 +2,6 @@
 
 import collections
 
-import grain
 import jax
 import numpy as np
 import pytest
@@ -127,18 +126,6 @@ def test_batches_on_the_devices():
 
 
 @pytest.mark.parametrize('num_processes', [2, 4])
-def test_parts_of_processes_are_the_batches_of_one(monkeypatch, num_processes):
-  config = _config(8)
-  dataset = grain.MapDataset.source(_Numbers(13)).shuffle(5).repeat()
-  batches = lambda: pipeline._local_batches(dataset, config)
-  one = batches()
-  parts = helpers.of_processes(monkeypatch, num_processes, batches)
-  for k in range(6):
-    rows = [row for part in parts for row in part[k]['mask'][:, 0, 0]]
-    assert rows == one[k]['mask'][:, 0, 0].tolist()
-
-
-@pytest.mark.parametrize('num_processes', [2, 4])
 def test_processes_train_on_parts_of_the_same_batches(
   monkeypatch, num_processes
 ):
@@ -148,11 +135,10 @@ def test_processes_train_on_parts_of_the_same_batches(
     _indices(pipeline._ShuffledBatches(dataset, config)[i]) for i in (0, 2)
   ]
   monkeypatch.setattr(jax, 'process_count', lambda: num_processes)
-  batches = grain.MapDataset.source(pipeline._ShuffledBatches(dataset, config))
-  parts = [batches[i::num_processes] for i in range(num_processes)]
+  parts = pipeline._ShuffledBatches(dataset, config)
   for i, expected in zip((0, 2), whole):
-    got = [index for part in parts for index in _indices(part[i])]
-    assert got == expected
+    rows = range(i * num_processes, (i + 1) * num_processes)
+    assert [index for k in rows for index in _indices(parts[k])] == expected
 
 
 @pytest.mark.eight_devices
@@ -175,16 +161,16 @@ def test_evaluation_has_every_example_once_in_order(length, batch_size):
 
 def test_every_process_evaluates_as_many_batches(monkeypatch):
   """Otherwise one would wait for the other without end."""
-  config = _config(4)
-  padded = pipeline._WithPadding(_Numbers(5), config.data.batch_size)
-  dataset = grain.MapDataset.source(padded)
-  batches = lambda: pipeline._local_batches(dataset, config)
+  start = lambda: pipeline.eval_batches(
+    _Numbers(5), _config(4), helpers.make_mesh()
+  )
   counts = collections.Counter()
-  for part in helpers.of_processes(monkeypatch, 4, batches):
+  for batches in helpers.of_processes(monkeypatch, 4, start):
+    part = list(batches)
     assert len(part) == 2
     for batch in part:
-      for index, weight in zip(batch['mask'][:, 0, 0], batch['weight']):
-        counts[int(index)] += weight
+      for index, weight in zip(_indices(batch), np.asarray(batch['weight'])):
+        counts[index] += weight
   assert counts == {i: 1 for i in range(5)}
 
 

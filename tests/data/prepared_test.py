@@ -90,3 +90,19 @@ def test_sampled_pixels_are_spread_over_a_large_image():
   assert abs(points[:, 1].mean() / 2**16 - 0.5) < 0.05
   assert_array_equal(sample(5)[1], points)
   assert not np.array_equal(sample(6)[1], points)
+
+
+def test_files_keep_any_array(tmp_path):
+  """Of any order in memory, which files of NumPy keep."""
+  rng, files = np.random.default_rng(0), prepared.Files(tmp_path)
+  image = rng.integers(256, size=(5, 7, 3), dtype=np.uint8)
+  arrays = [image, image.transpose(1, 0, 2), image[:, :, 0].T, image[::2]]
+  arrays += [rng.random((1, 9)).astype(np.float16), image[:4], image + 1]
+  arrays.append(np.asfortranarray(image))
+  for row, array in enumerate(arrays):
+    files[row] = array
+  for row, array in enumerate(arrays):
+    got = files[row]
+    assert got.dtype == array.dtype and not got.flags.writeable
+    assert_array_equal(got, array)
+    assert_array_equal(got, np.load(tmp_path / f'{row:06d}.npy'))

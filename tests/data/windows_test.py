@@ -1,6 +1,7 @@
 """Windows against NumPy's padding, exact covers, and whole images."""
 
 import contextlib
+import mmap
 
 import jax
 import numpy as np
@@ -64,15 +65,22 @@ def source(monkeypatch):
   return source
 
 
-def _draw(**fields):
+def _draws(dataset=None, **fields):
   config = _config(**fields)
-  return windows._Draw(prepare.prepare(config, 'train'), config)
+  return windows.Draws(dataset or prepare.prepare(config, 'train'), config)
 
 
-def _train_windows(dataset=None, **fields):
-  config = _config(**fields)
-  dataset = dataset or prepare.prepare(config, 'train')
-  return windows.train_windows(dataset, config)
+def _drawn(count, **fields):
+  """The first windows of a run, one by one."""
+  draws, config = _draws(**fields), _config(**fields)
+  batches = pipeline._ShuffledBatches(draws, config)
+  size = config.data.batch_size
+  found = [batches[k] for k in range(-(-count // size))]
+  return [
+    {name: array[i] for name, array in batch.items()}
+    for batch in found
+    for i in range(size)
+  ][:count]
 
 
 # Reading
@@ -186,7 +194,7 @@ def test_images_keep_their_size(tmp_path, source):
       assert_array_equal(got['image'], expected['image'])
       assert_array_equal(got['mask'], expected['mask'])
       assert got['weight_map'].shape == expected['mask'].shape
-  assert isinstance(got['image'], np.memmap)
+  assert isinstance(got['image'].base, mmap.mmap)
 
 
 def test_windows_of_any_size_share_a_cache():
@@ -232,9 +240,8 @@ def _check_place(window, output, sizes):
 
 @pytest.mark.parametrize('padding, lost', [('same', 0), ('valid', 4)])
 def test_outputs_lie_in_their_images(padding, lost, source):
-  drawn = _train_windows(padding=padding)
   images = set()
-  for window in (drawn[i] for i in range(150)):
+  for window in _drawn(150, padding=padding):
     assert window['image'].shape == (16, 12, 3)
     assert window['mask'].shape == (16, 12)
     _check_place(window, (16 - lost, 12 - lost), source.sizes)
@@ -245,10 +252,9 @@ def test_outputs_lie_in_their_images(padding, lost, source):
 @pytest.mark.parametrize('fraction', [0.0, 0.5, 1.0])
 def test_rare_class_is_drawn(fraction, source):
   """A class of one pixel in one image has its share of the windows."""
-  draw = _draw(foreground_fraction=fraction)
-  n, indices = 900, np.resize(draw.epoch(), 900)
-  rng = np.random.default_rng(0)
-  share = np.mean([2 in draw(index, rng)['mask'] for index in indices])
+  draws, n = _draws(foreground_fraction=fraction), 900
+  masks = draws.read_batch(np.arange(n) % len(draws), 0)['mask']
+  share = np.mean((masks == 2).any((1, 2)))
   # Two of the three classes that may be drawn are there. The others have it
   # where they fall on it: in a corner of the image, seldom.
   expected = fraction / 2
@@ -259,35 +265,35 @@ def test_rare_class_is_drawn(fraction, source):
 @pytest.mark.parametrize('padding', ['same', 'valid'])
 def test_window_is_centred_on_a_pixel_of_a_chosen_class(source, padding):
   options = {'foreground_fraction': 1.0, 'sample_classes': ('class_2',)}
-  drawn = _train_windows(padding=padding, **options)
-  assert all(2 in drawn[i]['mask'] for i in range(20))
+  drawn = _drawn(20, padding=padding, **options)
+  assert all(2 in window['mask'] for window in drawn)
   # As far as the image goes.
   if padding == 'same':
     assert drawn[0]['image'][8, 6].tolist() == [3, 49 - 7, 6]
   source.rare = (0, 20, 33)
-  window = _train_windows(padding=padding, **options)[3]
+  window = _drawn(4, padding=padding, **options)[3]
   assert window['image'][8, 6].tolist() == [0, 20, 33]
 
 
 def test_no_class_to_draw():
   dataset = prepare.prepare(_config(), 'train')
   options = {'sample_classes': ('class_3',)}
-  assert message_of(_train_windows, dataset, **options) == (
+  assert message_of(_draws, dataset, **options) == (
     'no image of train has a pixel of class_3 to draw windows around; check '
     'the masks and data.mask_values, or set '
     '--config.data.foreground_fraction=0'
   )
-  _train_windows(dataset, foreground_fraction=0.0, **options)
+  _draws(dataset, foreground_fraction=0.0, **options)
 
 
 def test_windows_of_an_epoch(source):
   """Each image as often as outputs would cover its area, all over it."""
-  drawn = _train_windows(foreground_fraction=0.0)
   counts = [-(-h * w // (16 * 12)) for h, w in source.sizes]
+  drawn = _drawn(3 * sum(counts), foreground_fraction=0.0)
   epochs = []
   for epoch in range(3):
     start = epoch * sum(counts)
-    taken = [drawn[start + i] for i in range(sum(counts))]
+    taken = drawn[start : start + sum(counts)]
     epochs.append([w['image'][0, 0].tolist() for w in taken])
     images = [int(w['image'][0, 0, 0]) for w in taken]
     assert np.bincount(images).tolist() == counts
@@ -297,9 +303,8 @@ def test_windows_of_an_epoch(source):
 
 
 def test_windows_lie_anywhere():
-  draw = _draw(foreground_fraction=0.0)
-  rng = np.random.default_rng(0)
-  corners = np.array([draw(0, rng)['image'][0, 0] for _ in range(800)])
+  draws = _draws(foreground_fraction=0.0)
+  corners = draws.read_batch(np.zeros(800, int), 0)['image'][:, 0, 0]
   assert not corners[:, 0].any()
   for axis, room in ((1, 40 - 16), (2, 70 - 12)):
     starts = corners[:, axis]
@@ -337,14 +342,57 @@ def test_position_and_seed_decide_the_windows(tmp_path):
   assert not np.array_equal(other['image'], expected[0]['image'])
 
 
-def test_parts_of_processes_are_the_batches_of_one(monkeypatch):
-  config = _config()
-  drawn = windows.train_windows(prepare.prepare(config, 'train'), config)
-  batches = lambda: pipeline._local_batches(drawn, config)
-  one, parts = batches(), helpers.of_processes(monkeypatch, 2, batches)
-  for k in range(3):
-    image = np.concatenate([part[k]['image'] for part in parts])
-    assert_array_equal(image, one[k]['image'])
+@pytest.mark.parametrize('count, batch_size', [(1, 4), (2, 8), (30, 8)])
+def test_small_images_come_once_an_epoch(source, count, batch_size):
+  """Of no more than a window each, also after a stop, in another order each."""
+  source.sizes, source.rare = ((9, 11),) * count, (0, 8, 4)
+  config = _config(batch_size=batch_size, foreground_fraction=0.0)
+  dataset = prepare.prepare(config, 'train')
+  start = lambda: pipeline.train_batches(dataset, config, helpers.make_mesh())
+  images = lambda batches: [
+    int(i) for b in batches for i in b['image'][:, 0, 0, 0]
+  ]
+  total = -(-5 * count // batch_size)
+  expected = images(_take(start(), total))
+  epochs = [expected[i * count : (i + 1) * count] for i in range(5)]
+  for epoch in epochs:
+    assert sorted(epoch) == list(range(count))
+  assert len(set(map(tuple, epochs))) >= min(count, 5)
+  for stop in (1, total - 1):
+    # The position is the number of batches, as before windows had our order.
+    batches = start()
+    batches.set_state({'next_index': stop})
+    assert batches.get_state() == {'next_index': stop}
+    found = images(_take(batches, total - stop))
+    assert found == expected[stop * batch_size :]
+
+
+@pytest.mark.parametrize('first', [0, 123, 2**40])
+def test_batches_of_any_size_have_the_same_windows(first):
+  draws = _draws(foreground_fraction=0.5)
+  indices = np.random.default_rng(0).integers(len(draws), size=24)
+  whole = draws.read_batch(indices, first)
+  for size in (1, 3, 8):
+    parts = [
+      draws.read_batch(indices[i : i + size], first + i)
+      for i in range(0, 24, size)
+    ]
+    joined = jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
+    helpers.assert_same(joined, whole)
+
+
+@pytest.mark.parametrize('num_processes', [2, 4])
+def test_parts_of_processes_are_the_batches_of_one(monkeypatch, num_processes):
+  """Also the third batch, which lies in two epochs of 32 windows."""
+  config, draws = _config(batch_size=12), _draws()
+  assert len(draws) == 32
+  whole = [pipeline._ShuffledBatches(draws, config)[k] for k in range(4)]
+  monkeypatch.setattr(jax, 'process_count', lambda: num_processes)
+  parts = pipeline._ShuffledBatches(draws, config)
+  for k, expected in enumerate(whole):
+    found = [parts[k * num_processes + i] for i in range(num_processes)]
+    joined = jax.tree.map(lambda *arrays: np.concatenate(arrays), *found)
+    helpers.assert_same(joined, expected)
 
 
 # Evaluation

@@ -179,3 +179,19 @@ def test_what_the_data_loader_does_not_do(
     f'--what=loader has no peer for {reason}; take files of your own with '
     '--config=configs/folder.py, or --config=configs/oxford_pets.py:small'
   )
+
+
+def test_batches_of_sets_of_any_size_are_measured(monkeypatch):
+  from experiments.speed import sizes
+
+  monkeypatch.setattr(sizes, '_SIZES', (1, 70))
+  config = shapes.get_config()
+  config.data.update(image_size=(16, 16), batch_size=4)
+  config.model.update(depth=1, base_features=4)
+  results = sizes.measure(config, repeats=1, steps=1)
+  sets = {'stretch, memory', 'stretch, disk', 'patch, memory', 'patch, disk'}
+  assert set(results) == sets
+  for table in results.values():
+    assert list(table) == ['step', 'batch of 1 images', 'batch of 70 images']
+    assert table['step']['ratio'] == 1
+    assert all(row['min'] > 0 for row in table.values())

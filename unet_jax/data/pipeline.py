@@ -7,6 +7,7 @@ same batches.
 
 import functools
 import sys
+import threading
 from typing import Any
 
 import grain
@@ -22,19 +23,28 @@ Batch = dict[str, Any]
 
 
 class _ShuffledBatches:
-  """The endless global batches of a dataset, reordered in each epoch.
+  """The endless global batches of a set, reordered in each epoch.
 
   The seed and the index of a batch give its examples. Grain's own
   `shuffle().repeat().batch()` does the same example by example, at 80 us each,
-  ten times the time to copy an image of 128 x 128 pixels.
+  ten times the time to copy an image of 128 x 128 pixels; of a few examples at
+  milliseconds each.
+
+  Args:
+    dataset: images, or windows drawn from them.
+    config: of the run.
   """
 
   def __init__(
-    self, dataset: prepared.Dataset, config: ml_collections.ConfigDict
+    self,
+    dataset: prepared.Dataset | windows.Draws,
+    config: ml_collections.ConfigDict,
   ):
     self._dataset, self._size = dataset, config.data.batch_size
     self._seed, self._count = config.seed, jax.process_count()
     self._order = functools.lru_cache(maxsize=2)(self._make_order)
+    # Threads that come to a new epoch together make its order once.
+    self._lock = threading.Lock()
 
   def __len__(self) -> int:
     return sys.maxsize // self._size  # Endless, for all practical purposes.
@@ -46,50 +56,60 @@ class _ShuffledBatches:
   def __getitem__(self, index: int) -> prepared.Arrays:
     # Batches of all processes are numbered through: each has its part.
     local = self._size // self._count
-    n = len(self._dataset)
-    epochs, places = np.divmod(index * local + np.arange(local), n)
-    indices = [
-      self._order(epoch)[places[epochs == epoch]]
-      for epoch in range(epochs[0], epochs[-1] + 1)
-    ]
-    return self._dataset.read_batch(np.concatenate(indices))
+    first = index * local
+    epochs, places = np.divmod(first + np.arange(local), len(self._dataset))
+    with self._lock:
+      indices = [
+        self._order(epoch)[places[epochs == epoch]]
+        for epoch in range(epochs[0], epochs[-1] + 1)
+      ]
+    rows = np.concatenate(indices)
+    if isinstance(self._dataset, windows.Draws):
+      return self._dataset.read_batch(rows, first)
+    return self._dataset.read_batch(rows)
 
 
-class _WithPadding:
-  """A dataset padded to whole batches; the `weight` of padding is 0."""
+class _OrderedBatches:
+  """The global batches of a set, in order; the `weight` of padding is 0.
 
-  def __init__(self, dataset: prepared.Dataset | windows.Tiles, multiple: int):
-    self._dataset = dataset
-    self._length = -(-len(dataset) // multiple) * multiple
+  As in `_ShuffledBatches`, those of all processes are numbered through, and
+  each process has as many.
+  """
+
+  def __init__(
+    self,
+    dataset: prepared.Dataset | windows.Tiles,
+    config: ml_collections.ConfigDict,
+  ):
+    self._dataset, self._size = dataset, config.data.batch_size
+    self._count = jax.process_count()
 
   def __len__(self) -> int:
-    return self._length
+    return -(-len(self._dataset) // self._size) * self._count
 
   def __getitem__(self, index: int) -> Batch:
-    real = index < len(self._dataset)
-    example = self._dataset[index if real else 0]
-    return {**example, 'weight': np.float32(real)}
-
-
-def _local_batches(
-  dataset: grain.MapDataset, config: ml_collections.ConfigDict
-) -> grain.MapDataset:
-  """The parts of each global batch that this process reads."""
-  local = config.data.batch_size // jax.process_count()
-  return dataset.batch(local)[jax.process_index() :: jax.process_count()]
+    local = self._size // self._count
+    indices = index * local + np.arange(local)
+    real = indices < len(self._dataset)
+    examples = self._dataset.read_batch(np.where(real, indices, 0))
+    return {**examples, 'weight': real.astype(np.float32)}
 
 
 def _to_devices(
-  dataset: grain.MapDataset, config: ml_collections.ConfigDict, mesh: Mesh
-) -> grain.IterDataset:
-  """Reads ahead in threads and keeps two batches on the devices."""
+  batches: _ShuffledBatches | _OrderedBatches,
+  config: ml_collections.ConfigDict,
+  mesh: Mesh,
+) -> grain.DatasetIterator:
+  """Reads this process's parts ahead, and keeps two on the devices."""
+  parts = grain.MapDataset.source(batches)
+  parts = parts[jax.process_index() :: jax.process_count()]
   # A thread makes a whole batch; more threads would only take memory.
   threads = min(prepared.num_workers(config), 16)
   options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
-  batches = dataset.to_iter_dataset(options)
-  batches = batches.map(lambda batch: mesh_lib.to_devices(batch, mesh))
-  return grain.experimental.ThreadPrefetchIterDataset(
-    batches, prefetch_buffer_size=2
+  ahead = parts.to_iter_dataset(options)
+  placed = ahead.map(lambda batch: mesh_lib.to_devices(batch, mesh))
+  return iter(
+    grain.experimental.ThreadPrefetchIterDataset(placed, prefetch_buffer_size=2)
   )
 
 
@@ -109,12 +129,10 @@ def train_batches(
   Raises:
     UserError: there is nothing to draw windows around.
   """
+  examples: prepared.Dataset | windows.Draws = dataset
   if config.data.resize == 'patch':
-    batches = _local_batches(windows.train_windows(dataset, config), config)
-  else:
-    batches = grain.MapDataset.source(_ShuffledBatches(dataset, config))
-    batches = batches[jax.process_index() :: jax.process_count()]
-  return iter(_to_devices(batches, config, mesh))
+    examples = windows.Draws(dataset, config)
+  return _to_devices(_ShuffledBatches(examples, config), config, mesh)
 
 
 def eval_batches(
@@ -131,6 +149,4 @@ def eval_batches(
   examples: prepared.Dataset | windows.Tiles = dataset
   if config.data.resize == 'patch':
     examples = windows.Tiles(dataset, config)
-  padded = _WithPadding(examples, config.data.batch_size)
-  batches = _local_batches(grain.MapDataset.source(padded), config)
-  return iter(_to_devices(batches, config, mesh))
+  return _to_devices(_OrderedBatches(examples, config), config, mesh)

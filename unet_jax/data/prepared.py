@@ -1,8 +1,11 @@
 """Prepared examples: uint8 arrays at random access."""
 
 import dataclasses
+import functools
 import hashlib
+import io
 import math
+import mmap
 import os
 import pathlib
 from collections.abc import Iterable, Sequence
@@ -208,6 +211,11 @@ def _sample_pixels(
   return found
 
 
+def stack(rows: Sequence[Arrays]) -> Arrays:
+  """Joins examples of one size: [B, H, W, ...]."""
+  return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
 class Dataset(Protocol):
   """The prepared examples of a split.
 
@@ -249,8 +257,7 @@ class OnTheFly(Dataset):
     return prepare_example(self._source[index], self._data, self._make_weights)
 
   def read_batch(self, indices: Sequence[int] | np.ndarray) -> Arrays:
-    rows = [self[index] for index in indices]
-    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    return stack([self[index] for index in indices])
 
 
 class Prepared(Dataset):
@@ -300,6 +307,19 @@ class Prepared(Dataset):
     )
 
 
+@functools.lru_cache(maxsize=4096)
+def _parse_header(header: bytes) -> tuple[tuple[int, ...], Any, np.dtype]:
+  """Returns shape, order and type by the header of an .npy file.
+
+  Kept, since np.load takes ten times as long to parse it as to map the file,
+  and images of one size have the same.
+  """
+  file = io.BytesIO(header)
+  np.lib.format.read_magic(file)
+  shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(file)
+  return shape, 'F' if is_fortran else 'C', dtype
+
+
 class Files:
   """Arrays of any size, each in a file that is mapped when it is asked for.
 
@@ -310,14 +330,21 @@ class Files:
   def __init__(self, folder: pathlib.Path):
     self._folder = folder
 
-  def _path(self, row: int) -> pathlib.Path:
-    return self._folder / f'{row:06d}.npy'
+  def _path(self, row: int) -> str:
+    return f'{self._folder}/{row:06d}.npy'  # Faster than pathlib's.
 
   def __setitem__(self, row: int, array: np.ndarray) -> None:
     np.save(self._path(row), array)
 
   def __getitem__(self, row: int) -> np.ndarray:
-    return np.load(self._path(row), mmap_mode='r')
+    file = os.open(self._path(row), os.O_RDONLY)
+    try:
+      memory = mmap.mmap(file, 0, access=mmap.ACCESS_READ)
+    finally:
+      os.close(file)
+    end = 10 + int.from_bytes(memory[8:10], 'little')
+    shape, order, dtype = _parse_header(memory[:end])
+    return np.ndarray(shape, dtype, memory, end, order=order)
 
 
 def describe(

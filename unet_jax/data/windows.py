@@ -7,7 +7,6 @@ memory-mapped image.
 
 from typing import Any
 
-import grain
 import ml_collections
 import numpy as np
 
@@ -16,7 +15,8 @@ from unet_jax.data import prepared, tiling
 from unet_jax.models import unet
 from unet_jax.runtime import errors
 
-_EPOCHS = 2**31
+# Random numbers of a window: six are used, and Philox makes four at a time.
+_NUMBERS = 8
 
 
 def read_window(
@@ -33,20 +33,19 @@ def read_window(
     The same entries at that size: mirrored beyond the border (without repeating
     the last pixel), where the mask is 255.
   """
-  borders = arrays['mask'].shape
-  rows, columns = map(tiling.mirrored, corner, size, borders)
+  borders, corners = arrays['mask'].shape, corner.tolist()
+  ends = [c + n for c, n in zip(corners, size)]
+  if min(corners) >= 0 and all(e <= n for e, n in zip(ends, borders)):
+    box = tuple(map(slice, corners, ends))
+    return {name: np.array(array[box]) for name, array in arrays.items()}
+  rows, columns = map(tiling.mirrored, corners, size, borders)
   # One slice, which maps to few parts of a file; the rest happens in memory.
   box = tuple(slice(i.min(), i.max() + 1) for i in (rows, columns))
-  result = {name: np.array(array[box]) for name, array in arrays.items()}
-  outside = [
-    (c + np.arange(n) < 0) | (c + np.arange(n) >= border)
-    for c, n, border in zip(corner, size, borders)
-  ]
-  if any(o.any() for o in outside):
-    grid = np.ix_(rows - rows.min(), columns - columns.min())
-    result = {name: array[grid] for name, array in result.items()}
-    result['mask'][outside[0]] = fields.IGNORE_LABEL
-    result['mask'][:, outside[1]] = fields.IGNORE_LABEL
+  grid = np.ix_(rows - rows.min(), columns - columns.min())
+  result = {name: array[box][grid] for name, array in arrays.items()}
+  for axis, indices in enumerate((rows, columns)):
+    outside = indices != np.arange(corners[axis], ends[axis])
+    result['mask'].swapaxes(0, axis)[outside] = fields.IGNORE_LABEL
   return result
 
 
@@ -57,12 +56,15 @@ def _make_layout(config: ml_collections.ConfigDict) -> tiling.Layout:
   return tiling.Layout(window, output, step=output, centered=True)
 
 
-class _Draw:
-  """Draws a window for the index of an image.
+class Draws:
+  """The windows of an epoch: as many of an image as outputs would cover it.
 
   As nnU-Net does (Isensee et al. 2021, doi 10.1038/s41592-020-01008-z), a
   fraction of the windows is centred on a pixel of a class that is drawn first,
   so that rare classes are seen; as far as the output stays in the image.
+
+  Raises:
+    UserError: no image has any of data.sample_classes.
   """
 
   def __init__(
@@ -71,8 +73,11 @@ class _Draw:
     assert dataset.stats and dataset.pixels  # Read whole, for `patch`.
     self._dataset, self._layout = dataset, _make_layout(config)
     self._sizes, self._pixels = dataset.stats.sizes, dataset.pixels
+    self._seed, self._fraction = config.seed, config.data.foreground_fraction
+    areas = self._sizes.prod(1)
+    # Image i has the windows from ends[i - 1] to ends[i].
+    self._ends = np.cumsum(-(-areas // np.prod(self._layout.output)))
     names = fields.class_names(config)
-    self._fraction = config.data.foreground_fraction
     chosen = config.data.sample_classes or names[1:]
     counts = dataset.stats.class_pixels
     # {class: images that have it}
@@ -89,48 +94,41 @@ class _Draw:
         '--config.data.foreground_fraction=0'
       )
 
-  def epoch(self) -> np.ndarray:
-    """Returns the index of each image once per started area of an output."""
-    counts = -(-self._sizes.prod(1) // np.prod(self._layout.output))
-    return np.repeat(np.arange(len(counts)), counts)
+  def __len__(self) -> int:
+    return int(self._ends[-1])
 
-  def __call__(self, index: int, rng: np.random.Generator) -> prepared.Arrays:
-    """Returns the window that `rng` draws from image `index`, or another."""
-    point = None
-    if rng.random() < self._fraction:
-      c = self._classes[rng.integers(len(self._classes))]
-      index = rng.choice(self._images[c])
-      points = self._pixels.of(index, c)
-      point = points[rng.integers(len(points))]
+  def read_batch(self, indices: np.ndarray, first: int) -> prepared.Arrays:
+    """Draws windows, stacked: [B, H, W, ...].
+
+    Args:
+      indices: int [B] of windows in an epoch.
+      first: position of the first among all windows of the run. Positions and
+        the seed give the random numbers, for any size of batch.
+    """
+    philox = np.random.Philox(key=self._seed, counter=first * _NUMBERS // 4)
+    numbers = np.random.Generator(philox).random((len(indices), _NUMBERS))
+    images = np.searchsorted(self._ends, indices, 'right')
+    return prepared.stack(list(map(self._draw, images.tolist(), numbers)))
+
+  def _draw(self, index: int, numbers: np.ndarray) -> prepared.Arrays:
+    """Returns the window that numbers in 0..1 give of an image, or another."""
+    part, of_classes, of_images, of_points = numbers[:4].tolist()
+    choose = lambda items, number: items[int(number * len(items))]
     output = np.array(self._layout.output)
+    if part < self._fraction:
+      c = choose(self._classes, of_classes)
+      index = choose(self._images[c], of_images)
+      point = choose(self._pixels.of(index, c), of_points)
     room = self._sizes[index] - output
-    if point is None:
-      start = rng.integers(0, np.maximum(room, 0) + 1)
+    free = np.maximum(room, 0)
+    if part < self._fraction:
+      start = np.clip(point - output // 2, 0, free)
     else:
-      start = np.clip(point - output // 2, 0, np.maximum(room, 0))
+      start = (numbers[4:6] * (free + 1)).astype(int)
     # A smaller image lies in the middle of the output.
     start = np.where(room < 0, -(-room // 2), start)
     corner = start - self._layout.margins
     return read_window(self._dataset[index], corner, self._layout.window)
-
-
-def train_windows(
-  dataset: prepared.Dataset, config: ml_collections.ConfigDict
-) -> grain.MapDataset:
-  """Returns endless windows; each depends on the seed and its position alone.
-
-  An epoch has as many windows of an image as outputs would cover it, in another
-  order each time.
-
-  Raises:
-    UserError: no image has any of data.sample_classes.
-  """
-  draw = _Draw(dataset, config)
-  indices = grain.MapDataset.source(draw.epoch())
-  # Endless, for all practical purposes: grain's own repeat() is too long for
-  # Python once it is cut into batches of one.
-  endless = indices.shuffle(config.seed).repeat(_EPOCHS)
-  return endless.random_map(draw, seed=config.seed)
 
 
 class Tiles:
@@ -162,3 +160,7 @@ class Tiles:
     corner = np.array((rows[row], columns[column])) - self._layout.margins
     window = read_window(self._dataset[image], corner, self._layout.window)
     return {**window, 'example': np.int32(image)}
+
+  def read_batch(self, indices: np.ndarray) -> prepared.Arrays:
+    """Returns tiles, stacked: [B, H, W, ...]."""
+    return prepared.stack([self[index] for index in indices])
