@@ -232,7 +232,7 @@ def _show(name: str, *cells: str) -> None:
 
 def _cells(estimate: Estimate) -> tuple[str, ...]:
   cycles = f'{estimate.cycles / 1e6:.3f} M'
-  return cycles, f'{estimate.megabytes:.0f} MB', ', '.join(estimate.without)
+  return cycles, f'{estimate.megabytes:.0f} MB', f'  {estimate.without or ""}'
 
 
 def main() -> None:
