@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 
 from configs import oxford_pets, shapes
+from experiments.speed import forms
 from tests import folders
 from unet_jax.data import prepare
+from unet_jax.models import forms as table
 from unet_jax.models import unet
 from unet_jax.runtime import errors
 
@@ -195,3 +197,25 @@ def test_batches_of_sets_of_any_size_are_measured(monkeypatch):
     assert list(table) == ['step', 'batch of 1 images', 'batch of 70 images']
     assert table['step']['ratio'] == 1
     assert all(row['min'] > 0 for row in table.values())
+
+
+@pytest.mark.parametrize('operation', table.FORMS)
+@pytest.mark.parametrize('size', [(3, 4), (2, 3, 4)], ids=str)
+def test_forms_that_are_compared_compute_the_same(operation, size):
+  rng = np.random.default_rng(0)
+  args = [rng.normal(size=s) for s in forms.inputs(operation, size, 4)]
+  first, *others = forms.candidates(operation).values()
+  expected = jax.jit(first)(*args)
+  assert expected.shape[-1] == 4
+  for form in others:
+    np.testing.assert_allclose(jax.jit(form)(*args), expected, atol=1e-5)
+
+
+def test_estimates_are_summed_and_those_missing_are_named():
+  program = """
+  %copy.1 = f32[2] copy(%x), backend_config={"estimated_cycles":"30"}
+  %pool = f32[1] reduce-window(%copy.1, %zero), window={size=2}
+  ROOT %sum = f32[2] fusion(%x), backend_config={"estimated_cycles":"12"}
+  """
+  estimate = forms.read_estimate(program, {'bytes accessed': 3e6})
+  assert estimate == (42, 3.0, ('reduce-window',))

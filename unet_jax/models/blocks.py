@@ -1,10 +1,9 @@
 """The layers of a U-Net, for images [B, H, W, C] and volumes [B, D, H, W, C].
 
 Each takes either: the number of spatial axes is that of its input. Shapes in
-docstrings are those of images. Strided and transposed convolutions are written
-in the form that XLA compiles to fast code on all backends; each computes the
-same function, from the same parameters, as the stock layer that its docstring
-names.
+docstrings are those of images. Strided and transposed convolutions take the
+form that `forms.FORMS` has for the platform; each computes the same function,
+from the same parameters, as the stock layer that its docstring names.
 """
 
 import functools
@@ -16,8 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from unet_jax.kernels import convolution
-from unet_jax.models import resample
-from unet_jax.models.layers import KERNEL_INIT
+from unet_jax.models import forms, resample
+from unet_jax.models.layers import KERNEL_INIT, add_bias
 
 Array = jax.Array
 ModuleDef = Callable[..., Any]
@@ -33,8 +32,7 @@ class Conv2x(nn.Module):
   """2x2 convolution of stride 2: [B, H, W, C] to [B, H // 2, W // 2, F].
 
   The same function and parameters (`kernel` [2, 2, C, F], `bias` [F]) as
-  `nn.Conv(F, (2, 2), (2, 2), padding='VALID')`. Since the windows do not
-  overlap, it is space to depth followed by one product.
+  `nn.Conv(F, (2, 2), (2, 2), padding='VALID')`.
   """
 
   features: int
@@ -48,18 +46,16 @@ class Conv2x(nn.Module):
     bias = None
     if self.use_bias:
       bias = self.param('bias', nn.initializers.zeros, (self.features,))
-    x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-    x = resample.space_to_depth_2x(x) @ kernel.reshape(-1, self.features)
-    return x if bias is None else x + bias
+    x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
+    x = forms.apply('strided_conv', x, kernel)
+    return x if bias is None else add_bias(x, bias)
 
 
 class ConvTranspose2x(nn.Module):
   """2x2 transposed convolution of stride 2: [B, H, W, C] to [B, 2H, 2W, F].
 
   The same function and parameters (`kernel` [2, 2, C, F], `bias` [F]) as
-  `nn.ConvTranspose(F, (2, 2), (2, 2))`. Since the windows do not overlap, it is
-  one product to 4 F channels followed by depth to space; the stock layer's
-  weight gradient is many times slower (jax issue 31662).
+  `nn.ConvTranspose(F, (2, 2), (2, 2))`.
   """
 
   features: int
@@ -74,14 +70,10 @@ class ConvTranspose2x(nn.Module):
     init = nn.initializers.he_normal(batch_axis=tuple(range(n)))
     kernel = self.param('kernel', init, shape, jnp.float32)
     bias = self.param('bias', nn.initializers.zeros, (self.features,))
-    x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+    x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
     if self.native and convolution.supports(x, kernel):
       return convolution.convolve_transpose_2x(x, kernel, bias)
-    # [2, 2, C, F] to [C, 2, 2, F]; lax's kernel runs against the output's axes.
-    kernel = kernel[(slice(None, None, -1),) * n]
-    kernel = kernel.transpose(n, *range(n), n + 1)
-    x = x @ kernel.reshape(x.shape[-1], -1)
-    return resample.depth_to_space_2x(x) + bias
+    return add_bias(forms.apply('transposed_conv', x, kernel), bias)
 
 
 class SqueezeExcite(nn.Module):

@@ -30,7 +30,7 @@ class Conv(nn.Conv):
   Attributes:
     activation: of the result; None: none.
     native: take the kernels of unet_jax/kernels where they are faster; they
-      must be loaded.
+      must be loaded, and the devices be CPUs.
   """
 
   activation: Activation | None = None
@@ -44,7 +44,7 @@ class Conv(nn.Conv):
     bias = None
     if self.use_bias:
       bias = self.param('bias', self.bias_init, (self.features,), jnp.float32)
-    x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+    x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
     fuses = self.native and self.activation is nn.relu
     x = convolve(x, kernel, bias, self.padding, self.native, fuses)
     return x if fuses or self.activation is None else self.activation(x)
@@ -86,24 +86,30 @@ def convolve(
       padding,
       dimension_numbers=(f'N{axes}C', f'{axes}IO', f'N{axes}C'),
     )
-    y = y if bias is None else y + bias
+    y = y if bias is None else add_bias(y, bias)
     return nn.relu(y) if relu else y
-
-  def by_kernels(x: Array, kernel: Array, bias: Array | None) -> Array:
-    pad = (taps - 1) // 2 if padding == 'SAME' else 0
-    return convolution.convolve(x, kernel, pad, bias, relu)
 
   def by_planes(x: Array, kernel: Array, bias: Array | None) -> Array:
     return _convolve_planes(x, kernel, bias, padding, native, relu)
 
-  on_cpu = stock
-  if x.ndim == 5 and taps > 1:
-    on_cpu = by_planes
-  elif native and convolution.supports(x, kernel):
-    on_cpu = by_kernels
-  if on_cpu is stock:
+  if native and convolution.supports(x, kernel):
+    pad = (taps - 1) // 2 if padding == 'SAME' else 0
+    return convolution.convolve(x, kernel, pad, bias, relu)
+  if x.ndim == 4 or taps == 1:
     return stock(x, kernel, bias)
-  return jax.lax.platform_dependent(x, kernel, bias, cpu=on_cpu, default=stock)
+  return jax.lax.platform_dependent(
+    x, kernel, bias, cpu=by_planes, default=stock
+  )
+
+
+def add_bias(x: Array, bias: Array) -> Array:
+  """Adds in float32, so that the bias' gradient, of all pixels, is summed so.
+
+  On CPUs a sum of bfloat16 stops growing after some hundreds of them.
+  """
+  return (x.astype(jnp.promote_types(x.dtype, bias.dtype)) + bias).astype(
+    x.dtype
+  )
 
 
 def _convolve_planes(
