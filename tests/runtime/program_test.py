@@ -15,7 +15,8 @@ def test_options_depend_on_the_devices_of_the_mesh():
   assert cpu.devices.tolist() == [[devices]]
   assert program.compiler_options(cpu) != program.compiler_options(cpu, True)
   assert program.compiler_options(cpu, for_init=True) == {
-    'xla_backend_optimization_level': 1
+    'xla_backend_optimization_level': 1,
+    'xla_cpu_use_fusion_emitters': False,
   }
   tpu = types.SimpleNamespace(platform='tpu')
 
