@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import optax
 
@@ -35,6 +36,23 @@ def _decay_mask(params: Any) -> Any:
   )
 
 
+def _clip(max_norm: float) -> optax.GradientTransformation:
+  """`optax.clip_by_global_norm` by one factor for all gradients.
+
+  A product is computed where it is used; the division there by the norm costs a
+  pass over the gradients, and a compiled function for each.
+  """
+
+  def update(
+    grads: Any, state: optax.EmptyState, params: Any = None
+  ) -> tuple[Any, optax.EmptyState]:
+    del params
+    factor = jnp.minimum(1, max_norm / optax.tree.norm(grads))
+    return jax.tree.map(lambda g: g * factor, grads), state
+
+  return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
+
+
 def make_optimizer(
   config: ml_collections.ConfigDict,
 ) -> optax.GradientTransformation:
@@ -42,7 +60,7 @@ def make_optimizer(
   o = config.optimizer
   parts = []
   if o.clip_norm:
-    parts.append(optax.clip_by_global_norm(o.clip_norm))
+    parts.append(_clip(o.clip_norm))
   if o.name == 'adamw':  # Loshchilov and Hutter 2019, arXiv 1711.05101.
     parts.append(optax.scale_by_adam(b1=o.b1, b2=o.b2, eps=o.eps))
   else:
