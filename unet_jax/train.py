@@ -8,7 +8,6 @@ import os
 import pathlib
 import sys
 import time
-from concurrent import futures
 from typing import Any
 
 import jax
@@ -88,7 +87,7 @@ def _train(
   steps_left = max(checkpoints.steps, default=0) < total
   if steps_left:
     batch = pipeline.abstract_batch(config, mesh)
-    compiled = _start_compiling(train_step, abstract, batch, key)
+    compiled = program.start_compiling(train_step, abstract, batch, key)
   state = _first_state(config, model, optimizer, mesh, checkpoints, batches)
   first = int(state.step)
   interrupt = program.Interrupt()
@@ -125,19 +124,6 @@ def _train(
     # It came in the last evaluation: this run is complete, but the program must
     # not start anything after it.
     sys.exit(128 + interrupt.signal)
-
-
-def _start_compiling(
-  step: jax.stages.Wrapped, *arguments: Any
-) -> futures.Future:
-  """Compiles a step in a thread: once it is done, the first call has no wait.
-
-  Long parts of the compiler run on one core; the state is drawn on the others.
-  """
-  pool = futures.ThreadPoolExecutor(1)
-  compiled = pool.submit(lambda: step.lower(*arguments).compile())
-  pool.shutdown(wait=False)  # The thread ends when it is done.
-  return compiled
 
 
 def _check_saved(

@@ -72,8 +72,8 @@ def state_of_variables(
 
   def create(variables: dict[str, PyTree]) -> TrainState:
     # Copies, not aliases: the state's buffers are donated.
-    has_ema = bool(config.optimizer.ema_decay)
-    return _state_at_0(jax.tree.map(jnp.copy, variables), has_ema, optimizer)
+    copied = jax.tree.map(jnp.copy, variables)
+    return _state_at_0(copied, config.optimizer.ema_decay > 0, optimizer)
 
   abstract = abstract_train_state(config, model, optimizer, mesh)
   return _jit(create, abstract, mesh)(variables)
@@ -111,13 +111,11 @@ def _drawing(
   optimizer: optax.GradientTransformation,
 ) -> Callable[[jax.Array], TrainState]:
   """Returns key -> state at step 0."""
-  image_shape = (1, *config.data.image_size, config.data.num_channels)
-  has_ema = bool(config.optimizer.ema_decay)
-  return _make_drawing(model, optimizer, image_shape, has_ema)
+  shape = (1, *config.data.image_size, config.data.num_channels)
+  return _make_drawing(model, optimizer, shape, config.optimizer.ema_decay > 0)
 
 
-# The same function again, so that JAX traces the model once: for the shapes of
-# a state, and for the state.
+# The same function again: JAX traces it once, for the state and for its shapes.
 @functools.lru_cache(maxsize=1)
 def _make_drawing(
   model: unet.UNet,
