@@ -31,8 +31,6 @@ _FORKS.set_forkserver_preload(
     'unet_jax.summary',
     'matplotlib.pyplot',
     'pytest',
-    # Imports torch where that is installed.
-    'tensorboardX',
   ]
 )
 

@@ -2,10 +2,12 @@
 
 import json
 import random
+import re
 import shutil
 import signal
 import socket
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
@@ -115,6 +117,30 @@ def _checkpoints(workdir):
   """The steps of the whole ones."""
   names = [p.name for p in (workdir / 'checkpoints').glob('0*')]
   return sorted(int(name) for name in names if name.isdigit())
+
+
+def _log_compilation():
+  jax.config.update('jax_log_compiles', True)
+
+
+def test_the_step_that_is_compiled_beforehand_is_the_one_that_runs(
+  tmp_path, cache
+):
+  """Of a new state, and of one that is restored."""
+  for steps in (2, 3):
+    _, err = _run(
+      tmp_path,
+      cache,
+      f'--config.train.num_steps={steps}',
+      before=_log_compilation,
+    )
+    names = re.findall(r'Finished XLA compilation of (\S+)', err)
+    assert names.count('jit(train_step)') == 1, err
+  # Nothing is left to do: nothing is compiled.
+  _, err = _run(
+    tmp_path, cache, '--config.train.num_steps=3', before=_log_compilation
+  )
+  assert 'XLA compilation' in err and 'jit(train_step)' not in err
 
 
 def _fill_disk():

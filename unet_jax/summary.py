@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from jax.stages import Compiled, Lowered
 
 from unet_jax.config import fields
-from unet_jax.data import prepared
+from unet_jax.data import pipeline
 from unet_jax.models import graph, sizes, unet
 from unet_jax.reports import diagram, diagram_parts, text_table
 from unet_jax.runtime import mesh as mesh_lib
@@ -94,15 +94,10 @@ def lower_train_step(
   """Returns the train step of a config, traced for abstract arrays."""
   optimizer = optimizer_lib.make_optimizer(config)
   state = state_lib.abstract_train_state(config, model, optimizer, mesh)
-  where = mesh_lib.batch_sharding(mesh)
-  batch = config.data.batch_size
-  arguments = {
-    name: jax.ShapeDtypeStruct((batch, *shape), dtype, sharding=where[name])
-    for name, (shape, dtype) in prepared.array_specs(config).items()
-  }
+  batch = pipeline.abstract_batch(config, mesh)
   key = jax.eval_shape(lambda: jax.random.key(0))
   step = steps.make_train_step(config, model, optimizer, mesh, state)
-  return step.lower(state, arguments, key)
+  return step.lower(state, batch, key)
 
 
 def costs(compiled: Compiled) -> dict[str, float | None]:

@@ -80,8 +80,16 @@ def _train(
     _check_data(train_set, eval_set, config)
   optimizer = optimizer_lib.make_optimizer(config)
   batches = pipeline.train_batches(train_set, config, mesh)
+  abstract = state_lib.abstract_train_state(config, model, optimizer, mesh)
+  train_step = steps.make_train_step(config, model, optimizer, mesh, abstract)
+  key = jax.random.fold_in(jax.random.key(config.seed), _STEP_KEY)
+  total = config.train.num_steps
+  steps_left = max(checkpoints.steps, default=0) < total
+  if steps_left:
+    batch = pipeline.abstract_batch(config, mesh)
+    compiled = program.start_compiling(train_step, abstract, batch, key)
   state = _first_state(config, model, optimizer, mesh, checkpoints, batches)
-  first, total = int(state.step), config.train.num_steps
+  first = int(state.step)
   interrupt = program.Interrupt()
   loop = _Loop(
     config=config,
@@ -94,9 +102,9 @@ def _train(
     saved_step=max(checkpoints.steps, default=None),
   )
   _log_start(len(train_set), len(eval_set), state, total)
-  train_step = steps.make_train_step(config, model, optimizer, mesh, state)
-  key = jax.random.fold_in(jax.random.key(config.seed), _STEP_KEY)
   try:
+    if steps_left:
+      compiled.result()
     with interrupt:
       step, stopped = first, loop.catch_up(first, state)
       while step < total and not stopped:

@@ -118,6 +118,11 @@ def test_batches_on_the_devices():
   batch = next(batches)
   batches.close()
   assert set(batch) == {'image', 'mask'}
+  abstract = pipeline.abstract_batch(
+    _config(8, image_size=(4, 2)), helpers.make_mesh(4)
+  )
+  describe = lambda x: (x.shape, x.dtype, x.sharding)
+  assert jax.tree.map(describe, abstract) == jax.tree.map(describe, batch)
   assert batch['image'].shape == (8, 4, 2, 3)
   assert batch['image'].dtype == batch['mask'].dtype == np.uint8
   for array in batch.values():

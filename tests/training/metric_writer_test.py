@@ -3,6 +3,7 @@
 import json
 import math
 import struct
+import sys
 
 import jax
 from tensorboardX.proto import event_pb2
@@ -92,3 +93,18 @@ def test_other_processes_write_nothing(tmp_path, monkeypatch):
 
 def test_no_metrics_yet(tmp_path):
   assert metric_writer.read_metrics(str(tmp_path)) == []
+
+
+def test_torch_is_not_imported_to_write_events(tmp_path, monkeypatch):
+  """It takes seconds in which no step is made."""
+  (tmp_path / 'torch.py').write_text('raise AssertionError("was imported")')
+  monkeypatch.syspath_prepend(tmp_path)
+  for name in list(sys.modules):
+    if name.partition('.')[0] in ('tensorboardX', 'torch'):
+      monkeypatch.delitem(sys.modules, name)
+  writer = metric_writer.MetricWriter(str(tmp_path), 0, tensorboard=True)
+  writer.write(1, {'train/loss': 0.5})
+  writer.close()
+  assert _scalars(tmp_path / 'tensorboard') == {(1, 'train/loss'): 0.5}
+  # Whoever asks for it later gets it.
+  assert 'torch' not in sys.modules

@@ -5,7 +5,6 @@ from collections.abc import Iterable, Mapping
 
 import ml_collections
 import numpy as np
-from scipy import sparse
 
 from unet_jax.data import examples
 from unet_jax.inspection import records
@@ -133,6 +132,8 @@ def near_duplicates(measurements: Iterable[records.Measurement]) -> _Groups:
     a, b = rng.integers(0, len(shown), (2, 20000))
     typical = np.median(np.sum(thumbs[a] * thumbs[b], 1)[a != b])
     threshold = max(_NEAR, 1 - 0.1 * (1 - typical))
+  from scipy import sparse  # Slow to import; training does without.
+
   labels = np.arange(len(shown))
   # In blocks that are joined one by one: neither the whole matrix of a large
   # set nor all the pairs of a large group fit in memory.

@@ -6,6 +6,7 @@ Process 0 writes; in the others every call does nothing.
 import json
 import os
 import re
+import sys
 from typing import Any, TextIO
 
 import jax
@@ -26,6 +27,23 @@ def read_metrics(workdir: str) -> list[dict[str, Any]]:
       except ValueError:
         continue
   return lines
+
+
+def _tensorboardx() -> Any:
+  """Imports tensorboardX without PyTorch, which it asks for but for its name.
+
+  Where PyTorch is installed, importing it holds training up for seconds. Called
+  at the first line, which comes after the first steps.
+  """
+  hidden = 'torch' not in sys.modules
+  if hidden:
+    sys.modules['torch'] = None  # type: ignore[assignment]
+  try:
+    import tensorboardX
+  finally:
+    if hidden:
+      del sys.modules['torch']
+  return tensorboardX
 
 
 class MetricWriter:
@@ -62,11 +80,7 @@ class MetricWriter:
     if self._purge_step is None:
       return
     if self._events is None:
-      # Imported at the first line, which comes after the first steps: it takes
-      # more than a second.
-      import tensorboardX
-
-      self._events = tensorboardX.SummaryWriter(
+      self._events = _tensorboardx().SummaryWriter(
         self._tensorboard, purge_step=self._purge_step
       )
     for name, value in clean.items():

@@ -1,5 +1,6 @@
 """The state of a training run: arrays only."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -53,9 +54,8 @@ def create_train_state(
   mesh: Mesh,
 ) -> TrainState:
   """Returns the state at step 0 with drawn parameters, made where it lives."""
-  create = _drawing(config, model, optimizer)
   abstract = abstract_train_state(config, model, optimizer, mesh)
-  return _jit(create, abstract, mesh)(key)
+  return _jit(_drawing(config, model, optimizer), abstract, mesh)(key)
 
 
 def state_of_variables(
@@ -72,7 +72,8 @@ def state_of_variables(
 
   def create(variables: dict[str, PyTree]) -> TrainState:
     # Copies, not aliases: the state's buffers are donated.
-    return _state_at_0(jax.tree.map(jnp.copy, variables), config, optimizer)
+    copied = jax.tree.map(jnp.copy, variables)
+    return _state_at_0(copied, config.optimizer.ema_decay > 0, optimizer)
 
   abstract = abstract_train_state(config, model, optimizer, mesh)
   return _jit(create, abstract, mesh)(variables)
@@ -110,22 +111,32 @@ def _drawing(
   optimizer: optax.GradientTransformation,
 ) -> Callable[[jax.Array], TrainState]:
   """Returns key -> state at step 0."""
-  image_shape = (1, *config.data.image_size, config.data.num_channels)
+  shape = (1, *config.data.image_size, config.data.num_channels)
+  return _make_drawing(model, optimizer, shape, config.optimizer.ema_decay > 0)
 
+
+# The same function again: JAX traces it once, for the state and for its shapes.
+@functools.lru_cache(maxsize=1)
+def _make_drawing(
+  model: unet.UNet,
+  optimizer: optax.GradientTransformation,
+  image_shape: tuple[int, ...],
+  has_ema: bool,
+) -> Callable[[jax.Array], TrainState]:
+  @jax.jit
   def create(key: jax.Array) -> TrainState:
     variables = model.init(key, jnp.zeros(image_shape), train=False)
-    return _state_at_0(variables, config, optimizer)
+    return _state_at_0(variables, has_ema, optimizer)
 
   return create
 
 
 def _state_at_0(
   variables: Mapping[str, PyTree],
-  config: ml_collections.ConfigDict,
+  has_ema: bool,
   optimizer: optax.GradientTransformation,
 ) -> TrainState:
   params, batch_stats = variables['params'], variables.get('batch_stats', {})
-  has_ema = bool(config.optimizer.ema_decay)
   # Copies, not aliases: the state's buffers are donated one by one.
   copy = lambda tree: jax.tree.map(jnp.copy, tree) if has_ema else None
   return TrainState(
