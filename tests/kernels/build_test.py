@@ -2,8 +2,11 @@
 
 import logging
 import pathlib
+import platform
+from unittest import mock
 
 import jax
+import numpy as np
 import pytest
 
 from unet_jax.config import default
@@ -83,6 +86,39 @@ def test_without_a_compiler(
   assert str(e.value).startswith('--config.cpu.kernels=native: ')
   assert message in str(e.value)
   assert not list(pathlib.Path(tmp_path).glob('kernels/*'))
+
+
+def test_another_processor(config, tmp_path, monkeypatch, caplog):
+  """The sources refuse to be compiled for what they are not written for."""
+  caplog.set_level(logging.INFO)
+  if platform.machine() not in ('x86_64', 'AMD64'):
+    pytest.skip('its compiler takes no -march=x86-64')
+  flags = [f.replace('=native', '=x86-64') for f in build._FLAGS]
+  monkeypatch.setattr(build, '_FLAGS', flags)
+  try:
+    build._compiler()
+  except build.BuildError as e:
+    pytest.skip(str(e))
+  assert not _choose(config, 'auto')
+  assert caplog.messages[-1] == (
+    "convolutions are XLA's, which are slower: the processor has none of AVX2, "
+    "AVX-512 and 64-bit Arm's NEON"
+  )
+
+
+@pytest.mark.parametrize('others', [True, False])
+def test_all_processes_take_the_same(config, monkeypatch, others):
+  """One that has no kernels decides for all."""
+  monkeypatch.setattr(build, 'load', lambda cache_dir: None)
+  monkeypatch.setattr(
+    build.multihost_utils,
+    'process_allgather',
+    lambda mine: np.array([mine, others]),
+  )
+  devices = mesh.make_mesh(config).devices
+  among_many = mock.Mock(devices=devices, is_multi_process=True)
+  config.cpu.kernels = 'auto'
+  assert build.choose(config, among_many) == others
 
 
 def test_the_network_takes_them(config, tmp_path):

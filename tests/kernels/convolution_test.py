@@ -10,18 +10,12 @@ import numpy as np
 import pytest
 
 from tests import program
-from unet_jax.kernels import build, convolution
+from unet_jax.kernels import convolution
 
 
-@pytest.fixture(scope='module', autouse=True)
-def kernels(tmp_path_factory):
-  """The library, compiled into a folder of its own."""
-  folder = str(tmp_path_factory.mktemp('cache'))
-  try:
-    build.load(folder)
-  except build.BuildError as e:
-    pytest.skip(str(e))
-  return folder
+@pytest.fixture(autouse=True)
+def kernels(native_cache):
+  return native_cache
 
 
 def _reference(x, kernel, dy, pad):

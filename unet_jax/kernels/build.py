@@ -1,4 +1,4 @@
-"""Compiles convolution.cc with the machine's own compiler, once.
+"""Compiles the C++ files with the machine's own compiler, once.
 
 The library lies in the cache folder, named after all that it depends on: the
 source, the compiler, its flags, the processor and jaxlib, with whose headers it
@@ -20,14 +20,17 @@ import time
 import jax
 import jaxlib
 import ml_collections
+import numpy as np
+from jax.experimental import multihost_utils
 
 from unet_jax.config import fields
 from unet_jax.runtime import errors, program
 
 _log = logging.getLogger(__name__)
 
-SOURCE = pathlib.Path(__file__).with_name('convolution.cc')
-# The FFI's targets, by what they are called there and in convolution.cc.
+_FOLDER = pathlib.Path(__file__).parent
+SOURCES = sorted([*_FOLDER.glob('*.cc'), *_FOLDER.glob('*.h')])
+# The FFI's targets, by what they are called there and in the sources.
 TARGETS = ('UnetConvolution', 'UnetConvolutionKernelGradient')
 _COMPILERS = ('c++', 'g++', 'clang++')
 _FLAGS = ('-std=c++17', '-O3', '-march=native', '-fPIC', '-shared', '-w')
@@ -68,7 +71,7 @@ def _library(cache_dir: str) -> pathlib.Path:
   except (OSError, subprocess.SubprocessError) as e:
     raise BuildError(f'{compiler[0]} cannot be run ({e})') from e
   depends_on = (
-    SOURCE.read_bytes(),
+    *(source.read_bytes() for source in SOURCES),
     version,
     ' '.join(_FLAGS).encode(),
     program.machine().encode(),
@@ -99,7 +102,12 @@ def _compile(command: list[str], path: pathlib.Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
       built = os.path.join(folder, path.name)
       done = subprocess.run(
-        [*command, str(SOURCE), '-o', built],
+        [
+          *command,
+          *(str(s) for s in SOURCES if s.suffix == '.cc'),
+          '-o',
+          built,
+        ],
         capture_output=True,
         text=True,
         timeout=_SECONDS,
@@ -108,6 +116,8 @@ def _compile(command: list[str], path: pathlib.Path) -> None:
         lines = done.stderr.splitlines()
         reasons = [*(s for s in lines if 'error' in s), *lines]
         reason = next(iter(reasons), f'exit code {done.returncode}')
+        if 'the processor has' in reason:  # Of the sources' own #error.
+          raise BuildError(reason[reason.index('the processor') :].strip('"'))
         raise BuildError(
           f'{command[0]} failed: {reason}; install a newer compiler (g++ 9, '
           'clang++ 10)'
@@ -146,6 +156,7 @@ def choose(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> bool:
   wanted, platform = config.cpu.kernels, mesh.devices.flat[0].platform
   if wanted == 'xla' or (wanted == 'auto' and platform != 'cpu'):
     return False
+  loaded = True
   try:
     if platform != 'cpu':
       raise BuildError(f'the devices of the mesh are {platform}s')
@@ -154,5 +165,8 @@ def choose(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> bool:
     if wanted == 'native':
       raise errors.UserError(f'--config.cpu.kernels=native: {e}') from e
     _log.info("convolutions are XLA's, which are slower: %s", e)
-    return False
-  return True
+    loaded = False
+  if mesh.is_multi_process:
+    # All run the same program, so one machine without a compiler decides.
+    loaded = bool(multihost_utils.process_allgather(np.array(loaded)).all())
+  return loaded

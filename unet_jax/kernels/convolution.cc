@@ -19,6 +19,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "pages.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace {
@@ -31,8 +32,10 @@ namespace ffi = xla::ffi;
 constexpr int kLanes = 16, kRegisters = 32;
 #elif defined(__aarch64__)
 constexpr int kLanes = 4, kRegisters = 32;
-#else  // AVX2
+#elif defined(__AVX2__)
 constexpr int kLanes = 8, kRegisters = 16;
+#else
+#error "the processor has none of AVX2, AVX-512 and 64-bit Arm's NEON"
 #endif
 typedef float Vector
     __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
@@ -618,6 +621,7 @@ Shape MakeShape(const Buffer& x, int64_t K, int64_t F, int64_t pad, bool flip) {
 
 ffi::Error Forward(ffi::ThreadPool pool, Buffer x, Buffer kernel, Result y,
                    int64_t pad, bool flip, bool winograd) {
+  UseHugePages(y->typed_data(), y->size_bytes());
   auto d = kernel.dimensions();
   const Shape s = MakeShape(x, d[0], d[flip ? 2 : 3], pad, flip);
   auto* f = winograd && FitsWinograd(s) ? WinogradForward
