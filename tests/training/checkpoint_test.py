@@ -93,7 +93,7 @@ def test_other_convolutions_are_said(tmp_path, caplog, monkeypatch, is_old):
       checkpoint.Checkpoints(str(tmp_path), config, read_only, native)
     ) as checkpoints:
       checkpoints.restore(1, abstract)
-    return [m for m in caplog.messages if 'convolutions' in m]
+    return [m for m in caplog.messages if 'was made with' in m]
 
   assert said(before == 'native') == []
   assert said(other == 'native', read_only=True) == []
