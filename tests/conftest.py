@@ -116,6 +116,19 @@ def pytest_runtest_protocol(item, nextitem):
   return True
 
 
+@pytest.fixture(scope='session')
+def native_cache(tmp_path_factory):
+  """A cache folder in which the native kernels lie, compiled and loaded."""
+  from unet_jax.kernels import build
+
+  folder = str(tmp_path_factory.mktemp('kernels'))
+  try:
+    build.load(folder)
+  except build.BuildError as e:
+    pytest.skip(str(e))
+  return folder
+
+
 _SHARED_DATA = pathlib.Path(__file__).resolve().parents[2] / 'shared' / 'data'
 
 

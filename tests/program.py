@@ -111,11 +111,12 @@ def _main(argv, before):
   runpy.run_path(argv[0], run_name='__main__')
 
 
-def start(*flags, cwd=ROOT, fresh=False, before=None, **env):
+def start(*flags, kernels='xla', cwd=ROOT, fresh=False, before=None, **env):
   """Starts main.py.
 
   Args:
     *flags: of the command line.
+    kernels: `cpu.kernels`; to compile native ones takes seconds.
     cwd: the folder that it runs in.
     fresh: start Python anew.
     before: a function of a module, to be called in the forked process first.
@@ -124,7 +125,8 @@ def start(*flags, cwd=ROOT, fresh=False, before=None, **env):
   Returns:
     A subprocess.Popen, or what can do the same.
   """
-  argv = [str(ROOT / 'main.py'), *map(str, flags)]
+  flags = (f'--config.cpu.kernels={kernels}', *map(str, flags))
+  argv = [str(ROOT / 'main.py'), *flags]
   if not fresh:
     return fork(_main, argv, before, cwd=cwd, **env)
   return subprocess.Popen(

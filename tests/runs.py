@@ -14,7 +14,7 @@ from unet_jax.training import checkpoint
 from unet_jax.training import optimizer as optimizer_lib
 
 
-def save(workdir, config, seed=0, steps=(1,)):
+def save(workdir, config, seed=0, steps=(1,), native=False):
   """Saves a state of random parameters as each of the steps of a run.
 
   Args:
@@ -22,6 +22,7 @@ def save(workdir, config, seed=0, steps=(1,)):
     config: of the run.
     seed: of the parameters, with the step.
     steps: ascending.
+    native: record that native convolutions made them.
 
   Returns:
     The network and {step: state}.
@@ -32,7 +33,7 @@ def save(workdir, config, seed=0, steps=(1,)):
   whole_files.write_json(os.path.join(workdir, 'config.json'), config.to_dict())
   states = {}
   with contextlib.closing(
-    checkpoint.Checkpoints(str(workdir), config)
+    checkpoint.Checkpoints(str(workdir), config, native=native)
   ) as checkpoints:
     for step in steps:
       state = tiny.make_state(config, model, optimizer, mesh)

@@ -18,6 +18,7 @@ def make_config(**sections):
   config = default.get_config()
   config.data.update(image_size=(16, 16), num_classes=3, batch_size=8)
   config.model.update(depth=1, base_features=4)
+  config.cpu.kernels = 'xla'  # To compile native ones takes seconds.
   config.optimizer.update(
     # Without Adam's division, rounding stays as small as it is.
     name='sgd',

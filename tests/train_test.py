@@ -48,7 +48,7 @@ def _start(workdir, cache, *flags, **how):
     f'--config.data.cache_dir={cache}',
     *_TINY,
     *flags,
-    **how,
+    **{'kernels': 'auto'} | how,
   )
 
 
@@ -231,6 +231,7 @@ def test_a_run_that_is_stopped_in_every_way_continues_bit_for_bit(
   assert line.endswith(f'Whole checkpoints: {", ".join(map(str, kept))}')
 
   _, err = _run(tmp_path, own)
+  assert 'whose bits differ' not in err
   assert f'restored step {newest}' in err, f'killed at step {moment}'
   assert not list(checkpoints.glob('*tmp*'))
   _assert_same_run(tmp_path, uninterrupted)
@@ -281,6 +282,7 @@ def test_eight_devices_give_the_numbers_of_one(
     **program.devices(8),
   )
   assert '8 cpu device(s) in 1 process(es)' in err
+  assert ' convolutions\n' in err
   _assert_same_numbers(one_device, tmp_path)
 
 

@@ -33,6 +33,7 @@ def _config(**fields):
   config.optimizer.update(name='sgd', learning_rate=0.1)
   config.optimizer.update(warmup_steps=0, schedule='constant')
   config.log.num_examples = 2
+  config.cpu.kernels = 'xla'  # To compile native ones takes seconds.
   config.update_from_flattened_dict(fields)
   checks.validate(config)
   return config

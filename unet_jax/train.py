@@ -49,15 +49,16 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   """
   program.initialize(fields.cache_dir(config))
   mesh = mesh_lib.make_mesh(config)
-  mesh_lib.log_devices(mesh)
-  model = unet.create_model(config, build.choose(config, mesh))
+  native = build.choose(config, mesh)
+  mesh_lib.log_devices(mesh, native)
+  model = unet.create_model(config, native)
   program.make_workdir(workdir)
   with contextlib.ExitStack() as stack:
     if jax.process_index() == 0:
       path = pathlib.Path(workdir, '.lock')
       lock = locks.lock(path, f'training in {workdir}', wait=False)
       stack.enter_context(lock)
-    checkpoints = checkpoint.Checkpoints(workdir, config)
+    checkpoints = checkpoint.Checkpoints(workdir, config, native=native)
     # Closed in any case: orbax's threads must not outlive the interpreter.
     stack.enter_context(contextlib.closing(checkpoints))
     _train(config, workdir, mesh, model, checkpoints)

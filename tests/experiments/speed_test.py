@@ -62,7 +62,8 @@ def test_benchmark_measures_steps_and_pipeline(tmp_path):
     f'--output={output} --what=step,pipeline --repeats=2 --steps=2 '
     f'--config.data.cache_dir={tmp_path} --config.data.num_train=32 '
     '--config.data.image_size=16,16 --config.data.batch_size=4 '
-    '--config.model.depth=1 --config.model.base_features=4'
+    '--config.model.depth=1 --config.model.base_features=4 '
+    '--config.cpu.kernels=xla'
   )
   process = subprocess.run(
     [sys.executable, '-m', 'experiments.speed.benchmark', *arguments.split()],

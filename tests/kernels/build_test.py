@@ -2,6 +2,7 @@
 
 import logging
 import pathlib
+import platform
 import socket
 
 import jax
@@ -174,6 +175,24 @@ def test_all_processes_take_the_same(tmp_path, library):
       f'{flag}no C++ compiler found; install one (apt-get install g++)',
     ],
   ]
+
+
+def test_another_processor(config, tmp_path, monkeypatch, caplog):
+  """The sources refuse to be compiled for what they are not written for."""
+  caplog.set_level(logging.INFO)
+  if platform.machine() not in ('x86_64', 'AMD64'):
+    pytest.skip('its compiler takes no -march=x86-64')
+  flags = [f.replace('=native', '=x86-64') for f in build._FLAGS]
+  monkeypatch.setattr(build, '_FLAGS', flags)
+  try:
+    build._compiler()
+  except build.BuildError as e:
+    pytest.skip(str(e))
+  assert not _choose(config, 'auto')
+  assert caplog.messages[-1] == (
+    "convolutions are XLA's, which are slower: the processor has none of AVX2, "
+    "AVX-512 and 64-bit Arm's NEON"
+  )
 
 
 def test_the_network_takes_them(config, library):

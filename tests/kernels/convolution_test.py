@@ -13,18 +13,12 @@ import pytest
 
 from tests import program
 from tests.kernels import parity
-from unet_jax.kernels import build, convolution
+from unet_jax.kernels import convolution
 
 
-@pytest.fixture(scope='module', autouse=True)
-def kernels(tmp_path_factory):
-  """The library, compiled into a folder of its own."""
-  folder = str(tmp_path_factory.mktemp('cache'))
-  try:
-    build.load(folder)
-  except build.BuildError as e:
-    pytest.skip(str(e))
-  return folder
+@pytest.fixture(autouse=True)
+def kernels(native_cache):
+  return native_cache
 
 
 def _normal(rng, shape):

@@ -1,6 +1,7 @@
 """Checkpoints whose files are damaged, and saves that fail at the end."""
 
 import contextlib
+import logging
 import pathlib
 import shutil
 
@@ -67,6 +68,40 @@ def test_a_damaged_checkpoint_is_one_line(run, tmp_path, part, damage):
     '; restore its folder, or move it away to go on from another. Other '
     'checkpoints: 1'
   )
+
+
+@pytest.mark.parametrize('is_old', [False, True])
+def test_other_convolutions_are_said(tmp_path, caplog, monkeypatch, is_old):
+  """Of a run that goes on; checkpoints without a record are XLA's."""
+  monkeypatch.setattr(logging.getLogger('unet_jax'), 'propagate', True)
+  caplog.set_level(logging.INFO)
+  config = tiny.make_config()
+  model, _ = runs.save(tmp_path, config, native=not is_old)
+  if is_old:
+    shutil.rmtree(tmp_path / 'checkpoints/00000001/meta')
+  before, other = ('xla', 'native') if is_old else ('native', 'xla')
+  abstract = state_lib.abstract_train_state(
+    config,
+    model,
+    optimizer_lib.make_optimizer(config),
+    mesh_lib.make_mesh(config),
+  )
+
+  def said(native, read_only=False):
+    caplog.clear()
+    with contextlib.closing(
+      checkpoint.Checkpoints(str(tmp_path), config, read_only, native)
+    ) as checkpoints:
+      checkpoints.restore(1, abstract)
+    return [m for m in caplog.messages if 'was made with' in m]
+
+  assert said(before == 'native') == []
+  assert said(other == 'native', read_only=True) == []
+  assert said(other == 'native') == [
+    f'step 1 was made with the convolutions of cpu.kernels={before}, this run '
+    f'has {other} ones, whose bits differ; --config.cpu.kernels={before} takes '
+    'those of before'
+  ]
 
 
 def test_a_save_that_fails_while_closing_is_one_line(run, monkeypatch):

@@ -426,7 +426,7 @@ def get_config() -> config_dict.ConfigDict:
   # Convolutions on CPUs: `xla`, or `native`, those of unet_jax/kernels, which
   # the machine's C++ compiler compiles at first use; `auto`: native where that
   # succeeds. Numbers differ by rounding.
-  cpu.kernels = 'xla'
+  cpu.kernels = 'auto'
 
   config.log = log = config_dict.ConfigDict()
   # Steps between lines of metrics.jsonl (and of the log where it is no

@@ -134,9 +134,11 @@ def _run(command: list[str | pathlib.Path]) -> None:
     lines = done.stderr.splitlines()
     reasons = [*(s for s in lines if 'error' in s), *lines]
     reason = next(iter(reasons), f'exit code {done.returncode}')
+    if 'the processor has' in reason:  # Of the sources' own #error.
+      raise BuildError(reason[reason.index('the processor') :].strip('"'))
     raise BuildError(
-      f'{command[0]} failed: {reason}; it takes a processor with AVX2 or '
-      'NEON, and g++ 9, clang++ 10 or newer'
+      f'{command[0]} failed: {reason}; install a newer compiler (g++ 9, '
+      'clang++ 10)'
     )
 
 

@@ -25,7 +25,7 @@ constexpr int kLanes = 4, kRegisters = 32;
 #elif defined(__AVX2__)
 constexpr int kLanes = 8, kRegisters = 16;
 #else
-#error "written for AVX2, AVX-512 and NEON"
+#error "the processor has none of AVX2, AVX-512 and 64-bit Arm's NEON"
 #endif
 typedef float Vector
     __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));

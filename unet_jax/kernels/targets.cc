@@ -1,6 +1,7 @@
 // The targets of XLA's FFI.
 #include "batch_norm.h"
 #include "convolution.h"
+#include "pages.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace unet {
@@ -42,6 +43,7 @@ ffi::Error Convolution(ffi::ThreadPool pool, Buffer x, Buffer kernel, Buffer bia
                    Result y, int64_t stride, int64_t pad, bool flip,
                    bool spread, bool relu, bool winograd) {
   if (FillEmpty(x, *y)) return ffi::Error::Success();
+  UseHugePages(y->typed_data(), y->size_bytes());
   auto d = kernel.dimensions();
   Shape s = MakeShape(x, d[0], d[flip ? 2 : 3], stride, pad, flip);
   if (spread) s.stride = 1, s.OH = s.H * stride, s.OW = s.W * stride;

@@ -173,12 +173,13 @@ def to_devices(
   }
 
 
-def log_devices(mesh: Mesh) -> None:
-  """Logs the devices of the run in one line."""
+def log_devices(mesh: Mesh, native: bool) -> None:
+  """Logs the devices of the run, and whose convolutions, in one line."""
   _log.info(
-    '%d %s device(s) in %d process(es), mesh %s',
+    '%d %s device(s) in %d process(es), mesh %s, %s convolutions',
     mesh.size,
     mesh.devices.flat[0].platform,
     jax.process_count(),
     dict(mesh.shape),
+    'native' if native else "XLA's",
   )

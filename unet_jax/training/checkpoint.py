@@ -1,5 +1,8 @@
 """Checkpoints in a workdir: state, data position and config together.
 
+With them is kept which convolutions (`native` or `xla`, see `cpu.kernels`) made
+the steps since the one before.
+
 Orbax writes them asynchronously into a temporary folder and renames it once all
 is on disk, so that a run that dies meanwhile leaves the earlier ones whole.
 """
@@ -86,6 +89,7 @@ class Checkpoints:
     workdir: absolute path; they are in `workdir/checkpoints/STEP`.
     config: of the run; saved with each checkpoint.
     read_only: write nothing and clean nothing up.
+    native: whether this run's convolutions are those of unet_jax/kernels.
   """
 
   def __init__(
@@ -93,8 +97,10 @@ class Checkpoints:
     workdir: str,
     config: ml_collections.ConfigDict,
     read_only: bool = False,
+    native: bool = False,
   ):
     self._config, self._workdir = config, workdir
+    self._read_only, self._kernels = read_only, 'native' if native else 'xla'
     self._directory = os.path.join(workdir, 'checkpoints')
     c = config.checkpoint
     keep = [
@@ -145,6 +151,7 @@ class Checkpoints:
           state=ocp.args.StandardSave(state),
           data=ocp.args.JsonSave(data_position),
           config=ocp.args.JsonSave(json.loads(saved.to_json(self._config))),
+          meta=ocp.args.JsonSave({'kernels': self._kernels}),
         ),
         force=True,
       )
@@ -245,7 +252,29 @@ class Checkpoints:
         'export it there and import it here'
       ) from e
     _log.info('restored step %d from %s', step, self._directory)
+    if step and not self._read_only:
+      self._say_other_kernels(step)
     return restored.state, restored.data
+
+  def _say_other_kernels(self, step: int) -> None:
+    """Logs where a run goes on with other convolutions than a step's."""
+    made_by = 'xla'  # All steps that are older than this record.
+    if os.path.isdir(os.path.join(self._directory, f'{step:08d}', 'meta')):
+      with self._whole(step):
+        restored = self._manager.restore(
+          step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
+        )
+      made_by = restored.meta['kernels']
+    if made_by != self._kernels:
+      _log.info(
+        'step %d was made with the convolutions of cpu.kernels=%s, this run '
+        'has %s ones, whose bits differ; --config.cpu.kernels=%s takes those '
+        'of before',
+        step,
+        made_by,
+        self._kernels,
+        made_by,
+      )
 
   def select(self, which: str, step: int) -> list[int]:
     """Returns the steps to predict with.

@@ -17,13 +17,17 @@ def cache_again():
   compilation_cache.reset_cache()
 
 
-def test_the_flop_of_inference_are_those_of_an_image(cache_again):
+@pytest.mark.parametrize('kernels', ['xla', 'native'])
+def test_the_flop_of_inference_are_those_of_an_image(
+  cache_again, native_cache, kernels
+):
   """Alike by the compiler, of two images on each device, and by our count."""
   config = tiny.make_config(
     # Pixels at borders, which the compiler does not multiply, are few.
     data={'image_size': (64, 64), 'batch_size': 2 * jax.device_count()},
     model={'depth': 0, 'base_features': 16},
   )
+  config.data.cache_dir, config.cpu.kernels = native_cache, kernels
   costs = measure.costs(config)
   expected = graph.read(unet.create_model(config), (64, 64, 3)).flops
   assert costs['inference_flops'] == pytest.approx(expected, rel=0.05)

@@ -136,7 +136,7 @@ OVERRIDES = {
   'data.batch_size': 4, 'model.depth': 0, 'model.norm': 'none',
   'model.base_features': 2, 'train.num_steps': 6, 'eval.every': 3,
   'eval.bootstrap': 0, 'eval.num_examples': 1, 'log.every': 1,
-  'log.num_examples': 0, 'log.tensorboard': False,
+  'log.num_examples': 0, 'log.tensorboard': False, 'cpu.kernels': 'xla',
   # A step is compiled for the tables nevertheless.
   'summary.compile': False,
 }
