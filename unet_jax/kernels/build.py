@@ -111,8 +111,8 @@ def _compile(command: list[str], path: pathlib.Path) -> None:
         reasons = [*(s for s in lines if 'error' in s), *lines]
         reason = next(iter(reasons), f'exit code {done.returncode}')
         raise BuildError(
-          f'{command[0]} failed: {reason}; install a newer compiler (g++ 9, '
-          'clang++ 10)'
+          f'{command[0]} failed: {reason}; it takes a processor with AVX2 or '
+          'NEON, and g++ 9, clang++ 10 or newer'
         )
       os.rename(built, path)
   except (OSError, subprocess.SubprocessError) as e:

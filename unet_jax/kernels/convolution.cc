@@ -32,8 +32,10 @@ namespace ffi = xla::ffi;
 constexpr int kLanes = 16, kRegisters = 32;
 #elif defined(__aarch64__)
 constexpr int kLanes = 4, kRegisters = 32;
-#else  // AVX2
+#elif defined(__AVX2__)
 constexpr int kLanes = 8, kRegisters = 16;
+#else
+#error "written for AVX2, AVX-512 and NEON"
 #endif
 typedef float Vector
     __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
