@@ -27,8 +27,8 @@ def _normal(rng, shape):
 
 @pytest.mark.parametrize('seed', range(2))
 def test_values_and_gradients(seed):
-  """40 shapes each; both algorithms occur."""
-  found = parity.worst(40, seed, (parity.float64,))
+  """25 shapes each; both algorithms occur."""
+  found = parity.worst(25, seed, (parity.float64,))
   assert max(error for error, _ in found.values()) <= 1e-5, found
 
 
@@ -127,18 +127,19 @@ def test_vmap_is_one_after_the_other(axes):
     _normal(rng, shape if axis is None else (3, *shape))
     for shape, axis in zip(shapes, axes)
   ]
-  loss = lambda x, k: jnp.sum(jnp.sin(convolution.convolve(x, k, 1)))
+
+  def assert_close(a, b):
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max())
+
+  loss = lambda x, k: jnp.mean(convolution.convolve(x, k, 1) ** 2)
   gradient = jax.value_and_grad(loss, (0, 1))
   got = jax.jit(jax.vmap(gradient, axes))(*arrays)
   for i in range(3):
     want = gradient(*(a if n is None else a[i] for a, n in zip(arrays, axes)))
-    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want)):
-      np.testing.assert_allclose(a[i], b, rtol=1e-5, atol=1e-6)
+    jax.tree.map(lambda a, b, i=i: assert_close(a[i], b), got, want)
   total = lambda *arrays: jnp.sum(jax.vmap(loss, axes)(*arrays))
-  of_sum = jax.grad(total, (0, 1))(*arrays)
-  for a, b, axis in zip(of_sum, got[1], axes):
-    b = b.sum(0) if axis is None else b
-    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+  for a, b, axis in zip(jax.grad(total, (0, 1))(*arrays), got[1], axes):
+    assert_close(a, b.sum(0) if axis is None else b)
 
 
 def test_second_derivatives_are_refused():

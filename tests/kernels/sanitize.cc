@@ -1,91 +1,99 @@
-// Random convolutions, several at a time, against those of one thread bit for
-// bit; sanitize.sh runs it. The pool of threads is its own, since a thread
-// sanitizer does not see what XLA's synchronises.
+// Random convolutions and sums, several at a time, against those of one thread bit for
+// bit; sanitize.sh runs it. The threads are its own, since a thread sanitizer does
+// not see what XLA's pool synchronises.
 #include <cstdio>
 #include <deque>
 #include <random>
 #include <thread>
 
-#include "../../unet_jax/kernels/convolution.cc"
+#include "../../unet_jax/kernels/batch_norm.h"
+#include "../../unet_jax/kernels/convolution.h"
 
-// What XLA gives a handler as its thread pool.
-struct Pool {
-  explicit Pool(int count) {
-    for (int i = 0; i < count; i++) threads.emplace_back([this] { Work(); });
+using Floats = std::vector<float>;
+
+class Threads {
+ public:
+  explicit Threads(int count) {
+    for (int i = 0; i < count; i++) threads_.emplace_back([this] { Work(); });
   }
-  ~Pool() {
-    Schedule(nullptr, nullptr);
-    for (std::thread& thread : threads) thread.join();
+  ~Threads() {
+    Schedule(nullptr);
+    for (std::thread& thread : threads_) thread.join();
   }
-  void Schedule(XLA_FFI_Task* task, void* data) {
-    std::lock_guard<std::mutex> lock(mutex);
-    tasks.push_back({task, data});
-    changed.notify_all();
+  unet::Pool pool() {
+    return {(int)threads_.size(), [this](std::function<void()> f) { Schedule(f); }};
+  }
+
+ private:
+  void Schedule(std::function<void()> task) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    tasks_.push_back(task);
+    changed_.notify_all();
   }
   void Work() {
     for (;;) {
-      std::unique_lock<std::mutex> lock(mutex);
-      changed.wait(lock, [this] { return !tasks.empty(); });
-      const auto [task, data] = tasks.front();
+      std::unique_lock<std::mutex> lock(mutex_);
+      changed_.wait(lock, [this] { return !tasks_.empty(); });
+      const auto task = tasks_.front();
       if (!task) return;  // The end, for all threads.
-      tasks.pop_front();
+      tasks_.pop_front();
       lock.unlock();
-      task(data);
+      task();
     }
   }
-  std::deque<std::pair<XLA_FFI_Task*, void*>> tasks;
-  std::mutex mutex;
-  std::condition_variable changed;
-  std::vector<std::thread> threads;
+  std::deque<std::function<void()>> tasks_;
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::vector<std::thread> threads_;
 };
 
-struct Array {
-  explicit Array(std::vector<int64_t> shape) : dims(shape) {
-    size_t size = 1;
-    for (int64_t n : dims) size *= n;
-    data.resize(size);
-    std::mt19937 random(size);
-    for (float& v : data) v = (float)random() / 4294967296.0f - 0.5f;
-    buffer.dtype = XLA_FFI_DataType_F32;
-    buffer.data = data.data();
-    buffer.rank = dims.size();
-    buffer.dims = dims.data();
+Floats Random(size_t size) {
+  std::mt19937 random(size);
+  Floats numbers(size);
+  for (float& v : numbers) v = (float)random() / 4294967296.0f - 0.5f;
+  return numbers;
+}
+
+struct Case {
+  int size, pad, stride, h, c, f;
+  bool winograd;
+};
+
+// The value, both gradients, and the sums of a batch norm of the value.
+Floats Compute(const unet::Pool& pool, const Case& t) {
+  const int w = t.h + 2, B = 2;
+  unet::Shape s{B, t.h, w, t.c, t.size, t.pad, 0, 0, 0, t.f, t.stride};
+  s.OH = (s.H + 2 * s.pad - s.K) / s.stride + 1;
+  s.OW = (s.W + 2 * s.pad - s.K) / s.stride + 1;
+  const Floats x = Random((size_t)B * s.H * s.W * s.C);
+  const Floats kernel = Random((size_t)s.K * s.K * s.C * s.F);
+  const Floats bias = Random(s.F + 2 * unet::kLanes);
+  Floats y((size_t)B * s.OH * s.OW * s.F), dkernel(kernel.size());
+  const unet::Epilogue epilogue{bias.data(), t.f % 2 == 0};
+  if (t.winograd) {
+    unet::WinogradForward(pool, x.data(), kernel.data(), epilogue, y.data(), s);
+    unet::WinogradKernelGradient(pool, x.data(), y.data(), dkernel.data(), s);
+  } else {
+    unet::DirectForward(pool, x.data(), kernel.data(), epilogue, y.data(), s, 1);
+    unet::DirectKernelGradient(pool, x.data(), y.data(), dkernel.data(), s);
   }
-  Array(const Array&) = delete;
-  std::vector<int64_t> dims;
-  std::vector<float> data;
-  XLA_FFI_Buffer buffer = {};
-};
-
-// The value and both gradients of a convolution.
-std::vector<float> Convolve(Pool& pool, int size, int pad, int h, int c, int f,
-                            bool winograd) {
-  XLA_FFI_Api api = {};
-  api.XLA_FFI_ThreadPool_Schedule = [](XLA_FFI_ThreadPool_Schedule_Args* args) {
-    ((Pool*)args->ctx)->Schedule(args->task, args->data);
-    return (XLA_FFI_Error*)nullptr;
-  };
-  api.XLA_FFI_ThreadPool_NumThreads =
-      [](XLA_FFI_ThreadPool_NumThreads_Args* args) {
-        *args->num_threads = ((Pool*)args->ctx)->threads.size();
-        return (XLA_FFI_Error*)nullptr;
-      };
-  ffi::DiagnosticEngine diagnostic;
-  ffi::ThreadPool threads = *ffi::CtxDecoding<ffi::ThreadPool>::Decode(
-      &api, (XLA_FFI_ExecutionContext*)&pool, diagnostic);
-  const int w = h + 2, down = 2 * pad - size + 1;
-  Array x({2, h, w, c}), kernel({size, size, c, f});
-  Array y({2, h + down, w + down, f});
-  Array dx({2, h, w, c}), gradient({size, size, c, f});
-  Forward(threads, Buffer(&x.buffer), Buffer(&kernel.buffer),
-          Result(Buffer(&y.buffer)), pad, false, winograd);
-  Forward(threads, Buffer(&y.buffer), Buffer(&kernel.buffer),
-          Result(Buffer(&dx.buffer)), size - 1 - pad, true, winograd);
-  KernelGradient(threads, Buffer(&x.buffer), Buffer(&y.buffer),
-                 Result(Buffer(&gradient.buffer)), pad, winograd);
-  std::vector<float> all = y.data;
-  all.insert(all.end(), dx.data.begin(), dx.data.end());
-  all.insert(all.end(), gradient.data.begin(), gradient.data.end());
+  // Of the input: of a stride, by the transposed form.
+  unet::Shape back{B, s.OH, s.OW, s.F, s.K, s.K - 1 - s.pad, 1,
+                   s.H, s.W, s.C, 1};
+  if (t.stride > 1) back.pad = 0;
+  const Floats none(s.C + 2 * unet::kLanes);
+  Floats dx((size_t)B * back.OH * back.OW * s.C);
+  unet::DirectForward(pool, y.data(), kernel.data(), {none.data(), false},
+                      dx.data(), back, t.stride);
+  Floats moments(2 * t.f), sums(2 * t.f);
+  const int64_t pixels = y.size() / t.f;
+  unet::Moments(pool, y.data(), pixels, t.f, moments.data());
+  unet::GradientSums(pool, y.data(), y.data(), pixels, t.f, moments.data(),
+                     bias.data(), bias.data(), true, sums.data());
+  Floats all;
+  for (const Floats& part : {y, dkernel, dx, moments, sums}) {
+    all.insert(all.end(), part.begin(), part.end());
+  }
   return all;
 }
 
@@ -95,21 +103,23 @@ int main() {
     return of.begin()[random() % of.size()];
   };
   std::atomic<int> different{0};
-  Pool alone(1);
+  Threads alone(1);
   for (int i = 0; i < 40; i++) {
-    const int size = draw({1, 2, 3, 3, 3, 3, 5}), pad = random() % size;
-    const int h = size + random() % 20;
-    const int c = draw({1, 3, 8, 16, 17, 32, 48, 64, 128});
-    const int f = draw({1, 3, 8, 16, 17, 32, 48, 64, 128});
-    const bool winograd = i % 2;
-    const auto expected = Convolve(alone, size, pad, h, c, f, winograd);
-    Pool pool(4);
+    Case t{draw({1, 2, 3, 3, 3, 5})};
+    t.winograd = i % 2;
+    if (t.winograd) t.size = 3;
+    t.stride = t.size == 2 ? 2 : 1;
+    t.pad = t.stride > 1 ? 0 : random() % t.size;
+    t.h = 2 * (t.size + random() % 10);
+    t.c = draw({1, 3, 8, 16, 17, 32, 48, 64, 128});
+    t.f = draw({1, 3, 8, 16, 17, 32, 48, 64, 128});
+    if (t.winograd) t.c = draw({16, 32, 64, 128}), t.f = draw({16, 48, 64});
+    const Floats expected = Compute(alone.pool(), t);
+    Threads threads(4);
     std::vector<std::thread> callers;
     for (int j = 0; j < 3; j++) {
-      callers.emplace_back([&] {
-        const auto found = Convolve(pool, size, pad, h, c, f, winograd);
-        different += found != expected;
-      });
+      callers.emplace_back(
+          [&] { different += Compute(threads.pool(), t) != expected; });
     }
     for (std::thread& caller : callers) caller.join();
   }
