@@ -15,7 +15,7 @@ from configs import oxford_pets, shapes
 from experiments.speed import forms
 from tests import folders
 from unet_jax.data import prepare
-from unet_jax.models import forms as table
+from unet_jax.models import forms as model_forms
 from unet_jax.models import unet
 from unet_jax.runtime import errors
 
@@ -200,7 +200,7 @@ def test_batches_of_sets_of_any_size_are_measured(monkeypatch):
     assert all(row['min'] > 0 for row in table.values())
 
 
-@pytest.mark.parametrize('operation', table.FORMS)
+@pytest.mark.parametrize('operation', model_forms.FORMS)
 @pytest.mark.parametrize('size', [(3, 4), (2, 3, 4)], ids=str)
 def test_forms_that_are_compared_compute_the_same(operation, size):
   rng = np.random.default_rng(0)

@@ -112,7 +112,9 @@ def _compile(command: list[str], path: pathlib.Path) -> None:
         if source.suffix == '.cc'
       }
       with futures.ThreadPoolExecutor() as pool:
-        compile_one = lambda item: _run([*command, '-c', item[0], '-o', item[1]])
+        compile_one = lambda item: _run(
+          [*command, '-c', item[0], '-o', item[1]]
+        )
         list(pool.map(compile_one, objects.items()))
       built = os.path.join(folder, path.name)
       _run([*command, '-shared', *objects.values(), '-o', built])

@@ -32,7 +32,9 @@ def over_batch(
     A function as `call`; it has no derivative.
   """
   split = custom_partitioning(call)
-  has_batch = [s.strip().startswith('b') for s in rule.split('->')[0].split(',')]
+  has_batch = [
+    s.strip().startswith('b') for s in rule.split('->')[0].split(',')
+  ]
 
   def partition(mesh, operands, result):
     spec = operands[0].sharding.spec
@@ -47,7 +49,9 @@ def over_batch(
     return mesh, lower, whole if combine else batch, shardings
 
   # In the order of their appearance, as custom_partitioning wants them.
-  others = [name for name in dict.fromkeys(re.findall(r'\w', rule)) if name != 'b']
+  others = [
+    name for name in dict.fromkeys(re.findall(r'\w', rule)) if name != 'b'
+  ]
   split.def_partition(
     partition,
     sharding_rule=rule,

@@ -28,6 +28,8 @@ ACTIVATIONS = {
   'gelu': nn.gelu,
   'silu': nn.silu,
 }
+
+
 class Conv2x(nn.Module):
   """2x2 convolution of stride 2: [B, H, W, C] to [B, H // 2, W // 2, F].
 
