@@ -125,8 +125,8 @@ def start(*flags, kernels='xla', cwd=ROOT, fresh=False, before=None, **env):
   Returns:
     A subprocess.Popen, or what can do the same.
   """
-  flags = (f'--config.cpu.kernels={kernels}', *map(str, flags))
-  argv = [str(ROOT / 'main.py'), *flags]
+  last = f'--config.cpu.kernels={kernels}'  # --config has to stand before it.
+  argv = [str(ROOT / 'main.py'), *map(str, flags), last]
   if not fresh:
     return fork(_main, argv, before, cwd=cwd, **env)
   return subprocess.Popen(
