@@ -102,14 +102,6 @@ def test_without_a_compiler(
   assert not list(pathlib.Path(tmp_path).glob('kernels/*'))
 
 
-def test_another_processor(tmp_path, monkeypatch, library):
-  """One without the instructions that the kernels are written for."""
-  without = ' '.join(f'-U{name}' for name in ('__AVX512F__', '__AVX2__'))
-  monkeypatch.setenv('CXX', f'{build._compiler()[0]} {without} -U__aarch64__')
-  with pytest.raises(build.BuildError, match='written for AVX2, AVX-512 and'):
-    build._library(str(tmp_path))
-
-
 def _copier(folder, library, at_once=1):
   """Returns a compiler that copies a library, once so many of it run."""
   (folder / 'running').mkdir()

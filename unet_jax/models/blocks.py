@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from unet_jax.kernels import convolution
 from unet_jax.models import forms, resample
-from unet_jax.models.layers import KERNEL_INIT, add_bias
+from unet_jax.models.layers import add_bias, KERNEL_INIT
 
 Array = jax.Array
 ModuleDef = Callable[..., Any]

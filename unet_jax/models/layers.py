@@ -28,11 +28,15 @@ class Conv(nn.Conv):
   """`nn.Conv` of stride 1 without dilation and groups, and an activation.
 
   Attributes:
+    kernel_size: K along each axis.
+    padding: `SAME` or `VALID`.
     activation: of the result; None: none.
     native: take the kernels of unet_jax/kernels where they are faster; they
       must be loaded, and the devices be CPUs.
   """
 
+  kernel_size: tuple[int, ...]
+  padding: str = 'SAME'
   activation: Activation | None = None
   native: bool = False
 
@@ -179,7 +183,7 @@ class BatchNorm(nn.BatchNorm):
   native: bool = False
 
   @nn.compact
-  def __call__(self, x: Array) -> Array:
+  def __call__(self, x: Array) -> Array:  # type: ignore[override]
     activate = self.activation or (lambda x: x)
     is_native = self.native and x.dtype == jnp.float32
     if self.use_running_average or not is_native:
