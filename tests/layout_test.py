@@ -51,6 +51,7 @@ _TESTED_IN = {
   'unet_jax.evaluation.counting': 'runtime/mesh_test.py',
   'unet_jax.evaluation.files': 'main_test.py',
   'unet_jax.export_weights': 'import_weights_test.py',
+  'unet_jax.kernels.calls': 'kernels/convolution_test.py',
   'unet_jax.inspection.network': 'inspect_data_test.py',
   'unet_jax.inspection.records': 'inspection/scan_test.py',
   'unet_jax.models.trace': 'models/graph_test.py',

@@ -1,4 +1,4 @@
-"""Tests of unet_jax/kernels/convolution.{cc,py}: against NumPy in float64."""
+"""Tests of convolutions by unet_jax/kernels: against NumPy in float64."""
 
 import hashlib
 import importlib.util
@@ -39,6 +39,37 @@ def test_parity_with_xla_and_pytorch():
     references.append(parity.pytorch)
   found = parity.worst(6, 2, references)
   assert max(error for error, _ in found.values()) <= 1e-5, found
+
+
+@pytest.mark.parametrize('c,f', [(3, 16), (16, 3), (5, 7), (32, 16), (48, 33)])
+@pytest.mark.parametrize('form', ['relu', 'bias', '2x', 'transpose_2x'])
+def test_forms_equal_those_of_xla(form, c, f):
+  """Bias and ReLU, stride 2, and the transposed convolution."""
+  rng = np.random.default_rng(c)
+  size = (2, 8, 12) if form == '2x' else (2, 7, 9)
+  taps = 2 if '2x' in form else 3
+  args = [_normal(rng, s) for s in ((*size, c), (taps, taps, c, f), (f,))]
+  layout = ('NHWC', 'HWIO', 'NHWC')
+
+  def xla(x, kernel, bias):
+    if form == 'transpose_2x':
+      return jax.lax.conv_transpose(x, kernel, (2, 2), 'VALID') + bias
+    stride, padding = ((2, 2), 'VALID') if form == '2x' else ((1, 1), 'SAME')
+    y = jax.lax.conv_general_dilated(
+      x, kernel, stride, padding, dimension_numbers=layout
+    )
+    return jax.nn.relu(y + bias) if form == 'relu' else y + bias
+
+  native = {
+    'relu': lambda x, k, b: convolution.convolve(x, k, 1, b, True),
+    'bias': lambda x, k, b: convolution.convolve(x, k, 1, b),
+    '2x': convolution.convolve_2x,
+    'transpose_2x': convolution.convolve_transpose_2x,
+  }[form]
+  (y, vjp), (want, want_vjp) = (jax.vjp(call, *args) for call in (native, xla))
+  dy = _normal(rng, y.shape)
+  for a, b in zip((y, *vjp(dy)), (want, *want_vjp(dy)), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max())
 
 
 def _digest():
@@ -113,7 +144,7 @@ def test_what_it_supports():
   for x, k in (
     (array(1, 4, 8, 8, 16), array(3, 3, 3, 16, 16)),
     (array(1, 8, 8, 16, dtype='bfloat16'), array(3, 3, 16, 16)),
-    (image, array(1, 1, 16, 16)),
+    (image, array(5, 5, 16, 16)),
     (array(1, 8, 8, 1024), array(3, 3, 1024, 16)),
   ):
     assert not convolution.supports(x, k)

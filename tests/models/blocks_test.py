@@ -10,7 +10,7 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from tests.models import networks
-from unet_jax.models import blocks, resample
+from unet_jax.models import blocks, layers, resample
 
 _random = networks.random
 _assert_same = networks.assert_same_value_and_gradient
@@ -53,19 +53,6 @@ def test_1x1_convolution_before_interpolating_equals_after(kind, resize):
   conv = {'kernel': _random(1, 1, 8, 4), 'bias': _random(4)}
   expected = _apply(nn.Conv(4, (1, 1)), conv, resize(x))
   _assert_close(_apply(up, {'conv': conv}, x), expected)
-
-
-@pytest.mark.parametrize('padding', ['SAME', 'VALID'])
-@pytest.mark.parametrize('taps', [1, 2, 3])
-def test_folded_convolution_equals_the_stock_one(padding, taps):
-  """With its gradients; 2 taps reach further to the right."""
-  axes = ('NDHWC', 'DHWIO', 'NDHWC')
-  ours, stock = (
-    lambda x, k, f=f: f(x, k, (1, 1, 1), padding, dimension_numbers=axes)
-    for f in (blocks.convolve, jax.lax.conv_general_dilated)
-  )
-  x, kernel = _random(2, 5, 4, 6, 3), _random(taps, taps, taps, 3, 2, seed=1)
-  _assert_same(ours, stock, x, kernel)
 
 
 def test_squeeze_excite_equals_its_equations():
@@ -133,7 +120,7 @@ def test_untrained_attention_gate_lets_nearly_everything_pass():
 def test_residual_block_adds_its_input(channels, padding):
   """In front of the last activation; projected where the channels differ."""
   x = _random(2, 9, 8, channels)
-  conv = functools.partial(nn.Conv, padding=padding)
+  conv = functools.partial(layers.Conv, padding=padding)
   block = blocks.ConvBlock(4, 4, conv, None, nn.relu, residual=True)
   params = networks.draw(block.init, x)['params']
   assert ('shortcut' in params) == (channels != 4)

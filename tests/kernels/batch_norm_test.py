@@ -1,0 +1,89 @@
+"""Tests of unet_jax/kernels/batch_norm.{cc,py}: against NumPy in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from unet_jax.kernels import batch_norm
+
+
+@pytest.fixture(autouse=True)
+def kernels(native_cache):
+  return native_cache
+
+
+def _reference(x, scale, bias, dy, relu):
+  """Value, moments and gradients (Ioffe and Szegedy 2015, section 3)."""
+  x, scale, bias, dy = (np.asarray(a, np.float64) for a in (x, scale, bias, dy))
+  axes = tuple(range(x.ndim - 1))
+  mean, var = x.mean(axes), x.var(axes)
+  inverse = 1 / np.sqrt(var + 1e-5)
+  normal = (x - mean) * inverse
+  y = normal * scale + bias
+  if relu:
+    dy, y = np.where(y > 0, dy, 0), np.maximum(y, 0)
+  dscale, dbias = (dy * normal).sum(axes), dy.sum(axes)
+  count = x.size / x.shape[-1]
+  dx = scale * inverse * (dy - dbias / count - normal * dscale / count)
+  return y, mean, var, dx, dscale, dbias
+
+
+def _check(x, relu, seed=0):
+  rng, c = np.random.default_rng(seed), x.shape[-1]
+  scale, bias = (rng.normal(size=c).astype(np.float32) for _ in range(2))
+  call = lambda *args: batch_norm.batch_norm(*args, 1e-5, relu)
+  (y, mean, var), vjp = jax.vjp(call, x, scale, bias)
+  dy = rng.normal(size=x.shape).astype(np.float32)
+  gradients = vjp((dy, jnp.zeros(c), jnp.zeros(c)))
+  wanted = _reference(x, scale, bias, dy, relu)
+  for got, want in zip((y, mean, var, *gradients), wanted):
+    size = np.abs(want).max() + 1e-3
+    np.testing.assert_allclose(got / size, want / size, atol=1e-5)
+
+
+@pytest.mark.parametrize('relu', [False, True])
+@pytest.mark.parametrize('channels', [1, 3, 8, 16, 24, 64, 100, 257])
+def test_value_and_gradients(channels, relu):
+  """Rows of vectors of one and of several pixels, and what is left over."""
+  rng = np.random.default_rng(channels)
+  x = 2 * rng.normal(size=(2, 13, 11, channels)).astype(np.float32) + 1
+  _check(x, relu)
+
+
+def test_many_pixels():
+  """Of several parts, with a mean that is large beside the deviation."""
+  rng = np.random.default_rng(0)
+  _check(30 + rng.normal(size=(4, 130, 129, 5)).astype(np.float32), True)
+
+
+def test_bits_repeat():
+  x = np.random.default_rng(0).normal(size=(4, 70, 60, 16)).astype(np.float32)
+  found = {np.asarray(batch_norm._moments(x)).tobytes() for _ in range(10)}
+  assert len(found) == 1
+
+
+@pytest.mark.eight_devices
+def test_batches_are_split_over_devices():
+  """Moments and gradients are those of the whole batch."""
+  rng = np.random.default_rng(0)
+  # Each device's part has a mean and a variance of its own.
+  level = np.arange(1, 9, dtype=np.float32)[:, None, None, None]
+  x = level * rng.normal(size=(8, 6, 5, 16)).astype(np.float32) + level
+  ones = np.ones(16, np.float32)
+
+  def loss(x, scale, bias):
+    y, mean, var = batch_norm.batch_norm(x, scale, bias, 1e-5, True)
+    return jnp.sum(jnp.sin(y)), (mean, var)
+
+  gradient = jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))
+  want = gradient(x, ones, ones)
+  auto = (jax.sharding.AxisType.Auto,) * 2
+  mesh = jax.make_mesh((4, 2), ('data', 'fsdp'), axis_types=auto)
+  place = lambda a, spec: jax.device_put(a, jax.NamedSharding(mesh, spec))
+  spec = jax.P(('data', 'fsdp'))
+  whole = place(ones, jax.P())
+  got = gradient(place(x, spec), whole, whole)
+  for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want)):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(b).max())
+  assert got[1][0].sharding.spec[0] == ('data', 'fsdp')
