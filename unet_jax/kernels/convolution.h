@@ -74,7 +74,7 @@ struct Shape {
   int B, H, W, C;     // Of the input.
   int K, pad, flip;   // flip: the kernel is [K, K, F, C], read backwards.
   int OH, OW, F;      // Of the output.
-  int stride;
+  int stride, more;   // more: channels of the input's second part, of C.
 };
 
 // What is done to sums before they are stored: bias, of a block's channels with
@@ -118,12 +118,14 @@ inline void PackKernel(const Pool& pool, const float* kernel, int K,
   });
 }
 
-// y of x and a kernel. With `spread` above 1, K of the transposed form.
+// y of x and a kernel. With `spread` above 1, K of the transposed form. The last
+// `s.more` channels of Winograd's input are those of `more`.
 void DirectForward(const Pool& pool, const float* x, const float* kernel,
                    const Epilogue& epilogue, float* y, const Shape& s,
                    int spread);
-void WinogradForward(const Pool& pool, const float* x, const float* kernel,
-                     const Epilogue& epilogue, float* y, const Shape& s);
+void WinogradForward(const Pool& pool, const float* x, const float* more,
+                     const float* kernel, const Epilogue& epilogue, float* y,
+                     const Shape& s);
 
 // The gradient of the kernel, of x and that of y.
 void DirectKernelGradient(const Pool& pool, const float* x,

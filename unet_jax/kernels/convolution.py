@@ -25,8 +25,18 @@ def supports(x: Array, kernel: Array) -> bool:
   )
 
 
+def joins(xs: tuple[Array, ...], kernel: Array) -> bool:
+  """Whether `convolve` takes two arrays without joining them first."""
+  return (
+    len(xs) == 2
+    and all(supports(x, kernel) for x in xs)
+    and kernel.shape[0] == 3
+    and not any(c % 16 for c in (*(x.shape[-1] for x in xs), kernel.shape[-1]))
+  )
+
+
 def convolve(
-  x: Array,
+  x: Array | tuple[Array, ...],
   kernel: Array,
   pad: int,
   bias: Array | None = None,
@@ -35,7 +45,8 @@ def convolve(
   """Convolution of stride 1, as `jax.lax.conv_general_dilated` without a flip.
 
   Args:
-    x: float32 [B, H, W, C].
+    x: float32 [B, H, W, C], or two such arrays, for which `joins` is true: the
+      channels of both.
     kernel: float32 [K, K, C, F].
     pad: zeros on each side of each axis.
     bias: float32 [F]; is added.
@@ -47,23 +58,24 @@ def convolve(
   Raises:
     ValueError: a pad of K or more, or an image smaller than the kernel.
   """
+  x, more = x if isinstance(x, tuple) else (x, None)
   size = kernel.shape[0]
   if not 0 <= pad < size <= min(x.shape[1:3]) + 2 * pad:
     raise ValueError(
       f'no convolution of {x.shape} by {kernel.shape} with a pad of {pad}: it '
       'takes 0 to K - 1, and an image no smaller than the kernel'
     )
-  return _convolve(x, kernel, bias, _Form(pad=pad, relu=relu))
+  return _convolve(x, more, kernel, bias, _Form(pad=pad, relu=relu))
 
 
 def convolve_2x(x: Array, kernel: Array, bias: Array | None) -> Array:
   """Convolution of stride 2: [B, 2H, 2W, C], [2, 2, C, F] to [B, H, W, F]."""
-  return _convolve(x, kernel, bias, _Form(stride=2))
+  return _convolve(x, None, kernel, bias, _Form(stride=2))
 
 
 def convolve_transpose_2x(x: Array, kernel: Array, bias: Array | None) -> Array:
   """`jax.lax.conv_transpose`: [B, H, W, C], [2, 2, C, F] to [B, 2H, 2W, F]."""
-  return _convolve(x, kernel, bias, _Form(stride=2, spread=True))
+  return _convolve(x, None, kernel, bias, _Form(stride=2, spread=True))
 
 
 class _Form(NamedTuple):
@@ -80,37 +92,41 @@ class _Form(NamedTuple):
   relu: bool = False
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _convolve(
-  x: Array, kernel: Array, bias: Array | None, form: _Form
+  x: Array, more: Array | None, kernel: Array, bias: Array | None, form: _Form
 ) -> Array:
+  more = jnp.zeros((x.shape[0], 0, 0, 0), x.dtype) if more is None else more
   bias = jnp.zeros((0,), x.dtype) if bias is None else bias
-  return _forward(form)(x, kernel, bias)
+  return _forward(form)(x, more, kernel, bias)
 
 
 def _convolve_fwd(
-  x: Array, kernel: Array, bias: Array | None, form: _Form
+  x: Array, more: Array | None, kernel: Array, bias: Array | None, form: _Form
 ) -> tuple[Array, tuple[Any, ...]]:
-  y = _convolve(x, kernel, bias, form)
-  return y, (x, kernel, bias is not None, y if form.relu else None)
+  y = _convolve(x, more, kernel, bias, form)
+  return y, (x, more, kernel, bias is not None, y if form.relu else None)
 
 
 def _convolve_bwd(
   form: _Form, saved: tuple[Any, ...], dy: Array
-) -> tuple[Array, Array, Array | None]:
-  x, kernel, has_bias, y = saved
+) -> tuple[Array, Array | None, Array, Array | None]:
+  x, more, kernel, has_bias, y = saved
   if form.relu:
     dy = jnp.where(y > 0, dy, 0)
-  size, stride, no_bias = kernel.shape[0], form.stride, jnp.zeros((0,), x.dtype)
+  size, stride, c = kernel.shape[0], form.stride, x.shape[-1]
   pad = size - 1 - form.pad if stride == 1 else 0
   turned = _Form(stride, pad, True, spread=stride > 1 and not form.spread)
-  dx = _forward(turned)(dy, kernel, no_bias)
+  dx = _convolve(dy, None, kernel, None, turned)
   if form.spread:
     dkernel = _kernel_gradient(size, stride, 0)(dy, x)
     dkernel = dkernel[::-1, ::-1].swapaxes(2, 3)
   else:
-    dkernel = _kernel_gradient(size, stride, form.pad)(x, dy)
-  return dx, dkernel, jnp.sum(dy, (0, 1, 2)) if has_bias else None
+    gradient = _kernel_gradient(size, stride, form.pad)
+    parts = [gradient(part, dy) for part in (x, more) if part is not None]
+    dkernel = jnp.concatenate(parts, 2)
+  dbias = jnp.sum(dy, (0, 1, 2)) if has_bias else None
+  return dx[..., :c], None if more is None else dx[..., c:], dkernel, dbias
 
 
 _convolve.defvjp(_convolve_fwd, _convolve_bwd)
@@ -118,9 +134,9 @@ _convolve.defvjp(_convolve_fwd, _convolve_bwd)
 
 @functools.cache
 def _forward(form: _Form) -> Callable[..., Array]:
-  """Returns (x, kernel, bias) -> y; a bias of no numbers: none."""
+  """Returns (x, more, kernel, bias) -> y; a `more` or bias of size 0: none."""
 
-  def call(x: Array, kernel: Array, bias: Array) -> Array:
+  def call(x: Array, more: Array, kernel: Array, bias: Array) -> Array:
     size, f = kernel.shape[0], kernel.shape[2 if form.flip else 3]
     height, width = (
       n * form.stride
@@ -130,9 +146,9 @@ def _forward(form: _Form) -> Callable[..., Array]:
     )
     shape = jax.ShapeDtypeStruct((x.shape[0], height, width, f), x.dtype)
     target = jax.ffi.ffi_call('UnetConvolution', shape)
-    return target(x, kernel, bias, **form._asdict(), winograd=True)
+    return target(x, more, kernel, bias, **form._asdict(), winograd=True)
 
-  return calls.over_batch(call, 'b h w c, k l i o, g -> b y x f')
+  return calls.over_batch(call, 'b h w c, b m n d, k l i o, g -> b y x f')
 
 
 @functools.cache

@@ -26,7 +26,7 @@ Shape MakeShape(const Buffer& x, int64_t K, int64_t F, int64_t stride,
                 int64_t pad, bool flip) {
   auto d = x.dimensions();
   Shape s{(int)d[0], (int)d[1], (int)d[2], (int)d[3], (int)K, (int)pad, flip,
-          0, 0, (int)F, (int)stride};
+          0, 0, (int)F, (int)stride, 0};
   s.OH = (s.H + 2 * s.pad - s.K) / s.stride + 1;
   s.OW = (s.W + 2 * s.pad - s.K) / s.stride + 1;
   return s;
@@ -39,22 +39,32 @@ bool FillEmpty(const Buffer& in, Buffer out) {
   return true;
 }
 
-ffi::Error Convolution(ffi::ThreadPool pool, Buffer x, Buffer kernel, Buffer bias,
-                   Result y, int64_t stride, int64_t pad, bool flip,
-                   bool spread, bool relu, bool winograd) {
+// The channels of x and `more`, or with an empty one of x alone.
+ffi::Error Convolution(ffi::ThreadPool pool, Buffer x, Buffer more,
+                       Buffer kernel, Buffer bias, Result y, int64_t stride,
+                       int64_t pad, bool flip, bool spread, bool relu,
+                       bool winograd) {
   if (FillEmpty(x, *y)) return ffi::Error::Success();
   UseHugePages(y->typed_data(), y->size_bytes());
   auto d = kernel.dimensions();
   Shape s = MakeShape(x, d[0], d[flip ? 2 : 3], stride, pad, flip);
   if (spread) s.stride = 1, s.OH = s.H * stride, s.OW = s.W * stride;
+  if (more.element_count()) {
+    s.more = more.dimensions().back();
+    s.C += s.more;
+    if (s.C % kWinogradChannels || s.more % kWinogradChannels ||
+        !(winograd && FitsWinograd(s))) {
+      return ffi::Error::InvalidArgument("no convolution of two arrays");
+    }
+  }
   // Without a bias, zeros; some more, for whole vectors.
   std::vector<float> padded(s.F + 2 * kLanes);
   std::copy_n(bias.typed_data(), bias.element_count(), padded.begin());
   const Pool p = MakePool(pool);
   const Epilogue epilogue{padded.data(), relu};
   if (winograd && !spread && FitsWinograd(s)) {
-    WinogradForward(p, x.typed_data(), kernel.typed_data(), epilogue,
-                    y->typed_data(), s);
+    WinogradForward(p, x.typed_data(), more.typed_data(), kernel.typed_data(),
+                    epilogue, y->typed_data(), s);
   } else {
     DirectForward(p, x.typed_data(), kernel.typed_data(), epilogue,
                   y->typed_data(), s, spread ? stride : 1);
@@ -105,7 +115,7 @@ auto Bind() {
 }  // namespace
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(UnetConvolution, Convolution,
-                              Bind<3>()
+                              Bind<4>()
                                   .Ret<Buffer>()
                                   .Attr<int64_t>("stride")
                                   .Attr<int64_t>("pad")

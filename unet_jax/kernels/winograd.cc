@@ -63,18 +63,18 @@ INLINE void TransformBlock(const Pixel& pixel, int channels, float* out,
   }
 }
 
-// B^T d B of the 4x4 input pixels below blocks t0 to t1, channels c0 to
-// c0 + channels: [16][block][channels], `step` floats apart.
-void TransformInput(const float* x, const Shape& s, const Blocks& blocks,
-                    int t0, int t1, int c0, int channels, float* out,
+// B^T d B of the 4x4 input pixels below blocks t0 to t1, of `channels` of the C
+// channels of x: [16][block][all channels], `step` floats apart.
+void TransformInput(const float* x, int C, const Shape& s, const Blocks& blocks,
+                    int t0, int t1, int channels, float* out, int all,
                     size_t step) {
   Block block(blocks, t0);
-  for (int t = t0; t < t1; t++, out += channels, block.Next(blocks)) {
-    const float* image = x + (size_t)block.b * s.H * s.W * s.C + c0;
+  for (int t = t0; t < t1; t++, out += all, block.Next(blocks)) {
+    const float* image = x + (size_t)block.b * s.H * s.W * C;
     const int top = block.h - s.pad, left = block.w - s.pad;
     if (top >= 0 && left >= 0 && top + 4 <= s.H && left + 4 <= s.W) {
-      const float* first = image + ((size_t)top * s.W + left) * s.C;
-      const size_t down = (size_t)s.W * s.C, right = s.C;
+      const float* first = image + ((size_t)top * s.W + left) * C;
+      const size_t down = (size_t)s.W * C, right = C;
       TransformBlock(
           [=](int i, int j) INLINE_LAMBDA { return first + i * down + j * right; },
           channels, out, step);
@@ -84,7 +84,7 @@ void TransformInput(const float* x, const Shape& s, const Blocks& blocks,
     for (int i = 0; i < 16; i++) {
       const int h = top + i / 4, w = left + i % 4;
       const bool inside = h >= 0 && h < s.H && w >= 0 && w < s.W;
-      d[i] = inside ? image + ((size_t)h * s.W + w) * s.C : kZeros;
+      d[i] = inside ? image + ((size_t)h * s.W + w) * C : kZeros;
     }
     TransformBlock([&](int i, int j) INLINE_LAMBDA { return d[4 * i + j]; },
                    channels, out, step);
@@ -145,8 +145,9 @@ INLINE void StoreBlock(const float* m, size_t step, const Shape& s,
 
 }  // namespace
 
-void WinogradForward(const Pool& pool, const float* x, const float* kernel,
-                     const Epilogue& epilogue, float* y, const Shape& s) {
+void WinogradForward(const Pool& pool, const float* x, const float* more,
+                     const float* kernel, const Epilogue& epilogue, float* y,
+                     const Shape& s) {
   const Blocks blocks(s);
   std::vector<float> packed((size_t)9 * s.C * s.F);
   std::vector<float> transformed((size_t)16 * s.C * s.F);
@@ -161,7 +162,12 @@ void WinogradForward(const Pool& pool, const float* x, const float* kernel,
     const size_t out_step = (size_t)chunk * kBlock + kSkew;
     float* in = Scratch(0, 16 * in_step);
     float* out = Scratch(1, 16 * out_step);
-    TransformInput(x, s, blocks, t0, t1, 0, s.C, in, in_step);
+    const int C = s.C - s.more;
+    TransformInput(x, C, s, blocks, t0, t1, C, in, s.C, in_step);
+    if (s.more) {
+      TransformInput(more, s.more, s, blocks, t0, t1, s.more, in + C, s.C,
+                     in_step);
+    }
     const int tiles = (t1 - t0 + kTile - 1) / kTile;
     for (int fb = 0; fb < s.F / kBlock; fb++) {
       for (int k = 0; k < 16; k++) {
@@ -260,7 +266,7 @@ void WinogradKernelGradient(const Pool& pool, const float* x,
     for (int i = Cut(chunks, part, parts); i < Cut(chunks, part + 1, parts);
          i++) {
       const int t0 = i * chunk, t1 = std::min(blocks.count, t0 + chunk);
-      TransformInput(x, s, blocks, t0, t1, ci * cs, cs, in, in_step);
+      TransformInput(x + ci * cs, s.C, s, blocks, t0, t1, cs, in, cs, in_step);
       for (int fb = 0; fb < fs / kBlock; fb++) {
         TransformGradient(dy, s, blocks, t0, t1, fi * fs + fb * kBlock, out,
                           out_step);

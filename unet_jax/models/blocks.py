@@ -144,7 +144,7 @@ class AttentionGate(nn.Module):
 class ConvBlock(nn.Module):
   """Convolution, norm, activation, `convs` times.
 
-  [B, H, W, C] to [B, H', W', F]; H' is H with `same` padding and
+  [B, H, W, C], or arrays that make it along C, to [B, H', W', F]; H' is H with `same` padding and
   H - convs * (kernel_size - 1) with `valid`.
 
   Attributes:
@@ -173,8 +173,9 @@ class ConvBlock(nn.Module):
   squeeze_excite: int = 0
 
   @nn.compact
-  def __call__(self, x: Array) -> Array:
-    shortcut, n = x, x.ndim - 2
+  def __call__(self, inputs: Array | tuple[Array, ...]) -> Array:
+    x: Any = inputs
+    shortcut, n = x, jax.tree.leaves(x)[0].ndim - 2
     for i in range(1, self.convs + 1):
       is_last = i == self.convs
       features = self.out_features if is_last else self.features

@@ -41,21 +41,23 @@ class Conv(nn.Conv):
   native: bool = False
 
   @nn.compact
-  def __call__(self, x: Array) -> Array:
-    """[B, H, W, C] to [B, H', W', F]."""
-    shape = (*self.kernel_size, x.shape[-1], self.features)
+  def __call__(self, x: Array | tuple[Array, ...]) -> Array:
+    """[B, H, W, C], or arrays that make it along C, to [B, H', W', F]."""
+    parts: Any = x if isinstance(x, tuple) else (x,)
+    channels = sum(part.shape[-1] for part in parts)
+    shape = (*self.kernel_size, channels, self.features)
     kernel = self.param('kernel', self.kernel_init, shape, jnp.float32)
     bias = None
     if self.use_bias:
       bias = self.param('bias', self.bias_init, (self.features,), jnp.float32)
-    x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
+    *parts, kernel = nn.dtypes.promote_dtype(*parts, kernel, dtype=self.dtype)
     fuses = self.native and self.activation is nn.relu
-    x = convolve(x, kernel, bias, self.padding, self.native, fuses)
-    return x if fuses or self.activation is None else self.activation(x)
+    y = convolve(tuple(parts), kernel, bias, self.padding, self.native, fuses)
+    return y if fuses or self.activation is None else self.activation(y)
 
 
 def convolve(
-  x: Array,
+  x: Array | tuple[Array, ...],
   kernel: Array,
   bias: Array | None,
   padding: str,
@@ -69,7 +71,7 @@ def convolve(
   planes, each with those around it as further channels.
 
   Args:
-    x: [B, H, W, C] or [B, D, H, W, C].
+    x: [B, H, W, C] or [B, D, H, W, C], or arrays that make it along C.
     kernel: [K, K, C, F] or [K, K, K, C, F].
     bias: [F] or None.
     padding: `SAME` or `VALID`.
@@ -80,6 +82,11 @@ def convolve(
     [B, H', W', F] or [B, D', H', W', F].
   """
   taps = kernel.shape[0]
+  pad = (taps - 1) // 2 if padding == 'SAME' else 0
+  if isinstance(x, tuple):
+    if native and convolution.joins(x, kernel):
+      return convolution.convolve(x, kernel, pad, bias, relu)
+    x = x[0] if len(x) == 1 else jnp.concatenate(x, -1)
 
   def stock(x: Array, kernel: Array, bias: Array | None) -> Array:
     axes = 'HWD'[: x.ndim - 2]
@@ -97,7 +104,6 @@ def convolve(
     return _convolve_planes(x, kernel, bias, padding, native, relu)
 
   if native and convolution.supports(x, kernel):
-    pad = (taps - 1) // 2 if padding == 'SAME' else 0
     return convolution.convolve(x, kernel, pad, bias, relu)
   if x.ndim == 4 or taps == 1:
     return stock(x, kernel, bias)

@@ -118,8 +118,8 @@ class UNet(nn.Module):
     x = block(features[-1], out_features[self.depth], name='bottleneck')(x)
     x = self._dropout(train)(x)
     for i in reversed(range(self.depth)):
-      x = self._upsample(x, skips.pop(), features[i], conv, i)
-      x = block(features[i], out_features[i], name=f'up_{i}')(x)
+      joined = self._upsample(x, skips.pop(), features[i], conv, i)
+      x = block(features[i], out_features[i], name=f'up_{i}')(joined)
       if 0 < i <= len(self.deep_supervision):
         # In evaluation too, so that `init` makes their parameters; the compiler
         # drops logits that are not returned.
@@ -181,7 +181,7 @@ class UNet(nn.Module):
     features: int,
     conv: Callable[..., nn.Module],
     stage: int,
-  ) -> Array:
+  ) -> Array | tuple[Array, Array]:
     """Doubles height and width, and joins the encoder's features.
 
     Args:
@@ -189,7 +189,8 @@ class UNet(nn.Module):
       skip: [B, H, W, C] of the encoder.
 
     Returns:
-      [B, H', W', C'], the input of the stage's block.
+      [B, H', W', C'], or arrays that make it along C: the input of the stage's
+      block.
     """
     is_valid = self.padding == 'valid'
     x = blocks.Upsample(
@@ -217,9 +218,11 @@ class UNet(nn.Module):
       skip = gate(skip, coarse)
     return self._join(*resample.crop_to_common(x, skip))
 
-  def _join(self, x: Array, skip: Array) -> Array:
+  def _join(self, x: Array, skip: Array) -> Array | tuple[Array, Array]:
     """Joins the decoder's features and the skip, of one size."""
     if self.skip in ('concat', 'attention'):
+      if self.native and self.block == 'plain':
+        return skip, x  # Its first convolution reads both.
       return jnp.concatenate([skip, x], axis=-1)
     return x + skip if self.skip == 'add' else x
 
