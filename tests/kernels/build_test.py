@@ -73,9 +73,9 @@ def test_the_library_is_built_once(config, tmp_path, caplog):
     (None, 'no C++ compiler found; install one (apt-get install g++)'),
     (
       '#!/bin/sh\necho "x.cc:1: error: bad" >&2\nexit 1',
-      'error: bad; it takes',
+      'error: bad; install',
     ),
-    ('#!/bin/sh\nexit 3', 'g++ failed: exit code 3; it takes'),
+    ('#!/bin/sh\nexit 3', 'g++ failed: exit code 3; install'),
   ],
 )
 def test_without_a_compiler(

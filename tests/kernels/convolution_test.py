@@ -72,6 +72,26 @@ def test_forms_equal_those_of_xla(form, c, f):
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max())
 
 
+@pytest.mark.parametrize('channels', [(16, 16), (64, 32)])
+def test_two_arrays_are_as_one(channels):
+  """Read where they are, and joined: value and gradients."""
+  rng = np.random.default_rng(0)
+  x, y = (_normal(rng, (2, 9, 11, c)) for c in channels)
+  kernel = _normal(rng, (3, 3, sum(channels), 32))
+  assert convolution.joins((x, y), kernel)
+  assert not convolution.joins((x, y[..., :8]), kernel[:, :, :-8])
+  apart = lambda x, y, k: convolution.convolve((x, y), k, 1)
+  joined = lambda x, y, k: convolution.convolve(
+    jnp.concatenate([x, y], -1), k, 1
+  )
+  (a, vjp), (b, want) = (jax.vjp(f, x, y, kernel) for f in (apart, joined))
+  np.testing.assert_array_equal(a, b)
+  dy = _normal(rng, a.shape)
+  for got, wanted in zip(vjp(dy), want(dy), strict=True):
+    scale = np.abs(wanted).max()
+    np.testing.assert_allclose(got / scale, wanted / scale, atol=1e-6)
+
+
 def _digest():
   """Of a convolution's value and gradients, and the size of the pool."""
   rng = np.random.default_rng(0)
@@ -204,7 +224,7 @@ import jax
 import jax.numpy as jnp
 from unet_jax.kernels import convolution
 x, kernel = jnp.zeros((2, 3, 3000, 4096)), jnp.zeros((3, 3, 4096, 1))
-call = jax.jit(lambda x, k: convolution.convolve(x, k, 0))
+call = jax.jit(lambda x, k: convolution.convolve(x, k, 1))
 call = call.lower(x, kernel).compile()
 jax.block_until_ready((x, kernel))
 pages = int(open('/proc/self/statm').read().split()[0])

@@ -62,7 +62,7 @@ struct Case {
 // The value, both gradients, and the sums of a batch norm of the value.
 Floats Compute(const unet::Pool& pool, const Case& t) {
   const int w = t.h + 2, B = 2;
-  unet::Shape s{B, t.h, w, t.c, t.size, t.pad, 0, 0, 0, t.f, t.stride};
+  unet::Shape s{B, t.h, w, t.c, t.size, t.pad, 0, 0, 0, t.f, t.stride, 0};
   s.OH = (s.H + 2 * s.pad - s.K) / s.stride + 1;
   s.OW = (s.W + 2 * s.pad - s.K) / s.stride + 1;
   const Floats x = Random((size_t)B * s.H * s.W * s.C);
@@ -71,7 +71,8 @@ Floats Compute(const unet::Pool& pool, const Case& t) {
   Floats y((size_t)B * s.OH * s.OW * s.F), dkernel(kernel.size());
   const unet::Epilogue epilogue{bias.data(), t.f % 2 == 0};
   if (t.winograd) {
-    unet::WinogradForward(pool, x.data(), kernel.data(), epilogue, y.data(), s);
+    unet::WinogradForward(pool, x.data(), nullptr, kernel.data(), epilogue,
+                          y.data(), s);
     unet::WinogradKernelGradient(pool, x.data(), y.data(), dkernel.data(), s);
   } else {
     unet::DirectForward(pool, x.data(), kernel.data(), epilogue, y.data(), s, 1);
@@ -79,7 +80,7 @@ Floats Compute(const unet::Pool& pool, const Case& t) {
   }
   // Of the input: of a stride, by the transposed form.
   unet::Shape back{B, s.OH, s.OW, s.F, s.K, s.K - 1 - s.pad, 1,
-                   s.H, s.W, s.C, 1};
+                   s.H, s.W, s.C, 1, 0};
   if (t.stride > 1) back.pad = 0;
   const Floats none(s.C + 2 * unet::kLanes);
   Floats dx((size_t)B * back.OH * back.OW * s.C);

@@ -72,7 +72,9 @@ def test_native_batch_norm_equals_the_stock_one(native_cache, size, activation):
   )
   got, want = (call(layer, *args)[1] for layer in (ours, stock))
   jax.tree.map(
-    functools.partial(np.testing.assert_allclose, rtol=1e-5), got, want
+    functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6),
+    got,
+    want,
   )
   shapes = lambda layer: jax.eval_shape(layer.init, jax.random.key(0), x)
   assert shapes(ours) == shapes(stock)

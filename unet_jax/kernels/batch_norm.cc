@@ -23,10 +23,12 @@ int PixelsPerRow(int C) {
 // Two sums over the pixels of each channel of arrays [pixels, C]: [2, C].
 //
 // `terms(in, i)` returns the two terms of each pixel and channel of a vector:
-// in[n] are the numbers of array n, i is the place in the row. Zeros add nothing.
+// in[n] are the numbers of array n, i is the place in the row. Rows of numbers
+// whose terms are 0 fill the last row.
 template <size_t N, class Terms>
 std::vector<double> SumPixels(const Pool& pool,
                               const std::array<const float*, N>& arrays,
+                              const std::array<const float*, N>& neutral,
                               int64_t pixels, int C, const Terms& terms) {
   const int width = C * PixelsPerRow(C);
   const int64_t size = pixels * C, rows = (size + width - 1) / width;
@@ -43,9 +45,8 @@ std::vector<double> SumPixels(const Pool& pool,
         for (size_t n = 0; n < N; n++) {
           row[n] = arrays[n] + r * width;
           if (size - r * width >= width) continue;
-          // The last row ends in zeros.
           float* copy = last + n * width;
-          std::fill(copy, copy + width, 0);
+          std::copy(neutral[n], neutral[n] + width, copy);
           std::copy(row[n], arrays[n] + size, copy);
           row[n] = copy;
         }
@@ -69,14 +70,28 @@ std::vector<double> SumPixels(const Pool& pool,
 
 }  // namespace
 
+// The numbers of the channels, for each pixel of a row.
+static std::vector<float> Repeat(const float* numbers, int C) {
+  std::vector<float> row;
+  for (int i = 0; i < PixelsPerRow(C); i++) {
+    row.insert(row.end(), numbers, numbers + C);
+  }
+  return row;
+}
+
 void Moments(const Pool& pool, const float* x, int64_t pixels, int C,
              float* moments) {
-  auto sums = SumPixels<1>(pool, {x}, pixels, C, [](const Vector* in, int) {
-    return Two{in[0], in[0] * in[0]};
-  });
+  // Of the differences to the first pixel: a mean that is large beside the
+  // deviation would leave few digits of it.
+  const auto first = Repeat(x, C);
+  auto sums = SumPixels<1>(pool, {x}, {first.data()}, pixels, C,
+                           [&](const Vector* in, int i) {
+                             const Vector d = in[0] - Load(&first[i]);
+                             return Two{d, d * d};
+                           });
   for (int c = 0; c < C; c++) {
     const double mean = sums[c] / pixels;
-    moments[c] = mean;
+    moments[c] = x[c] + mean;
     moments[C + c] = std::max(0.0, sums[C + c] / pixels - mean * mean);
   }
 }
@@ -84,15 +99,11 @@ void Moments(const Pool& pool, const float* x, int64_t pixels, int C,
 void GradientSums(const Pool& pool, const float* x, const float* dy,
                   int64_t pixels, int C, const float* mean, const float* scale,
                   const float* shift, bool relu, float* result) {
-  // Of the channels, repeated for the pixels of a row.
-  std::vector<float> m, a, b;
-  for (int i = 0; i < PixelsPerRow(C); i++) {
-    m.insert(m.end(), mean, mean + C);
-    a.insert(a.end(), scale, scale + C);
-    b.insert(b.end(), shift, shift + C);
-  }
+  const auto m = Repeat(mean, C), a = Repeat(scale, C), b = Repeat(shift, C);
+  const std::vector<float> zeros(m.size());
   auto sums = SumPixels<2>(
-      pool, {x, dy}, pixels, C, [&](const Vector* in, int i) {
+      pool, {x, dy}, {m.data(), zeros.data()}, pixels, C,
+      [&](const Vector* in, int i) {
         Vector dz = in[1];
         if (relu) dz = Load(&a[i]) * in[0] + Load(&b[i]) > 0 ? dz : Vector{};
         return Two{dz, dz * (in[0] - Load(&m[i]))};

@@ -144,8 +144,8 @@ class AttentionGate(nn.Module):
 class ConvBlock(nn.Module):
   """Convolution, norm, activation, `convs` times.
 
-  [B, H, W, C], or arrays that make it along C, to [B, H', W', F]; H' is H with `same` padding and
-  H - convs * (kernel_size - 1) with `valid`.
+  [B, H, W, C], or arrays that make it along C, to [B, H', W', F]; H' is H with
+  `same` padding and H - convs * (kernel_size - 1) with `valid`.
 
   Attributes:
     features: of all convolutions but the last.

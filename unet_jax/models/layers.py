@@ -51,7 +51,8 @@ class Conv(nn.Conv):
     if self.use_bias:
       bias = self.param('bias', self.bias_init, (self.features,), jnp.float32)
     *parts, kernel = nn.dtypes.promote_dtype(*parts, kernel, dtype=self.dtype)
-    fuses = self.native and self.activation is nn.relu
+    is_native = self.native and kernel.dtype == jnp.float32
+    fuses = is_native and self.activation is nn.relu
     y = convolve(tuple(parts), kernel, bias, self.padding, self.native, fuses)
     return y if fuses or self.activation is None else self.activation(y)
 
@@ -204,8 +205,8 @@ class BatchNorm(nn.BatchNorm):
     x, *now = batch_norm.batch_norm(x, scale, bias, self.epsilon, fuses)
     if not self.is_initializing():
       for running, value in zip((mean, var), now):
-        running.value *= self.momentum
-        running.value += (1 - self.momentum) * value
+        kept = self.momentum * running.value
+        running.value = kept + (1 - self.momentum) * value
     return x if fuses else activate(x)
 
 

@@ -221,7 +221,8 @@ class UNet(nn.Module):
   def _join(self, x: Array, skip: Array) -> Array | tuple[Array, Array]:
     """Joins the decoder's features and the skip, of one size."""
     if self.skip in ('concat', 'attention'):
-      if self.native and self.block == 'plain':
+      is_native = self.native and x.dtype == jnp.float32
+      if is_native and self.block == 'plain':
         return skip, x  # Its first convolution reads both.
       return jnp.concatenate([skip, x], axis=-1)
     return x + skip if self.skip == 'add' else x
