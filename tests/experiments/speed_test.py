@@ -369,6 +369,7 @@ def test_rates_are_those_of_the_networks_layers(padding, capsys):
   stages = ('down_0', 'bottleneck', 'up_0')
   paths = [f'{stage}/conv{i}' for stage in stages for i in (1, 2)]
   assert list(found) == paths
+  assert found['down_0/conv1'].x == (3, 32, 32, 3)
   traced = trace.Trace(unet.create_model(config), (32, 32, 3)).flops()
   for path, layer in found.items():
     assert layer.flop == 3 * traced[tuple(path.split('/'))]
