@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import ml_collections
 
-from experiments.speed import rounds, step
+from experiments.speed import inputs, rounds, step
 from unet_jax.config import checks
 from unet_jax.data import augment
 from unet_jax.runtime import mesh, program
@@ -80,7 +80,7 @@ def measure(
   in_step, alone = {}, {}
   for row, changed in _configs(config, _IN_STEP).items():
     ours = step.Ours(changed)
-    batch = mesh.to_devices(step.random_batch(changed), ours.mesh)
+    batch = mesh.to_devices(inputs.random_batch(changed), ours.mesh)
     train = functools.partial(ours.train, itertools.repeat(batch))
     in_step[row] = functools.partial(rounds.per_step, train, steps)
   for row, changed in _configs(config, {**_IN_STEP, **_ALONE}).items():

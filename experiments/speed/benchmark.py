@@ -1,10 +1,10 @@
-"""Measures training and inference against PyTorch, the pipeline, the start.
+"""Measures time and memory of training and inference, ours and PyTorch's.
 
   python -m experiments.speed.benchmark [--config=configs/NAME.py[:arg]]
-    [--what=step,pipeline,start,augment,loader,sizes]
+    [--what=step,pipeline,start,memory,augment,loader,sizes]
     [--repeats=N] [--output=FILE.json]
 
-Contenders run in turn, round after round, in one process (the starts:
+Contenders run in turn, round after round, in one process (`start` and `memory`:
 in processes of their own). README.md says how to read the tables.
 """
 
@@ -21,12 +21,28 @@ from typing import Any
 import jax
 import ml_collections
 
-from experiments.speed import augment, loader, pipeline, sizes, start, step
+from experiments.speed import (
+  augment,
+  loader,
+  memory,
+  pipeline,
+  sizes,
+  start,
+  step,
+)
 from experiments.sweep import points
 from unet_jax.config import checks
 from unet_jax.runtime import errors
 
-_WHAT = ('step', 'pipeline', 'start', 'augment', 'loader', 'sizes')
+_WHAT = (
+  'step',
+  'pipeline',
+  'start',
+  'memory',
+  'augment',
+  'loader',
+  'sizes',
+)
 
 
 def _parse() -> tuple[argparse.Namespace, list[str]]:
@@ -56,6 +72,8 @@ def _measure(
     return step.measure(config, repeats, steps, args.torch_compile)
   if what == 'start':
     return start.measure(config, arguments, repeats)
+  if what == 'memory':
+    return memory.measure(config, arguments, repeats, steps)
   by_name = {
     'pipeline': pipeline.measure,
     'augment': augment.measure,

@@ -18,7 +18,7 @@ def _fed_round(
   ours: step.Ours,
   dataset: prepared.Dataset,
   steps: int,
-) -> float:
+) -> rounds.Seconds:
   """Returns the seconds per step of training on real batches.
 
   Each round starts an iterator of its own; the steps before the clock bring it

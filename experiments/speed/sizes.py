@@ -8,7 +8,6 @@ import contextlib
 import functools
 import itertools
 import tempfile
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +15,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from experiments.speed import rounds, step
+from experiments.speed import inputs, rounds, step
 from unet_jax.data import pipeline, prepare, prepared
 from unet_jax.runtime import mesh as mesh_lib
 
@@ -43,11 +42,7 @@ class _Repeated(prepared.Dataset):
 
 
 def _processor_time(call: Callable[[int], Any], count: int) -> float:
-  """Returns the seconds of one of `count`, after some to start."""
-  call(count)
-  start = time.process_time()
-  call(count)
-  return (time.process_time() - start) / count
+  return rounds.per_step(call, count, count).processor
 
 
 def _read(
@@ -72,7 +67,7 @@ def measure(
   config = config.copy_and_resolve_references()
   size = config.data.batch_size
   ours = step.Ours(config)
-  batch = mesh_lib.to_devices(step.random_batch(config), ours.mesh)
+  batch = mesh_lib.to_devices(inputs.random_batch(config), ours.mesh)
   train = functools.partial(ours.train, itertools.repeat(batch))
   results: dict[str, Any] = {}
   config.data.update(source='shapes', num_train=_DRAWN)

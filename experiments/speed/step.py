@@ -10,7 +10,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from experiments.speed import rounds
+from experiments.speed import inputs, rounds
 from unet_jax.kernels import build
 from unet_jax.models import unet
 from unet_jax.prediction import probabilities, step
@@ -20,6 +20,8 @@ from unet_jax.training import state
 from unet_jax.training import steps as steps_lib
 
 HAS_TORCH = importlib.util.find_spec('torch') is not None
+# PyTorch's, as torch_unet.py calls them.
+LAYOUTS = ('channels_last', 'default layout')
 _OURS = 'unet_jax'
 
 
@@ -62,17 +64,6 @@ class Ours:
     result.block_until_ready()
 
 
-def random_batch(config: ml_collections.ConfigDict) -> dict[str, np.ndarray]:
-  data, rng = config.data, np.random.default_rng(0)
-  shape = (data.batch_size, *data.image_size)
-  image = rng.integers(256, size=(*shape, data.num_channels), dtype=np.uint8)
-  classes = max(data.num_classes, 2)
-  return {
-    'image': image,
-    'mask': rng.integers(classes, size=shape, dtype=np.uint8),
-  }
-
-
 class _Contender(NamedTuple):
   """A network; its calls take the number of steps."""
 
@@ -104,9 +95,9 @@ def _torch_contender(
 
   from experiments.speed import torch_unet
 
-  device, memory = torch_unet.set_up(), getattr(torch, layout)
-  model, optimizer = torch_unet.create(config, device, memory)
-  placed = torch_unet.to_device(batch, device, memory)
+  device = torch_unet.set_up()
+  model, optimizer = torch_unet.create(config, device, layout)
+  placed = torch_unet.to_device(batch, device, layout)
   called: Any = torch.compile(model) if compiles else model
   wait = torch.cuda.synchronize if device.type == 'cuda' else lambda: None
 
@@ -143,16 +134,16 @@ def measure(
   torch_compile: bool,
 ) -> dict[str, Any]:
   """Times training and inference steps on one random batch on the device."""
-  batch, size = random_batch(config), config.data.batch_size
+  batch, size = inputs.random_batch(config), config.data.batch_size
   contenders = {_OURS: _our_contender(config, batch)}
   if reason := torch_skipped(config):
     print(f'PyTorch is skipped: {reason}')
   else:
     theirs = functools.partial(_torch_contender, config, batch)
-    contenders['PyTorch, channels_last'] = theirs('channels_last')
-    contenders['PyTorch, default layout'] = theirs('contiguous_format')
+    for layout in LAYOUTS:
+      contenders[f'PyTorch, {layout}'] = theirs(layout)
     if torch_compile:
-      contenders['PyTorch, torch.compile'] = theirs('channels_last', True)
+      contenders['PyTorch, torch.compile'] = theirs(LAYOUTS[0], True)
   counts = {name: c.num_parameters for name, c in contenders.items()}
   if len(set(counts.values())) > 1:
     raise AssertionError(f'the networks differ in parameters: {counts}')
@@ -162,7 +153,7 @@ def measure(
       name: c.train if what == 'train' else c.predict
       for name, c in contenders.items()
     }
-    first = {name: [rounds.seconds(call, 1)] for name, call in calls.items()}
+    first = {name: [rounds.clocks(call, 1)] for name, call in calls.items()}
     results[what] = rounds.compare(
       f'{what} step of {size} images, s',
       {

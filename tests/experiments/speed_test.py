@@ -6,17 +6,18 @@ import pathlib
 import pickle
 import subprocess
 import sys
+import types
 
 import jax
 import numpy as np
 import pytest
 
-from configs import oxford_pets, shapes
-from experiments.speed import forms
+from configs import oxford_pets, shapes, volumes
+from experiments.speed import forms, inputs, rounds
 from tests import folders
 from unet_jax.data import prepare
 from unet_jax.models import forms as model_forms
-from unet_jax.models import unet
+from unet_jax.models import trace, unet
 from unet_jax.runtime import errors
 
 pytestmark = pytest.mark.whole_runs
@@ -26,8 +27,12 @@ _ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 @pytest.mark.parametrize(
   'config',
-  [shapes.get_config(), *map(oxford_pets.get_config, ('small', 'large'))],
-  ids=['shapes', 'pets-small', 'pets-large'],
+  [
+    shapes.get_config(),
+    volumes.get_config(),
+    *map(oxford_pets.get_config, ('small', 'large')),
+  ],
+  ids=['shapes', 'volumes', 'pets-small', 'pets-large'],
 )
 def test_torch_network_is_the_same_size(config):
   pytest.importorskip('torch')
@@ -56,10 +61,98 @@ def test_each_difference_of_the_torch_network_is_named():
   assert torch_unet.unsupported(config) == 'model.norm=group'
 
 
-def test_benchmark_measures_steps_and_pipeline(tmp_path):
+@pytest.mark.parametrize('size', [(4, 6), (2, 4, 6)], ids=str)
+def test_torch_network_at_half_size_has_blocks_of_pixels(size):
+  torch = pytest.importorskip('torch')
+  from experiments.speed import torch_unet
+
+  def mean(x):
+    assert x.shape == (3, 2 ** len(size), *(s // 2 for s in size))
+    return x.mean(1, keepdim=True).expand_as(x)
+
+  rng = np.random.default_rng(0)
+  x = torch.tensor(rng.normal(size=(3, 1, *size)))
+  expected = x
+  for axis, n in enumerate(size, 2):
+    pairs = expected.unflatten(axis, (n // 2, 2)).mean(axis + 1)
+    expected = pairs.repeat_interleave(2, axis)
+  torch.testing.assert_close(torch_unet.HalfSize(mean)(x), expected)
+  torch.testing.assert_close(torch_unet.HalfSize(lambda x: x)(x), x)
+
+
+@pytest.mark.parametrize('stem', ['none', 'space_to_depth'])
+@pytest.mark.parametrize('norm', ['batch', 'instance'])
+def test_steps_of_volumes_are_measured(stem, norm):
+  from experiments.speed import step
+
+  config = volumes.get_config()
+  config.data.image_size = (4, 8, 4)
+  config.model.update(depth=1, features=(2, 3), stem=stem, norm=norm)
+  config.cpu.kernels = 'xla'
+  results = step.measure(config, 1, 1, torch_compile=False)
+  rows = ['unet_jax']
+  if step.HAS_TORCH:
+    rows += ['PyTorch, channels_last', 'PyTorch, default layout']
+  for what in ('train', 'inference'):
+    assert list(results[what]) == list(results[f'{what}_first_call']) == rows
+
+
+def test_torch_weighs_classes_and_flips_volumes(monkeypatch):
+  torch = pytest.importorskip('torch')
+  from experiments.speed import torch_unet
+
+  config = volumes.get_config()
+  config.data.image_size = (4, 8, 4)
+  config.augment.update(flip_horizontal=1.0, flip_vertical=1.0)
+  batch = inputs.random_batch(config)
+  seen = []
+
+  def model(image):
+    seen.append(image)
+    return torch.linspace(0, 1, 4).view(1, 4, 1, 1, 1).expand(2, 4, 4, 8, 4)
+
+  loss = lambda *args, **_: (
+    seen.append(args[2]) or torch.zeros((), requires_grad=True)
+  )
+  monkeypatch.setattr(torch_unet.F, 'cross_entropy', loss)
+  placed = torch_unet.to_device(batch, torch.device('cpu'))
+  assert placed[0].is_contiguous(memory_format=torch.channels_last_3d)
+  optimizer = types.SimpleNamespace(zero_grad=lambda: 0, step=lambda: 0)
+  torch_unet.train_step(model, optimizer, placed, config)
+  image, weight = seen
+  expected = batch['image'][:, :, ::-1, ::-1].transpose(0, 4, 1, 2, 3)
+  np.testing.assert_array_equal(image.numpy(), expected)
+  assert weight.tolist() == [1, 2, 2, 4]
+
+
+def test_both_clocks_are_read_and_compared(monkeypatch):
+  now = {'wall': 0.0, 'processor': 0.0}
+  clocks = types.SimpleNamespace(
+    perf_counter=lambda: now['wall'], process_time=lambda: now['processor']
+  )
+  monkeypatch.setattr(rounds, 'time', clocks)
+
+  def contender(wall, processor):
+    def call(n):
+      now['wall'] += wall * n
+      now['processor'] += processor * n
+
+    return lambda: rounds.per_step(call, 4)
+
+  calls = {'a': contender(1, 2), 'b': contender(3, 3)}
+  table = rounds.compare('step, s', calls, repeats=2, images=6)
+  assert [row['median'] for row in table.values()] == [1, 3]
+  assert [row['images_per_second'] for row in table.values()] == [6, 2]
+  assert [row['ratio'] for row in table.values()] == [1, 3]
+  processor = [row['processor'] for row in table.values()]
+  assert [row['values'] for row in processor] == [[2, 2], [3, 3]]
+  assert [row['ratio'] for row in processor] == [1, 1.5]
+
+
+def test_benchmark_measures_steps_pipeline_and_memory(tmp_path):
   output = tmp_path / 'speed.json'
   arguments = (
-    f'--output={output} --what=step,pipeline --repeats=2 --steps=2 '
+    f'--output={output} --what=step,pipeline,memory --repeats=2 --steps=2 '
     f'--config.data.cache_dir={tmp_path} --config.data.num_train=32 '
     '--config.data.image_size=16,16 --config.data.batch_size=4 '
     '--config.model.depth=1 --config.model.base_features=4 '
@@ -82,7 +175,13 @@ def test_benchmark_measures_steps_and_pipeline(tmp_path):
       np.testing.assert_allclose(
         row['images_per_second'] * row['median'], 4, rtol=1e-6
       )
+      assert row['processor']['min'] > 0
   assert step['train']['unet_jax']['ratio'] == 1
+  rows = ['unet_jax, compiles', 'unet_jax, programs kept', *step['train']]
+  rows.remove('unet_jax')
+  assert list(results['memory']) == rows
+  # No process that imports JAX or PyTorch takes less, in MB.
+  assert all(row['min'] > 100 for row in results['memory'].values())
   if 'PyTorch is skipped' not in process.stdout:
     assert len(step['train']) == len(step['inference']) == 3
   caches = {'cache memory', 'cache disk', 'cache none'}
@@ -220,3 +319,79 @@ def test_estimates_are_summed_and_those_missing_are_named():
   """
   estimate = forms.read_estimate(program, {'bytes accessed': 3e6})
   assert estimate == (42, 3.0, ('reduce-window',))
+
+
+@pytest.mark.parametrize('native', [False, True], ids=['xla', 'native'])
+@pytest.mark.parametrize('size', [(5, 6), (4, 5, 6)], ids=str)
+@pytest.mark.parametrize('padding', ['same', 'valid'])
+def test_layers_that_are_compared_compute_the_same(
+  native, size, padding, request
+):
+  from experiments.speed import layers, step
+
+  if native:
+    request.getfixturevalue('native_cache')
+  pad, n = int(padding == 'same'), len(size)
+  y = tuple(s - 2 + 2 * pad for s in size)
+  layer = layers.Layer((2, *size, 3), (*(3,) * n, 3, 4), (2, *y, 4), pad)
+  to_first = {
+    'value': (0, n + 1, *range(1, n + 1)),
+    'input': (0, n + 1, *range(1, n + 1)),
+    'kernel': (n + 1, n, *range(n)),
+  }
+  for direction in layers.DIRECTIONS:
+    contenders = layers.calls(layer, direction, native)
+    expected = set(layers.CONTENDERS)
+    expected -= set() if native else {'native'}
+    expected -= set() if step.HAS_TORCH else {'PyTorch'}
+    assert set(contenders) == expected
+    results = {name: np.asarray(call()) for name, call in contenders.items()}
+    shape = dict(zip(layers.DIRECTIONS, (layer.y, layer.x, layer.kernel)))
+    assert results['XLA'].shape == shape[direction]
+    for name, result in results.items():
+      want = results['XLA']
+      if name == 'PyTorch':
+        want = want.transpose(to_first[direction])
+      np.testing.assert_allclose(result, want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('padding', ['same', 'valid'])
+def test_rates_are_those_of_the_networks_layers(padding, capsys):
+  from experiments.speed import layers
+
+  config = shapes.get_config()
+  config.data.update(image_size=(32, 32), batch_size=3)
+  config.model.update(
+    depth=1, base_features=4, padding=padding, upsample='bilinear'
+  )
+  config.cpu.kernels = 'xla'
+  found = layers.find(config)
+  stages = ('down_0', 'bottleneck', 'up_0')
+  paths = [f'{stage}/conv{i}' for stage in stages for i in (1, 2)]
+  assert list(found) == paths
+  assert found['down_0/conv1'].x == (3, 32, 32, 3)
+  traced = trace.Trace(unet.create_model(config), (32, 32, 3)).flops()
+  for path, layer in found.items():
+    assert layer.flop == 3 * traced[tuple(path.split('/'))]
+
+  rows = layers.measure(config, repeats=1, steps=1)
+  names = [
+    *(f'value {path}' for path in paths),
+    'value total',
+    *(f'input {path}' for path in paths[1:]),
+    'input total',
+    *(f'kernel {path}' for path in paths),
+    'kernel total',
+  ]
+  assert list(rows) == ['product', *names]
+  for direction in layers.DIRECTIONS:
+    parts = [
+      row['XLA'].wall
+      for name, row in rows.items()
+      if name.startswith(direction) and 'total' not in name
+    ]
+    np.testing.assert_allclose(
+      rows[f'{direction} total']['XLA'].wall, sum(parts)
+    )
+  lines = capsys.readouterr().out.splitlines()
+  assert len(lines) == 1 + len(rows)
