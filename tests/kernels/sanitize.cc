@@ -114,7 +114,10 @@ int main() {
     t.h = 2 * (t.size + random() % 10);
     t.c = draw({1, 3, 8, 16, 17, 32, 48, 64, 128});
     t.f = draw({1, 3, 8, 16, 17, 32, 48, 64, 128});
-    if (t.winograd) t.c = draw({16, 32, 64, 128}), t.f = draw({16, 48, 64});
+    if (t.winograd) {
+      t.c = unet::kLanes * draw({2, 3, 8});
+      t.f = unet::kLanes * draw({2, 3, 6, 8});
+    }
     const Floats expected = Compute(alone.pool(), t);
     Threads threads(4);
     std::vector<std::thread> callers;

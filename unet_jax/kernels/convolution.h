@@ -96,7 +96,7 @@ struct Epilogue {
   }
 };
 
-// Output channels of Winograd's at a time: channels are a multiple of it.
+// Output channels of Winograd's at a time, and the fewest for which it is used.
 constexpr int kWinogradChannels = 16;
 
 // [K, K, C, F] to [F / block][K, K, C][block], zeros behind the last channel.

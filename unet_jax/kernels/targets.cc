@@ -16,10 +16,11 @@ Pool MakePool(ffi::ThreadPool& pool) {
           [&pool](std::function<void()> f) { pool.Schedule(std::move(f)); }};
 }
 
-// Channels fit Winograd's tiles, and the buffers of zeros and of the caches.
+// Channels fill vectors and, nearly, Winograd's tiles, and fit the buffers of zeros
+// and of the caches.
 bool FitsWinograd(const Shape& s) {
-  return s.K == 3 && s.stride == 1 && s.C % kWinogradChannels == 0 && s.F % kWinogradChannels == 0 &&
-         s.C <= 512 && s.F <= 512;
+  return s.K == 3 && s.stride == 1 && s.C % kLanes == 0 && s.F % kLanes == 0 &&
+         std::min(s.C, s.F) >= kWinogradChannels && std::max(s.C, s.F) <= 512;
 }
 
 Shape MakeShape(const Buffer& x, int64_t K, int64_t F, int64_t stride,

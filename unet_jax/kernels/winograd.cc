@@ -14,6 +14,9 @@ constexpr int kWide = kBlock / kLanes, kTile = TileRows(kWide);
 // of two would fall into the same lines of the cache.
 constexpr int kSkew = 16;
 
+// Blocks of output channels; zeros fill the last one.
+int OutputBlocks(int F) { return (F + kBlock - 1) / kBlock; }
+
 // 2x2 blocks of output pixels, in the order of the images and their rows.
 struct Blocks {
   int rows, columns, count;
@@ -95,7 +98,7 @@ void TransformInput(const float* x, int C, const Shape& s, const Blocks& blocks,
 void TransformKernel(const Pool& pool, const float* packed, const Shape& s,
                      float* out) {
   const size_t step = (size_t)s.C * kBlock;
-  ParallelFor(pool, s.F / kBlock, [&](int fb) {
+  ParallelFor(pool, OutputBlocks(s.F), [&](int fb) {
     for (size_t i = 0; i < step; i += kLanes) {
       const float* g = packed + fb * 9 * step + i;
       float* o = out + fb * 16 * step + i;
@@ -125,6 +128,7 @@ INLINE void StoreBlock(const float* m, size_t step, const Shape& s,
   float* out = y + (((size_t)block.b * s.OH + block.h) * s.OW + block.w) * s.F;
   out += fb * kBlock;
   UNROLL for (int v = 0; v < kBlock; v += kLanes) {
+    if (fb * kBlock + v >= s.F) break;
     Vector r[2][4];
     UNROLL for (int j = 0; j < 4; j++) {
       const Vector m0 = Load(m + j * step + v);
@@ -149,8 +153,8 @@ void WinogradForward(const Pool& pool, const float* x, const float* more,
                      const float* kernel, const Epilogue& epilogue, float* y,
                      const Shape& s) {
   const Blocks blocks(s);
-  std::vector<float> packed((size_t)9 * s.C * s.F);
-  std::vector<float> transformed((size_t)16 * s.C * s.F);
+  const size_t size = (size_t)s.C * OutputBlocks(s.F) * kBlock;
+  std::vector<float> packed(9 * size), transformed(16 * size);
   PackKernel(pool, kernel, 3, s, kBlock, packed.data());
   TransformKernel(pool, packed.data(), s, transformed.data());
   // Blocks at a time: whole tiles, whose transformed input stays in a core's
@@ -169,7 +173,7 @@ void WinogradForward(const Pool& pool, const float* x, const float* more,
                      in_step);
     }
     const int tiles = (t1 - t0 + kTile - 1) / kTile;
-    for (int fb = 0; fb < s.F / kBlock; fb++) {
+    for (int fb = 0; fb < OutputBlocks(s.F); fb++) {
       for (int k = 0; k < 16; k++) {
         const float* b = &transformed[((size_t)fb * 16 + k) * s.C * kBlock];
         for (int i = 0; i < tiles; i++) {
@@ -204,6 +208,7 @@ void TransformGradient(const float* dy, const Shape& s, const Blocks& blocks,
     const float* d10 = below ? d + (size_t)s.OW * s.F : kZeros;
     const float* d11 = right && below ? d10 + s.F : kZeros;
     UNROLL for (int v = 0; v < kBlock; v += kLanes) {
+      if (f + v >= s.F) break;
       const Vector top[2] = {Load(d + v), Load(d01 + v)};
       const Vector low[2] = {Load(d10 + v), Load(d11 + v)};
       Vector r[4][2];
@@ -254,7 +259,8 @@ void WinogradKernelGradient(const Pool& pool, const float* x,
   constexpr int chunk = 48;
   const int chunks = (blocks.count + chunk - 1) / chunk;
   const int parts = std::max(1, std::min(chunks, 16 / squares));
-  const size_t step = (size_t)cs * kBlock, square = (size_t)16 * cs * fs;
+  const size_t step = (size_t)cs * kBlock;
+  const size_t square = 16 * step * OutputBlocks(fs);
   std::vector<float> sums(square * squares * parts);
   ParallelFor(pool, parts * squares, [&](int task) {
     const int part = task / squares, ci = task % squares / (s.F / fs);
@@ -267,7 +273,7 @@ void WinogradKernelGradient(const Pool& pool, const float* x,
          i++) {
       const int t0 = i * chunk, t1 = std::min(blocks.count, t0 + chunk);
       TransformInput(x + ci * cs, s.C, s, blocks, t0, t1, cs, in, cs, in_step);
-      for (int fb = 0; fb < fs / kBlock; fb++) {
+      for (int fb = 0; fb < OutputBlocks(fs); fb++) {
         TransformGradient(dy, s, blocks, t0, t1, fi * fs + fb * kBlock, out,
                           out_step);
         for (int j = 0; j < 16 * tiles; j++) {
@@ -286,9 +292,10 @@ void WinogradKernelGradient(const Pool& pool, const float* x,
   });
   ParallelFor(pool, squares, [&](int i) {
     const int ci = i / (s.F / fs), fi = i % (s.F / fs);
-    for (int fb = 0; fb < fs / kBlock; fb++) {
+    for (int fb = 0; fb < OutputBlocks(fs); fb++) {
       for (size_t j = 0; j < step; j += kLanes) {
         const int c = ci * cs + j / kBlock;
+        if (fi * fs + fb * kBlock + (int)(j % kBlock) >= s.F) continue;
         StoreTaps(&sums[i * square + fb * 16 * step + j], squares * square,
                   parts, step,
                   gradient + (size_t)c * s.F + fi * fs + fb * kBlock +
