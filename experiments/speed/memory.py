@@ -31,6 +31,7 @@ def _train(config: ml_collections.ConfigDict, steps: int) -> None:
 
   ours = step.Ours(config)
   batch = mesh.to_devices(inputs.random_batch(config), ours.mesh)
+  ours.compile(batch)
   ours.train(itertools.repeat(batch), steps)
 
 

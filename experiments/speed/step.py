@@ -47,6 +47,11 @@ class Ours:
       compiler_options=program.compiler_options(self.mesh),
     )
 
+  def compile(self, batch: dict[str, jax.Array]) -> None:
+    """Compiles the training step as train.py does."""
+    arguments = (self.state, batch, self._key)
+    program.start_compiling(self._step, *arguments).result()
+
   def train(self, batches: Iterator[Any], count: int) -> None:
     """Trains as train.py does: metrics are read one step late."""
     pending = None

@@ -1,5 +1,6 @@
 """Start and stop of a run: processes, the compilation cache, signals."""
 
+import ctypes
 import functools
 import hashlib
 import logging
@@ -86,8 +87,15 @@ def start_compiling(
   Returns:
     Its `result()` waits for the end; a call before that compiles once more.
   """
+
+  def compile() -> None:
+    function.lower(*arguments).compile()
+    if platform.libc_ver()[0] == 'glibc':
+      # Hundreds of MB that the compiler took go back to the system.
+      ctypes.CDLL(None).malloc_trim(0)
+
   pool = futures.ThreadPoolExecutor(1)
-  compiled = pool.submit(lambda: function.lower(*arguments).compile())
+  compiled = pool.submit(compile)
   pool.shutdown(wait=False)  # The thread ends when it is done.
   return compiled
 
