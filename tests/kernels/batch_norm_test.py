@@ -57,6 +57,14 @@ def test_many_pixels():
   _check(30 + rng.normal(size=(4, 130, 129, 5)).astype(np.float32), True)
 
 
+def test_nan_is_passed_on():
+  x = jnp.ones((2, 9, 9, 3)).at[1, 2, 3, 1].set(jnp.nan)
+  for result in batch_norm.batch_norm(x, jnp.ones(3), jnp.ones(3), 1e-5, True):
+    found = np.isnan(result).reshape(-1, 3)
+    np.testing.assert_array_equal(found.all(0), [False, True, False])
+    assert not found[:, [0, 2]].any()
+
+
 def test_bits_repeat():
   x = np.random.default_rng(0).normal(size=(4, 70, 60, 16)).astype(np.float32)
   found = {np.asarray(batch_norm._moments(x)).tobytes() for _ in range(10)}
@@ -84,6 +92,10 @@ def test_batches_are_split_over_devices():
   spec = jax.P(('data', 'fsdp'))
   whole = place(ones, jax.P())
   got = gradient(place(x, spec), whole, whole)
+  # A mean that is large beside the deviation: the variance keeps its digits.
+  far = jax.jit(lambda x: batch_norm.batch_norm(x, ones, ones, 1e-5, True)[2])
+  shifted = x + np.float32(3000)
+  np.testing.assert_allclose(far(place(shifted, spec)), far(shifted), rtol=1e-4)
   for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want)):
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(b).max())
   assert got[1][0].sharding.spec[0] == ('data', 'fsdp')

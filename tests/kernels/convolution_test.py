@@ -92,6 +92,14 @@ def test_two_arrays_are_as_one(channels):
     np.testing.assert_allclose(got / scale, wanted / scale, atol=1e-6)
 
 
+@pytest.mark.parametrize('c', [16, 5])
+def test_relu_passes_nan_on(c):
+  """As JAX's; a network that diverged must not look sound."""
+  x = jnp.zeros((1, 6, 6, c)).at[0, 3, 3, 0].set(jnp.nan)
+  y = convolution.convolve(x, jnp.ones((3, 3, c, c)), 1, jnp.ones(c), True)
+  assert np.isnan(y[0, 3, 3]).all() and not np.isnan(y[0, 0, 0]).any()
+
+
 def _digest():
   """Of a convolution's value and gradients, and the size of the pool."""
   rng = np.random.default_rng(0)

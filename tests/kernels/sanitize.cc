@@ -1,6 +1,6 @@
-// Random convolutions and sums, several at a time, against those of one thread bit for
-// bit; sanitize.sh runs it. The threads are its own, since a thread sanitizer does
-// not see what XLA's pool synchronises.
+// Random convolutions and sums, several at a time, against those of one thread
+// bit for bit; sanitize.sh runs it. The threads are its own, since a thread
+// sanitizer does not see what XLA's pool synchronises.
 #include <cstdio>
 #include <deque>
 #include <random>
@@ -21,7 +21,8 @@ class Threads {
     for (std::thread& thread : threads_) thread.join();
   }
   unet::Pool pool() {
-    return {(int)threads_.size(), [this](std::function<void()> f) { Schedule(f); }};
+    return {(int)threads_.size(),
+            [this](std::function<void()> f) { Schedule(f); }};
   }
 
  private:
@@ -75,12 +76,13 @@ Floats Compute(const unet::Pool& pool, const Case& t) {
                           y.data(), s);
     unet::WinogradKernelGradient(pool, x.data(), y.data(), dkernel.data(), s);
   } else {
-    unet::DirectForward(pool, x.data(), kernel.data(), epilogue, y.data(), s, 1);
+    unet::DirectForward(pool, x.data(), kernel.data(), epilogue, y.data(), s,
+                        1);
     unet::DirectKernelGradient(pool, x.data(), y.data(), dkernel.data(), s);
   }
   // Of the input: of a stride, by the transposed form.
-  unet::Shape back{B, s.OH, s.OW, s.F, s.K, s.K - 1 - s.pad, 1,
-                   s.H, s.W, s.C, 1, 0};
+  unet::Shape back{B, s.OH, s.OW, s.F, s.K, s.K - 1 - s.pad,
+                   1, s.H,  s.W,  s.C, 1,   0};
   if (t.stride > 1) back.pad = 0;
   const Floats none(s.C + 2 * unet::kLanes);
   Floats dx((size_t)B * back.OH * back.OW * s.C);

@@ -23,13 +23,23 @@ def _apply(block, params, *args):
   return jax.jit(block.apply)({'params': params}, *args)
 
 
+@pytest.mark.parametrize('native', [False, True])
 @pytest.mark.parametrize('size', [(5, 6), (2, 3, 4)])
 @pytest.mark.parametrize('kind', ['transpose', 'strided'])
-def test_product_equals_the_stock_convolution_with_its_parameters(kind, size):
+def test_halving_and_doubling_equal_the_stock_convolutions(
+  native_cache, kind, size, native
+):
+  """With their parameters."""
   two = (2,) * len(size)
   ours, stock = {
-    'transpose': (blocks.ConvTranspose2x(4), nn.ConvTranspose(4, two, two)),
-    'strided': (blocks.Conv2x(4), nn.Conv(4, two, two, padding='VALID')),
+    'transpose': (
+      blocks.ConvTranspose2x(4, native=native),
+      nn.ConvTranspose(4, two, two),
+    ),
+    'strided': (
+      blocks.Conv2x(4, native=native),
+      nn.Conv(4, two, two, padding='VALID'),
+    ),
   }[kind]
   x = _random(2, *size, 7)
   shapes = jax.eval_shape(stock.init, jax.random.key(0), x)

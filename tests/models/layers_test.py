@@ -28,6 +28,23 @@ def test_convolution_by_planes_equals_the_stock_one(padding, taps):
   _assert_same(ours, stock, x, kernel)
 
 
+@pytest.mark.parametrize('padding', ['SAME', 'VALID'])
+@pytest.mark.parametrize('size', [(6, 5), (3, 4, 5)], ids=str)
+def test_native_convolution_of_an_even_kernel(native_cache, size, padding):
+  """`SAME` pads it more behind than in front, which the kernels do not."""
+  x, kernel = _random(2, *size, 3), _random(*(2,) * len(size), 3, 4, seed=1)
+  native, xla = (
+    functools.partial(layers.convolve, native=native)
+    for native in (True, False)
+  )
+  _assert_same(
+    lambda x, k: native(x, k, None, padding),
+    lambda x, k: xla(x, k, None, padding),
+    x,
+    kernel,
+  )
+
+
 @pytest.mark.parametrize('native', [False, True])
 @pytest.mark.parametrize('activation', [None, nn.relu, nn.elu])
 def test_conv_equals_the_stock_layer_and_the_activation(

@@ -2,10 +2,10 @@
 // first; these read each array once. Arrays are float32 [pixels, C]. Some
 // hundred terms are summed in float32 and these sums in float64, in an order
 // that depends on the shapes alone.
+#include "batch_norm.h"
+
 #include <array>
 #include <numeric>
-
-#include "batch_norm.h"
 
 namespace unet {
 namespace {
@@ -14,7 +14,8 @@ struct Two {
   Vector first, second;
 };
 
-// Pixels in a row of whole vectors, so long that no sum waits for its last term.
+// Pixels in a row of whole vectors, so long that no sum waits for the one
+// before it.
 int PixelsPerRow(int C) {
   const int least = kLanes / std::gcd(C, kLanes);
   return least * std::max(1, 64 / (C * least));
@@ -68,16 +69,16 @@ std::vector<double> SumPixels(const Pool& pool,
   return total;
 }
 
-}  // namespace
-
 // The numbers of the channels, for each pixel of a row.
-static std::vector<float> Repeat(const float* numbers, int C) {
+std::vector<float> Repeat(const float* numbers, int C) {
   std::vector<float> row;
   for (int i = 0; i < PixelsPerRow(C); i++) {
     row.insert(row.end(), numbers, numbers + C);
   }
   return row;
 }
+
+}  // namespace
 
 void Moments(const Pool& pool, const float* x, int64_t pixels, int C,
              float* moments) {
@@ -92,7 +93,8 @@ void Moments(const Pool& pool, const float* x, int64_t pixels, int C,
   for (int c = 0; c < C; c++) {
     const double mean = sums[c] / pixels;
     moments[c] = x[c] + mean;
-    moments[C + c] = std::max(0.0, sums[C + c] / pixels - mean * mean);
+    // In this order NaN stays.
+    moments[C + c] = std::max(sums[C + c] / pixels - mean * mean, 0.0);
   }
 }
 

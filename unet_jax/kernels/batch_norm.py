@@ -74,10 +74,11 @@ def _call(name: str, x: Array, *operands: Array, **attributes: Any) -> Array:
 
 
 def _combine_moments(moments: Array, axes: Any) -> Array:
-  """Of the devices' equal parts: means of x and of its square are averaged."""
+  """Of the devices' equal parts; no difference of large squares is taken."""
   mean, var = moments
-  mean, square = jax.lax.pmean((mean, var + mean * mean), axes)
-  return jnp.stack([mean, jnp.maximum(square - mean * mean, 0)])
+  whole = jax.lax.pmean(mean, axes)
+  var = jax.lax.pmean(var + (mean - whole) ** 2, axes)
+  return jnp.stack([whole, var])
 
 
 # Mean and variance of the channels of [B, N, C]: [2, C].

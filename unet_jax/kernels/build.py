@@ -156,7 +156,7 @@ def _register(path: pathlib.Path) -> None:
 
 
 def choose(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> bool:
-  """Whether convolutions are those of convolution.cc; builds them if so.
+  """Whether the network takes native kernels; builds them if so.
 
   Args:
     config: its `cpu.kernels` says which are wanted.

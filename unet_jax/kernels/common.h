@@ -97,7 +97,11 @@ void ParallelFor(const Pool& pool, int n, const F& f) {
       state->all_done.notify_all();
     }
   };
-  for (int i = 0; i < helpers; i++) pool.schedule(work);
+  try {
+    for (int i = 0; i < helpers; i++) pool.schedule(work);
+  } catch (const std::bad_alloc&) {
+    // Those that were scheduled still use f: this thread does the rest.
+  }
   work();
   std::unique_lock<std::mutex> lock(state->mutex);
   state->all_done.wait(lock, [&] { return state->done.load() == n; });

@@ -1,15 +1,17 @@
 // Convolutions and their gradients on CPUs: direct.cc and winograd.cc, between
-// which convolution.cc chooses.
+// which targets.cc chooses.
 //
 // y[p, f] = bias[f] + sum over tap, c of x[stride p + tap, c] kernel[tap, c, f]
-// for stride 1 or K, perhaps with a ReLU behind it, and for stride K what is made
-// of it by exchanging input and output: y[K p + K - 1 - tap, f] = bias[f] + sum
-// over c of x[p, c] kernel[tap, c, f], as in jax.lax.conv_transpose ("spread").
+// for stride 1 or K, perhaps with a ReLU behind it, and for stride K what is
+// made of it by exchanging input and output: y[K p + K - 1 - tap, f] = bias[f]
+// + sum over c of x[p, c] kernel[tap, c, f], as in jax.lax.conv_transpose
+// ("spread").
 //
 // Arrays are float32: images [B, H, W, C], kernels [K, K, C, F]. Every output
 // is summed in an order that depends on the shapes alone: results have the same
-// bits for any number of threads. Sums are cut into parts of a few hundred
-// terms, which are then added, so that rounding errors stay small.
+// bits for any number of threads. Sums over pixels are cut into parts of a few
+// hundred terms (a row, where it is wider), which are then added, so that
+// rounding errors stay small.
 //
 // Two algorithms: direct products for any shape and, for 3x3 kernels,
 // Winograd's F(2x2, 3x3): 16 products for 4 output pixels in place of 36
@@ -71,10 +73,10 @@ INLINE void WithConstant(int n, const F& f) {
 }
 
 struct Shape {
-  int B, H, W, C;     // Of the input.
-  int K, pad, flip;   // flip: the kernel is [K, K, F, C], read backwards.
-  int OH, OW, F;      // Of the output.
-  int stride, more;   // more: channels of the input's second part, of C.
+  int B, H, W, C;    // Of the input.
+  int K, pad, flip;  // flip: the kernel is [K, K, F, C], read backwards.
+  int OH, OW, F;     // Of the output.
+  int stride, more;  // more: channels of the input's second part, of C.
 };
 
 // What is done to sums before they are stored: bias, of a block's channels with
@@ -85,7 +87,7 @@ struct Epilogue {
 
   INLINE Vector operator()(Vector v, int f) const {
     v += Load(bias + f);
-    return relu ? v > 0 ? v : Vector{} : v;
+    return relu ? v < 0 ? Vector{} : v : v;  // NaN stays, as in JAX's.
   }
   template <int R, int NV>
   INLINE void Apply(Vector (&sum)[R][NV], int f) const {
@@ -118,8 +120,8 @@ inline void PackKernel(const Pool& pool, const float* kernel, int K,
   });
 }
 
-// y of x and a kernel. With `spread` above 1, K of the transposed form. The last
-// `s.more` channels of Winograd's input are those of `more`.
+// y of x and a kernel. With `spread` above 1, K of the transposed form. The
+// last `s.more` channels of Winograd's input are those of `more`.
 void DirectForward(const Pool& pool, const float* x, const float* kernel,
                    const Epilogue& epilogue, float* y, const Shape& s,
                    int spread);
@@ -128,10 +130,10 @@ void WinogradForward(const Pool& pool, const float* x, const float* more,
                      const Shape& s);
 
 // The gradient of the kernel, of x and that of y.
-void DirectKernelGradient(const Pool& pool, const float* x,
-                          const float* dy, float* gradient, const Shape& s);
-void WinogradKernelGradient(const Pool& pool, const float* x,
-                            const float* dy, float* gradient, const Shape& s);
+void DirectKernelGradient(const Pool& pool, const float* x, const float* dy,
+                          float* gradient, const Shape& s);
+void WinogradKernelGradient(const Pool& pool, const float* x, const float* dy,
+                            float* gradient, const Shape& s);
 
 }  // namespace unet
 

@@ -1,4 +1,4 @@
-"""Convolutions of convolution.cc as functions of JAX, with their gradients."""
+"""Native convolutions as functions of JAX, with their gradients."""
 
 import functools
 from collections.abc import Callable
@@ -79,7 +79,7 @@ def convolve_transpose_2x(x: Array, kernel: Array, bias: Array | None) -> Array:
 
 
 class _Form(NamedTuple):
-  """Attributes of a call, see convolution.cc.
+  """Attributes of a call, see convolution.h.
 
   With `flip` the kernel is [K, K, F, C], and its taps are in reverse order:
   that makes of a convolution the gradient of its input.
@@ -146,7 +146,7 @@ def _forward(form: _Form) -> Callable[..., Array]:
     )
     shape = jax.ShapeDtypeStruct((x.shape[0], height, width, f), x.dtype)
     target = jax.ffi.ffi_call('UnetConvolution', shape)
-    return target(x, more, kernel, bias, **form._asdict(), winograd=True)
+    return target(x, more, kernel, bias, **form._asdict())
 
   return calls.over_batch(call, 'b h w c, b m n d, k l i o, g -> b y x f')
 
@@ -160,7 +160,7 @@ def _kernel_gradient(size: int, stride: int, pad: int) -> Callable[..., Array]:
     target = jax.ffi.ffi_call(
       'UnetConvolutionKernelGradient', jax.ShapeDtypeStruct(shape, x.dtype)
     )
-    return target(x, dy, stride=stride, pad=pad, winograd=True)
+    return target(x, dy, stride=stride, pad=pad)
 
   rule = 'b h w c, b y x f -> k l i o'
   return calls.over_batch(call, rule, calls.total)

@@ -43,13 +43,14 @@ void Forward(const Pool& pool, const float* x, const float* kernel,
   constexpr int kBlock = NV * kLanes, kTile = TileRows(NV);
   const int blocks = (s.F + kBlock - 1) / kBlock, padded = s.W + 2 * s.pad;
   const int products = spread * spread, K = spread == 1 ? s.K : 1;
-  const size_t row = (size_t)padded * s.C, block_size = (size_t)K * K * s.C * kBlock;
+  const size_t row = (size_t)padded * s.C;
+  const size_t block_size = (size_t)K * K * s.C * kBlock;
   std::vector<float> packed(products * blocks * block_size);
   for (int i = 0; i < products; i++) {
     PackKernel(pool, kernel + (size_t)i * s.C * s.F, K, s, kBlock,
                &packed[i * blocks * block_size]);
   }
-  // Rows and columns of the sums, which are those of the output or of the input.
+  // Rows and columns of the sums: of the output or, spread, of the input.
   const int OH = s.OH / spread, OW = s.OW / spread;
   // Bands of rows whose padded input stays in a core's cache.
   int bands = std::max<int64_t>(1, (24576 / (int64_t)row - K) / s.stride + 1);
@@ -77,9 +78,9 @@ void Forward(const Pool& pool, const float* x, const float* kernel,
         for (int t = 0; t < tiles; t++) {
           const int w0 = Cut(OW, t, tiles), w1 = Cut(OW, t + 1, tiles);
           const float* a = in + s.stride * ((h - h0) * row + (size_t)w0 * s.C);
-          float* out =
-              y + f + (((size_t)b * s.OH + h * spread + down) * s.OW +
-                       w0 * spread + right) * s.F;
+          const size_t at =
+              ((size_t)b * s.OH + h * spread + down) * s.OW + w0 * spread;
+          float* out = y + (at + right) * s.F + f;
           WithConstant<kTile>(w1 - w0, [&](auto pixels) {
             Vector sum[pixels][NV] = {};
             for (int ky = 0; ky < K; ky++) {
@@ -186,7 +187,8 @@ void KernelGradient(const Pool& pool, const float* x, const float* dy,
               ((((size_t)fb * groups + q) * s.K + ky) * window + j) * kBlock;
           float total[kBlock] = {};
           for (int p = 0; p < parts; p++) {
-            for (int f = 0; f < kBlock; f++) total[f] += sums[p * size + at + f];
+            const float* part = &sums[p * size + at];
+            for (int f = 0; f < kBlock; f++) total[f] += part[f];
           }
           const int kx = j / g, c = q * g + j % g;
           memcpy(gradient + (((size_t)ky * s.K + kx) * s.C + c) * s.F +
@@ -208,8 +210,8 @@ void DirectForward(const Pool& pool, const float* x, const float* kernel,
   f(pool, x, kernel, epilogue, y, s, spread);
 }
 
-void DirectKernelGradient(const Pool& pool, const float* x,
-                          const float* dy, float* gradient, const Shape& s) {
+void DirectKernelGradient(const Pool& pool, const float* x, const float* dy,
+                          float* gradient, const Shape& s) {
   auto* f = s.F > kLanes ? KernelGradient<2> : KernelGradient<1>;
   f(pool, x, dy, gradient, s);
 }

@@ -22,15 +22,15 @@ namespace unet {
 // page faults. All of it is one mapping, found here by the first large array
 // that nothing has touched.
 //
-// To let malloc keep the memory (mallopt) is 3 to 5 % faster and took 1.9 to 2.9
-// times as much: XLA takes the next step's block before it frees the last one,
-// and glibc up to 2.37 leaves holes that its memalign cannot use again (glibc
-// bug 30723).
+// To let malloc keep the memory (mallopt) is 3 to 5 % faster and took 1.9
+// to 2.9 times as much: XLA takes the next step's block before it frees the
+// last one, and glibc up to 2.37 leaves holes that its memalign cannot use
+// again (glibc bug 30723).
 inline void UseHugePages(const void* array, size_t bytes) {
 #ifdef __linux__
   constexpr size_t kLarge = 4 << 20;
   if (bytes < kLarge) return;
-  const auto begin = (uintptr_t)array, end = begin + bytes;
+  const auto begin = (uintptr_t)array;
   // In the middle: the array shares its first and last page with others.
   const uintptr_t page = sysconf(_SC_PAGESIZE);
   const uintptr_t middle = (begin + bytes / 2) / page * page;

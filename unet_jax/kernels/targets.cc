@@ -16,8 +16,8 @@ Pool MakePool(ffi::ThreadPool& pool) {
           [&pool](std::function<void()> f) { pool.Schedule(std::move(f)); }};
 }
 
-// Channels fill vectors and, nearly, Winograd's tiles, and fit the buffers of zeros
-// and of the caches.
+// Whether Winograd's is the algorithm: channels fill vectors and, nearly, its
+// blocks, and fit its row of zeros and a core's cache.
 bool FitsWinograd(const Shape& s) {
   return s.K == 3 && s.stride == 1 && s.C % kLanes == 0 && s.F % kLanes == 0 &&
          std::min(s.C, s.F) >= kWinogradChannels && std::max(s.C, s.F) <= 512;
@@ -26,8 +26,9 @@ bool FitsWinograd(const Shape& s) {
 Shape MakeShape(const Buffer& x, int64_t K, int64_t F, int64_t stride,
                 int64_t pad, bool flip) {
   auto d = x.dimensions();
-  Shape s{(int)d[0], (int)d[1], (int)d[2], (int)d[3], (int)K, (int)pad, flip,
-          0, 0, (int)F, (int)stride, 0};
+  Shape s{};
+  s.B = d[0], s.H = d[1], s.W = d[2], s.C = d[3], s.F = F;
+  s.K = K, s.pad = pad, s.flip = flip, s.stride = stride;
   s.OH = (s.H + 2 * s.pad - s.K) / s.stride + 1;
   s.OW = (s.W + 2 * s.pad - s.K) / s.stride + 1;
   return s;
@@ -43,8 +44,7 @@ bool FillEmpty(const Buffer& in, Buffer out) {
 // The channels of x and `more`, or with an empty one of x alone.
 ffi::Error Convolution(ffi::ThreadPool pool, Buffer x, Buffer more,
                        Buffer kernel, Buffer bias, Result y, int64_t stride,
-                       int64_t pad, bool flip, bool spread, bool relu,
-                       bool winograd) {
+                       int64_t pad, bool flip, bool spread, bool relu) {
   if (FillEmpty(x, *y)) return ffi::Error::Success();
   UseHugePages(y->typed_data(), y->size_bytes());
   auto d = kernel.dimensions();
@@ -54,7 +54,7 @@ ffi::Error Convolution(ffi::ThreadPool pool, Buffer x, Buffer more,
     s.more = more.dimensions().back();
     s.C += s.more;
     if (s.C % kWinogradChannels || s.more % kWinogradChannels ||
-        !(winograd && FitsWinograd(s))) {
+        !FitsWinograd(s)) {
       return ffi::Error::InvalidArgument("no convolution of two arrays");
     }
   }
@@ -63,7 +63,7 @@ ffi::Error Convolution(ffi::ThreadPool pool, Buffer x, Buffer more,
   std::copy_n(bias.typed_data(), bias.element_count(), padded.begin());
   const Pool p = MakePool(pool);
   const Epilogue epilogue{padded.data(), relu};
-  if (winograd && !spread && FitsWinograd(s)) {
+  if (!spread && FitsWinograd(s)) {
     WinogradForward(p, x.typed_data(), more.typed_data(), kernel.typed_data(),
                     epilogue, y->typed_data(), s);
   } else {
@@ -74,13 +74,12 @@ ffi::Error Convolution(ffi::ThreadPool pool, Buffer x, Buffer more,
 }
 
 ffi::Error ConvolutionKernelGradient(ffi::ThreadPool pool, Buffer x, Buffer dy,
-                          Result gradient, int64_t stride, int64_t pad,
-                          bool winograd) {
+                                     Result gradient, int64_t stride,
+                                     int64_t pad) {
   if (FillEmpty(dy, *gradient)) return ffi::Error::Success();
   auto d = gradient->dimensions();
   const Shape s = MakeShape(x, d[0], d[3], stride, pad, false);
-  auto* f = winograd && FitsWinograd(s) ? WinogradKernelGradient
-                                        : DirectKernelGradient;
+  auto* f = FitsWinograd(s) ? WinogradKernelGradient : DirectKernelGradient;
   f(MakePool(pool), x.typed_data(), dy.typed_data(), gradient->typed_data(), s);
   return ffi::Error::Success();
 }
@@ -122,15 +121,10 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(UnetConvolution, Convolution,
                                   .Attr<int64_t>("pad")
                                   .Attr<bool>("flip")
                                   .Attr<bool>("spread")
-                                  .Attr<bool>("relu")
-                                  .Attr<bool>("winograd"));
-XLA_FFI_DEFINE_HANDLER_SYMBOL(UnetConvolutionKernelGradient,
-                              ConvolutionKernelGradient,
-                              Bind<2>()
-                                  .Ret<Buffer>()
-                                  .Attr<int64_t>("stride")
-                                  .Attr<int64_t>("pad")
-                                  .Attr<bool>("winograd"));
+                                  .Attr<bool>("relu"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    UnetConvolutionKernelGradient, ConvolutionKernelGradient,
+    Bind<2>().Ret<Buffer>().Attr<int64_t>("stride").Attr<int64_t>("pad"));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(UnetMoments, MomentsTarget,
                               Bind<1>().Ret<Buffer>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(UnetNormGradientSums, GradientSumsTarget,

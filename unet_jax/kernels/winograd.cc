@@ -21,7 +21,8 @@ int OutputBlocks(int F) { return (F + kBlock - 1) / kBlock; }
 struct Blocks {
   int rows, columns, count;
   explicit Blocks(const Shape& s)
-      : rows((s.OH + 1) / 2), columns((s.OW + 1) / 2),
+      : rows((s.OH + 1) / 2),
+        columns((s.OW + 1) / 2),
         count(s.B * rows * columns) {}
 };
 
@@ -30,8 +31,8 @@ struct Block {
   int b, h, w;
   Block(const Blocks& blocks, int t)
       : b(t / (blocks.rows * blocks.columns)),
-        h(2 * (t / blocks.columns % blocks.rows)), w(2 * (t % blocks.columns)) {
-  }
+        h(2 * (t / blocks.columns % blocks.rows)),
+        w(2 * (t % blocks.columns)) {}
   INLINE void Next(const Blocks& blocks) {
     if ((w += 2) < 2 * blocks.columns) return;
     w = 0;
@@ -78,9 +79,10 @@ void TransformInput(const float* x, int C, const Shape& s, const Blocks& blocks,
     if (top >= 0 && left >= 0 && top + 4 <= s.H && left + 4 <= s.W) {
       const float* first = image + ((size_t)top * s.W + left) * C;
       const size_t down = (size_t)s.W * C, right = C;
-      TransformBlock(
-          [=](int i, int j) INLINE_LAMBDA { return first + i * down + j * right; },
-          channels, out, step);
+      const auto pixel = [=](int i, int j) INLINE_LAMBDA {
+        return first + i * down + j * right;
+      };
+      TransformBlock(pixel, channels, out, step);
       continue;
     }
     const float* d[16];
@@ -177,7 +179,8 @@ void WinogradForward(const Pool& pool, const float* x, const float* more,
       for (int k = 0; k < 16; k++) {
         const float* b = &transformed[((size_t)fb * 16 + k) * s.C * kBlock];
         for (int i = 0; i < tiles; i++) {
-          const int p0 = Cut(t1 - t0, i, tiles), p1 = Cut(t1 - t0, i + 1, tiles);
+          const int p0 = Cut(t1 - t0, i, tiles);
+          const int p1 = Cut(t1 - t0, i + 1, tiles);
           WithConstant<kTile>(p1 - p0, [&](auto n) {
             Vector sum[n][kWide] = {};
             MultiplyAdd(sum, in + k * in_step + (size_t)p0 * s.C, s.C, 1, b,
@@ -188,7 +191,8 @@ void WinogradForward(const Pool& pool, const float* x, const float* more,
       }
       Block block(blocks, t0);
       for (int t = t0; t < t1; t++, block.Next(blocks)) {
-        StoreBlock(out + (t - t0) * kBlock, out_step, s, block, fb, epilogue, y);
+        StoreBlock(out + (t - t0) * kBlock, out_step, s, block, fb, epilogue,
+                   y);
       }
     }
   });
@@ -232,7 +236,9 @@ INLINE void StoreTaps(const float* sums, size_t part_step, int parts,
                       size_t step, float* out, size_t tap) {
   Vector u[4][4] = {};
   for (int p = 0; p < parts; p++, sums += part_step) {
-    UNROLL for (int k = 0; k < 16; k++) u[k / 4][k % 4] += Load(sums + k * step);
+    UNROLL for (int k = 0; k < 16; k++) {
+      u[k / 4][k % 4] += Load(sums + k * step);
+    }
   }
   Vector r[3][4];
   UNROLL for (int j = 0; j < 4; j++) {
@@ -250,8 +256,8 @@ INLINE void StoreTaps(const float* sums, size_t part_step, int parts,
 
 }  // namespace
 
-void WinogradKernelGradient(const Pool& pool, const float* x,
-                            const float* dy, float* gradient, const Shape& s) {
+void WinogradKernelGradient(const Pool& pool, const float* x, const float* dy,
+                            float* gradient, const Shape& s) {
   const Blocks blocks(s);
   // Squares of the gradient that stay in a core's cache.
   const int cs = s.C % 64 == 0 ? 64 : s.C, fs = s.F % 64 == 0 ? 64 : s.F;
@@ -295,11 +301,10 @@ void WinogradKernelGradient(const Pool& pool, const float* x,
     for (int fb = 0; fb < OutputBlocks(fs); fb++) {
       for (size_t j = 0; j < step; j += kLanes) {
         const int c = ci * cs + j / kBlock;
-        if (fi * fs + fb * kBlock + (int)(j % kBlock) >= s.F) continue;
+        const int f = fi * fs + fb * kBlock + j % kBlock;
+        if (f >= s.F) continue;
         StoreTaps(&sums[i * square + fb * 16 * step + j], squares * square,
-                  parts, step,
-                  gradient + (size_t)c * s.F + fi * fs + fb * kBlock +
-                      j % kBlock,
+                  parts, step, gradient + (size_t)c * s.F + f,
                   (size_t)s.C * s.F);
       }
     }

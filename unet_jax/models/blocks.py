@@ -40,6 +40,7 @@ class Conv2x(nn.Module):
   features: int
   use_bias: bool = True
   dtype: Any = jnp.float32
+  native: bool = False
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
@@ -49,6 +50,8 @@ class Conv2x(nn.Module):
     if self.use_bias:
       bias = self.param('bias', nn.initializers.zeros, (self.features,))
     x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
+    if self.native and convolution.supports(x, kernel):
+      return convolution.convolve_2x(forms.even(x), kernel, bias)
     x = forms.apply('strided_conv', x, kernel)
     return x if bias is None else add_bias(x, bias)
 
@@ -115,6 +118,7 @@ class AttentionGate(nn.Module):
   conv: ModuleDef
   dtype: Any
   is_valid: bool = False
+  native: bool = False
 
   @nn.compact
   def __call__(self, skip: Array, gating: Array) -> Array:
@@ -130,7 +134,7 @@ class AttentionGate(nn.Module):
     """
     c, n = skip.shape[-1], skip.ndim - 2
     conv = functools.partial(self.conv, kernel_size=(1,) * n, use_bias=True)
-    x = Conv2x(c, use_bias=False, dtype=self.dtype, name='skip')(skip)
+    x = Conv2x(c, False, self.dtype, self.native, name='skip')(skip)
     x = nn.relu(x + conv(c, name='gating')(gating))
     # As in the paper, an untrained gate lets (nearly) everything pass.
     opened = nn.initializers.constant(3.0)

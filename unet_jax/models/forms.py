@@ -44,7 +44,7 @@ def _pool_by_pairs(combine: Callable[..., Array], x: Array) -> Array:
   *outer, last = (n // 2 for n in x.shape[1:-1])
   b, c = x.shape[0], x.shape[-1]
   pairs = [n for size in outer for n in (size, 2)]
-  x = _even(x).reshape(b, *pairs, last, 2 * c)
+  x = even(x).reshape(b, *pairs, last, 2 * c)
   x = combine(x[..., :c], x[..., c:])
   for axis in range(2 * len(outer), 0, -2):
     before = (slice(None),) * axis
@@ -52,7 +52,7 @@ def _pool_by_pairs(combine: Callable[..., Array], x: Array) -> Array:
   return x
 
 
-def _even(x: Array) -> Array:
+def even(x: Array) -> Array:
   """Drops the last row, column or plane of each axis of odd size."""
   return x[(slice(None), *(slice(n // 2 * 2) for n in x.shape[1:-1]))]
 
@@ -72,7 +72,7 @@ def space_to_depth(x: Array) -> Array:
   b, *size, c = x.shape
   n = len(size)
   size = [s // 2 for s in size]
-  x = _even(x).reshape(b, *(m for s in size for m in (s, 2)), c)
+  x = even(x).reshape(b, *(m for s in size for m in (s, 2)), c)
   axes = [*range(1, 1 + 2 * n, 2), *range(2, 2 + 2 * n, 2)]
   return x.transpose(0, *axes, 1 + 2 * n).reshape(b, *size, 2**n * c)
 

@@ -104,7 +104,9 @@ def convolve(
   def by_planes(x: Array, kernel: Array, bias: Array | None) -> Array:
     return _convolve_planes(x, kernel, bias, padding, native, relu)
 
-  if native and convolution.supports(x, kernel):
+  # The kernels pad alike on all sides; `SAME` of an even K does not.
+  is_centered = padding == 'VALID' or taps % 2
+  if native and is_centered and convolution.supports(x, kernel):
     return convolution.convolve(x, kernel, pad, bias, relu)
   if x.ndim == 4 or taps == 1:
     return stock(x, kernel, bias)

@@ -171,7 +171,9 @@ class UNet(nn.Module):
   def _downsample(self, x: Array, name: str) -> Array:
     """Halves height and width; an odd last row or column is dropped."""
     if self.downsample == 'conv':
-      return blocks.Conv2x(x.shape[-1], dtype=self.dtype, name=name)(x)
+      return blocks.Conv2x(
+        x.shape[-1], dtype=self.dtype, native=self.native, name=name
+      )(x)
     return resample.POOLINGS[self.downsample](x)
 
   def _upsample(
@@ -213,7 +215,7 @@ class UNet(nn.Module):
     # smallest, has no gate.
     if self.skip == 'attention' and stage > 0:
       gate = blocks.AttentionGate(
-        conv, self.dtype, is_valid, name=f'gate_{stage}'
+        conv, self.dtype, is_valid, self.native, name=f'gate_{stage}'
       )
       skip = gate(skip, coarse)
     return self._join(*resample.crop_to_common(x, skip))
