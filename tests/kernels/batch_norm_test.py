@@ -65,6 +65,40 @@ def test_nan_is_passed_on():
     assert not found[:, [0, 2]].any()
 
 
+@pytest.mark.parametrize('scale', [-2.0, 0.0, 2.0])
+@pytest.mark.parametrize('bias', [-1.0, 1.0])
+def test_scales_of_any_sign(scale, bias):
+  """The ReLU's side turns with it; of 0 it is that of the bias."""
+  x = jnp.linspace(-3, 3, 2 * 6 * 7 * 16).reshape(2, 6, 7, 16)
+
+  def loss(x, scale, bias, call):
+    return jnp.sum(jnp.arange(x.size).reshape(x.shape) * call(x, scale, bias))
+
+  def stock(x, scale, bias):
+    axes = (0, 1, 2)
+    normal = (x - x.mean(axes)) / jnp.sqrt(x.var(axes) + 1e-5)
+    return jax.nn.relu(normal * scale + bias)
+
+  native = lambda *args: batch_norm.batch_norm(*args, 1e-5, True)[0]
+  args = (x, jnp.full(16, scale), jnp.full(16, bias))
+  got, want = (jax.grad(loss, (0, 1, 2))(*args, f) for f in (native, stock))
+  for a, b in zip(got, want):
+    size = np.abs(b).max() + 1e-3
+    np.testing.assert_allclose(a / size, b / size, atol=1e-4)
+
+
+def test_the_gradient_of_one_value_alone_is_centred():
+  """Where y is 0 but for rounding, the ReLU's mask is the same everywhere."""
+  x = jnp.full((2, 8, 8, 16), 1.2345) * jnp.arange(1, 17) / 7
+  call = lambda x: batch_norm.batch_norm(
+    x, jnp.full(16, 0.7), jnp.zeros(16), 1e-5, True
+  )[0]
+  dy = np.random.default_rng(0).normal(size=x.shape).astype(np.float32)
+  dx = jax.jit(lambda x: jax.vjp(call, x)[1](dy)[0])(x)
+  total = np.abs(np.sum(np.asarray(dx, np.float64), (0, 1, 2)))
+  assert total.max() < 1e-3 * np.abs(dy).sum()
+
+
 def test_bits_repeat():
   x = np.random.default_rng(0).normal(size=(4, 70, 60, 16)).astype(np.float32)
   found = {np.asarray(batch_norm._moments(x)).tobytes() for _ in range(10)}

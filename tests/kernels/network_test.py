@@ -1,11 +1,15 @@
 """A network with native convolutions is the one that has those of XLA."""
 
+import functools
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import unet_jax
 from tests import runs, tiny
+from unet_jax.config import default
 from unet_jax.models import unet
 from unet_jax.training import optimizer as optimizer_lib
 from unet_jax.training import steps
@@ -64,6 +68,53 @@ def test_a_step(sections, expected):
     strict=True,
   ):
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+  'fields',
+  [
+    {'activation': 'leaky_relu', 'features': (16, 24, 32)},
+    {'block': 'residual', 'squeeze_excite': 2, 'norm': 'batch'},
+    {'upsample': 'bilinear', 'skip': 'attention', 'downsample': 'conv'},
+    {'upsample': 'nearest', 'upsample_kernel': 2, 'norm': 'group'},
+    {'upsample': 'bilinear', 'upsample_kernel': 0, 'kernel_size': 5},
+    {'padding': 'valid', 'stem': 'space_to_depth', 'deep_supervision': (0.5,)},
+    {'spatial_dims': 3, 'norm': 'instance', 'features': (16, 24, 32)},
+  ],
+  ids=lambda fields: next(iter(fields)),
+)
+def test_variants_of_the_network(fields):
+  """Value and gradient in training, and the value in prediction."""
+  config = default.get_config()
+  config.model.update(
+    {'depth': 2, 'base_features': 16, 'norm': 'none', **fields}
+  )
+  size = {'spatial_dims': (8, 12, 12), 'padding': (88, 88)}.get(
+    next(iter(fields)), (44, 44)
+  )
+  x = jax.random.normal(jax.random.key(0), (2, *size, 3))
+  xla, native = (unet.create_model(config, n) for n in (False, True))
+  variables = jax.jit(lambda x: xla.init(jax.random.key(1), x, train=False))(x)
+  stats = variables.get('batch_stats', {})
+
+  def loss(model, params):
+    logits, _ = model.apply(
+      {'params': params, 'batch_stats': stats},
+      x,
+      train=True,
+      mutable=['batch_stats'],
+    )
+    return sum(jnp.sum(jnp.sin(y)) for y in jax.tree.leaves(logits))
+
+  results = []
+  for model in (xla, native):
+    value = functools.partial(loss, model)
+    gradient = jax.jit(jax.value_and_grad(value))(variables['params'])
+    logits = jax.jit(lambda m=model: m.apply(variables, x, train=False))()
+    results.append(jax.tree.leaves((gradient, logits)))
+  for a, b in zip(*results, strict=True):
+    scale = np.abs(a).max() + 1e-3
+    np.testing.assert_allclose(a / scale, b / scale, atol=1e-3)
 
 
 def test_bfloat16_is_left_to_xla():

@@ -99,17 +99,18 @@ void Moments(const Pool& pool, const float* x, int64_t pixels, int C,
 }
 
 void GradientSums(const Pool& pool, const float* x, const float* dy,
-                  int64_t pixels, int C, const float* mean, const float* scale,
-                  const float* shift, bool relu, float* result) {
-  const auto m = Repeat(mean, C), a = Repeat(scale, C), b = Repeat(shift, C);
+                  int64_t pixels, int C, const float* mean, const float* sign,
+                  const float* limit, bool relu, float* result) {
+  const auto m = Repeat(mean, C), a = Repeat(sign, C), b = Repeat(limit, C);
   const std::vector<float> zeros(m.size());
-  auto sums = SumPixels<2>(
-      pool, {x, dy}, {m.data(), zeros.data()}, pixels, C,
-      [&](const Vector* in, int i) {
-        Vector dz = in[1];
-        if (relu) dz = Load(&a[i]) * in[0] + Load(&b[i]) > 0 ? dz : Vector{};
-        return Two{dz, dz * (in[0] - Load(&m[i]))};
-      });
+  auto sums =
+      SumPixels<2>(pool, {x, dy}, {m.data(), zeros.data()}, pixels, C,
+                   [&](const Vector* in, int i) {
+                     Vector dz = in[1];
+                     if (relu)
+                       dz = Load(&a[i]) * in[0] > Load(&b[i]) ? dz : Vector{};
+                     return Two{dz, dz * (in[0] - Load(&m[i]))};
+                   });
   std::copy(sums.begin(), sums.end(), result);
 }
 

@@ -11,10 +11,10 @@ void Moments(const Pool& pool, const float* x, int64_t pixels, int C,
              float* moments);
 
 // Sums of dz and of dz * (x - mean): [2, C]. dz is dy, with `relu` only where
-// scale * x + shift is positive.
+// sign * x is above the limit.
 void GradientSums(const Pool& pool, const float* x, const float* dy,
-                  int64_t pixels, int C, const float* mean, const float* scale,
-                  const float* shift, bool relu, float* sums);
+                  int64_t pixels, int C, const float* mean, const float* sign,
+                  const float* limit, bool relu, float* sums);
 
 }  // namespace unet
 

@@ -51,12 +51,15 @@ def _batch_norm_bwd(
 ) -> tuple[Array, Array, Array]:
   del epsilon
   (x, mean, inverse, factor, shift), dz = saved, gradients[0]
-  sums = _gradient_sums(relu)(_pixels(x), _pixels(dz), mean, factor, shift)
+  # x * factor + shift > 0, by products that are exact: both uses must agree on
+  # each pixel, or the gradient of a channel of one value is not centred.
+  sign = jnp.sign(factor)
+  limit = -shift * jnp.where(sign == 0, 1, sign / factor)
+  sums = _gradient_sums(relu)(_pixels(x), _pixels(dz), mean, sign, limit)
   if relu:
-    dz = jnp.where(x * factor + shift > 0, dz, 0)
+    dz = jnp.where(x * sign > limit, dz, 0)
   mean_dz, mean_dzx = sums / (x.size // x.shape[-1])
-  slope = inverse * inverse * mean_dzx
-  dx = factor * (dz - (mean_dz - mean * slope) - x * slope)
+  dx = factor * (dz - mean_dz - (x - mean) * (inverse * inverse * mean_dzx))
   return dx, sums[1] * inverse, sums[0]
 
 
@@ -89,7 +92,7 @@ _moments = calls.over_batch(
 
 @functools.cache
 def _gradient_sums(relu: bool) -> Callable[..., Array]:
-  """Returns (x, dy, mean, factor, shift) -> sums of dz and dz (x - mean).
+  """Returns (x, dy, mean, sign, limit) -> sums of dz and dz (x - mean).
 
   They are [2, C]; dz is the gradient in front of the ReLU, if there is one.
   """

@@ -166,7 +166,9 @@ def choose(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> bool:
     UserError: `native` is wanted and cannot be had.
   """
   wanted, platform = config.cpu.kernels, mesh.devices.flat[0].platform
-  if wanted == 'xla' or (wanted == 'auto' and platform != 'cpu'):
+  # Their calls gather the rows that are split over `spatial`.
+  suits = platform == 'cpu' and mesh.shape['spatial'] == 1
+  if wanted == 'xla' or (wanted == 'auto' and not suits):
     return False
   problem = ''
   try:

@@ -76,7 +76,7 @@ struct Shape {
   int B, H, W, C;    // Of the input.
   int K, pad, flip;  // flip: the kernel is [K, K, F, C], read backwards.
   int OH, OW, F;     // Of the output.
-  int stride, more;  // more: channels of the input's second part, of C.
+  int stride, C2;    // C2: of the C channels, those of a second array.
 };
 
 // What is done to sums before they are stored: bias, of a block's channels with
@@ -121,11 +121,11 @@ inline void PackKernel(const Pool& pool, const float* kernel, int K,
 }
 
 // y of x and a kernel. With `spread` above 1, K of the transposed form. The
-// last `s.more` channels of Winograd's input are those of `more`.
+// last `s.C2` channels of Winograd's input are those of `x2`.
 void DirectForward(const Pool& pool, const float* x, const float* kernel,
                    const Epilogue& epilogue, float* y, const Shape& s,
                    int spread);
-void WinogradForward(const Pool& pool, const float* x, const float* more,
+void WinogradForward(const Pool& pool, const float* x, const float* x2,
                      const float* kernel, const Epilogue& epilogue, float* y,
                      const Shape& s);
 

@@ -56,16 +56,16 @@ def convolve(
     float32 [B, H + 2 pad - K + 1, W + 2 pad - K + 1, F].
 
   Raises:
-    ValueError: a pad of K or more, or an image smaller than the kernel.
+    ValueError: a pad of K or x2, or an image smaller than the kernel.
   """
-  x, more = x if isinstance(x, tuple) else (x, None)
+  x, x2 = x if isinstance(x, tuple) else (x, None)
   size = kernel.shape[0]
   if not 0 <= pad < size <= min(x.shape[1:3]) + 2 * pad:
     raise ValueError(
       f'no convolution of {x.shape} by {kernel.shape} with a pad of {pad}: it '
       'takes 0 to K - 1, and an image no smaller than the kernel'
     )
-  return _convolve(x, more, kernel, bias, _Form(pad=pad, relu=relu))
+  return _convolve(x, x2, kernel, bias, _Form(pad=pad, relu=relu))
 
 
 def convolve_2x(x: Array, kernel: Array, bias: Array | None) -> Array:
@@ -94,24 +94,24 @@ class _Form(NamedTuple):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _convolve(
-  x: Array, more: Array | None, kernel: Array, bias: Array | None, form: _Form
+  x: Array, x2: Array | None, kernel: Array, bias: Array | None, form: _Form
 ) -> Array:
-  more = jnp.zeros((x.shape[0], 0, 0, 0), x.dtype) if more is None else more
+  x2 = jnp.zeros((x.shape[0], 0, 0, 0), x.dtype) if x2 is None else x2
   bias = jnp.zeros((0,), x.dtype) if bias is None else bias
-  return _forward(form)(x, more, kernel, bias)
+  return _forward(form)(x, x2, kernel, bias)
 
 
 def _convolve_fwd(
-  x: Array, more: Array | None, kernel: Array, bias: Array | None, form: _Form
+  x: Array, x2: Array | None, kernel: Array, bias: Array | None, form: _Form
 ) -> tuple[Array, tuple[Any, ...]]:
-  y = _convolve(x, more, kernel, bias, form)
-  return y, (x, more, kernel, bias is not None, y if form.relu else None)
+  y = _convolve(x, x2, kernel, bias, form)
+  return y, (x, x2, kernel, bias is not None, y if form.relu else None)
 
 
 def _convolve_bwd(
   form: _Form, saved: tuple[Any, ...], dy: Array
 ) -> tuple[Array, Array | None, Array, Array | None]:
-  x, more, kernel, has_bias, y = saved
+  x, x2, kernel, has_bias, y = saved
   if form.relu:
     dy = jnp.where(y > 0, dy, 0)
   size, stride, c = kernel.shape[0], form.stride, x.shape[-1]
@@ -123,10 +123,10 @@ def _convolve_bwd(
     dkernel = dkernel[::-1, ::-1].swapaxes(2, 3)
   else:
     gradient = _kernel_gradient(size, stride, form.pad)
-    parts = [gradient(part, dy) for part in (x, more) if part is not None]
+    parts = [gradient(part, dy) for part in (x, x2) if part is not None]
     dkernel = jnp.concatenate(parts, 2)
   dbias = jnp.sum(dy, (0, 1, 2)) if has_bias else None
-  return dx[..., :c], None if more is None else dx[..., c:], dkernel, dbias
+  return dx[..., :c], None if x2 is None else dx[..., c:], dkernel, dbias
 
 
 _convolve.defvjp(_convolve_fwd, _convolve_bwd)
@@ -134,9 +134,9 @@ _convolve.defvjp(_convolve_fwd, _convolve_bwd)
 
 @functools.cache
 def _forward(form: _Form) -> Callable[..., Array]:
-  """Returns (x, more, kernel, bias) -> y; a `more` or bias of size 0: none."""
+  """Returns (x, x2, kernel, bias) -> y; a `x2` or bias of size 0: none."""
 
-  def call(x: Array, more: Array, kernel: Array, bias: Array) -> Array:
+  def call(x: Array, x2: Array, kernel: Array, bias: Array) -> Array:
     size, f = kernel.shape[0], kernel.shape[2 if form.flip else 3]
     height, width = (
       n * form.stride
@@ -146,7 +146,7 @@ def _forward(form: _Form) -> Callable[..., Array]:
     )
     shape = jax.ShapeDtypeStruct((x.shape[0], height, width, f), x.dtype)
     target = jax.ffi.ffi_call('UnetConvolution', shape)
-    return target(x, more, kernel, bias, **form._asdict())
+    return target(x, x2, kernel, bias, **form._asdict())
 
   return calls.over_batch(call, 'b h w c, b m n d, k l i o, g -> b y x f')
 

@@ -41,19 +41,19 @@ bool FillEmpty(const Buffer& in, Buffer out) {
   return true;
 }
 
-// The channels of x and `more`, or with an empty one of x alone.
-ffi::Error Convolution(ffi::ThreadPool pool, Buffer x, Buffer more,
-                       Buffer kernel, Buffer bias, Result y, int64_t stride,
-                       int64_t pad, bool flip, bool spread, bool relu) {
+// The channels of x and `x2`, or with an empty one of x alone.
+ffi::Error Convolution(ffi::ThreadPool pool, Buffer x, Buffer x2, Buffer kernel,
+                       Buffer bias, Result y, int64_t stride, int64_t pad,
+                       bool flip, bool spread, bool relu) {
   if (FillEmpty(x, *y)) return ffi::Error::Success();
   UseHugePages(y->typed_data(), y->size_bytes());
   auto d = kernel.dimensions();
   Shape s = MakeShape(x, d[0], d[flip ? 2 : 3], stride, pad, flip);
   if (spread) s.stride = 1, s.OH = s.H * stride, s.OW = s.W * stride;
-  if (more.element_count()) {
-    s.more = more.dimensions().back();
-    s.C += s.more;
-    if (s.C % kWinogradChannels || s.more % kWinogradChannels ||
+  if (x2.element_count()) {
+    s.C2 = x2.dimensions().back();
+    s.C += s.C2;
+    if (s.C % kWinogradChannels || s.C2 % kWinogradChannels ||
         !FitsWinograd(s)) {
       return ffi::Error::InvalidArgument("no convolution of two arrays");
     }
@@ -64,7 +64,7 @@ ffi::Error Convolution(ffi::ThreadPool pool, Buffer x, Buffer more,
   const Pool p = MakePool(pool);
   const Epilogue epilogue{padded.data(), relu};
   if (!spread && FitsWinograd(s)) {
-    WinogradForward(p, x.typed_data(), more.typed_data(), kernel.typed_data(),
+    WinogradForward(p, x.typed_data(), x2.typed_data(), kernel.typed_data(),
                     epilogue, y->typed_data(), s);
   } else {
     DirectForward(p, x.typed_data(), kernel.typed_data(), epilogue,
@@ -93,12 +93,12 @@ ffi::Error MomentsTarget(ffi::ThreadPool pool, Buffer x, Result moments) {
 }
 
 ffi::Error GradientSumsTarget(ffi::ThreadPool pool, Buffer x, Buffer dy,
-                              Buffer mean, Buffer scale, Buffer shift,
+                              Buffer mean, Buffer sign, Buffer limit,
                               Result sums, bool relu) {
   const int C = x.dimensions().back();
   GradientSums(MakePool(pool), x.typed_data(), dy.typed_data(),
-               x.element_count() / C, C, mean.typed_data(), scale.typed_data(),
-               shift.typed_data(), relu, sums->typed_data());
+               x.element_count() / C, C, mean.typed_data(), sign.typed_data(),
+               limit.typed_data(), relu, sums->typed_data());
   return ffi::Error::Success();
 }
 

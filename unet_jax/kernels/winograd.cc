@@ -151,7 +151,7 @@ INLINE void StoreBlock(const float* m, size_t step, const Shape& s,
 
 }  // namespace
 
-void WinogradForward(const Pool& pool, const float* x, const float* more,
+void WinogradForward(const Pool& pool, const float* x, const float* x2,
                      const float* kernel, const Epilogue& epilogue, float* y,
                      const Shape& s) {
   const Blocks blocks(s);
@@ -168,11 +168,10 @@ void WinogradForward(const Pool& pool, const float* x, const float* more,
     const size_t out_step = (size_t)chunk * kBlock + kSkew;
     float* in = Scratch(0, 16 * in_step);
     float* out = Scratch(1, 16 * out_step);
-    const int C = s.C - s.more;
+    const int C = s.C - s.C2;
     TransformInput(x, C, s, blocks, t0, t1, C, in, s.C, in_step);
-    if (s.more) {
-      TransformInput(more, s.more, s, blocks, t0, t1, s.more, in + C, s.C,
-                     in_step);
+    if (s.C2) {
+      TransformInput(x2, s.C2, s, blocks, t0, t1, s.C2, in + C, s.C, in_step);
     }
     const int tiles = (t1 - t0 + kTile - 1) / kTile;
     for (int fb = 0; fb < OutputBlocks(s.F); fb++) {
