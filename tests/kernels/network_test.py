@@ -73,7 +73,7 @@ def test_a_step(sections, expected):
 @pytest.mark.parametrize(
   'fields',
   [
-    {'activation': 'leaky_relu', 'features': (16, 24, 32)},
+    {'activation': 'elu', 'features': (16, 24, 32)},
     {'block': 'residual', 'squeeze_excite': 2, 'norm': 'batch'},
     {'upsample': 'bilinear', 'skip': 'attention', 'downsample': 'conv'},
     {'upsample': 'nearest', 'upsample_kernel': 2, 'norm': 'group'},
