@@ -12,7 +12,7 @@ import numpy as np
 
 from experiments.speed import inputs, rounds
 from unet_jax.kernels import build
-from unet_jax.models import unet
+from unet_jax.models import fold, unet
 from unet_jax.prediction import probabilities, step
 from unet_jax.runtime import mesh, program
 from unet_jax.training import optimizer as optimizer_lib
@@ -40,9 +40,10 @@ class Ours:
       config, model, optimizer, self.mesh, self.state
     )
     mean, std = config.data.mean, config.data.std
+    self._model, network = model, fold.without_norms(model)
     self._predict = jax.jit(
       lambda variables, image: probabilities.predict(
-        step.predict_step(variables, image, model=model, mean=mean, std=std)
+        step.predict_step(variables, image, model=network, mean=mean, std=std)
       ),
       compiler_options=program.compiler_options(self.mesh),
     )
@@ -63,7 +64,7 @@ class Ours:
     jax.block_until_ready(self.state)
 
   def predict(self, image: jax.Array, count: int) -> None:
-    variables = self.state.variables()
+    variables = fold.fold(self._model, self.state.variables())
     for _ in range(count):
       result = self._predict(variables, image)
     result.block_until_ready()

@@ -17,10 +17,15 @@ from unet_jax.models import fold, unet
     {'deep_supervision': (0.5,), 'downsample': 'conv', 'padding': 'valid'},
   ],
 )
-def test_the_folded_network_computes_the_same(fields):
-  model = unet.UNet(2, depth=2, base_features=4, norm='batch', **fields)
+def test_the_folded_network_computes_the_same(native_cache, fields):
+  """Alone, and each of two members that are stacked."""
+  model = unet.UNet(
+    2, depth=2, base_features=4, norm='batch', native=True, **fields
+  )
   x = jax.random.normal(jax.random.key(0), (2, 44, 44, 3))
-  variables = model.init(jax.random.key(1), x, train=False)
+  variables = jax.jit(lambda x: model.init(jax.random.key(1), x, train=False))(
+    x
+  )
   # Trained norms: none of these is 0 or 1.
   draw = lambda x, seed: jax.random.uniform(
     jax.random.key(seed), x.shape, x.dtype, 0.5, 2
@@ -33,19 +38,30 @@ def test_the_folded_network_computes_the_same(fields):
       lambda x: draw(x, x.size + 1), variables['batch_stats']
     ),
   }
-  folded, folded_variables = fold.fold_batch_norm(model, variables)
-  assert folded.norm == 'none' and set(folded_variables) == {'params'}
+  network, folded = fold.without_norms(model), fold.fold(model, variables)
+  assert network.norm == 'none' and set(folded) == {'params'}
   shapes = lambda tree: jax.tree.map(jnp.shape, tree)
-  wanted = folded.init(jax.random.key(0), x, train=False)
-  assert shapes(folded_variables) == shapes(wanted)
+  wanted = jax.eval_shape(
+    lambda x: network.init(jax.random.key(0), x, train=False), x
+  )
+  assert shapes(folded) == shapes(wanted)
   np.testing.assert_allclose(
-    folded.apply(folded_variables, x, train=False),
-    model.apply(variables, x, train=False),
+    jax.jit(network.apply, static_argnames='train')(folded, x, train=False),
+    jax.jit(model.apply, static_argnames='train')(variables, x, train=False),
     rtol=1e-4,
     atol=1e-4,
   )
+  two = jax.tree.map(lambda x: jnp.stack([0 * x + 1, x]), variables)
+  for got, want in zip(
+    jax.tree.leaves(fold.fold(model, two, 2)),
+    jax.tree.leaves(folded),
+    strict=True,
+  ):
+    np.testing.assert_allclose(got[1], want, rtol=1e-6)
 
 
-def test_other_norms_stay():
-  model = unet.UNet(2, depth=1, base_features=4, norm='group')
-  assert fold.fold_batch_norm(model, {'params': {}}) == (model, {'params': {}})
+@pytest.mark.parametrize('fields', [{'native': False}, {'norm': 'group'}])
+def test_others_stay(fields):
+  model = unet.UNet(2, **{'norm': 'batch', 'native': True, **fields})
+  assert fold.without_norms(model) is model
+  assert fold.fold(model, {'params': {}}) == {'params': {}}

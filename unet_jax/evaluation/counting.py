@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from unet_jax.config import fields
 from unet_jax.data import pipeline
 from unet_jax.evaluation import confusion, step
-from unet_jax.models import unet
+from unet_jax.models import fold, unet
 from unet_jax.models.ensemble import Ensemble, SINGLE
 from unet_jax.runtime import mesh as mesh_lib
 from unet_jax.runtime import program
@@ -52,10 +52,11 @@ class Evaluator:
     self._row_keys = ('weight', 'example') if is_tiled else ('weight',)
     # Entries per pixel stay where they are computed.
     self._pixel_keys = ['prediction'] + ['logits', 'mask'] * returns_logits
+    self._fold = functools.partial(fold.fold, model, members=ensemble.members)
     self._step = jax.jit(
       functools.partial(
         step.eval_step,
-        model=model,
+        model=fold.without_norms(model),
         loss_spec=self._loss_spec,
         mean=config.data.mean,
         std=config.data.std,
@@ -92,6 +93,7 @@ class Evaluator:
       `mask` and `prediction`; None if it ended early.
     """
     start, self.seconds_waiting = time.perf_counter(), 0.0
+    variables = self._fold(variables)
     results: list[dict[str, Any]] = []
     shown, pending = [], None
     batches = pipeline.eval_batches(self._dataset, self._config, self._mesh)

@@ -101,23 +101,21 @@ struct Epilogue {
 // Output channels of Winograd's at a time, and the fewest for which it is used.
 constexpr int kWinogradChannels = 16;
 
-// [K, K, C, F] to [F / block][K, K, C][block], zeros behind the last channel.
-inline void PackKernel(const Pool& pool, const float* kernel, int K,
-                       const Shape& s, int block, float* packed) {
-  const int taps = K * K;
-  ParallelFor(pool, (s.F + block - 1) / block, [&](int fb) {
-    float* out = packed + (size_t)fb * taps * s.C * block;
-    for (int t = 0; t < taps; t++) {
-      for (int c = 0; c < s.C; c++) {
-        for (int i = 0, f = fb * block; i < block; i++, f++) {
-          *out++ = f >= s.F ? 0
-                   : s.flip
-                       ? kernel[((size_t)(taps - 1 - t) * s.F + f) * s.C + c]
-                       : kernel[((size_t)t * s.C + c) * s.F + f];
-        }
+// Output channels f to f + block of a kernel [K, K, C, F]: [K, K, C, block],
+// zeros behind the last channel.
+inline void PackKernel(const float* kernel, int K, const Shape& s, int f,
+                       int block, float* out) {
+  const int taps = K * K, count = std::min(block, s.F - f);
+  for (int t = 0; t < taps; t++) {
+    for (int c = 0; c < s.C; c++, out += block) {
+      for (int i = 0; i < count; i++) {
+        out[i] = s.flip
+                     ? kernel[((size_t)(taps - 1 - t) * s.F + f + i) * s.C + c]
+                     : kernel[((size_t)t * s.C + c) * s.F + f + i];
       }
+      std::fill(out + count, out + block, 0);
     }
-  });
+  }
 }
 
 // y of x and a kernel. With `spread` above 1, K of the transposed form. The

@@ -1,6 +1,7 @@
 """Native convolutions as functions of JAX, with their gradients."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,17 +12,20 @@ from unet_jax.kernels import calls
 
 Array = jax.Array
 
-# Beyond this many channels the matrix products of XLA are the faster ones.
-_MAX_CHANNELS = 512
+# Beyond so many channels the matrix products of XLA are the faster ones; beyond
+# the first number where there are few pixels to a kernel.
+_MAX_CHANNELS, _MAX_CHANNELS_OF_MANY_PIXELS, _MANY_PIXELS = 512, 1024, 1024
 
 
 def supports(x: Array, kernel: Array) -> bool:
   """Whether the kernels are to be used: float32, small, few enough channels."""
+  many = math.prod(x.shape[:-1]) >= _MANY_PIXELS
+  most = _MAX_CHANNELS_OF_MANY_PIXELS if many else _MAX_CHANNELS
   return (
     x.ndim == 4
     and kernel.shape[0] == kernel.shape[1] <= 3
     and x.dtype == kernel.dtype == jnp.float32
-    and max(kernel.shape[2:]) <= _MAX_CHANNELS
+    and max(kernel.shape[2:]) <= most
   )
 
 

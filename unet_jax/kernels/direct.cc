@@ -45,11 +45,12 @@ void Forward(const Pool& pool, const float* x, const float* kernel,
   const int products = spread * spread, K = spread == 1 ? s.K : 1;
   const size_t row = (size_t)padded * s.C;
   const size_t block_size = (size_t)K * K * s.C * kBlock;
-  std::vector<float> packed(products * blocks * block_size);
-  for (int i = 0; i < products; i++) {
-    PackKernel(pool, kernel + (size_t)i * s.C * s.F, K, s, kBlock,
-               &packed[i * blocks * block_size]);
-  }
+  const std::unique_ptr<float[]> packed(
+      new float[products * blocks * block_size]);
+  ParallelFor(pool, products * blocks, [&](int i) {
+    PackKernel(kernel + (size_t)(i / blocks) * s.C * s.F, K, s,
+               i % blocks * kBlock, kBlock, &packed[i * block_size]);
+  });
   // Rows and columns of the sums: of the output or, spread, of the input.
   const int OH = s.OH / spread, OW = s.OW / spread;
   // Bands of rows whose padded input stays in a core's cache.

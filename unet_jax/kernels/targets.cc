@@ -20,7 +20,7 @@ Pool MakePool(ffi::ThreadPool& pool) {
 // blocks, and fit its row of zeros and a core's cache.
 bool FitsWinograd(const Shape& s) {
   return s.K == 3 && s.stride == 1 && s.C % kLanes == 0 && s.F % kLanes == 0 &&
-         std::min(s.C, s.F) >= kWinogradChannels && std::max(s.C, s.F) <= 512;
+         std::min(s.C, s.F) >= kWinogradChannels && std::max(s.C, s.F) <= 1024;
 }
 
 Shape MakeShape(const Buffer& x, int64_t K, int64_t F, int64_t stride,

@@ -42,7 +42,7 @@ struct Block {
   }
 };
 
-alignas(64) const float kZeros[512] = {};
+alignas(64) const float kZeros[1024] = {};
 
 // B^T d B of the pixels (i, j) at pixel(i, j): [16][channels], `step` floats
 // apart.
@@ -96,13 +96,15 @@ void TransformInput(const float* x, int C, const Shape& s, const Blocks& blocks,
   }
 }
 
-// G g G^T of packed kernels: [F / 16][3, 3, C][16] to [F / 16][16][C][16].
-void TransformKernel(const Pool& pool, const float* packed, const Shape& s,
+// G g G^T of a kernel: [3, 3, C, F] to [F / 16][16][C][16].
+void TransformKernel(const Pool& pool, const float* kernel, const Shape& s,
                      float* out) {
   const size_t step = (size_t)s.C * kBlock;
   ParallelFor(pool, OutputBlocks(s.F), [&](int fb) {
+    float* packed = Scratch(0, 9 * step);
+    PackKernel(kernel, 3, s, fb * kBlock, kBlock, packed);
     for (size_t i = 0; i < step; i += kLanes) {
-      const float* g = packed + fb * 9 * step + i;
+      const float* g = packed + i;
       float* o = out + fb * 16 * step + i;
       Vector r[4][3];
       UNROLL for (int j = 0; j < 3; j++) {
@@ -155,10 +157,10 @@ void WinogradForward(const Pool& pool, const float* x, const float* x2,
                      const float* kernel, const Epilogue& epilogue, float* y,
                      const Shape& s) {
   const Blocks blocks(s);
-  const size_t size = (size_t)s.C * OutputBlocks(s.F) * kBlock;
-  std::vector<float> packed(9 * size), transformed(16 * size);
-  PackKernel(pool, kernel, 3, s, kBlock, packed.data());
-  TransformKernel(pool, packed.data(), s, transformed.data());
+  const size_t size = (size_t)16 * s.C * OutputBlocks(s.F) * kBlock;
+  // All of it is written: no zeros first.
+  const std::unique_ptr<float[]> transformed(new float[size]);
+  TransformKernel(pool, kernel, s, transformed.get());
   // Blocks at a time: whole tiles, whose transformed input stays in a core's
   // cache.
   constexpr int chunk = 24;

@@ -27,7 +27,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from unet_jax.data import prepared, rasters, resize, tiling
-from unet_jax.models import unet
+from unet_jax.models import fold, unet
 from unet_jax.models.ensemble import Ensemble
 from unet_jax.prediction import resampling, sinks, step
 from unet_jax.runtime import errors, program
@@ -164,7 +164,8 @@ class Predictor:
     ensemble: Ensemble,
     mesh: Mesh,
   ):
-    self._config, self._variables, self._mesh = config, variables, mesh
+    self._config, self._mesh = config, mesh
+    self._variables = fold.fold(model, variables, ensemble.members)
     inference = config.inference
     self._layout = tiling.make_layout(
       model,
@@ -181,7 +182,7 @@ class Predictor:
     self._step = jax.jit(
       functools.partial(
         _window_step,
-        model=model,
+        model=fold.without_norms(model),
         mean=config.data.mean,
         std=config.data.std,
         ensemble=ensemble,

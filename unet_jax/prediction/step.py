@@ -1,8 +1,9 @@
 """The prediction step: a pure function, jitted by its callers."""
 
+from collections.abc import Callable
 from typing import Any
 
-from unet_jax.models import fold, unet
+from unet_jax.models import unet
 from unet_jax.models.ensemble import Ensemble, ensemble_logits, SINGLE
 from unet_jax.training import steps
 
@@ -28,12 +29,8 @@ def predict_step(
     Logits, float32 [B, H', W', K] with one channel per class, or K = 1 for a
     sigmoid; with `ensemble`, logits of the averaged probabilities.
   """
-
-  def apply(variables: dict[str, Any], image: steps.Array) -> Any:
-    network = model
-    if model.native:  # Elsewhere the compiler joins a norm and its activation.
-      network, variables = fold.fold_batch_norm(model, variables)
-    return network.apply(variables, image, train=False)
-
+  apply: Callable[..., Any] = lambda variables, image: model.apply(
+    variables, image, train=False
+  )
   image = steps.normalize(image, mean, std)
   return ensemble_logits(apply, variables, image, ensemble)
