@@ -60,8 +60,12 @@ def measure(
       workdir = f'--workdir={folder / str(next(number))}'
       return _seconds_to_first_step(['main.py', workdir, *arguments])
 
+    def but_kernels() -> list[pathlib.Path]:
+      return [p for p in cache.glob('*') if p.name != 'kernels']
+
     contenders = {
       'nothing kept': lambda: ours(cache),
+      'native kernels kept': lambda: ours(*but_kernels()),
       'arrays kept, compiles': lambda: ours(cache / 'xla'),
       'arrays and programs kept': ours,
     }
