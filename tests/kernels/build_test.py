@@ -63,7 +63,7 @@ def test_the_library_is_built_once(config, tmp_path, caplog):
   assert _choose(config, 'native') and _choose(config, 'auto')
   assert [p.name for p in (tmp_path / 'kernels').iterdir()] == [library.name]
   assert library.stat().st_mtime_ns == written
-  said = [r.message for r in caplog.records if 'compiled the' in r.message]
+  said = [r.message for r in caplog.records if 'compiling the' in r.message]
   assert len(said) == 1
 
 
@@ -139,6 +139,25 @@ def test_options_of_the_compiler_make_another_library(
   assert len(paths) == 2
 
 
+def test_a_library_that_was_cut_off_is_built_again(
+  tmp_path, monkeypatch, library
+):
+  """It would crash the process; and a compiler that is not there is named."""
+  monkeypatch.setenv('CXX', _copier(tmp_path, library))
+  paths = []
+  for _ in range(2):
+    build._library.cache_clear()
+    paths.append(build._library(str(tmp_path / 'cache')))
+    paths[-1].write_bytes(b'cut off')
+  build._library.cache_clear()
+  whole = build._library(str(tmp_path / 'cache'))
+  assert whole.read_bytes() == library.read_bytes()
+  monkeypatch.setenv('CXX', '/nowhere/g++ -O2')
+  build._library.cache_clear()
+  with pytest.raises(build.BuildError, match='CXX=/nowhere/g.+: not found'):
+    build._library(str(tmp_path / 'cache'))
+
+
 def _choose_in_two(cache_dir):
   """Called in two processes, of which one has a compiler."""
   processes.initialize_distributed()
@@ -174,10 +193,11 @@ def test_all_processes_take_the_same(tmp_path, library):
   # Gloo prints a line of its own.
   outputs = [program.finish(process)[0].splitlines()[-2:] for process in pair]
   assert outputs == [
-    [chosen, f'{flag}process 1 cannot build them'],
+    [chosen, f'{flag}process 1 cannot build them; or set it to auto'],
     [
       chosen,
-      f'{flag}no C++ compiler found; install one (apt-get install g++)',
+      f'{flag}no C++ compiler found; install one (apt-get install g++); or set '
+      'it to auto',
     ],
   ]
 

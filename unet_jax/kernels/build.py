@@ -84,15 +84,23 @@ def _library(cache_dir: str) -> pathlib.Path:
     jaxlib.__version__.encode(),
   )
   key = hashlib.sha256(b'\0'.join(depends_on)).hexdigest()[:16]
-  path = pathlib.Path(cache_dir, 'kernels', f'kernels-{key}.so')
-  if not path.exists():
-    _compile(command, path)
-  return path
+  folder = pathlib.Path(cache_dir, 'kernels')
+  try:
+    # Its size is part of the name: a library that was cut off crashes.
+    for path in folder.glob(f'kernels-{key}-*.so'):
+      if path.stem == f'kernels-{key}-{path.stat().st_size}':
+        return path
+    folder.mkdir(parents=True, exist_ok=True)
+    return _compile(command, folder, f'kernels-{key}')
+  except (OSError, subprocess.SubprocessError) as e:
+    raise BuildError(f'{folder}: cannot be built in ({e})') from e
 
 
 def _compiler() -> list[str]:
   names = os.environ.get('CXX', '').split()
-  if names and shutil.which(names[0]):
+  if names:
+    if not shutil.which(names[0]):
+      raise BuildError(f'CXX={names[0]}: not found; name another, or unset it')
     return names
   found = next(filter(shutil.which, _COMPILERS), None)
   if found is None:
@@ -100,32 +108,27 @@ def _compiler() -> list[str]:
   return [found]
 
 
-def _compile(command: list[str], path: pathlib.Path) -> None:
-  """Compiles to a file of its own and renames it: others may do the same."""
+def _compile(
+  command: list[str], folder: pathlib.Path, name: str
+) -> pathlib.Path:
+  """Compiles to files of its own and renames one: others may do the same."""
+  _log.info('compiling the native kernels with %s, once', command[0])
   start = time.perf_counter()
-  try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-      objects = {
-        source: os.path.join(folder, f'{source.stem}.o')
-        for source in SOURCES
-        if source.suffix == '.cc'
-      }
-      with futures.ThreadPoolExecutor() as pool:
-        compile_one = lambda item: _run(
-          [*command, '-c', item[0], '-o', item[1]]
-        )
-        list(pool.map(compile_one, objects.items()))
-      built = os.path.join(folder, path.name)
-      _run([*command, '-shared', *objects.values(), '-o', built])
-      os.rename(built, path)
-  except (OSError, subprocess.SubprocessError) as e:
-    raise BuildError(f'{path}: cannot be built ({e})') from e
-  _log.info(
-    'compiled the native kernels with %s, once: %.1f s',
-    command[0],
-    time.perf_counter() - start,
-  )
+  with tempfile.TemporaryDirectory(dir=folder) as mine:
+    objects = {
+      source: os.path.join(mine, f'{source.stem}.o')
+      for source in SOURCES
+      if source.suffix == '.cc'
+    }
+    with futures.ThreadPoolExecutor() as pool:
+      compile_one = lambda item: _run([*command, '-c', item[0], '-o', item[1]])
+      list(pool.map(compile_one, objects.items()))
+    built = os.path.join(mine, name)
+    _run([*command, '-shared', *objects.values(), '-o', built])
+    path = folder / f'{name}-{os.path.getsize(built)}.so'
+    os.rename(built, path)
+  _log.info('compiled them in %.1f s', time.perf_counter() - start)
+  return path
 
 
 def _run(command: list[str | pathlib.Path]) -> None:
@@ -136,11 +139,13 @@ def _run(command: list[str | pathlib.Path]) -> None:
     lines = done.stderr.splitlines()
     reasons = [*(s for s in lines if 'error' in s), *lines]
     reason = next(iter(reasons), f'exit code {done.returncode}')
+    if 'No space left' in reason:
+      raise BuildError(f'{reason}; free some')
     if 'the processor has' in reason:  # Of the sources' own #error.
       raise BuildError(reason[reason.index('the processor') :].strip('"'))
     raise BuildError(
       f'{command[0]} failed: {reason}; install a newer compiler (g++ 9, '
-      'clang++ 10)'
+      'clang++ 10), or name another by CXX'
     )
 
 
@@ -148,7 +153,10 @@ def _register(path: pathlib.Path) -> None:
   try:
     library = ctypes.CDLL(str(path))
   except OSError as e:
-    raise BuildError(f'{path}: cannot be loaded ({e}); remove it') from e
+    raise BuildError(
+      f'{path}: cannot be loaded ({e}); choose another data.cache_dir, or C++ '
+      'compiler by CXX'
+    ) from e
   for name in TARGETS:
     jax.ffi.register_ffi_target(
       name, jax.ffi.pycapsule(getattr(library, name)), platform='cpu'
@@ -183,7 +191,9 @@ def choose(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> bool:
     if failed.any():
       problem = problem or f'process {failed.argmax()} cannot build them'
   if problem and wanted == 'native':
-    raise errors.UserError(f'--config.cpu.kernels=native: {problem}')
+    raise errors.UserError(
+      f'--config.cpu.kernels=native: {problem}; or set it to auto'
+    )
   if problem:
-    _log.info("convolutions are XLA's, which are slower: %s", problem)
+    _log.warning("convolutions are XLA's, which are slower: %s", problem)
   return not problem

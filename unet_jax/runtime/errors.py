@@ -3,7 +3,11 @@
 import errno
 import os
 import sys
+import threading
 from typing import NoReturn
+
+# Threads that compile have names that begin so.
+COMPILING = 'compile'
 
 # What the system says about a path or a disk that a user can change.
 _OF_USERS = (
@@ -47,12 +51,14 @@ def exit_with(line: str, code: int) -> NoReturn:
   """Prints a line to stderr and ends the program.
 
   One of many processes does not wait for the others, which may be waiting for
-  this one; the coordinator ends them once it is gone.
+  this one; the coordinator ends them once it is gone. None waits for the
+  compiler, whose threads Python cannot stop.
   """
   print(line, file=sys.stderr)
+  compiles = any(t.name.startswith(COMPILING) for t in threading.enumerate())
   # Without jax, whose import takes seconds, there are no other processes.
   jax = sys.modules.get('jax')
-  if jax is not None and jax.process_count() > 1:
+  if compiles or (jax is not None and jax.process_count() > 1):
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -94,7 +94,7 @@ def start_compiling(
       # Hundreds of MB that the compiler took go back to the system.
       ctypes.CDLL(None).malloc_trim(0)
 
-  pool = futures.ThreadPoolExecutor(1)
+  pool = futures.ThreadPoolExecutor(1, errors.COMPILING)
   compiled = pool.submit(compile)
   pool.shutdown(wait=False)  # The thread ends when it is done.
   return compiled
