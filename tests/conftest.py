@@ -121,7 +121,8 @@ def native_cache(tmp_path_factory):
   """A cache folder in which the native kernels lie, compiled and loaded."""
   from unet_jax.kernels import build
 
-  folder = str(tmp_path_factory.mktemp('kernels'))
+  # One for all processes of the tests: a library is named after its sources.
+  folder = str(tmp_path_factory.getbasetemp().parent / 'kernels')
   try:
     build.load(folder)
   except build.BuildError as e:
