@@ -4,8 +4,10 @@ import logging
 import pathlib
 import platform
 import socket
+import types
 
 import jax
+import numpy as np
 import pytest
 
 from tests import program
@@ -44,6 +46,21 @@ def afresh(monkeypatch):
 def _choose(config, kernels):
   config.cpu.kernels = kernels
   return build.choose(config, mesh.make_mesh(config))
+
+
+def test_rows_that_are_split_are_left_to_xla(config, monkeypatch):
+  """By `auto`: each device of `spatial` would compute all of them."""
+  monkeypatch.setattr(build, 'load', lambda cache_dir: None)
+  for spatial, taken in (1, True), (2, False):
+    fake = types.SimpleNamespace(
+      devices=np.array(jax.devices('cpu')[:1]),
+      shape={'spatial': spatial},
+      is_multi_process=False,
+    )
+    config.cpu.kernels = 'auto'
+    assert build.choose(config, fake) == taken
+    config.cpu.kernels = 'native'
+    assert build.choose(config, fake)
 
 
 def test_xla_builds_nothing(config, tmp_path):

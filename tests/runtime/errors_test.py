@@ -2,6 +2,8 @@
 
 import errno
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -28,3 +30,20 @@ def test_a_path_that_a_user_can_fix(code):
 def test_other_errors_are_raised():
   with pytest.raises(OSError, match='Bad file'):
     errors.one_line(_error(errno.EBADF), 'run')
+
+
+def test_leaving_waits_for_no_compiler():
+  """Whose threads are joined at the end of a program otherwise."""
+  code = """
+import time
+from concurrent import futures
+from unet_jax.runtime import errors
+pool = futures.ThreadPoolExecutor(1, errors.COMPILING)
+pool.submit(time.sleep, 60)
+print('kept')
+errors.exit_with('why', 130)
+"""
+  done = subprocess.run(
+    [sys.executable, '-c', code], capture_output=True, text=True, timeout=30
+  )
+  assert (done.returncode, done.stdout, done.stderr) == (130, 'kept\n', 'why\n')

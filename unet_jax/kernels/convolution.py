@@ -60,7 +60,7 @@ def convolve(
     float32 [B, H + 2 pad - K + 1, W + 2 pad - K + 1, F].
 
   Raises:
-    ValueError: a pad of K or x2, or an image smaller than the kernel.
+    ValueError: a pad of K or more, or an image smaller than the kernel.
   """
   x, x2 = x if isinstance(x, tuple) else (x, None)
   size = kernel.shape[0]
@@ -138,7 +138,7 @@ _convolve.defvjp(_convolve_fwd, _convolve_bwd)
 
 @functools.cache
 def _forward(form: _Form) -> Callable[..., Array]:
-  """Returns (x, x2, kernel, bias) -> y; a `x2` or bias of size 0: none."""
+  """Returns (x, x2, kernel, bias) -> y; an x2 or bias of size 0: none."""
 
   def call(x: Array, x2: Array, kernel: Array, bias: Array) -> Array:
     size, f = kernel.shape[0], kernel.shape[2 if form.flip else 3]
