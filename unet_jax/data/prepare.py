@@ -35,7 +35,7 @@ from unet_jax.runtime import errors, locks
 _log = logging.getLogger(__name__)
 
 # Raise it when the same sources and config would give other arrays.
-_VERSION = 3
+_VERSION = 4
 # Fields that prepared arrays depend on, besides the source's fingerprint.
 _FIELDS = (
   'image_size',
