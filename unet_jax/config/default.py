@@ -66,8 +66,11 @@ def get_config() -> config_dict.ConfigDict:
   # A name for each class (two names where num_classes is 1); () numbers them.
   data.class_names = ()
   # Table from mask values to classes: ((value, class), ...); a value may be an
-  # (r, g, b) colour, a class may be 255, which is ignored in losses and
-  # metrics. () means that the values are the classes.
+  # (r, g, b) colour, or 'others' for all that are in no other entry (of ids of
+  # objects: ((0, 0), ('others', 1))); a class may be 255, which is ignored in
+  # losses and metrics. () means that the values are the classes. Of palette
+  # files the colours are looked up where the table has colours, otherwise the
+  # indices, which must then have the same colours in all files.
   data.mask_values = ()
   # Images that are not 8 bit: `dtype` scales the whole range of the stored type
   # to 0..255 (floats: 0..1), `image` each image's own minimum and maximum.

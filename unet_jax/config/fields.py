@@ -212,11 +212,6 @@ def class_names(config: ml_collections.ConfigDict) -> tuple[str, ...]:
   return tuple(f'class_{i}' for i in range(config.data.num_classes))
 
 
-def value_of_class(data: ml_collections.ConfigDict) -> dict[int, Any]:
-  """Returns the first value of each class in data.mask_values."""
-  return {label: value for value, label in reversed(data.mask_values)}
-
-
 def metric_names(config: ml_collections.ConfigDict) -> list[str]:
   """Returns the names of the metrics of an evaluation while training."""
   scored = class_names(config)

@@ -1,0 +1,71 @@
+"""Checks of the fields that say what values of images and masks mean.
+
+Tables as in checks.py, which runs them.
+"""
+
+from typing import Any
+
+import ml_collections
+
+from unet_jax.config import fields, mask_table
+
+Table = dict[str, Any]
+
+
+def _is_table_entry(entry: Any) -> bool:
+  """Whether it is (value, class), ((r, g, b), class) or ('others', class)."""
+  if not isinstance(entry, tuple) or len(entry) != 2:
+    return False
+  value, label = entry
+  if value == mask_table.OTHERS:
+    return isinstance(label, int)
+  numbers = value if isinstance(value, tuple) and len(value) == 3 else (value,)
+  return all(isinstance(n, int) for n in (*numbers, label))
+
+
+def _mask_values(config: ml_collections.ConfigDict, mode: str) -> Table:
+  data, count = config.data, max(config.data.num_classes, 2)
+  entries = data.mask_values
+  table: Table = {
+    f'data.num_classes: at most {fields.IGNORE_LABEL}, masks are 8 bit': (
+      data.num_classes > fields.IGNORE_LABEL
+    ),
+  }
+  start = '--config.data.mask_values:'
+  for entry in entries:
+    is_entry = _is_table_entry(entry)
+    label = entry[1] if is_entry else None
+    table |= {
+      f'{start} {entry!r} is not a pair (value, class); write '
+      "'((0,0),(255,1))'": not is_entry,
+      f'{start} {entry!r} maps to class {label}; with data.num_classes='
+      f'{data.num_classes} the classes are 0 to {count - 1}, or '
+      f'{fields.IGNORE_LABEL} to ignore': (
+        is_entry and label not in (*range(count), fields.IGNORE_LABEL)
+      ),
+    }
+  if all(map(_is_table_entry, entries)):
+    contradiction = mask_table.contradiction(entries)
+    table[f'{start} {contradiction}; leave out one of them'] = contradiction
+  return table
+
+
+def _written_masks(config: ml_collections.ConfigDict, mode: str) -> Table:
+  """Predicted masks have the values of the table."""
+  if mode != 'predict' or not config.data.mask_values:
+    return {}
+  table = mask_table.of(config.data)
+  classes = range(max(config.data.num_classes, 2))
+  missing = [c for c in classes if c not in table.written]
+  first = missing[0] if missing else ''
+  highest = 255 if table.has_colors else 65535
+  parts = [v if isinstance(v, tuple) else (v,) for v in table.written.values()]
+  return {
+    f'data.mask_values has no value for class {first}, so its pixels cannot be '
+    f'written; add (VALUE, {first})': missing,
+    f'data.mask_values: masks are written with values of 0 to {highest}; '
+    'choose others': any(not 0 <= n <= highest for part in parts for n in part),
+  }
+
+
+TABLES = (_mask_values, _written_masks)
