@@ -12,7 +12,7 @@ import ml_collections
 from unet_jax.config import fields
 
 # A grey value or (r, g, b).
-Value = int | tuple[int, int, int]
+Value = Any
 # As in the config: ((value, class), ...); a value may be `others`.
 Entries = tuple[tuple[Any, int], ...]
 
@@ -80,8 +80,10 @@ def make(entries: Entries, num_classes: int) -> MaskTable:
   if others is not None and others not in written:
     # Its own number, if that is free; black and white of colours.
     first = (0, 255) if has_colors else (others,)
-    free = (key(v) for v in (*first, *range(256)))
-    written[others] = next(v for v in free if v not in classes)
+    highest = 255 if has_colors else 65535
+    free = (key(v) for v in (*first, *range(highest + 1)))
+    value = next((v for v in free if v not in classes), None)
+    written |= {} if value is None else {others: value}
   return MaskTable(has_colors, classes, others, written)
 
 
