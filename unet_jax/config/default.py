@@ -72,9 +72,16 @@ def get_config() -> config_dict.ConfigDict:
   # files the colours are looked up where the table has colours, otherwise the
   # indices, which must then have the same colours in all files.
   data.mask_values = ()
-  # Images that are not 8 bit: `dtype` scales the whole range of the stored type
-  # to 0..255 (floats: 0..1), `image` each image's own minimum and maximum.
+  # Which stored values become 0 and 255: `dtype`, the ends of the type (floats:
+  # 0 and 1; other types than these and unsigned ones of up to 16 bits have
+  # none), `range`, intensity_range (low, high) for the whole set, or `image`,
+  # each image's own minimum and maximum. --mode=inspect measures a range.
   data.intensity = 'dtype'
+  data.intensity_range = ()
+  # Values of images that are no data, such as -9999 or nan: such pixels are
+  # ignored in the mask, left out of statistics and of the sums of `augment`
+  # (as are all ignored pixels then), and filled with data.mean.
+  data.nodata = ()
   # To image_size: `stretch` (aspect ratio lost), `pad` (fit inside, the rest 0
   # and ignored in the mask), `crop` (cover, cut at the centre) or `patch`:
   # images keep their size, training draws windows of image_size, evaluation

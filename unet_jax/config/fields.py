@@ -29,7 +29,7 @@ CHOICES = {
   'data.source': ('tfds', 'folder', 'shapes'),
   'data.num_channels': (1, 3),
   'data.holdout': ('random', 'last'),
-  'data.intensity': ('dtype', 'image'),
+  'data.intensity': ('dtype', 'range', 'image'),
   'data.resize': ('stretch', 'pad', 'crop', 'patch'),
   'data.cache': ('disk', 'memory', 'none'),
   'data.on_error': ('stop', 'skip'),

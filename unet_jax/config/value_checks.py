@@ -68,4 +68,35 @@ def _written_masks(config: ml_collections.ConfigDict, mode: str) -> Table:
   }
 
 
-TABLES = (_mask_values, _written_masks)
+def _is_number(entry: Any) -> bool:
+  try:
+    float(entry)
+  except (TypeError, ValueError):
+    return False
+  return not isinstance(entry, bool)
+
+
+def _intensity(config: ml_collections.ConfigDict, mode: str) -> Table:
+  """Values of images."""
+  data = config.data
+  limits, is_range = data.intensity_range, data.intensity == 'range'
+  are_numbers = all(isinstance(n, int | float) for n in limits)
+  is_pair = are_numbers and len(limits) == 2 and limits[0] < limits[1]
+  # On the command line, `nan,0` is one word.
+  words = [word for entry in data.nodata for word in str(entry).split(',')]
+  return {
+    'data.intensity needs the stored values that become 0 and 255, such as '
+    '--config.data.intensity_range=0,4095; --mode=inspect with another '
+    'data.intensity measures them': is_range and not limits,
+    'data.intensity_range: takes two numbers, the lower one first, such as '
+    '0,4095': limits and not is_pair,
+    'data.intensity_range is for --config.data.intensity=range': (
+      limits and not is_range
+    ),
+    'data.nodata: takes numbers or nan, such as -9999,nan': (
+      not all(map(_is_number, words))
+    ),
+  }
+
+
+TABLES = (_mask_values, _written_masks, _intensity)
