@@ -146,13 +146,13 @@ def test_no_data(dtype, value, entry, kind):
   if kind == 'dtype' and dtype == np.int16:
     pytest.skip('has no range of its own')
   data = _data(**fields, mean=(0.2, 0.4, 0.6))
-  absent = intensity.find_absent(pixels, data)
-  assert_array_equal(absent, [[False] * 3, [True, False, True]])
-  assert intensity.find_absent(pixels[:1], data) is None
-  got = intensity.to_uint8(pixels, data, 'x', absent=absent)
+  ignored = intensity.find_no_data(pixels, data)
+  assert_array_equal(ignored, [[False] * 3, [True, False, True]])
+  assert intensity.find_no_data(pixels[:1], data) is None
+  got = intensity.to_uint8(pixels, data, 'x', ignored=ignored)
   alone = intensity.to_uint8(pixels[:1], data, 'x')
   assert_array_equal(got[0], alone[0])
-  filled = intensity.fill(np.stack([got] * 3, -1), absent, data)
+  filled = intensity.fill(np.stack([got] * 3, -1), ignored, data)
   assert filled[1, 0].tolist() == filled[1, 2].tolist() == [51, 102, 153]
   assert_array_equal(filled[0, :, 0], got[0])
 
@@ -162,9 +162,9 @@ def test_no_data_of_several_channels():
   data = _data(nodata=(0, 'nan'))
   pixels = np.ones((1, 4, 3), np.float32)
   pixels[0, 0], pixels[0, 1, 0], pixels[0, 2, 1] = 0, 0, np.nan
-  absent = intensity.find_absent(pixels, data)
-  assert absent.tolist() == [[True, False, True, False]]
-  assert intensity.find_absent(np.uint8([[[0, 1, 1]]]), data) is None
+  ignored = intensity.find_no_data(pixels, data)
+  assert ignored.tolist() == [[True, False, True, False]]
+  assert intensity.find_no_data(np.uint8([[[0, 1, 1]]]), data) is None
 
 
 def test_what_stands_for_no_data_is_named():
@@ -181,9 +181,9 @@ def test_what_stands_for_no_data_is_named():
     '--config.data.nodata=-9999'
   )
   data = _follow(tagged)
-  absent = intensity.find_absent(pixels, data)
+  ignored = intensity.find_no_data(pixels, data)
   assert (
-    len(np.unique(intensity.to_uint8(pixels, data, 'a', absent=absent))) > 40
+    len(np.unique(intensity.to_uint8(pixels, data, 'a', ignored=ignored))) > 40
   )
   pixels[:, :2] = np.nan
   message = message_of(intensity.to_uint8, pixels, _data(), 'a')
@@ -191,7 +191,7 @@ def test_what_stands_for_no_data_is_named():
     'a holds 12 of 60 values that are not finite (NaN or infinity); '
     '--config.data.nodata=nan ignores these pixels, if they are no data'
   )
-  assert intensity.find_absent(pixels, _follow(message)).sum() == 12
+  assert intensity.find_no_data(pixels, _follow(message)).sum() == 12
   # NaN has no place in a range either.
   assert 'not finite' in message_of(
     intensity.to_uint8, pixels, _of_range(0, 1), 'a'
@@ -230,13 +230,13 @@ def test_measured_pixels():
   pixels[:, :3, 2] = 1
   pixels[2, 2] = np.nan
   data = _data(nodata=('nan',))
-  absent = intensity.find_absent(pixels, data)
-  found = _levels(pixels, data, absent=absent)
+  ignored = intensity.find_no_data(pixels, data)
+  found = _levels(pixels, data, ignored=ignored)
   assert found.num_pixels == 47
   assert_allclose(found.mean, [0, 5, 23 / 47])
   assert_allclose(found.std, [0, 0, (23 * 24) ** 0.5 / 47])
   assert (found.values[0], found.values[-1]) == (0, 5)
-  nothing = _levels(pixels[2:3, 2:3], data, absent=np.ones((1, 1), bool))
+  nothing = _levels(pixels[2:3, 2:3], data, ignored=np.ones((1, 1), bool))
   assert nothing.num_pixels == 0 and not nothing.are_few
   assert intensity.range_of_set([nothing]) is None
 

@@ -75,7 +75,7 @@ def _numbers(entries: tuple) -> tuple[float, ...]:
   return tuple(float(word) for word in words)
 
 
-def find_absent(
+def find_no_data(
   pixels: np.ndarray, data: ml_collections.ConfigDict
 ) -> np.ndarray | None:
   """Returns which pixels are no data: bool [H, W]; None where none is.
@@ -106,7 +106,7 @@ def to_uint8(
   data: ml_collections.ConfigDict,
   name: str,
   bits: int = 0,
-  absent: np.ndarray | None = None,
+  ignored: np.ndarray | None = None,
   limits: tuple[float, float] | None = None,
   tag: float | None = None,
 ) -> np.ndarray:
@@ -116,7 +116,7 @@ def to_uint8(
     pixels: as stored, [H, W] or [H, W, C], of an image or some of its rows.
     name: for messages.
     bits: of a sample in the file; 0: of the type.
-    absent: bool [H, W], which pixels are no data, see `find_absent`; their
+    ignored: bool [H, W], which pixels are no data, see `find_no_data`; their
       result is any.
     limits: lowest and highest value of the whole image, see `find_limits`,
       where `pixels` are only some of its rows.
@@ -134,24 +134,24 @@ def to_uint8(
   if data.intensity == 'range':
     low, high = data.intensity_range
   elif data.intensity == 'image':
-    low, high = limits or find_limits(pixels, absent)
+    low, high = limits or find_limits(pixels, ignored)
   elif pixels.dtype.kind == 'f':
     low, high = 0.0, 1.0
   elif pixels.dtype.kind != 'u' or bits > 16:
-    raise _refusal(pixels, data, name, absent, tag)
+    raise _refusal(pixels, data, name, ignored, tag)
   if pixels.dtype.kind == 'f':
-    lowest, highest = limits or find_limits(pixels, absent)
+    lowest, highest = limits or find_limits(pixels, ignored)
     is_finite = np.isfinite([lowest, highest]).all()
     is_out = data.intensity == 'dtype' and not 0 <= lowest <= highest <= 1
     if is_out or not is_finite:
-      raise _refusal(pixels, data, name, absent, tag)
+      raise _refusal(pixels, data, name, ignored, tag)
   if pixels.dtype == np.uint8 and (low, high) == (0, 255):
     return pixels
   if pixels.dtype.kind in 'iu' and pixels.dtype.itemsize <= 2:
     table = _table(pixels.dtype, float(low), float(high))
     return table[pixels.view(f'u{pixels.dtype.itemsize}')]
-  if absent is not None:
-    pixels = np.where(absent[(..., *[None] * (pixels.ndim - 2))], low, pixels)
+  if ignored is not None:
+    pixels = np.where(ignored[(..., *[None] * (pixels.ndim - 2))], low, pixels)
   return _scale(pixels, low, high)
 
 
@@ -169,11 +169,11 @@ def _table(dtype: np.dtype, low: float, high: float) -> np.ndarray:
 
 
 def find_limits(
-  pixels: np.ndarray, absent: np.ndarray | None = None
+  pixels: np.ndarray, ignored: np.ndarray | None = None
 ) -> tuple[float, float]:
   """Returns the lowest and highest value that is data; NaN where one is."""
-  if absent is not None:
-    pixels = pixels[~absent]
+  if ignored is not None:
+    pixels = pixels[~ignored]
   if not pixels.size:
     return 0.0, 0.0
   return float(pixels.min()), float(pixels.max())
@@ -181,28 +181,28 @@ def find_limits(
 
 def fill(
   image: np.ndarray,
-  absent: np.ndarray | None,
+  ignored: np.ndarray | None,
   data: ml_collections.ConfigDict,
 ) -> np.ndarray:
   """Returns uint8 [H, W, C] with data.mean in the pixels that are no data.
 
   That is what the network sees as 0.
   """
-  if absent is None:
+  if ignored is None:
     return image
   mean = np.rint(255 * np.array(data.mean)).clip(0, 255).astype(np.uint8)
-  return np.where(absent[..., None], mean, image)
+  return np.where(ignored[..., None], mean, image)
 
 
 def _refusal(
   pixels: np.ndarray,
   data: ml_collections.ConfigDict,
   name: str,
-  absent: np.ndarray | None,
+  ignored: np.ndarray | None,
   tag: float | None,
 ) -> errors.UserError:
   """Says why values cannot be scaled, and what to set."""
-  values = pixels if absent is None else pixels[~absent]
+  values = pixels if ignored is None else pixels[~ignored]
   finite = values[np.isfinite(values)]
   if finite.size < values.size:
     count = values.size - finite.size
@@ -263,7 +263,7 @@ def measure(
   pixels: np.ndarray,
   data: ml_collections.ConfigDict,
   bits: int = 0,
-  absent: np.ndarray | None = None,
+  ignored: np.ndarray | None = None,
   tag: float | None = None,
 ) -> Levels:
   """Measures what an image stores; its arguments are those of `to_uint8`."""
@@ -271,8 +271,8 @@ def measure(
   # Odd, so that columns of even widths take turns.
   step = max(len(rows) // _SAMPLE, 1) | 1
   sample = rows[::step]
-  if absent is not None:
-    sample = sample[~absent.ravel()[::step]]
+  if ignored is not None:
+    sample = sample[~ignored.ravel()[::step]]
   if pixels.dtype.kind == 'f':
     sample = sample[np.isfinite(sample).all(-1)]
   values, left = np.sort(sample, axis=None), 0
