@@ -22,6 +22,7 @@ import numpy as np
 from PIL import Image, ImageFile, MpoImagePlugin, UnidentifiedImageError
 
 from unet_jax.data import tiff, tiff_image
+from unet_jax.data.tiff_image import broken
 
 # Pillow refuses images of more than 179 megapixels as an attack; scans of
 # tissue and of the earth are larger. Now it warns at 1 gigapixel.
@@ -33,6 +34,13 @@ cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 warnings.filterwarnings('ignore', module=r'PIL\.')
 
 _FORMATS = ('PNG', 'JPEG', 'MPO', 'BMP', 'DIB', 'GIF', 'WEBP')
+_STARTS = (
+  (b'\x89PNG', 'PNG'),
+  (b'\xff\xd8', 'JPEG'),
+  (b'GIF', 'GIF'),
+  (b'RIFF', 'WebP'),
+  (b'', 'BMP'),
+)
 # EXIF's tag of the orientation.
 _ORIENTATION = 0x0112
 _SIGNATURE = b'\x89PNG\r\n\x1a\n'
@@ -80,6 +88,15 @@ class Stored:
   nodata: float | None = None
   pages: int = 1
 
+  def describe(self) -> str:
+    """Returns colours and bits, such as `RGB with alpha 8 bit`."""
+    kind = {'rgb': 'RGB'}.get(self.kind, self.kind)
+    if self.kind == 'bands':
+      kind = f'{self.pixels.shape[2]} bands'
+    alpha = ' with alpha' if self.alpha is not None else ''
+    suffix = {'f': ' float', 'i': ' signed'}.get(self.pixels.dtype.kind, '')
+    return f'{kind}{alpha} {self.bits} bit{suffix}'
+
 
 def read(data: bytes, name: str, page: int = 0) -> Stored:
   """Reads one image of a file.
@@ -93,16 +110,15 @@ def read(data: bytes, name: str, page: int = 0) -> Stored:
     DecodeError: the file is damaged, or of a kind that is not read exactly.
   """
   if data[:4] in tiff.MAGIC:
-    file, images = tiff.open_file(data, name)
-    with file:
-      image = images[page]()
+    with tiff.Images(data, name) as images:
+      image = images[page]
       return of_tiff(image, len(images), 0, image.size[0])
   try:
     return _read_with_pillow(data, name, page)
   except UnidentifiedImageError as e:
-    raise tiff_image.broken(name, 'cannot identify image file') from e
+    raise broken(name, 'cannot identify image file') from e
   except _DAMAGE as e:
-    raise tiff_image.broken(name, e) from e
+    raise broken(name, e) from e
 
 
 def of_tiff(
@@ -130,15 +146,38 @@ def count_pages(data: bytes, name: str) -> int:
     DecodeError: see `read`.
   """
   if data[:4] in tiff.MAGIC:
-    file, images = tiff.open_file(data, name)
-    file.close()
-    return len(images)
+    with tiff.Images(data, name) as images:
+      return len(images)
   try:
     return len(_frames(_open(data, name)))
   except UnidentifiedImageError as e:
-    raise tiff_image.broken(name, 'cannot identify image file') from e
+    raise broken(name, 'cannot identify image file') from e
   except _DAMAGE as e:
-    raise tiff_image.broken(name, e) from e
+    raise broken(name, e) from e
+
+
+def turn(array: np.ndarray, orientation: int) -> np.ndarray:
+  """Turns [H, W, ...] as stored to how a tag of 1 to 8 shows it."""
+  if orientation in (5, 6, 7, 8):
+    array = array.swapaxes(0, 1)
+  if orientation in (3, 4, 7, 8):
+    array = array[::-1]
+  if orientation in (2, 3, 6, 7):
+    array = array[:, ::-1]
+  return np.ascontiguousarray(array)
+
+
+def turn_back(array: np.ndarray, orientation: int) -> np.ndarray:
+  """Turns what `turn` gave to how it is stored."""
+  # Turns by 90 degrees are each other's reverse, all others their own.
+  return turn(array, {6: 8, 8: 6}.get(orientation, orientation))
+
+
+def format_of(data: bytes) -> str:
+  """Returns the name of a file's format by its first bytes."""
+  if data[:4] in tiff.MAGIC:
+    return 'TIFF'
+  return next(name for start, name in _STARTS if data.startswith(start))
 
 
 def _open(data: bytes, name: str) -> ImageFile.ImageFile:

@@ -9,7 +9,7 @@ planes.
 import io
 import math
 import os
-from collections.abc import Callable
+from typing import Self
 
 import numpy as np
 import tifffile
@@ -26,55 +26,67 @@ _DESCRIBED = ('is_shaped', 'is_ome', 'is_imagej', 'is_stk')
 _SLIDES = ('is_svs', 'is_ndpi', 'is_philips', 'is_bif')
 
 
-def open_file(
-  source: bytes | str | os.PathLike, name: str
-) -> tuple[tifffile.TiffFile, list[Callable[[], tiff_image.Image]]]:
-  """Opens a file, and finds its images; the caller closes it.
+class Images:
+  """The images of an opened file; a context manager."""
 
-  Args:
-    source: its content, or its path.
-    name: for messages.
+  def __init__(self, source: bytes | str | os.PathLike, name: str):
+    """Opens a file and finds its images.
 
-  Returns:
-    The file, and for each image in it a function that describes it.
+    Args:
+      source: its content, or its path.
+      name: for messages.
 
-  Raises:
-    DecodeError: the file is damaged, or its images are of an unknown kind.
-  """
-  tiff = None
-  try:
-    handle = io.BytesIO(source) if isinstance(source, bytes) else source
-    tiff = tifffile.TiffFile(handle, _multifile=False)
-    found = _find_images(tiff)
-  except tiff_image.DAMAGE as e:
-    if tiff is not None:
-      tiff.close()
-    raise tiff_image.broken(name, e) from e
-  if not found:
-    tiff.close()
-    raise tiff_image.refused(
-      name, 'a TIFF of reduced copies, masks or SubIFDs alone'
-    )
-  make = lambda planes, mask: lambda: _describe(planes, mask, name)
-  return tiff, [make(planes, mask) for planes, mask in found]
+    Raises:
+      DecodeError: the file is damaged, or has no image of its own.
+    """
+    self._name, self._file = name, None
+    reason: object = 'cannot identify image file'
+    try:
+      handle = io.BytesIO(source) if isinstance(source, bytes) else source
+      self._file = tifffile.TiffFile(handle, _multifile=False)
+      first = self._file.pages.first
+      reason = None
+      self._found = _find_images(self._file, first)
+    except tiff_image.DAMAGE as e:
+      self.close()
+      raise tiff_image.broken(name, reason or e) from e
+    if not self._found:
+      self.close()
+      raise tiff_image.refused(
+        name, 'a TIFF of reduced copies, masks or SubIFDs alone'
+      )
 
+  def __len__(self) -> int:
+    return len(self._found)
 
-def _describe(
-  planes: list[tiff_image.Plane], mask: tiff_image.Plane | None, name: str
-) -> tiff_image.Image:
-  try:
-    return tiff_image.Image(planes, mask, name)
-  except errors.UserError:
-    raise
-  except tiff_image.DAMAGE as e:
-    raise tiff_image.broken(name, e) from e
+  def __getitem__(self, index: int) -> tiff_image.Image:
+    """Looks at the tags of an image.
+
+    Raises:
+      DecodeError: they are damaged, or of a kind that is not read exactly.
+    """
+    try:
+      return tiff_image.Image(*self._found[index], self._name)
+    except errors.UserError:
+      raise
+    except tiff_image.DAMAGE as e:
+      raise tiff_image.broken(self._name, e) from e
+
+  def close(self) -> None:
+    if self._file is not None:
+      self._file.close()
+
+  def __enter__(self) -> Self:
+    return self
+
+  def __exit__(self, *error: object) -> None:
+    self.close()
 
 
 def _find_images(
-  tiff: tifffile.TiffFile,
+  tiff: tifffile.TiffFile, first: tifffile.TiffPage
 ) -> list[tuple[list[tiff_image.Plane], tiff_image.Plane | None]]:
   """Returns the planes of each image, and the page that masks it or None."""
-  first = tiff.pages.first
   if any(getattr(first, name) for name in _SLIDES):
     return [([tiff_image.Plane(first)], None)]
   if any(getattr(first, name) for name in _DESCRIBED):

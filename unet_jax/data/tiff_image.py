@@ -16,20 +16,12 @@ import numpy as np
 import tifffile
 from PIL import Image as pillow
 
+from unet_jax.data import tiff_tags
 from unet_jax.runtime import errors
 
 # Their warnings do not name the file; our messages do.
 for _name in ('tifffile', 'imagecodecs'):
   logging.getLogger(_name).setLevel(logging.CRITICAL + 1)
-
-# By their TIFF tag: none, three of fax machines, LZW, JPEG, two names of
-# deflate, PackBits, JPEG 2000 of RGB, LERC, JPEG 2000, LZMA, PNG, Zstandard,
-# WebP, two names of JPEG XL.
-_COMPRESSIONS = {
-  *(1, 2, 3, 4, 5, 7, 8, 32946, 32773, 33005, 34887, 34712, 34925, 34933),
-  *(50000, 50001, 50002, 52546),
-}
-_JPEG = 7
 
 # Raised by tifffile and imagecodecs for damaged files; imagecodecs' own errors
 # are RuntimeErrors.
@@ -45,19 +37,6 @@ DAMAGE = (
   struct.error,
   tifffile.TiffFileError,
 )
-
-# PhotometricInterpretation.
-_WHITE_IS_ZERO, _RGB, _PALETTE, _CMYK, _YCBCR = 0, 2, 3, 5, 6
-_GREY = (0, 1, 4)
-_OTHER_COLORS = {
-  8: 'Lab colours',
-  9: 'Lab colours',
-  10: 'Lab colours',
-  32803: "a camera's raw pattern",
-  34892: "a camera's raw colours",
-  32844: 'LogL light',
-  32845: 'LogLuv light',
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,15 +63,26 @@ class Image:
     kind, palette, white_is_zero, orientation, nodata: as of `stored.Stored`.
     has_alpha: whether `read` returns it.
     step: rows that are decoded together.
+    is_mapped: whether the file's pixels are mapped into memory as they are.
     by_rows: whether some rows can be read without most of the others.
   """
 
   def __init__(self, planes: Sequence[Plane], mask: Plane | None, name: str):
+    """Looks at the tags; decodes nothing.
+
+    Raises:
+      DecodeError: the image is of a kind that is not read exactly.
+      Any of DAMAGE: the file is damaged.
+    """
     page = planes[0].page
+    for other in {plane.page.offset: plane.page for plane in planes}.values():
+      tiff_tags.check_tags(other)
+      if (other.shaped, other.dtype) != (page.shaped, page.dtype):
+        raise ValueError('its channels are of several sizes or types')
     self.name = name
     self._planes, self._mask = planes, mask
     self.size = (page.imagelength, page.imagewidth)
-    refuse = _unreadable(page, len(planes))
+    refuse = tiff_tags.unreadable(page, len(planes))
     if refuse:
       raise refused(name, refuse)
     assert page.dtype is not None
@@ -100,38 +90,35 @@ class Image:
     self.dtype = page.dtype.newbyteorder('=')
     if self.dtype == bool:
       self.dtype = np.dtype(np.uint8)
-    self._alpha = _alpha_index(page)
+    self._alpha = tiff_tags.alpha_index(page)
     self.has_alpha = self._alpha is not None or mask is not None
     samples = page.samplesperpixel * len(planes)
     self.channels = samples - (self._alpha is not None)
-    self.kind, self.palette = _meaning(page, self.channels)
-    self._is_cmyk = page.photometric == _CMYK
+    self.kind, self.palette = tiff_tags.meaning(page, self.channels)
+    self._is_cmyk = tiff_tags.is_cmyk(page)
     if self._is_cmyk:
       self.channels = 3
-    self.white_is_zero = page.photometric == _WHITE_IS_ZERO
+    self.white_is_zero = tiff_tags.is_white_zero(page)
     value = page.tags.valueof(274)
     self.orientation = value if value in range(1, 9) else 1
-    self.nodata = _nodata(page)
-    if page.is_tiled:
-      self.step, self._together = page.tilelength, _segments_across(page)
-    else:
+    self.nodata = tiff_tags.nodata(page)
+    self.step = page.tilelength
+    if not page.is_tiled:
       height = max(min(page.rowsperstrip, self.size[0]), 1)
-      self._together = max(64 // height, 1)
-      self.step = height * self._together
+      self.step = height * max(64 // height, 1)
     file = page.parent.filehandle
     self._mapped: list[np.ndarray] | None = None
     if all(p.offset is not None or page.is_final for p in planes):
-      self._check(all(_end(p) <= file.size for p in planes))
-      if file.is_file:
+      complete = all(_end(p) <= file.size for p in planes)
+      if complete and file.is_file:
         self._mapped = [_map(p) for p in planes]
     else:
-      self._check(all(_is_complete(p.page) for p in planes))
-    whole = page.rowsperstrip >= self.size[0] and not page.is_tiled
-    self.by_rows = self._mapped is not None or not whole
-
-  def _check(self, complete: bool) -> None:
+      complete = all(_is_complete(p.page) for p in planes)
     if not complete:
-      raise broken(self.name, 'image file is truncated')
+      raise ValueError('image file is truncated')
+    whole = page.rowsperstrip >= self.size[0] and not page.is_tiled
+    self.is_mapped = self._mapped is not None
+    self.by_rows = self.is_mapped or not whole
 
   def read(
     self, start: int, stop: int, parallel: Callable[..., Iterable] = map
@@ -177,7 +164,7 @@ class Image:
     """Returns [h, W, S] of one plane, of `dtype`."""
     plane = self._planes[number]
     if self._mapped is not None:
-      rows = self._mapped[number][:, start:stop]
+      rows = np.array(self._mapped[number][:, start:stop])
     elif plane.offset is not None:
       rows = _read_bytes(plane)[:, start:stop]
     else:
@@ -204,73 +191,6 @@ def refused(name: str, what: str) -> errors.DecodeError:
     f'{name} is {what}, which is not read; store it as PNG, or as TIFF of '
     'grey, RGB or bands, or skip such pairs with --config.data.on_error=skip'
   )
-
-
-def _unreadable(page: tifffile.TiffPage, planes: int) -> str:
-  """Says what a page is that is not read exactly; '' where it is."""
-  kind, channels = page.photometric, page.samplesperpixel
-  bits = page.bitspersample
-  if page.compression not in _COMPRESSIONS:
-    method = getattr(page.compression, 'name', page.compression)
-    return f'a TIFF compressed by {method} (tag {int(page.compression)})'
-  if isinstance(bits, tuple):
-    return f'a TIFF whose channels have {"+".join(map(str, bits))} bits'
-  if page.dtype is None or page.dtype.kind not in 'biuf':
-    name = getattr(page.sampleformat, 'name', page.sampleformat)
-    return f'a TIFF of {bits} bits of {str(name).lower()} values'
-  if page.imagedepth > 1:
-    return f'a TIFF volume of {page.imagedepth} slices in one page'
-  if kind in _OTHER_COLORS:
-    return f'a TIFF of {_OTHER_COLORS[kind]}'
-  if kind == _YCBCR and (page.compression != _JPEG or page.planarconfig != 1):
-    return 'a TIFF of YCbCr colours without JPEG'
-  if kind == _CMYK and (
-    (page.dtype != np.uint8 or page.compression == _JPEG or planes > 1)
-    or channels - (_alpha_index(page) is not None) != 4
-  ):
-    return f'a TIFF of inks ({channels} channels of {bits} bits)'
-  if kind not in (*_GREY, _RGB, _PALETTE, _CMYK, _YCBCR):
-    return f'a TIFF of unknown colours (photometric tag {int(kind)})'
-  if kind in (_RGB, _YCBCR) and channels < 3:
-    return f'a TIFF of RGB colours with {channels} channels'
-  if kind == _PALETTE and 320 not in page.tags:
-    return 'a TIFF of palette colours without a palette'
-  return ''
-
-
-def _alpha_index(page: tifffile.TiffPage) -> int | None:
-  """Returns the channel that is tagged as alpha."""
-  extra = [int(value) for value in page.extrasamples]
-  for i, value in enumerate(extra):
-    if value in (1, 2):
-      return page.samplesperpixel - len(extra) + i
-  return None
-
-
-def _meaning(
-  page: tifffile.TiffPage, channels: int
-) -> tuple[str, np.ndarray | None]:
-  """Returns the kind of a page's pixels, and its palette."""
-  if page.photometric == _CMYK:
-    return 'rgb', None
-  if page.photometric == _PALETTE and channels == 1:
-    table = np.array(page.tags.valueof(320), np.uint16).reshape(3, -1).T
-    # Some old writers store 8 bits.
-    return 'palette', (table >> 8 if table.max() > 255 else table).astype(
-      np.uint8
-    )
-  if page.photometric in (_RGB, _YCBCR) and channels == 3:
-    return 'rgb', None
-  return ('grey' if channels == 1 else 'bands'), None
-
-
-def _nodata(page: tifffile.TiffPage) -> float | None:
-  """Returns the value that GDAL's tag names."""
-  value = page.tags.valueof(42113)
-  try:
-    return None if value is None else float(str(value).strip(' \0'))
-  except ValueError:
-    return None
 
 
 def _segments_across(page: tifffile.TiffPage) -> int:
