@@ -1,5 +1,6 @@
 """Tests of unet_jax/data/decode.py."""
 
+import functools
 import io
 
 import cv2
@@ -77,8 +78,22 @@ def _png(array: np.ndarray) -> bytes:
   return cv2.imencode('.png', array)[1].tobytes()
 
 
-def _error(data, name='x', kind=errors.UserError, intensity='dtype'):
-  return message_of(decode.decode_image, data, name, 3, intensity, kind=kind)
+@functools.cache
+def _config(**fields):
+  return helpers.make_config(**fields).data
+
+
+def _image(data, channels=3, intensity='dtype', name='x', **fields):
+  fields = {'num_channels': channels, 'intensity': intensity, **fields}
+  return decode.decode_image(data, name, _config(**fields)).array
+
+
+def _mask(data, name='m.tif', **fields):
+  return decode.decode_mask(data, name, _config(**fields)).array
+
+
+def _error(data, name='x', kind=errors.UserError, **fields):
+  return message_of(_image, data, name=name, kind=kind, **fields)
 
 
 def _stack(grey):
@@ -88,10 +103,10 @@ def _stack(grey):
 def _assert_shows(data, expected, intensity='dtype'):
   """That a file decodes to these values, a grey one also to one channel."""
   if expected.ndim == 2:
-    got = decode.decode_image(data, 'x', 1, intensity)
+    got = _image(data, 1, intensity, alpha='drop')
     assert_array_equal(got[..., 0], expected)
     expected = _stack(expected)
-  got = decode.decode_image(data, 'x', 3, intensity)
+  got = _image(data, 3, intensity, alpha='drop')
   assert_array_equal(got, expected)
 
 
@@ -107,11 +122,11 @@ def test_every_format_and_kind(format_, kind):
   data = _save(image, format_)
   tolerance = 2 if format_ == 'JPEG' else 0
 
-  got = decode.decode_image(data, 'x', 3, 'dtype')
+  got = _image(data, alpha='drop')
   assert got.dtype == np.uint8
   assert_allclose(got.astype(int), rgb, atol=tolerance)
 
-  grey = decode.decode_image(data, 'x', 1, 'dtype')
+  grey = _image(data, 1, alpha='drop')
   assert grey.dtype == np.uint8
   # ITU-R BT.601 luma.
   luma = rgb @ np.array([0.299, 0.587, 0.114])
@@ -138,7 +153,6 @@ _EXACT = {
   'deep grey png': (_png(_DEEP), _DEEP_GREY_8),
   'deep grey tiff': (_tiff(_DEEP), _DEEP_GREY_8),
   'deep grey tiff, big endian': (_tiff(_DEEP, byteorder='>'), _DEEP_GREY_8),
-  'deep grey tiff, int32': (_tiff(_DEEP.astype(np.int32)), _DEEP_GREY_8),
   'deep rgb png': (_png(_DEEP_RGB), _DEEP_RGB_8),
   'deep rgb png, alpha': (_png(_DEEP_RGBA), _DEEP_RGB_8),
   'deep rgb tiff': (_tiff(_DEEP_RGB), _DEEP_RGB_8),
@@ -147,6 +161,10 @@ _EXACT = {
     _DEEP_RGB_8,
   ),
   'deep rgb tiff, big endian': (_tiff(_DEEP_RGB, byteorder='>'), _DEEP_RGB_8),
+  'deep rgb tiff, planes': (
+    _tiff(np.moveaxis(_DEEP_RGB, 2, 0), planarconfig='separate'),
+    _DEEP_RGB_8,
+  ),
   'deep rgb tiff, alpha': (
     _tiff(_DEEP_RGBA, extrasamples=['unassalpha']),
     _DEEP_RGB_8,
@@ -163,7 +181,7 @@ def test_other_files(kind):
 @pytest.mark.parametrize('dtype', [np.float32, np.float64])
 def test_float_tiff(shape, dtype):
   values = np.random.default_rng(0).random(shape).astype(dtype)
-  got = decode.decode_image(_tiff(values), 'x', 3, 'dtype')
+  got = _image(_tiff(values))
   expected = np.rint(values.astype(np.float64) * 255)
   expected = _stack(expected) if len(shape) == 2 else expected
   assert_allclose(got.astype(int), expected, atol=1)
@@ -195,27 +213,105 @@ def test_intensity_image_of_special_images():
 
 
 @pytest.mark.parametrize(
-  'values, low, high, expected',
+  'values, low, high',
   [
-    (np.float32([[0, 1.5]]), '0', '1.5', '0..1'),
-    (np.float32([[-0.25, 1]]), '-0.25', '1', '0..1'),
-    (np.int32([[-7, 300]]), '-7', '300', '0..65535'),
+    (np.float32([[0, 1.5]]), '0', '1.5'),
+    (np.float32([[-0.25, 1]]), '-0.25', '1'),
+    (np.int32([[-7, 300]]), '-7', '300'),
+    (np.int32([[0, 65535]]), '0', '65535'),
+    (np.uint32([[0, 2**31]]), '0', '2147483648'),
   ],
 )
-def test_values_out_of_range(values, low, high, expected):
-  assert _error(_tiff(values), 'a/x.tif') == (
-    f'a/x.tif holds values from {low} to {high}, expected {expected}; scale '
-    'each image by its own range with --config.data.intensity=image'
+def test_values_without_a_range(values, low, high):
+  message = _error(_tiff(values), 'a/x.tif')
+  assert message.startswith(
+    f'a/x.tif holds {values.dtype} values from {low} to {high}; '
   )
+  stated = {'intensity': 'range', 'intensity_range': (float(low), float(high))}
+  assert _image(_tiff(values), 1, **stated).ravel().tolist() == [0, 255]
 
 
-@pytest.mark.parametrize('intensity', ['dtype', 'image'])
+@pytest.mark.parametrize('intensity', ['dtype', 'image', 'range'])
 @pytest.mark.parametrize('bad', [np.nan, np.inf])
 def test_values_that_are_not_finite(bad, intensity):
   data = _tiff(np.float32([[0, bad]]))
-  assert _error(data, 'x', intensity=intensity) == (
-    'x holds values that are not finite (NaN or infinity); replace them'
-  )
+  limits = (0, 1) if intensity == 'range' else ()
+  message = _error(data, intensity=intensity, intensity_range=limits)
+  assert message.startswith('x holds values that are not finite (NaN or ')
+  found = decode.decode_image(data, 'x', _config(nodata=('nan,inf',)))
+  assert found.ignored.tolist() == [[False, True]]
+  # Filled with the mean.
+  assert found.array[0].tolist() == [[0] * 3, [128] * 3]
+
+
+def _gdal(array, nodata, **options):
+  return _tiff(array, extratags=[(42113, 's', 0, str(nodata), True)], **options)
+
+
+@pytest.mark.parametrize('shape', [(9, 8), (9, 8, 3)])
+@pytest.mark.parametrize('dtype', [np.uint8, np.uint16, np.float32])
+def test_no_data(dtype, shape):
+  """In all channels; the file's own tag is a hint and nothing else."""
+  values = np.ones(shape, dtype)
+  values[2:4] = 0
+  data = _gdal(values, 0)
+  found = decode.decode_image(data, 'x', _config())
+  assert found.ignored is None and found.levels.unlisted == 0
+  found = decode.decode_image(data, 'x', _config(nodata=(0,)))
+  expected = np.zeros((9, 8), bool)
+  expected[2:4] = True
+  assert_array_equal(found.ignored, expected)
+  assert found.levels.unlisted is None
+  assert found.array[2:4].min() == found.array[2:4].max() == 128
+  assert found.levels.num_pixels == 7 * 8
+
+
+def test_no_data_of_what_is_shown_otherwise():
+  """It is the stored value, of palettes and of white-is-zero as well."""
+  index = np.uint8([[0, 1], [1, 2]])
+  image = Image.fromarray(index, 'P')
+  image.putpalette([0, 0, 0, 200, 0, 0, 0, 200, 0])
+  found = decode.decode_image(_save(image, 'PNG'), 'x', _config(nodata=(1,)))
+  assert_array_equal(found.ignored, index == 1)
+  data = _tiff(index, photometric='miniswhite')
+  found = decode.decode_image(data, 'x', _config(nodata=(1,)))
+  assert_array_equal(found.ignored, index == 1)
+  # And of the bands that are chosen.
+  bands = np.stack([index] * 5, -1)
+  bands[..., 4] = [[1, 7], [7, 7]]
+  data = _tiff(bands, photometric='minisblack', planarconfig='contig')
+  config = _config(nodata=(1,), bands=(5,), num_channels=1)
+  found = decode.decode_image(data, 'x', config)
+  assert found.ignored.tolist() == [[True, False], [False, False]]
+  # Masks have none of this.
+  mask = decode.decode_mask(_gdal(index, 1), 'x', _config(nodata=(1,)))
+  assert mask.ignored is None
+
+
+def test_levels_of_files():
+  """Of those that are not plain 8 bit."""
+  deep = np.array([[300, 1500], [1590, 3700]], np.uint16)
+  levels = decode.decode_image(_tiff(deep), 'x', _config()).levels
+  assert (levels.stored, levels.left) == (4, 3)
+  plain = _tiff(deep.astype(np.uint8))
+  assert decode.decode_image(plain, 'x', _config()).levels is None
+  stated = _config(intensity='range', intensity_range=(0, 9))
+  assert decode.decode_image(plain, 'x', stated).levels.kind == 'uint8'
+
+
+def test_palettes_of_masks():
+  image = Image.fromarray(np.uint8([[0, 1], [1, 2]]), 'P')
+  image.putpalette([0, 0, 0, 200, 0, 0, 0, 200, 0])
+  data = _save(image, 'PNG')
+  found = decode.decode_mask(data, 'x', _config())
+  assert found.array.tolist() == [[0, 1], [1, 2]]
+  assert found.palette[2].tolist() == [0, 200, 0]
+  others = _config(mask_values=((0, 0), ('others', 1)))
+  assert decode.decode_mask(data, 'x', others).palette is not None
+  colors = _config(mask_values=(((0, 0, 0), 0), ('others', 1)))
+  found = decode.decode_mask(data, 'x', colors)
+  assert found.palette is None
+  assert found.array[1].tolist() == [[200, 0, 0], [0, 200, 0]]
 
 
 # Pillow warns of a damaged TIFF besides refusing it.
@@ -229,7 +325,7 @@ def test_files_that_are_no_images(data):
   expected = helpers.cannot_decode('a/x.png', 'cannot identify image file')
   kind = errors.DecodeError
   assert _error(data, 'a/x.png', kind) == expected
-  assert expected == message_of(decode.decode_mask, data, 'a/x.png', kind=kind)
+  assert expected == message_of(_mask, data, 'a/x.png', kind=kind)
 
 
 _NOISE = np.random.default_rng(0).integers(0, 256, (40, 30, 3), np.uint8)
@@ -245,14 +341,14 @@ _NOISE_FILES = {
 def test_truncated_files(kind):
   """Refused, unless all of the pixels are there."""
   data = _NOISE_FILES[kind]
-  whole = decode.decode_image(data, 'x', 3, 'dtype')
+  whole = _image(data, alpha='drop')
   before, after = helpers.cannot_decode('x', '\0').split('\0')
   for share in np.linspace(0.02, 0.98, 25):
     message = _error(data[: int(len(data) * share)], kind=errors.DecodeError)
     assert message.startswith(before) and message.endswith(after)
   for cut in range(1, 20):
     try:
-      got = decode.decode_image(data[:-cut], 'x', 3, 'dtype')
+      got = _image(data[:-cut])
     except errors.DecodeError:
       continue
     assert_array_equal(got, whole)
@@ -268,14 +364,6 @@ def test_damaged_data(kind):
     data = bytearray(_save(Image.fromarray(_NOISE), kind, **options))
   data[len(data) // 2] ^= 0x5A
   _error(bytes(data), kind=errors.DecodeError)
-
-
-@pytest.mark.parametrize('dtype', [np.uint16, np.float32])
-def test_planar_deep_tiff_is_refused(dtype):
-  """Neither decoder reads it right."""
-  planes = np.moveaxis(_DEEP_RGB, 2, 0).astype(dtype)
-  data = _tiff(planes, planarconfig='separate')
-  _error(data, kind=errors.DecodeError, intensity='image')
 
 
 def _pillow(data: bytes) -> np.ndarray | None:
@@ -321,10 +409,10 @@ def test_plain_files_are_as_pillow_decodes_them(kind, grey, monkeypatch):
   monkeypatch.setattr(Image.Image, 'load', None)
   monkeypatch.setattr(ImageFile.ImageFile, 'load', None)
   channels = slice(1 if grey else 3)
-  got = decode.decode_image(data, 'x', channels.stop, 'dtype')
+  got = _image(data, channels.stop)
   assert_array_equal(got, expected[..., channels])
   if grey:
-    got = decode.decode_mask(data, 'x')
+    got = _mask(data, alpha='drop')
     assert_array_equal(got, expected[..., 0])
 
 
@@ -343,7 +431,7 @@ def test_damage_is_judged_as_pillow_does(kind):
       refused += 1
       _error(data, kind=errors.DecodeError)
     else:
-      got = decode.decode_image(data, 'x', 3, 'dtype')
+      got = _image(data, alpha='drop')
       assert_array_equal(got, expected)
   assert 5 < refused
 
@@ -359,7 +447,9 @@ _BIG = np.array([0, 1, 255, 40000], np.uint16)[_INDICES]
 _MASKS = {
   f'{name} {format_}': (_save(image, format_), expected)
   for name, image, expected, formats in (
-    ('palette', _palette(), _INDICES, 'PNG TIFF BMP GIF'),
+    ('palette', _palette(), _INDICES, 'PNG TIFF BMP'),
+    # Writers of GIF number the colours anew.
+    ('palette', _palette(), _RGB, 'GIF'),
     ('grey', Image.fromarray(_INDICES), _INDICES, 'PNG TIFF BMP WEBP'),
     ('bit', Image.fromarray(_BITS), _BITS, 'PNG TIFF BMP'),
     ('palette, alpha channel', _palette().convert('PA'), _INDICES, 'TIFF'),
@@ -384,7 +474,7 @@ _MASKS = {
   'bool TIFF': (_tiff(_BITS, photometric='minisblack'), _BITS),
   'float TIFF': (_tiff(_BIG.astype(np.float32)), _BIG),
   'equal 16 bit RGB': (_png(_stack(_BIG)), _BIG),
-  '16 bit RGB': (_png(_RGB * np.uint16(257)), _RGB),
+  '16 bit RGB': (_png(_RGB * np.uint16(257)), _RGB * np.uint16(257)),
   'float RGB': (_tiff(_RGB.astype(np.float32)), _RGB),
 }
 
@@ -392,7 +482,7 @@ _MASKS = {
 @pytest.mark.parametrize('kind', _MASKS)
 def test_masks(kind):
   data, expected = _MASKS[kind]
-  got = decode.decode_mask(data, 'x')
+  got = _mask(data, alpha='drop')
   assert got.dtype.kind in 'iu'
   assert_array_equal(got, expected)
 
@@ -400,7 +490,7 @@ def test_masks(kind):
 @pytest.mark.parametrize('bad', [0.5, np.nan, np.inf])
 def test_mask_of_floats(bad):
   data = _tiff(np.float32([[0, 1, bad]]))
-  assert message_of(decode.decode_mask, data, 'm.tif') == (
+  assert message_of(_mask, data) == (
     'm.tif: the mask holds floats that are no integers; store classes as '
     'integers'
   )

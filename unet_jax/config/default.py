@@ -75,13 +75,26 @@ def get_config() -> config_dict.ConfigDict:
   # Which stored values become 0 and 255: `dtype`, the ends of the type (floats:
   # 0 and 1; other types than these and unsigned ones of up to 16 bits have
   # none), `range`, intensity_range (low, high) for the whole set, or `image`,
-  # each image's own minimum and maximum. --mode=inspect measures a range.
+  # each image's own minimum and maximum (8 bit: as `dtype`). --mode=inspect
+  # measures a range.
   data.intensity = 'dtype'
   data.intensity_range = ()
   # Values of images that are no data, such as -9999 or nan: such pixels are
   # ignored in the mask, left out of statistics and of the sums of `augment`
   # (as are all ignored pixels then), and filled with data.mean.
   data.nodata = ()
+  # Files of several images (pages of a TIFF, frames of an animation): `one`
+  # refuses them, `images` makes each an image of its own; a mask has as many.
+  data.pages = 'one'
+  # Which bands of an image become the num_channels channels, numbered from 1,
+  # the one tagged as alpha last; () is for files that have as many as needed.
+  data.bands = ()
+  # Images with alpha that is not opaque everywhere: `refuse`, `drop`, or
+  # `nodata` (fully transparent pixels are ignored in the mask).
+  data.alpha = 'refuse'
+  # Tags that turn an image for display (EXIF, TIFF): `stored` applies none,
+  # `upright` turns image and mask, each by its own.
+  data.orientation = 'stored'
   # To image_size: `stretch` (aspect ratio lost), `pad` (fit inside, the rest 0
   # and ignored in the mask), `crop` (cover, cut at the centre) or `patch`:
   # images keep their size, training draws windows of image_size, evaluation
