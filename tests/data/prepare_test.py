@@ -487,7 +487,7 @@ def test_levels_that_are_lost(cache, tmp_path, caplog):
     assert len(np.unique(got)) == 3
     assert caplog.messages[-1].startswith(
       'train: 1 of 1 images keep few of their levels with data.intensity=dtype,'
-      ' 3 of 4 on the median; their values are from 300 to 3700: '
+      ' 3 of 4 on the median; --config.data.intensity=range '
     )
   got = prepared_image(intensity='range', intensity_range=(300, 3700))
   assert_array_equal(got, np.rint((image - 300.0) * 255 / 3400))

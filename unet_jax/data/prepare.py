@@ -309,18 +309,19 @@ def _fill(
     )
 
   in_threads(work, len(source), config, f'preparing {source.split}')
-  notes = intensity.lines_on_set(
-    [levels[index] for index in sorted(levels)], source.split, config.data
+  lines = intensity.lines_on_set(
+    [levels[index] for index in sorted(levels)], config.data
   )
   if turned and config.data.orientation == 'stored':
     names = [turned[index] for index in sorted(turned)[:3]]
-    notes.append(
-      f'{source.split}: {len(turned)} of {len(source)} pairs have tags that '
+    lines.append(
+      f'{len(turned)} of {len(source)} pairs have tags that '
       f'turn them for display ({", ".join(names)}), which are not applied; '
       '--config.data.orientation=upright applies them'
     )
   about = prepared.collect([found[index] for index in sorted(found)], config)
   skipped.sort(key=lambda s: s['index'])
+  notes = [f'{source.split}: {line}' for line in lines]
   return skipped, (*about, palettes.found), notes
 
 
