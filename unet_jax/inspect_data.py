@@ -118,7 +118,7 @@ def _scan(
   )
   for name in dict.fromkeys(wanted):
     mine: list[examples.Problem] = []
-    source = sources.make_source(config, name, mine)
+    source = scan.Readable(sources.make_source(config, name, mine), config.data)
     split = source.split
     if split in by_split:
       continue

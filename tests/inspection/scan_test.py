@@ -114,8 +114,22 @@ def test_values_without_a_range_are_measured(tmp_path):
   found = scan_folder(tmp_path, val_fraction=0.01)
   assert {m.error[0] for m in found} == {'range of values'}
   assert all(m.fit is not None and m.mean is not None for m in found)
+  config = folders.make_config(tmp_path, val_fraction=0.01)
+  config.data.holdout = 'last'
+  source = sources.make_source(config, 'train')
+  readable = scan.Readable(source, config.data)
+  assert (len(readable), readable.split) == (2, 'train')
+  assert readable[0]['image'].max() == 255
+  scan.find_owners(readable, found, config)
   low, high = intensity.range_of_set([m.levels for m in found])
   assert_allclose((low, high), (values.min(), values.max() + 20), atol=60)
+  # What stands for no data does not hide the rest.
+  values[:, :9] = -9999
+  folders.write_pairs(tmp_path, {k: (_tiff(values), mask) for k in 'abc'})
+  found = scan_folder(tmp_path, val_fraction=0.01)
+  assert found[0].levels.stray == -9999 and found[0].std.max() > 0.1
+  values[:, :9] = 0
+  folders.write_pairs(tmp_path, {k: (_tiff(values), mask) for k in 'abc'})
   fields = {'intensity': 'range', 'intensity_range': (low, high)}
   found = scan_folder(tmp_path, val_fraction=0.01, **fields)
   assert {m.error for m in found} == {None}

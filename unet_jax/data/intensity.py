@@ -227,8 +227,8 @@ def _refusal(
       f'{name} holds values that are not finite (NaN or infinity); {hint}'
     )
   text = (
-    f'{name} holds {pixels.dtype} values from {text_of(low)} to '
-    f'{text_of(high)}; data.intensity=dtype takes uint8, uint16 and floats of '
+    f'{name} holds {pixels.dtype} values from {_shown(low)} to '
+    f'{_shown(high)}; data.intensity=dtype takes uint8, uint16 and floats of '
     '0..1'
   )
   if tag is not None and np.any(values == tag):
@@ -268,6 +268,10 @@ def _stray(values: np.ndarray, factor: float = 1) -> float | None:
     if distance > far > 0:
       return value
   return None
+
+
+def _shown(value: float) -> str:
+  return text_of(value) if value == int(value) else f'{value:.4g}'
 
 
 def text_of(value: float) -> str:

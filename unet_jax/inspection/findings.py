@@ -191,7 +191,8 @@ class _Checks:
   def levels(self) -> None:
     """Values of images, and what is lost of them."""
     levels = [m.levels for m in self._measurements if m.levels]
-    for line in intensity.lines_on_set(levels, self._config.data):
+    read = [m.levels for m in self._measurements if m.levels and not m.error]
+    for line in intensity.lines_on_set(read, self._config.data):
       self._add('warning', 'lost levels', line)
     kinds = sorted({image.kind for image in levels} - {'uint8'})
     if kinds:

@@ -135,7 +135,9 @@ def _measure(
   try:
     files = source.read(index)
     result.name, result.mask_name = files['name'], files['mask_name']
-    example = _decode(files, config.data, result)
+    example, unread = _decode(files, config.data)
+    if unread:
+      result.error = ('range of values', unread)
     decoded = time.thread_time()
     image = files['image']
     result.digest = hashlib.blake2b(image, digest_size=16).digest()
@@ -158,13 +160,15 @@ def _file_info(file: decode.Decoded) -> records.FileInfo:
 
 
 def _decode(
-  files: examples.Example,
-  data: ml_collections.ConfigDict,
-  result: records.Measurement,
-) -> examples.Example:
-  """Decodes an example; by its own range if data.intensity has none for it."""
+  files: examples.Example, data: ml_collections.ConfigDict
+) -> tuple[examples.Example, str]:
+  """Decodes an example; by its own range if data.intensity has none for it.
+
+  Returns:
+    The example, and why no training could read it, or ''.
+  """
   try:
-    return examples.decode_example(files, data)
+    return examples.decode_example(files, data), ''
   except errors.DecodeError:
     raise
   except errors.UserError as e:
@@ -172,8 +176,30 @@ def _decode(
     data.update(intensity='image', nodata=(*data.nodata, 'nan,inf,-inf'))
     # Raises again if it is something else.
     example = examples.decode_example(files, data)
-    result.error = ('range of values', str(e))
-    return example
+    levels = example['image_file'].levels
+    stray = levels and levels.stray
+    if stray is not None:
+      data.nodata = (*data.nodata, stray)
+      example = examples.decode_example(files, data)
+    return example, str(e)
+
+
+class Readable:
+  """A source of which images can be looked at that no training could read."""
+
+  def __init__(self, source: examples.Source, data: ml_collections.ConfigDict):
+    self._source, self._data = source, data
+    self.split, self.held_out = source.split, source.held_out
+    self.fingerprint = source.fingerprint
+
+  def __len__(self) -> int:
+    return len(self._source)
+
+  def __getitem__(self, index: int) -> examples.Example:
+    return _decode(self._source.read(index), self._data)[0]
+
+  def read(self, index: int) -> examples.Example:
+    return self._source.read(index)
 
 
 def _measure_image(
