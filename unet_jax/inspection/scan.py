@@ -6,6 +6,7 @@ and, as `error`, why the rest could not be.
 
 import collections
 import concurrent.futures
+import dataclasses
 import hashlib
 import time
 import warnings
@@ -181,6 +182,8 @@ def _decode(
     if stray is not None:
       data.nodata = (*data.nodata, stray)
       example = examples.decode_example(files, data)
+      file = dataclasses.replace(example['image_file'], levels=levels)
+      example['image_file'] = file
     return example, str(e)
 
 
