@@ -187,8 +187,8 @@ def to_channels(
     pixels = pixels.dtype.type(2**found.bits - 1) - pixels
   if found.bits < 8 and found.kind != 'palette':
     # To all of 0..255, as every viewer does.
-    table = np.arange(2**found.bits) * (255 // (2**found.bits - 1))
-    pixels = table.astype(np.uint8)[pixels]
+    table = np.linspace(0, 255, 2**found.bits)
+    pixels = np.rint(table).astype(np.uint8)[pixels]
   if data.bands:
     return _chosen(pixels, found, name, data), None
   number = pixels.shape[2] if pixels.ndim == 3 else 1

@@ -15,6 +15,7 @@ import dataclasses
 import io
 import struct
 import warnings
+import zlib
 from collections.abc import Iterator
 
 import cv2
@@ -23,6 +24,7 @@ from PIL import Image, ImageFile, MpoImagePlugin, UnidentifiedImageError
 
 from unet_jax.data import tiff, tiff_image
 from unet_jax.data.tiff_image import broken
+from unet_jax.runtime import errors
 
 # Pillow refuses images of more than 179 megapixels as an attack; scans of
 # tissue and of the earth are larger. Now it warns at 1 gigapixel.
@@ -115,6 +117,8 @@ def read(data: bytes, name: str, page: int = 0) -> Stored:
       return of_tiff(image, len(images), 0, image.size[0])
   try:
     return _read_with_pillow(data, name, page)
+  except errors.UserError:
+    raise
   except UnidentifiedImageError as e:
     raise broken(name, 'cannot identify image file') from e
   except _DAMAGE as e:
@@ -150,6 +154,8 @@ def count_pages(data: bytes, name: str) -> int:
       return len(images)
   try:
     return len(_frames(_open(data, name)))
+  except errors.UserError:
+    raise
   except UnidentifiedImageError as e:
     raise broken(name, 'cannot identify image file') from e
   except _DAMAGE as e:
@@ -263,6 +269,8 @@ def _read_png(
   image.load()
   key = image.info.get('transparency')
   if depth == 16:
+    if not _is_sound_png(data):
+      raise ValueError('a checksum is wrong, or the end is missing')
     plain = _SIGNATURE + b''.join(
       data[start : start + length + 12]
       for code, start, length in _png_chunks(data)
@@ -310,6 +318,20 @@ def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
     start += length + 12
 
 
+def _is_sound_png(data: bytes) -> bool:
+  """Whether all checksums are right up to an end; else OpenCV prints."""
+  view = memoryview(data)
+  for code, start, length in _png_chunks(data):
+    end = start + 8 + length
+    if view[end : end + 4] != struct.pack(
+      '>I', zlib.crc32(view[start + 4 : end])
+    ):
+      return False
+    if code == b'IEND':
+      return True
+  return False
+
+
 def _orientation(image: ImageFile.ImageFile, data: bytes) -> int:
   """Returns EXIF's tag of an opened image, which is not loaded."""
   content = image.info.get('exif')
@@ -349,6 +371,7 @@ def _decode_plain(image: ImageFile.ImageFile, data: bytes) -> np.ndarray | None:
       and data[24] == 8
       # OpenCV would warn of every file with some old profiles.
       and not image.info.keys() & {'transparency', 'icc_profile'}
+      and _is_sound_png(data)
     )
   if not plain:
     return None
