@@ -299,8 +299,12 @@ def test_bands():
   )
   message = message_of(decode.decode_image, content, 'x', _data(1))
   assert message.endswith('--config.data.bands=1,')
-  message = message_of(decode.decode_image, content, 'x', _data(1, bands=(7,)))
-  assert 'has 6 band(s), and data.bands=(7,) asks for number 7' in message
+  for bad in (7, 0):
+    data = _data(1, bands=(bad,))
+    assert message_of(decode.decode_image, content, 'a.tif', data) == (
+      'a.tif has 6 band(s), numbered from 1, and data.bands='
+      f'({bad},) asks for number {bad}; choose others'
+    )
   two = files.tiff(
     _RGB[..., :2], photometric='minisblack', planarconfig='contig'
   )
