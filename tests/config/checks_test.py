@@ -163,7 +163,7 @@ data.intensity_range=(0,1)
 data.intensity_range=(5,5) data.intensity=range
   : takes two numbers, the lower one first, such as 0,4095
 data.nodata=(0,'nun')
-  : takes numbers or nan, such as -9999,nan
+  : takes numbers, or 'nan' as a word, such as (-9999, 'nan')
 eval.foreground=('clas_1',)
   = --config.eval.foreground: no class is named 'clas_1' (did you mean
   class_1?); the classes are class_0, class_1, class_2, class_3
@@ -288,6 +288,12 @@ def _line(values, message):
 @pytest.mark.parametrize('values,message', cases(_REFUSED))
 def test_values_that_are_refused(values, message):
   assert _refused(_config(values)) == _line(values, message)
+
+
+def test_nan_is_a_word():
+  config = default.get_config()
+  config.data.nodata = (float('nan'),)
+  assert "takes numbers, or 'nan' as a word" in _refused(config)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,8 @@ from scipy import special
 import unet_jax
 from tests import runs
 from tests.prediction.conftest import make_config
+from unet_jax.data import rasters
+from unet_jax.prediction import segmenter
 from unet_jax.prediction import step as step_lib
 from unet_jax.runtime import errors, mesh
 
@@ -115,3 +117,19 @@ def test_mistakes_in_loading(workdir, tmp_path):
   (tmp_path / 'config.json').write_text(json.dumps(config))
   with pytest.raises(errors.UserError, match='has no checkpoints/'):
     unet_jax.load(tmp_path)
+
+
+def test_arrays_have_one_range_with_files():
+  """Of any type; what no image of the training holds is not refused."""
+  config = make_config(data={'num_channels': 1, 'num_classes': 2})
+  data = config.data
+  data.update(intensity='range', intensity_range=(-100, 100))
+  values = np.int16([[-100, 0], [100, 3000]])
+  for image in (values, values.astype(np.float64), values.astype(np.int64)):
+    stored = segmenter._as_stored(image, data)
+    rows = rasters.ArrayRaster(stored, data).read(0, 2)
+    assert rows[..., 0].tolist() == [[0, 128], [255, 255]]
+  data.update(intensity='dtype', intensity_range=(), nodata=('nan',))
+  image = np.float32([[0, np.nan], [1, 0]])
+  raster = rasters.ArrayRaster(segmenter._as_stored(image, data), data)
+  assert raster.ignored(0, 2).tolist() == [[False, True], [False, False]]

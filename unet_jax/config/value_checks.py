@@ -97,8 +97,9 @@ def _intensity(config: ml_collections.ConfigDict, mode: str) -> Table:
     'data.intensity_range is for --config.data.intensity=range': (
       limits and not is_range
     ),
-    'data.nodata: takes numbers or nan, such as -9999,nan': (
-      not all(map(_is_number, words))
+    # As a number, it would differ from itself when the run goes on.
+    "data.nodata: takes numbers, or 'nan' as a word, such as (-9999, 'nan')": (
+      any(n != n for n in data.nodata) or not all(map(_is_number, words))
     ),
   }
 
