@@ -144,7 +144,10 @@ def test_test_folder_without_masks(tmp_path, caplog):
   write(tmp_path / 'test' / 'images' / '0.png', 50)
   train, val = (values(make(tmp_path, split)) for split in ('train', 'auto'))
   assert len(val) == 2 and sorted(train + val) == list(range(10))
-  assert f'{tmp_path / "test"} has no masks/: not used' in caplog.messages
+  assert caplog.messages == [
+    f'{tmp_path}: not used, by their names no images and masks of a split: '
+    'test/images'
+  ]
   assert error(tmp_path, 'test') == (
     f"{tmp_path} has no split 'test'; it has train, val"
   )
@@ -261,24 +264,42 @@ train imgs/ a.png
 train imgs/ a.png b0/ b1/ b2/ b3/ b4/ b5/ b6/
   --config.data.dir=ROOT: has neither images/ and masks/, nor train/ with
   images/ and masks/ in it (it has a.png, b0, b1, b2, b3, b4 and 3 more)
-train images/
+train images/ masks/a.png
   ROOT/images: has no image files ({', '.join(decode.EXTENSIONS)})
+train images/a.png masks/
+  ROOT/masks: has no image files ({', '.join(decode.EXTENSIONS)})
 train images/a.png
-  ROOT/masks: no such folder; put the files there
-train scan_1 scan_2 images/scan_11.png images/zebra.png
-val scan_1 scan_2 images/scan_11.png images/zebra.png
-  ROOT/images/scan_11.png has no mask: ROOT/masks has no file with the stem
-  'scan_11' (did you mean scan_1?); 2 file(s) like this. Add the mask or remove
-  the file
-train scan_1 scan_2 masks/zebra.tif
-val scan_1 scan_2 masks/zebra.tif
-  ROOT/masks/zebra.tif has no image: ROOT/images has no file with the stem
-  'zebra'; 1 file(s) like this. Add the image or remove the file
+  --config.data.dir=ROOT: has neither images/ and masks/, nor train/ with
+  images/ and masks/ in it (it has images)
+train a.png b.png
+  --config.data.dir=ROOT: has neither images/ and masks/, nor train/ with
+  images/ and masks/ in it (it has a.png, b.png; to tell masks from images
+  beside them: --config.data.mask_pattern='{{stem}}_mask')
+train scan_1 scan_2 masks/zebra.tif images/scan_3.png
+val scan_1 scan_2 masks/zebra.tif images/scan_3.png
+  ROOT/masks/zebra.tif has no image: ROOT/images has no file of the name
+  'zebra'; 1 file(s) like this. Add the image, or rename or remove the file
+train img_1 images/img_000.png masks/img_0.png masks/img_4.png
+  ROOT/masks/img_0.png has no image: ROOT/images has no file of the name 'img_0'
+  (did you mean img_000?); 2 file(s) like this. Add the image, or rename or
+  remove the file
+train a images/b.png images/c.png masks/b_mask.png masks/c_mask.png
+  ROOT/masks/b_mask.png has no image: ROOT/images has no file of the name
+  'b_mask'; 2 file(s) like this. If names differ by a rule,
+  give it: --config.data.mask_pattern='{{stem}}_mask'
+train images/a.png masks/b.png
+  ROOT/masks/b.png has no image: ROOT/images has no file of the name 'b'; 1
+  file(s) like this. Add the image, or rename or remove the file
 train scan_1 scan_2 instances/scan_1.png
 val scan_1 scan_2 instances/scan_1.png
-  ROOT/images/scan_2.png has no instance: ROOT/instances has no file with the
-  stem 'scan_2' (did you mean scan_1?); 1 file(s) like this. Add the instance or
-  remove the file
+  ROOT/images/scan_2.png has no instance: ROOT/instances has no file of the name
+  'scan_2'; 1 file(s) like this. Add the instance, or rename or remove the file
+train images/a.png labels/a.png gt/a.png
+  ROOT/gt and ROOT/labels may all be the masks; keep one, or name the right one
+  masks/ and the others differently
+train train/a val/a valid/a
+  ROOT/val/images and ROOT/valid/images may all be the images; keep one, or name
+  the right one images/ and the others differently
 train a b images/a.bmp
   ROOT/images/a.bmp and ROOT/images/a.png have the same stem; pairs are made by
   stem, rename or remove one
@@ -290,7 +311,10 @@ tests train/a train/b test/a test/b
 val train/a train/b test/a test/b
   ROOT has no split 'val'; it has train, test
 val scan_1 scan_2 train.txt=scan_1 val.txt=scan_2,scam_2
-  ROOT/val.txt names scam_2, which images/ does not have (did you mean scan_2?)
+  ROOT/val.txt names scam_2, which images/ does not have (did you mean
+  scan_2?); 1 name(s) like this. Correct or remove them
+val scan_1 scan_2 train.txt=scan_1 val.txt=scan_2 valid.txt=scan_1
+  ROOT/val.txt and ROOT/valid.txt are lists of one split; remove one
 val scan_1 scan_2 train.txt=scan_1 val.txt=
   ROOT/val.txt: is empty; one stem a line
 """

@@ -1,18 +1,14 @@
-"""Examples from folders of images and masks, paired by stem."""
+"""Examples from folders of images and masks, paired by name."""
 
-import logging
+import os
 import pathlib
 
 import ml_collections
 
 from unet_jax.config import fields
-from unet_jax.data import decode, examples
+from unet_jax.data import examples, file_pairs, folders, lists, pairing
 from unet_jax.runtime import errors
 
-_log = logging.getLogger(__name__)
-
-# Paths of an image, its mask and, where there is one, its instance mask.
-Pair = tuple[pathlib.Path, ...]
 Problems = list[examples.Problem] | None
 
 
@@ -32,7 +28,7 @@ class FolderSource:
         f'--config.data.dir={config.data.dir}: no such folder'
       )
     self.split, self.held_out, self._pairs = _find_pairs(
-      root, split, config, problems
+      str(root), split, config, problems
     )
     stamps = [_file_stamp(path) for pair in self._pairs for path in pair]
     self.fingerprint = ['folder', stamps]
@@ -48,17 +44,18 @@ class FolderSource:
     example = {
       'image': _read_bytes(image_path),
       'mask': _read_bytes(mask_path),
-      'name': str(image_path),
-      'mask_name': str(mask_path),
+      'name': image_path,
+      'mask_name': mask_path,
     }
     for path in instance_path:
       example['instances'] = _read_bytes(path)
     return example
 
 
-def _read_bytes(path: pathlib.Path) -> bytes:
+def _read_bytes(path: str) -> bytes:
   try:
-    return path.read_bytes()
+    with open(path, 'rb') as f:
+      return f.read()
   except OSError as e:
     raise errors.DecodeError(
       f'{path} cannot be read ({e.strerror}); fix it, or skip such pairs with '
@@ -66,148 +63,111 @@ def _read_bytes(path: pathlib.Path) -> bytes:
     ) from e
 
 
-def _file_stamp(path: pathlib.Path) -> list:
+def _file_stamp(path: str) -> list:
   try:
-    stat = path.stat()
+    stat = os.stat(path)
   except OSError:  # Such as a link to nowhere; reading it reports that.
-    return [str(path), None, None]
-  return [str(path.resolve()), stat.st_size, stat.st_mtime_ns]
+    return [path, None, None]
+  return [os.path.realpath(path), stat.st_size, stat.st_mtime_ns]
 
 
 def _find_pairs(
-  root: pathlib.Path,
+  root: str,
   split: str,
   config: ml_collections.ConfigDict,
   problems: Problems,
-) -> tuple[str, bool, list[Pair]]:
+) -> tuple[str, bool, list[file_pairs.Pair]]:
   """Returns a split's name, whether it is held out, and its pairs in order."""
-  folders = [s for s in ('train', 'val', 'test') if (root / s).is_dir()]
-  usable = [s for s in folders if (root / s / 'masks').is_dir()]
-  lists = [s for s in ('train', 'val', 'test') if (root / f'{s}.txt').is_file()]
-  if not usable and not (root / 'images').is_dir():
-    raise errors.UserError(
-      f'--config.data.dir={root}: has neither images/ and masks/, nor '
-      'train/ with images/ and masks/ in it' + _contents(root)
-    )
-  for name in sorted(set(folders) - set(usable)) if split == 'auto' else ():
-    _log.info('%s has no masks/: not used', root / name)
-  splits = usable or lists or ['train']
+  data, split = config.data, folders.split_name(split)
+  patterns = _patterns(data)
+  tree = folders.Tree(root)
+  parts = {s: tree.kinds(s, patterns) for s in folders.SPLITS}
+  usable = {s: kinds for s, kinds in parts.items() if kinds}
+  whole = tree.kinds('', patterns)
+  if whole and usable and 'train' not in usable:
+    usable = {'train': whole, **usable}  # images/ and masks/ beside test/.
+  listed = {} if usable else lists.find(root)
+  if not usable and not whole:
+    raise errors.UserError(_nothing(tree))
+  splits = list(usable or listed or ['train'])
   if split == 'auto':
     split = next((s for s in ('val', 'test') if s in splits), 'val')
   # Folds take the place of `val`, see `sources.make_source`.
-  held_out = not ({'val', 'test'} & set(splits) or config.data.num_folds)
-  if held_out:
+  held_out = not ({'val', 'test'} & set(splits) or data.num_folds)
+  if held_out and data.val_fraction:
     splits = ['train', 'val']
+  elif held_out and split == 'val':
+    raise errors.UserError(
+      f'--config.data.val_fraction=0 holds nothing of {root} out to evaluate '
+      'on: set a fraction, add val/, or measure the images that are trained on '
+      'with --config.data.eval_split=train'
+    )
   if split not in splits:
     raise errors.UserError(
       f'{root} has no split {split!r}{fields.nearest(split, splits)}; '
       f'it has {", ".join(splits)}'
     )
+  held_out = held_out and data.val_fraction > 0
   part = 'train' if held_out else split
-  folder = root / part if usable else root
-  pairs = _pair_files(folder, problems)
-  if lists and not usable:
-    pairs = _select_listed(pairs, root / f'{part}.txt', problems)
+  kinds = usable.get(part) or whole
+  assert kinds is not None, 'one of them was found'
+  _report_folders(tree, list(usable.values()) or [kinds], problems)
+  pairs = file_pairs.pair(kinds, patterns, listed.get(part), problems)
   if held_out:
-    pairs = _hold_out(pairs, split, config, folder)
+    pairs = _hold_out(pairs, split, config, root)
   return split, held_out, pairs
 
 
-def _contents(root: pathlib.Path) -> str:
-  names = sorted(p.name for p in root.iterdir())
-  if not names:
-    return ' (it is empty)'
+def _patterns(data: ml_collections.ConfigDict) -> pairing.Patterns | None:
+  """Returns the patterns of images and masks; None where none is set."""
+  if not (data.image_pattern or data.mask_pattern):
+    return None
+  image = pairing.normal_form(data.image_pattern or pairing.STEM)
+  return image, pairing.normal_form(data.mask_pattern or pairing.STEM)
+
+
+def _nothing(tree: folders.Tree) -> str:
+  """Returns why a folder has no pairs."""
+  names = sorted(os.listdir(tree.root))
   more = f' and {len(names) - 6} more' if len(names) > 6 else ''
-  return f' (it has {", ".join(names[:6])}{more})'
-
-
-def _files_by_stem(
-  folder: pathlib.Path, problems: Problems
-) -> dict[str, pathlib.Path]:
-  """Returns {stem: path} of the image files of a folder, in natural order."""
-  if not folder.is_dir():
-    raise errors.UserError(f'{folder}: no such folder; put the files there')
-  files: dict[str, pathlib.Path] = {}
-  for path in sorted(folder.iterdir()):
-    known = path.suffix.lower() in decode.EXTENSIONS
-    if path.name.startswith('.') or not known:
-      continue
-    if path.stem in files:
-      names = str(files[path.stem]), str(path)
-      text = (
-        f'{names[0]} and {names[1]} have the same stem; pairs are made by '
-        'stem, rename or remove one'
-      )
-      examples.report(examples.Problem('same stem', text, names), problems)
-    files[path.stem] = path
-  if not files:
-    raise errors.UserError(
-      f'{folder}: has no image files ({", ".join(decode.EXTENSIONS)})'
+  contents = f'it has {", ".join(names[:6])}{more}' if names else 'it is empty'
+  if folders.meaning(os.path.basename(tree.root))[1]:
+    contents += '; give the folder above it?'
+  elif tree.has_loose_images:
+    contents += (
+      '; to tell masks from images beside them: --config.data.mask_pattern='
+      "'{stem}_mask'"
     )
-  return {stem: files[stem] for stem in sorted(files, key=examples.natural_key)}
+  return (
+    f'--config.data.dir={tree.root}: has neither images/ and masks/, nor '
+    f'train/ with images/ and masks/ in it ({contents})'
+  )
 
 
-def _pair_files(folder: pathlib.Path, problems: Problems) -> list[Pair]:
-  images = _files_by_stem(folder / 'images', problems)
-  masks = _files_by_stem(folder / 'masks', problems)
-  kinds = [images, masks]
-  required = [(images, masks, 'mask'), (masks, images, 'image')]
-  if (folder / 'instances').is_dir():
-    kinds.append(_files_by_stem(folder / 'instances', problems))
-    required.append((images, kinds[2], 'instance'))
-  for have, want, kind in required:
-    missing = [stem for stem in have if stem not in want]
-    if missing:
-      text = (
-        f'{have[missing[0]]} has no {kind}: {folder / kind}s has no file with '
-        f'the stem {missing[0]!r}{fields.nearest(missing[0], want)}; '
-        f'{len(missing)} file(s) like this. Add the {kind} or remove the file'
-      )
-      names = tuple(str(have[stem]) for stem in missing)
-      examples.report(examples.Problem('unpaired', text, names), problems)
-  return [
-    tuple(files[stem] for files in kinds)
-    for stem in images
-    if all(stem in files for files in kinds)
-  ]
-
-
-def _select_listed(
-  pairs: list[Pair], path: pathlib.Path, problems: Problems
-) -> list[Pair]:
-  """Returns the pairs whose stems a list names, in the list's order."""
-  if not path.is_file():
-    raise errors.UserError(f'{path}: no such list of stems')
-  by_stem = {pair[0].stem: pair for pair in pairs}
-  chosen = []
-  content = path.read_text('utf-8-sig', 'replace')
-  for line in filter(None, map(str.strip, content.splitlines())):
-    # A line is a stem or file name, perhaps with spaces, perhaps with more
-    # columns after it.
-    first = line.split()[0]
-    names = (line, pathlib.Path(line).stem, first, pathlib.Path(first).stem)
-    stem = next((name for name in names if name in by_stem), None)
-    if stem is not None:
-      chosen.append(by_stem[stem])
-      continue
+def _report_folders(
+  tree: folders.Tree,
+  used: list[file_pairs.Kinds],
+  problems: Problems,
+) -> None:
+  """Names the folders that are passed over."""
+  kinds = [folder for split in used for folder in split.values()]
+  unused = tree.passed_over + tree.unused(kinds)
+  if unused:
+    names = [os.path.relpath(path, tree.root) for path in sorted(unused)]
     text = (
-      f'{path} names {line}, which images/ does not have'
-      f'{fields.nearest(line, by_stem)}'
+      f'{tree.root}: not used, by their names no images and masks of a split: '
+      + file_pairs.some(names)
     )
-    examples.report(
-      examples.Problem('listed but missing', text, (line,)), problems
-    )
-  if not chosen:
-    raise errors.UserError(f'{path}: is empty; one stem a line')
-  return chosen
+    problem = examples.Problem('passed over', text, tuple(unused), 'note')
+    examples.report(problem, problems)
 
 
 def _hold_out(
-  pairs: list[Pair],
+  pairs: list[file_pairs.Pair],
   split: str,
   config: ml_collections.ConfigDict,
-  folder: pathlib.Path,
-) -> list[Pair]:
+  folder: str,
+) -> list[file_pairs.Pair]:
   """Splits pairs into train and val by data.val_fraction and data.holdout."""
   count = max(round(len(pairs) * config.data.val_fraction), 1)
   if count >= len(pairs):
