@@ -348,3 +348,91 @@ def test_link_to_nowhere(tmp_path):
     'pairs with --config.data.on_error=skip'
   )
   assert source[1]['name'].endswith('b.png')
+
+
+# Pages
+
+
+def _write_pages(path, first, count):
+  """A TIFF of `count` pages with the values first, first + 1, ..."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  pages = [
+    Image.fromarray(np.full((4, 6), first + i, np.uint8)) for i in range(count)
+  ]
+  pages[0].save(path, save_all=True, append_images=pages[1:])
+
+
+def _write_stacks(root, counts):
+  """Stacks s0.tif, ... whose values go on from one to the next."""
+  for i, count in enumerate(counts):
+    for folder, more in (('images', 0), ('masks', 100)):
+      first = sum(counts[:i]) + more
+      _write_pages(root / folder / f's{i}.tif', first, count)
+
+
+def test_pages_are_examples(tmp_path):
+  _write_stacks(tmp_path / 'train', [3, 1, 2])
+  write_pairs(tmp_path / 'val', ['z'])
+  source = make(tmp_path, 'train', pages='images')
+  assert len(source) == 6
+  names = [os.path.basename(source.read(i)['name']) for i in range(6)]
+  assert names == ['s0.tif[0]', 's0.tif[1]', 's0.tif[2]', 's1.tif'] + [
+    's2.tif[0]',
+    's2.tif[1]',
+  ]
+  for i in range(6):
+    assert source[i]['image'].min() == source[i]['image'].max() == i
+    assert source[i]['mask'].min() == source[i]['mask'].max() == 100 + i
+  one = make(tmp_path, 'val', pages='images').read(0)
+  assert (one['name'], one['page']) == (
+    str(tmp_path / 'val/images/z.png'),
+    0,
+  )
+  assert source.fingerprint != make(tmp_path, 'train').fingerprint
+
+
+def test_pages_of_a_file_are_held_out_together(tmp_path):
+  counts = [3, 1, 2, 4]
+  _write_stacks(tmp_path, counts)
+  stacks = np.split(np.arange(10), np.cumsum(counts)[:-1])
+  made = lambda split, **data: [
+    int(e['image'].min())
+    for e in make(tmp_path, split, pages='images', **data)
+  ]
+  parts = [
+    [made(split, val_fraction=0.5) for split in ('train', 'val')],
+    [made(f'fold_{i}', num_folds=3) for i in range(3)],
+  ]
+  for part in parts:
+    assert sorted(sum(part, [])) == list(range(10))
+    for stack in stacks:
+      assert sum(set(stack) <= set(rows) for rows in part) == 1
+  assert 'the 10 example(s) in 4 file(s) of train cannot be cut' in error(
+    tmp_path, 'fold_0', pages='images', num_folds=5
+  )
+
+
+def test_pages_of_image_and_mask_differ(tmp_path):
+  _write_stacks(tmp_path / 'train', [3, 2])
+  write_pairs(tmp_path / 'val', ['z'])
+  _write_pages(tmp_path / 'train/masks/s0.tif', 0, 2)
+  folder = tmp_path / 'train'
+  assert error(tmp_path, pages='images') == (
+    f'{folder}/images/s0.tif holds 3, {folder}/masks/s0.tif holds 2 image(s): '
+    'with data.pages=images each page of an image needs a page of its mask; 1 '
+    'pair(s) like this. Store as many pages in both'
+  )
+  problems = []
+  source = make(tmp_path, 'train', problems, pages='images')
+  assert [problem.kind for problem in problems] == ['pages']
+  assert [int(source[i]['image'].min()) for i in range(len(source))] == [3, 4]
+
+
+def test_a_broken_file_is_one_page(tmp_path):
+  _write_stacks(tmp_path / 'train', [2, 2])
+  write_pairs(tmp_path / 'val', ['z'])
+  (tmp_path / 'train/images/s0.tif').write_bytes(b'II*\0broken')
+  (tmp_path / 'train/masks/s0.tif').write_bytes(b'II*\0broken')
+  source = make(tmp_path, 'train', pages='images')
+  assert len(source) == 3
+  assert 's0.tif' in message_of(lambda: source[0], kind=errors.DecodeError)

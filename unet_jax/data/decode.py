@@ -15,7 +15,10 @@ from PIL import Image
 from unet_jax.data import stored
 from unet_jax.runtime import errors
 
-EXTENSIONS = ('.png', '.jpg', '.jpeg', '.tif', '.tiff', '.bmp', '.gif', '.webp')
+EXTENSIONS = (
+  *('.png', '.jpg', '.jpeg', '.jfif', '.tif', '.tiff'),
+  *('.bmp', '.gif', '.webp'),
+)
 
 
 @dataclasses.dataclass(frozen=True)

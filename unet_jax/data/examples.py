@@ -40,6 +40,12 @@ class Source(Protocol):
   held_out: bool  # Whether the source chose the examples not trained on.
   fingerprint: Any  # JSON-able; changes with the examples.
 
+  @property
+  def groups(self) -> np.ndarray | None:
+    """int [N], ascending: examples of one number, such as the pages of a file,
+    stay together when some are held out; None if each stands alone.
+    """
+
   def __len__(self) -> int: ...
 
   def __getitem__(self, index: int) -> Example: ...

@@ -1,15 +1,27 @@
 """Examples from folders of images and masks, paired by name."""
 
+import concurrent.futures
 import os
 import pathlib
 
 import ml_collections
+import numpy as np
 
 from unet_jax.config import fields
-from unet_jax.data import examples, file_pairs, folders, lists, pairing
+from unet_jax.data import (
+  examples,
+  file_pairs,
+  folders,
+  lists,
+  pairing,
+  stored,
+)
 from unet_jax.runtime import errors
 
 Problems = list[examples.Problem] | None
+
+# Endings of files that may hold several images.
+_PAGED = ('.tif', '.tiff', '.gif', '.webp', '.png')
 
 
 class FolderSource:
@@ -31,21 +43,35 @@ class FolderSource:
       str(root), split, config, problems
     )
     stamps = [_file_stamp(path) for pair in self._pairs for path in pair]
-    self.fingerprint = ['folder', stamps]
+    self.fingerprint: list = ['folder', stamps]
+    # Of each pair, its pages; of each example, its pair and its page.
+    self._counts = [1] * len(self._pairs)
+    if self._data.pages == 'images':
+      self._counts = _count_pages(self._pairs, problems)
+      self.fingerprint.append(self._counts)
+    self.groups = np.repeat(np.arange(len(self._pairs)), self._counts)
+    ends = np.cumsum(self._counts)
+    self._pages = (
+      np.arange(len(self.groups)) - (ends - self._counts)[self.groups]
+    )
 
   def __len__(self) -> int:
-    return len(self._pairs)
+    return len(self.groups)
 
   def __getitem__(self, index: int) -> examples.Example:
     return examples.decode_example(self.read(index), self._data)
 
   def read(self, index: int) -> examples.Example:
-    image_path, mask_path, *instance_path = self._pairs[index]
+    number, page = self.groups[index], int(self._pages[index])
+    image_path, mask_path, *instance_path = self._pairs[number]
+    # Numbered from 0, as in the libraries that write pages.
+    suffix = f'[{page}]' if self._counts[number] > 1 else ''
     example = {
       'image': _read_bytes(image_path),
       'mask': _read_bytes(mask_path),
-      'name': image_path,
-      'mask_name': mask_path,
+      'name': image_path + suffix,
+      'mask_name': mask_path + suffix,
+      'page': page,
     }
     for path in instance_path:
       example['instances'] = _read_bytes(path)
@@ -61,6 +87,32 @@ def _read_bytes(path: str) -> bytes:
       f'{path} cannot be read ({e.strerror}); fix it, or skip such pairs with '
       '--config.data.on_error=skip'
     ) from e
+
+
+def _count_pages(pairs: list[file_pairs.Pair], problems: Problems) -> list[int]:
+  """Returns how many images each pair holds; 0 where its files differ."""
+
+  def count(path: str) -> int:
+    if os.path.splitext(path)[1].lower() not in _PAGED:
+      return 1
+    try:
+      return stored.count_pages(_read_bytes(path), path)
+    except errors.DecodeError:  # Decoding it says so, or skips it.
+      return 1
+
+  with concurrent.futures.ThreadPoolExecutor() as pool:
+    counts = list(pool.map(lambda pair: [count(path) for path in pair], pairs))
+  odd = [i for i, found in enumerate(counts) if len(set(found)) > 1]
+  if odd:
+    holds = zip(pairs[odd[0]], counts[odd[0]])
+    text = ', '.join(f'{path} holds {number}' for path, number in holds)
+    text += (
+      ' image(s): with data.pages=images each page of an image needs a page of '
+      f'its mask; {len(odd)} pair(s) like this. Store as many pages in both'
+    )
+    names = tuple(pairs[i][0] for i in odd)
+    examples.report(examples.Problem('pages', text, names), problems)
+  return [0 if len(set(found)) > 1 else found[0] for found in counts]
 
 
 def _file_stamp(path: str) -> list:
