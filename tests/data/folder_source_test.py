@@ -245,6 +245,149 @@ def test_isbi2012(shared_data):
       assert_array_equal(np.squeeze(example[key]), expected)
 
 
+# Names that differ, and what is left out. The rules are tested in
+# pairing_test.py and folders_test.py.
+
+
+def _paired(root, split='train', **fields):
+  """The names of image and mask of each example."""
+  source = make(root, split, **{'val_fraction': 0, **fields})
+  files = [source.read(i) for i in range(len(source))]
+  path = lambda name: os.path.relpath(name, root)
+  return [f'{path(f["name"])} {path(f["mask_name"])}' for f in files]
+
+
+def test_what_was_paired_is_shown(tmp_path, caplog):
+  caplog.set_level('INFO')
+  _make_files(
+    tmp_path,
+    'imgs/a10_scan.png imgs/a9_scan.jpg gt/a9_mask.png gt/a10_mask.gif',
+  )
+  assert _paired(tmp_path) == [
+    'imgs/a9_scan.jpg gt/a9_mask.png',
+    'imgs/a10_scan.png gt/a10_mask.gif',
+  ]
+  assert caplog.messages == [
+    f'paired 2 images of {tmp_path}/imgs with masks of {tmp_path}/gt, such as '
+    'a10_scan.png with a10_mask.gif (as --config.data.image_pattern='
+    "'{stem}_scan' --config.data.mask_pattern='{stem}_mask')"
+  ]
+  # What it says can be set, and is then not said again.
+  patterns = {'image_pattern': '{stem}_scan', 'mask_pattern': '{stem}_mask'}
+  assert len(_paired(tmp_path, **patterns)) == 2
+
+
+def test_one_folder_of_images_and_masks(tmp_path):
+  _make_files(tmp_path, 'p1/a.png p1/a_mask.png p2/a.png p2/a_mask.png')
+  assert _paired(tmp_path) == [
+    'p1/a.png p1/a_mask.png',
+    'p2/a.png p2/a_mask.png',
+  ]
+
+
+def test_images_without_masks_are_left_out(tmp_path, caplog):
+  _make_files(
+    tmp_path, 'a b images/c.png images/d.png images/e.png images/f.png'
+  )
+  assert len(_paired(tmp_path)) == 2
+  assert len(make(tmp_path, 'val', val_fraction=0.5)) == 1
+  # Once for both splits.
+  assert caplog.messages == [
+    f'4 of 6 images of {tmp_path}/images have no mask and are left out: c.png, '
+    'd.png, e.png and 1 more'
+  ]
+  problems = []
+  make(tmp_path, 'train', problems)
+  (problem,) = problems
+  assert (problem.kind, problem.level) == ('unpaired', 'warning')
+  assert len(problem.names) == 4
+
+
+def test_files_that_are_not_listed_are_not_looked_at(tmp_path, caplog):
+  caplog.set_level('INFO')
+  _make_files(
+    tmp_path,
+    'a b c images/c.jpg images/d.png masks/e.png train.txt=a val.txt=b',
+  )
+  assert _paired(tmp_path) == ['images/a.png masks/a.png']
+  assert not caplog.messages
+  # With masks of other names.
+  for stem in 'abc':
+    (tmp_path / f'masks/{stem}.png').rename(tmp_path / f'masks/{stem}_m.png')
+  assert _paired(tmp_path) == ['images/a.png masks/a_m.png']
+
+
+def test_a_listed_image_without_a_mask_is_left_out(tmp_path, caplog):
+  _make_files(tmp_path, 'a b images/c.png train.txt=a,c val.txt=b')
+  assert _paired(tmp_path) == ['images/a.png masks/a.png']
+  assert 'have no mask and are left out: c.png' in caplog.text
+
+
+def test_files_that_are_passed_over_are_counted(tmp_path, caplog):
+  caplog.set_level('INFO')
+  _make_files(tmp_path, 'a')
+  for name in (
+    'images/b.heic images/c.HEIC images/d.jp2 masks/Thumbs.db images/.DS_Store'
+  ).split():
+    (tmp_path / name).touch()
+  assert len(_paired(tmp_path)) == 1
+  (message,) = caplog.messages
+  assert message.startswith(
+    f'{tmp_path}/images and masks/: 5 file(s) passed over, 2 .heic, 1 hidden, '
+    '1 .jp2, 1 .db: b.heic, .DS_Store, d.jp2 and 1 more; those that are images '
+    'are read as .png, '
+  )
+
+
+def test_other_names_of_splits(tmp_path, caplog):
+  caplog.set_level('INFO')
+  _make_files(tmp_path, 'Training/a Valid/b testing/c extra/d extra/e')
+  for split, found in {
+    'training': 0,
+    'train': 0,
+    'valid': 1,
+    'val': 1,
+    'auto': 1,
+    'test': 2,
+  }.items():
+    source = make(tmp_path, split)
+    assert values(source) == [found]
+    assert source.split == ('train', 'val', 'test')[found]
+  assert caplog.messages == [
+    f'{tmp_path}: not used, by their names no images and masks of a split: '
+    'extra'
+  ]
+
+
+def test_images_and_masks_beside_a_split(tmp_path):
+  _make_files(tmp_path, 'a b test/c')
+  assert values(make(tmp_path, 'train')) == [0, 1]
+  assert values(make(tmp_path, 'auto')) == [2]
+
+
+def test_subfolders(tmp_path):
+  _make_files(tmp_path, 'a2 a10 p2/x')  # Of a wrapper, see below.
+  for kind in ('images', 'masks'):
+    (tmp_path / 'p2' / kind).rename(tmp_path / kind / 'p2')
+  (tmp_path / 'p2').rmdir()
+  assert _paired(tmp_path) == [
+    'images/a2.png masks/a2.png',
+    'images/a10.png masks/a10.png',
+    'images/p2/x.png masks/p2/x.png',
+  ]
+
+
+def test_no_hold_out(tmp_path):
+  _make_files(tmp_path, 'a b')
+  assert values(make(tmp_path, 'train', val_fraction=0.0)) == [0, 1]
+  for split in ('auto', 'val', 'valid'):
+    assert error(tmp_path, split, val_fraction=0.0) == (
+      f'--config.data.val_fraction=0 holds nothing of {tmp_path} out to '
+      'evaluate on: set a fraction, add val/, or measure the images that are '
+      'trained on with --config.data.eval_split=train'
+    )
+
+
 # Mistakes
 
 
@@ -396,8 +539,7 @@ def test_pages_of_a_file_are_held_out_together(tmp_path):
   _write_stacks(tmp_path, counts)
   stacks = np.split(np.arange(10), np.cumsum(counts)[:-1])
   made = lambda split, **data: [
-    int(e['image'].min())
-    for e in make(tmp_path, split, pages='images', **data)
+    int(e['image'].min()) for e in make(tmp_path, split, pages='images', **data)
   ]
   parts = [
     [made(split, val_fraction=0.5) for split in ('train', 'val')],

@@ -20,7 +20,7 @@ def test_equal_names_pair_and_others_are_left():
   assert found.is_exact and found.patterns == (_STEM, _STEM)
 
 
-# Images, masks, and the patterns that are found; the order is that of the pairs.
+# Images, masks in the same order, and the patterns that are found.
 _WAYS = {
   'suffixes': ('a0_scan a1_scan', 'a0_mask a1_mask', '{stem}_scan {stem}_mask'),
   'a suffix': ('a b', 'a_mask b_mask', '{stem} {stem}_mask'),

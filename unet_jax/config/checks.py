@@ -325,12 +325,12 @@ def _data(config: ml_collections.ConfigDict, mode: str) -> Table:
   reads, drawn = mode in _READING, fields.OF_SHAPES
   downloads = data.source == 'tfds' and data.name != 'oxford_iiit_pet'
   return {
-    **{
-      f'data.{field}: must hold {{stem}} once, such as {{stem}}_mask': (
-        data[field] and data[field].count('{stem}') != 1
-      )
-      for field in ('image_pattern', 'mask_pattern')
-    },
+    'data.image_pattern: must hold {stem} once': (
+      data.image_pattern and data.image_pattern.count('{stem}') != 1
+    ),
+    'data.mask_pattern: must hold {stem} once, such as {stem}_mask': (
+      data.mask_pattern and data.mask_pattern.count('{stem}') != 1
+    ),
     'data.sample_classes chooses windows of images, which data.resize='
     f'{data.resize} does not draw; set --config.data.resize=patch': (
       data.sample_classes and data.resize != 'patch'

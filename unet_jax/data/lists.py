@@ -60,6 +60,8 @@ def select(path: str, keys: Sequence[str], problems: Problems) -> list[str]:
       f'{known.hint(missing[0])}; {len(missing)} name(s) like this. Correct or '
       'remove them'
     )
+    if not chosen:  # Nothing is left to go on with.
+      raise errors.UserError(text)
     examples.report(
       examples.Problem('listed but missing', text, tuple(missing)), problems
     )
@@ -69,7 +71,7 @@ def select(path: str, keys: Sequence[str], problems: Problems) -> list[str]:
     examples.report(
       examples.Problem('listed twice', text, tuple(again), 'warning'), problems
     )
-  if not chosen and not missing:
+  if not chosen:
     raise errors.UserError(f'{path}: is empty; one stem a line')
   return list(chosen)
 
