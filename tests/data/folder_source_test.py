@@ -334,14 +334,26 @@ def test_files_that_are_passed_over_are_counted(tmp_path, caplog):
   (message,) = caplog.messages
   assert message.startswith(
     f'{tmp_path}/images and masks/: 5 file(s) passed over, 2 .heic, 1 hidden, '
-    '1 .jp2, 1 .db: b.heic, .DS_Store, d.jp2 and 1 more; those that are images '
-    'are read as .png, '
+    '1 .jp2, 1 .db, such as .DS_Store, b.heic, d.jp2 and 1 more; those that '
+    'are images are read as .png, '
+  )
+
+
+def test_files_of_which_none_is_read(tmp_path):
+  for name in 'imagesTr/a.nii.gz imagesTr/b.nii.gz labelsTr/a.nii.gz'.split():
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).touch()
+  assert error(tmp_path) == (
+    f'{tmp_path}/imagesTr: has no image files ({", ".join(decode.EXTENSIONS)}) '
+    'but 2 .gz; convert them'
   )
 
 
 def test_other_names_of_splits(tmp_path, caplog):
   caplog.set_level('INFO')
-  _make_files(tmp_path, 'Training/a Valid/b testing/c extra/d extra/e')
+  _make_files(
+    tmp_path, 'Training/a Valid/b testing/c extra/d extra/e train.txt=a'
+  )
   for split, found in {
     'training': 0,
     'train': 0,
@@ -355,7 +367,7 @@ def test_other_names_of_splits(tmp_path, caplog):
     assert source.split == ('train', 'val', 'test')[found]
   assert caplog.messages == [
     f'{tmp_path}: not used, by their names no images and masks of a split: '
-    'extra'
+    'extra, train.txt'
   ]
 
 
@@ -475,7 +487,9 @@ def test_hold_out_that_leaves_nothing(tmp_path, count, fraction):
   write_pairs(tmp_path, [f'p{i}' for i in range(count)])
   assert error(tmp_path, val_fraction=fraction) == (
     f'{tmp_path}: {count} pair(s) leave nothing to train on once '
-    f'data.val_fraction={fraction} is held out'
+    f'data.val_fraction={fraction} is held out; add pairs, or '
+    'evaluate on them too: --config.data.val_fraction=0 '
+    '--config.data.eval_split=train'
   )
 
 

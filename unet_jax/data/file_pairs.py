@@ -37,8 +37,10 @@ def pair(
   """
   for folder in kinds.values():
     if not folder.files:
+      counts = some(_counts(folder.others), 6)
       raise errors.UserError(
         f'{folder.path}: has no image files ({", ".join(decode.EXTENSIONS)})'
+        + (f' but {counts}; convert them' if counts else '')
       )
   _report_others(kinds, problems)
   files = kinds['images'].files
@@ -89,6 +91,12 @@ def _only(paths: list[str], problems: Problems) -> str:
   return paths[-1]
 
 
+def _counts(others: dict[str, list[str]]) -> list[str]:
+  """Returns `3 .heic` and so on, the most frequent ending first."""
+  ranked = sorted(others.items(), key=lambda item: -len(item[1]))
+  return [f'{len(paths)} {ending}' for ending, paths in ranked]
+
+
 def _report_others(kinds: Kinds, problems: Problems) -> None:
   """Counts the files whose endings are not read."""
   others: dict[str, list[str]] = {}
@@ -97,13 +105,12 @@ def _report_others(kinds: Kinds, problems: Problems) -> None:
       others.setdefault(ending, []).extend(paths)
   if not others:
     return
-  ranked = sorted(others.items(), key=lambda item: -len(item[1]))
-  counts = [f'{len(paths)} {ending}' for ending, paths in ranked]
-  firsts = [os.path.basename(paths[0]) for _, paths in ranked]
-  names = tuple(path for _, paths in ranked for path in paths)
+  firsts = [os.path.basename(paths[0]) for paths in others.values()]
+  names = tuple(path for paths in others.values() for path in paths)
   text = (
     f'{kinds["images"].path} and {os.path.basename(kinds["masks"].path)}/: '
-    f'{len(names)} file(s) passed over, {some(counts, 6)}: {some(firsts)}; '
+    f'{len(names)} file(s) passed over, {some(_counts(others), 6)}, such as '
+    f'{some(firsts)}; '
     f'those that are images are read as {", ".join(decode.EXTENSIONS)}'
   )
   problem = examples.Problem('passed over', text, names, 'note')

@@ -138,7 +138,10 @@ def _find_pairs(
   whole = tree.kinds('', patterns)
   if whole and usable and 'train' not in usable:
     usable = {'train': whole, **usable}  # images/ and masks/ beside test/.
-  listed = {} if usable else lists.find(root)
+  listed = lists.find(root)
+  if usable:
+    tree.passed_over += listed.values()
+    listed = {}
   if not usable and not whole:
     raise errors.UserError(_nothing(tree))
   splits = list(usable or listed or ['train'])
@@ -225,7 +228,9 @@ def _hold_out(
   if count >= len(pairs):
     raise errors.UserError(
       f'{folder}: {len(pairs)} pair(s) leave nothing to train on once '
-      f'data.val_fraction={config.data.val_fraction} is held out'
+      f'data.val_fraction={config.data.val_fraction} is held out; add '
+      'pairs, or evaluate on them too: --config.data.val_fraction=0 '
+      '--config.data.eval_split=train'
     )
   order = examples.holdout_order(len(pairs), config)
   chosen = order[-count:] if split == 'val' else order[:-count]
