@@ -47,6 +47,8 @@ _TESTED_IN = {
   'unet_jax.__main__': 'main_test.py',
   'unet_jax.config.output_size': 'models/sizes_test.py',
   'unet_jax.data.examples': 'data/decode_test.py',
+  'unet_jax.data.plain': 'data/decode_test.py',
+  'unet_jax.data.png': 'data/stored_test.py',
   'unet_jax.data.tiff': 'data/stored_test.py',
   'unet_jax.data.tiff_image': 'data/stored_test.py',
   'unet_jax.data.tiff_tags': 'data/stored_test.py',

@@ -101,15 +101,12 @@ def pair(
     return Pairing(numbered or {}, tried, False)
   if patterns:
     return found
-  ways = []
+  # Prefixes and suffixes that pair all files pair them in one way only.
   for other in _likely_patterns(images, masks):
     for simplify in (str, _simple):
       matched = _match(images, masks, other, simplify)
       if is_whole(matched):
-        ways.append(Pairing(matched or {}, other, simplify is str))
-        break
-  if ways and all(way.masks == ways[0].masks for way in ways):
-    return ways[0]
+        return Pairing(matched or {}, other, simplify is str)
   return found
 
 
