@@ -231,7 +231,7 @@ data.source=folder
 data.image_pattern=_scan
   : must hold {{stem}} once
 data.mask_pattern={{stem}}_{{stem}}
-  : must hold {{stem}} once, such as {{stem}}_mask
+  : must hold {{stem}} once
 data.num_folds=1
   leaves nothing to train on; take 2 or more, or 0 for no folds
 data.fold=5 data.num_folds=5

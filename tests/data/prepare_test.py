@@ -28,6 +28,7 @@ class _Examples:
   """
 
   fingerprint = 'examples'
+  groups = None
   bad = {}  # {index: exception}
   watch_dir = None
 

@@ -52,6 +52,11 @@ def _single_fields(config: ml_collections.ConfigDict, mode: str) -> Table:
     table[f'{text}{low},{high}'] = not is_pair
     text = f'{field}: must lie between {low} and {high}'
     table[text] = is_pair and not low <= bounds[0] <= bounds[1] <= high
+  for field in ('data.image_pattern', 'data.mask_pattern'):
+    is_set = flat[field] != ''
+    table[f'{field}: must hold {{stem}} once'] = (
+      flat[field].count('{stem}') != is_set
+    )
   fraction, flips = config.data.foreground_fraction, config.inference.flips
   return table | {
     'mesh.data: takes a number of devices, or -1 for all': (
@@ -322,12 +327,6 @@ def _data(config: ml_collections.ConfigDict, mode: str) -> Table:
   reads, drawn = mode in _READING, fields.OF_SHAPES
   downloads = data.source == 'tfds' and data.name != 'oxford_iiit_pet'
   return {
-    'data.image_pattern: must hold {stem} once': (
-      data.image_pattern and data.image_pattern.count('{stem}') != 1
-    ),
-    'data.mask_pattern: must hold {stem} once, such as {stem}_mask': (
-      data.mask_pattern and data.mask_pattern.count('{stem}') != 1
-    ),
     'data.sample_classes chooses windows of images, which data.resize='
     f'{data.resize} does not draw; set --config.data.resize=patch': (
       data.sample_classes and data.resize != 'patch'
