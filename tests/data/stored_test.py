@@ -214,6 +214,25 @@ def test_what_is_no_page():
   assert second.alpha is None
 
 
+@pytest.mark.parametrize('metadata', [None, {}])
+@pytest.mark.parametrize('marked', [0, 1])
+def test_pyramids(metadata, marked):
+  """In SubIFDs, or tiled at the top, by tifffile's description or without."""
+  for subifds in (0, 1):
+    file = io.BytesIO()
+    options = {'metadata': metadata, 'tile': (16, 16), 'photometric': 1}
+    with tifffile.TiffWriter(file) as writer:
+      writer.write(_GREY, subifds=subifds, **options)
+      writer.write(_GREY[::2, ::2], subfiletype=marked, **options)
+      if not subifds:
+        mask = {**options, 'photometric': 'mask', 'subfiletype': 4}
+        writer.write(_GREY > 9, **mask)
+    found = stored.read(file.getvalue(), 'x')
+    assert found.pages == 1
+    assert_array_equal(found.pixels, _GREY)
+    assert (found.alpha is None) == bool(subifds)
+
+
 def test_pictures_in_a_photograph_that_are_none():
   file = io.BytesIO()
   large, small = Image.fromarray(_RGB), Image.fromarray(_RGB[::2, ::2])

@@ -1,7 +1,5 @@
 """Measurements, against NumPy and scikit-image."""
 
-import io
-
 import numpy as np
 import pytest
 from PIL import Image
@@ -63,19 +61,22 @@ def test_a_bad_pair_has_a_reason(tmp_path, image, mask, kind, message):
     assert bad.values == {7: 1920} and bad.class_pixels is None
 
 
-def test_describe():
-  rgb = np.zeros((4, 6, 3), np.uint8)
-  exif = Image.Exif()
+def test_files_are_told(tmp_path):
+  rgb, exif = np.zeros((4, 6, 3), np.uint8), Image.Exif()
   exif[0x0112] = 6
-  got = scan.describe(folders.encode(rgb, 'JPEG', exif=exif))
-  assert got == records.FileInfo('RGB 8 bit JPEG', orientation=6)
-  deep = folders.encode(np.zeros((4, 6), np.uint16))
-  assert scan.describe(deep).kind == 'grey 16 bit PNG'
-  assert scan.describe(b'?') == records.FileInfo('unknown to Pillow')
-  file = io.BytesIO()
-  pages = [Image.fromarray(rgb), Image.fromarray(rgb)]
-  pages[0].save(file, 'TIFF', save_all=True, append_images=pages[1:])
-  assert scan.describe(file.getvalue()).pages == 2
+  files = {
+    'images/a.jpg': folders.encode(rgb, 'JPEG', exif=exif),
+    'masks/a.png': folders.encode(np.zeros((4, 6), np.uint16)),
+    'images/b.png': folders.encode(rgb),
+    'masks/b.png': folders.encode(rgb),
+  }
+  for name, content in files.items():
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_bytes(content)
+  first, _ = scan_folder(tmp_path, val_fraction=0.01)[:1] * 2
+  assert first.image_file == records.FileInfo('RGB 8 bit JPEG', orientation=6)
+  assert first.mask_file == records.FileInfo('grey 16 bit PNG')
+  assert first.mask_file.is_deep and not first.image_file.is_deep
 
 
 def test_count_values():

@@ -94,7 +94,7 @@ def test_masks_are_those_of_data(
     stored = np.asarray(image)
   assert_array_equal(stored, np.array(expected)[classes.astype(int)])
   assert stored.dtype == (np.uint16 if np.max(expected) > 255 else np.uint8)
-  values = decode.decode_mask(paths.mask.read_bytes(), 'x')
+  values = decode.decode_mask(paths.mask.read_bytes(), 'x', config.data).array
   mapped = masks.map_mask(values, table, num_classes, 'x')
   assert_array_equal(mapped, classes)
 
