@@ -277,6 +277,20 @@ def test_what_was_paired_is_shown(tmp_path, caplog):
   assert len(_paired(tmp_path, **patterns)) == 2
 
 
+def test_what_was_paired_in_the_usual_folders_is_shown(tmp_path, caplog):
+  caplog.set_level('INFO')
+  _make_files(tmp_path, 'images/a.png images/b.png masks/a_m.png masks/b_m.png')
+  assert _paired(tmp_path)[0] == 'images/a.png masks/a_m.png'
+  assert "(as --config.data.mask_pattern='{stem}_m')" in caplog.text
+
+
+def test_splits_may_be_told_by_their_masks(tmp_path):
+  _make_files(
+    tmp_path, 'train/a.png train_labels/a.png val/b.png valLabels/b.png'
+  )
+  assert _paired(tmp_path, 'auto') == ['val/b.png valLabels/b.png']
+
+
 def test_one_folder_of_images_and_masks(tmp_path):
   _make_files(tmp_path, 'p1/a.png p1/a_mask.png p2/a.png p2/a_mask.png')
   assert _paired(tmp_path) == [
@@ -426,10 +440,21 @@ train images/a.png masks/
 train images/a.png
   --config.data.dir=ROOT: has neither images/ and masks/, nor train/ with
   images/ and masks/ in it (it has images)
-train a.png b.png
+train a.png a_1st.png b.png b_1st.png c.png c_2nd.png
   --config.data.dir=ROOT: has neither images/ and masks/, nor train/ with
-  images/ and masks/ in it (it has a.png, b.png; to tell masks from images
-  beside them: --config.data.mask_pattern='{{stem}}_mask')
+  images/ and masks/ in it (it has a.png, a_1st.png, b.png, b_1st.png,
+  c.png, c_2nd.png; to tell masks from images beside them:
+  --config.data.mask_pattern='{{stem}}_1st')
+train photos/a.png photos/b.png
+  --config.data.dir=ROOT: has neither images/ and masks/, nor train/ with
+  images/ and masks/ in it (it has photos)
+train images/a.png masks/a_1.png masks/a_2.png
+  ROOT/masks/a_1.png has no image: ROOT/images has no file of the name 'a_1'
+  (did you mean a?); 2 file(s) like this. Add the image, or rename or remove the file; join several
+  masks of an image into one
+train train/a test/images/a.png test/mask/a.png
+  ROOT/train/masks and ROOT/test/mask are called differently: if they mean the
+  same, give them one name, otherwise move one away
 train scan_1 scan_2 masks/zebra.tif images/scan_3.png
 val scan_1 scan_2 masks/zebra.tif images/scan_3.png
   ROOT/masks/zebra.tif has no image: ROOT/images has no file of the name

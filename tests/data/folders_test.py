@@ -15,13 +15,19 @@ from unet_jax.data import folders
     ('val valid Validation DEV', ('val', '')),
     ('test Testing', ('test', '')),
     ('images Image imgs img Original', ('', 'images')),
-    ('masks labels GT Ground_Truth segmentation 1st_manual', ('', 'masks')),
+    (
+      'masks labels GT Ground_Truth segmentation 1st_manual masks_2',
+      ('', 'masks'),
+    ),
     ('train_images images-train TrainImages imagesTr', ('train', 'images')),
     ('labelsTr trainannot train_labels', ('train', 'masks')),
     ('imagesTs testing_images', ('test', 'images')),
     ('val_masks', ('val', 'masks')),
     ('instances', ('', 'instances')),
-    ('p2 patients test_1 masks_old predicted_masks tr trimaps', ('', '')),
+    (
+      'p2 patients test_1 train2 masks_old predicted_masks tr trimaps',
+      ('', ''),
+    ),
   ],
 )
 def test_meaning(names, expected):

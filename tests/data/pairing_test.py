@@ -127,10 +127,23 @@ def test_patterns_are_suggested():
 
 
 @pytest.mark.parametrize(
+  'keys, expected',
+  [
+    ('a a_x b b_x c c_y', '{stem}_x'),
+    ('p/1 p/seg1 q/1 q/seg1', 'seg{stem}'),
+    ('a b', '{stem}_mask'),
+  ],
+)
+def test_patterns_of_masks_among_images(keys, expected):
+  assert pairing.likely_mask_pattern(keys.split()) == expected
+
+
+@pytest.mark.parametrize(
   'name, names, expected',
   [
     ('img_0', ('img_100', 'img_000', 'img_010'), 'img_000'),
     ('img_007', ('img_70', 'img_7', 'img_07x'), 'img_7'),
+    ('case_001', ('case_004_0000', 'case_001_0000'), 'case_001_0000'),
     ('lung', ('lungs', 'heart'), 'lungs'),
     ('lung', ('heart',), None),
   ],

@@ -143,6 +143,8 @@ def _report_masks_alone(
   )
   text += _advice(images, list(masks), kind, found) or (
     'Add the image, or rename or remove the file'
+    + '; join several masks of an image into one'
+    * (len(masks) >= 2 * len(images))
   )
   _report_unpaired(text, names, found, problems)
 
@@ -228,7 +230,8 @@ def _report_way(
   images, masks = kinds['images'], kinds['masks']
   places = [os.path.basename(folder.path) for folder in (images, masks)]
   is_usual = [place.casefold() for place in places] == ['images', 'masks']
-  is_stated = found.is_exact and (patterns or found.patterns[0] == pairing.STEM)
+  is_plain = found.patterns == (pairing.STEM, pairing.STEM)
+  is_stated = found.is_exact and (patterns or is_plain)
   if not found.masks or (is_usual and is_stated):
     return
   image, mask = next(iter(found.masks.items()))

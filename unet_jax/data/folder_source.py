@@ -138,6 +138,7 @@ def _find_pairs(
   whole = tree.kinds('', patterns)
   if whole and usable and 'train' not in usable:
     usable = {'train': whole, **usable}  # images/ and masks/ beside test/.
+  _check_words(usable)
   listed = lists.find(root)
   if usable:
     tree.passed_over += listed.values()
@@ -173,6 +174,21 @@ def _find_pairs(
   return split, held_out, pairs
 
 
+def _check_words(splits: dict[str, file_pairs.Kinds]) -> None:
+  """Refuses masks that are called differently in two splits.
+
+  In retinal sets, masks/ beside mask/ are vessels and the field of view.
+  """
+  found = {
+    folders.word_of(k['masks']): k['masks'].path for k in splits.values()
+  }
+  if len(found) > 1:
+    raise errors.UserError(
+      f'{" and ".join(found.values())} are called differently: if they mean '
+      'the same, give them one name, otherwise move one away'
+    )
+
+
 def _patterns(data: ml_collections.ConfigDict) -> pairing.Patterns | None:
   """Returns the patterns of images and masks; None where none is set."""
   if not (data.image_pattern or data.mask_pattern):
@@ -188,10 +204,11 @@ def _nothing(tree: folders.Tree) -> str:
   contents = f'it has {", ".join(names[:6])}{more}' if names else 'it is empty'
   if folders.meaning(os.path.basename(tree.root))[1]:
     contents += '; give the folder above it?'
-  elif tree.has_loose_images:
+  elif loose := tree.loose():
+    pattern = pairing.likely_mask_pattern(loose)
     contents += (
-      '; to tell masks from images beside them: --config.data.mask_pattern='
-      "'{stem}_mask'"
+      '; to tell masks from images beside them: '
+      f"--config.data.mask_pattern='{pattern}'"
     )
   return (
     f'--config.data.dir={tree.root}: has neither images/ and masks/, nor '

@@ -43,18 +43,18 @@ _DEPTH = 2
 Files = dict[str, list[str]]
 
 
-def _meanings() -> dict[str, tuple[str, str]]:
-  """Returns {name: (split, kind)}; either may be ''."""
-  found: dict[str, tuple[str, str]] = {}
+def _meanings() -> dict[str, tuple[str, str, str]]:
+  """Returns {name: (split, kind, the word for it)}; each may be ''."""
+  found: dict[str, tuple[str, str, str]] = {}
   for split, names in SPLITS.items():
-    found |= dict.fromkeys(names, (split, ''))
+    found |= dict.fromkeys(names, (split, '', ''))
     for kind, words in KINDS.items():
       for word in words:
-        found[word] = ('', kind)
+        found[word] = ('', kind, word)
         for name in names:
-          found[name + word] = found[word + name] = (split, kind)
+          found[name + word] = found[word + name] = (split, kind, word)
         for name in _SHORT[split]:
-          found[word + name] = (split, kind)
+          found[word + name] = (split, kind, word)
   return found
 
 
@@ -62,9 +62,23 @@ _MEANINGS = _meanings()
 _SEPARATORS = re.compile(r'[\W_]+')
 
 
+def _meaning(name: str) -> tuple[str, str, str]:
+  word = _SEPARATORS.sub('', name).casefold()
+  found = _MEANINGS.get(word)
+  if found is None:  # `manual1` is one of several, `train2` may be a patient.
+    found = _MEANINGS.get(word.rstrip('0123456789'), ('', '', ''))
+    return found if found[1] else ('', '', '')
+  return found
+
+
 def meaning(name: str) -> tuple[str, str]:
   """Returns the split and the kind that a folder's name says, each or ''."""
-  return _MEANINGS.get(_SEPARATORS.sub('', name).casefold(), ('', ''))
+  return _meaning(name)[:2]
+
+
+def word_of(folder: 'Folder') -> str:
+  """Returns the word that said the kind of a folder's files."""
+  return ''.join(_meaning(name)[2] for name in folder.label.split('/'))
 
 
 def split_name(name: str) -> str:
@@ -87,12 +101,14 @@ class Folder:
   """The files whose split and kind the same names say.
 
   Attributes:
-    path: the first folder of that name.
+    path: the first folder of these names.
+    label: the names.
     files: {key: paths}.
     others: {ending: paths} of those that are not read.
   """
 
   path: str
+  label: str = ''
   files: Files = dataclasses.field(default_factory=dict)
   others: dict[str, list[str]] = dataclasses.field(default_factory=dict)
 
@@ -149,11 +165,12 @@ class Tree:
         kinds[kind] = _unwrap(folder)
     return kinds
 
-  @property
-  def has_loose_images(self) -> bool:
-    """Whether there are image files, and no folders of a kind."""
-    found = [kind for (_, kind), group in self._found.items() if group]
-    return bool(found) and not any(found)
+  def loose(self) -> list[str]:
+    """Returns keys of images in the folder itself, if there is no other."""
+    if any(group for (_, kind), group in self._found.items() if kind):
+      return []
+    folder = self._choose('', '')
+    return list(folder.files) if folder and folder.path == self.root else []
 
   def unused(self, used: list[Folder]) -> list[str]:
     """Returns folders of a kind, and loose images, that `used` leaves out."""
@@ -192,7 +209,7 @@ class Tree:
     if {'images', 'masks'} <= {meaning(name)[1] for name in names}:
       place = place._replace(kind='')  # A set, not a kind.
     of_place = self._found[place.split, place.kind]
-    into = of_place.get(place.label) or Folder(folder)
+    into = of_place.get(place.label) or Folder(folder, place.label)
     before, is_folder = len(into.files), set(names)
     for entry in entries:
       if entry.name not in is_folder:
@@ -262,8 +279,8 @@ def _part(loose: Folder, patterns: tuple[str, str] | None) -> dict[str, Folder]:
     return {}
   images = {key: f for key, f in loose.files.items() if key not in masks}
   return {
-    'images': Folder(loose.path, images, loose.others),
-    'masks': Folder(loose.path, masks),
+    'images': dataclasses.replace(loose, files=images),
+    'masks': dataclasses.replace(loose, files=masks, others={}),
   }
 
 

@@ -122,6 +122,19 @@ def likely_patterns(
   return best
 
 
+def likely_mask_pattern(keys: Sequence[str]) -> str:
+  """Returns how masks may be named among images, by names within names."""
+  known, votes = set(keys), collections.Counter({f'{STEM}_mask': 0})
+  for key in keys[:_COMPARED]:
+    folder, slash, stem = key.rpartition('/')
+    words = _WORDS.findall(stem)
+    for i in range(1, len(words)):
+      start, end = ''.join(words[:i]), ''.join(words[i:])
+      votes[STEM + end] += folder + slash + start in known
+      votes[start + STEM] += folder + slash + end in known
+  return votes.most_common(1)[0][0]
+
+
 def nearest(name: str, names: Iterable[str]) -> str:
   """Returns ' (did you mean X?)' for the most similar name, or ''.
 
@@ -132,7 +145,11 @@ def nearest(name: str, names: Iterable[str]) -> str:
   if numbers:
     near = [n for n in names if _numbers(n) == numbers]
   simple = {_simple(n): n for n in near or names[:_COMPARED]}
-  near = difflib.get_close_matches(_simple(name), simple, 1, 0.5)
+  # `case_1` is more like `case_1_0000` than like `case_2`.
+  wanted = _simple(name)
+  begins = re.compile(re.escape(wanted) + r'(?!\d)')
+  near = sorted(filter(begins.match, simple), key=len)
+  near = near or difflib.get_close_matches(wanted, simple, 1, 0.5)
   return f' (did you mean {simple[near[0]]}?)' if near else ''
 
 
