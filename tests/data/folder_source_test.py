@@ -450,8 +450,8 @@ train photos/a.png photos/b.png
   images/ and masks/ in it (it has photos)
 train images/a.png masks/a_1.png masks/a_2.png
   ROOT/masks/a_1.png has no image: ROOT/images has no file of the name 'a_1'
-  (did you mean a?); 2 file(s) like this. Add the image, or rename or remove the file; join several
-  masks of an image into one
+  (did you mean a?); 2 file(s) like this. Add the image, or rename or remove
+  the file; join several masks of an image into one
 train train/a test/images/a.png test/mask/a.png
   ROOT/train/masks and ROOT/test/mask are called differently: if they mean the
   same, give them one name, otherwise move one away
