@@ -54,6 +54,7 @@ _TESTED_IN = {
   'unet_jax.data.tiff': 'data/stored_test.py',
   'unet_jax.data.tiff_image': 'data/stored_test.py',
   'unet_jax.data.tiff_tags': 'data/stored_test.py',
+  'unet_jax.data.file_pairs': 'data/folder_source_test.py',
   'unet_jax.data.tfds_source': 'data/oxford_iiit_pet_test.py',
   'unet_jax.evaluation.counting': 'runtime/mesh_test.py',
   'unet_jax.evaluation.files': 'main_test.py',

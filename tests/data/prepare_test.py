@@ -33,6 +33,7 @@ class _Examples:
   """
 
   fingerprint = 'examples'
+  groups = None
   bad = {}  # {index: exception}
   watch_dir = None
 
