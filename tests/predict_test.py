@@ -2,6 +2,7 @@
 
 import errno
 import json
+import logging
 
 import cv2
 import numpy as np
@@ -13,15 +14,19 @@ import unet_jax
 from tests import program, runs, tiny
 from unet_jax import predict
 from unet_jax.config import checks, saved
-from unet_jax.prediction import outputs, predictor
+from unet_jax.prediction import index, outputs, predictor
 from unet_jax.runtime import errors
 
 
-def _make_run(path, resize='patch'):
+def _make_config(resize):
   config = tiny.make_config(model={'norm': 'none'})
   config.data.update(resize=resize, num_workers=2)
   config.data.mask_values = ((10, 0), (20, 1), (30, 2))
-  runs.save(path, config)
+  return config
+
+
+def _make_run(path, resize='patch'):
+  runs.save(path, _make_config(resize))
   return path
 
 
@@ -40,13 +45,14 @@ def _predict(workdir, root, **fields):
 
 
 def _written(root) -> set[str]:
-  return {p.name for p in (root / 'out').rglob('*') if p.is_file()}
+  found = {p.name for p in (root / 'out').rglob('*') if p.is_file()}
+  return found - {'index.json', '.index.lock'}
 
 
-def _images(folder, names=('a.png', 'b.png', 'c.tif')):
+def _images(folder, names=('a.png', 'b.png', 'c.tif'), seed=0):
   """Images of several sizes; returns {name: array}."""
   folder.mkdir(parents=True, exist_ok=True)
-  rng = np.random.default_rng(0)
+  rng = np.random.default_rng(seed)
   images = {}
   for i, name in enumerate(names):
     image = rng.integers(0, 256, (20 + 9 * i, 33 - 8 * i, 3), np.uint8)
@@ -84,7 +90,18 @@ def test_masks_probabilities_overlays_and_contours(workdir, tmp_path, capsys):
     assert area == np.count_nonzero(want.argmax(-1))
 
 
-def test_what_is_done_is_not_done_again(workdir, tmp_path, capsys):
+@pytest.fixture
+def lines(monkeypatch):
+  """The lines of the log of the index."""
+  found = []
+  log = logging.getLogger('unet_jax.prediction.index')
+  monkeypatch.setattr(
+    log, 'info', lambda text, *args: found.append(text % args)
+  )
+  return found
+
+
+def test_what_is_done_is_not_done_again(workdir, tmp_path, capsys, lines):
   _images(tmp_path / 'in')
   _predict(workdir, tmp_path)
   first, second, _ = sorted((tmp_path / 'out/masks').iterdir())
@@ -97,6 +114,103 @@ def test_what_is_done_is_not_done_again(workdir, tmp_path, capsys):
   # Files that were not asked for before are missing for all.
   _predict(workdir, tmp_path, predict__overlay=True)
   assert capsys.readouterr().out == f'3 images, 3 new: {tmp_path}/out\n'
+  assert not lines
+
+
+def test_two_patients_with_files_of_the_same_names(workdir, tmp_path, lines):
+  images = {}
+  for i, patient in enumerate(('p1', 'p2')):
+    images[patient] = _images(tmp_path / patient, ('a.png', 'b.png'), seed=i)
+    _predict(workdir, tmp_path, predict__input=f'{tmp_path}/{patient}')
+  segment, out = unet_jax.load(workdir), tmp_path / 'out/masks'
+
+  def assert_right():
+    for patient, prefix in (('p1', ''), ('p2', 'p2__')):
+      for name, image in images[patient].items():
+        want = np.array([10, 20, 30])[segment(image).argmax(-1)]
+        found = cv2.imread(out / f'{prefix}{name}', -1)
+        np.testing.assert_array_equal(found, want)
+
+  assert_right()
+  assert lines == [
+    '2 images have the stems of others, so their files are named by folder or '
+    f'suffix too: {tmp_path}/p2/a.png is p2__a, {tmp_path}/p2/b.png is p2__b'
+  ]
+  # Names stay, whatever is asked for next.
+  _predict(workdir, tmp_path, predict__input=f'{tmp_path}/p*/*')
+  _predict(workdir, tmp_path, predict__input=f'{tmp_path}/p2')
+  assert len(lines) == 1 and len(list(out.iterdir())) == 4
+  assert_right()
+
+
+def test_another_content_is_predicted_again(workdir, tmp_path, capsys, lines):
+  _images(tmp_path / 'in')
+  _predict(workdir, tmp_path)
+  new = _images(tmp_path / 'in', ['a.png'], seed=5)['a.png']
+  capsys.readouterr()
+  _predict(workdir, tmp_path)
+  assert capsys.readouterr().out == f'3 images, 1 new: {tmp_path}/out\n'
+  assert lines == ['predicting 1 images again (a): the content changed']
+  want = np.array([10, 20, 30])[unet_jax.load(workdir)(new).argmax(-1)]
+  found = cv2.imread(tmp_path / 'out/masks/a.png', -1)
+  np.testing.assert_array_equal(found, want)
+  # The same content elsewhere is the same image.
+  (tmp_path / 'in').rename(tmp_path / 'moved')
+  _predict(workdir, tmp_path, predict__input=f'{tmp_path}/moved')
+  assert capsys.readouterr().out == f'3 images, 0 new: {tmp_path}/out\n'
+  _predict(workdir, tmp_path, predict__input=f'{tmp_path}/moved')
+  assert capsys.readouterr().out == f'3 images, 0 new: {tmp_path}/out\n'
+
+
+def test_another_network_or_setting_predicts_again(tmp_path, capsys, lines):
+  config = _make_config('patch')
+  runs.save(tmp_path / 'run', config, steps=(1, 2))
+  _images(tmp_path / 'in', ['a.png', 'b.png'])
+  fields = {'checkpoint.step': 1}
+  _predict(tmp_path / 'run', tmp_path, **fields, predict__overlay=True)
+  _predict(tmp_path / 'run', tmp_path, **fields, data__num_workers=1)
+  assert not lines
+  # Pictures of another network do not stay.
+  _predict(tmp_path / 'run', tmp_path)
+  assert _written(tmp_path) == {'a.png', 'b.png'}
+  fields = {'inference.overlap': 0.25, 'data.batch_size': 3}
+  _predict(tmp_path / 'run', tmp_path, **fields)
+  assert capsys.readouterr().out.count(' 2 new') == 3
+  again = 'predicting 2 images again (a, b): '
+  assert lines == [
+    again + 'the checkpoint changed (step 1, now 2); 2 files that are not '
+    'asked for now are removed',
+    again + 'inference.overlap changed',
+  ]
+
+
+def test_files_that_no_index_knows_are_refused(workdir, tmp_path):
+  images = _images(tmp_path / 'in')
+  _predict(workdir, tmp_path)
+  (tmp_path / 'out/index.json').unlink()
+  (tmp_path / 'out/masks/b.png').unlink()
+  with pytest.raises(errors.UserError) as e:
+    _predict(workdir, tmp_path)
+  assert str(e.value) == (
+    f'{tmp_path}/out has files of 2 images (a, c), and no index.json says of '
+    'which content and checkpoint they are; remove them, or set '
+    '--config.predict.output to another folder'
+  )
+  _predict(workdir, tmp_path, predict__output=f'{tmp_path}/other')
+  assert len(list((tmp_path / 'other/masks').iterdir())) == len(images)
+
+
+def test_a_killed_run_goes_on(workdir, tmp_path, monkeypatch, capsys, lines):
+  """Nothing is written to the index after its beginning."""
+  _images(tmp_path / 'in')
+  with monkeypatch.context() as m:
+    m.setattr(index.Index, 'write', lambda self: None)
+    _predict(workdir, tmp_path)
+  before = (tmp_path / 'out/masks/a.png').read_bytes()
+  _predict(workdir, tmp_path)
+  assert capsys.readouterr().out.count('3 images, 3 new: ') == 2
+  assert lines == ['predicting 3 images again (a, b, c): their run ended early']
+  assert (tmp_path / 'out/masks/a.png').read_bytes() == before
 
 
 def test_broken_images(workdir, tmp_path, capsys):

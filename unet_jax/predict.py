@@ -1,26 +1,23 @@
 """Masks of images from a run's workdir alone: --mode=predict."""
 
 import logging
-import pathlib
-import sys
-import threading
 
 import ml_collections
-import tqdm
 
 from unet_jax.config import fields
 from unet_jax.data import rasters
 from unet_jax.kernels import build
 from unet_jax.models import unet
+from unet_jax.prediction import index as index_lib
 from unet_jax.prediction import outputs, predictor, restore
-from unet_jax.runtime import errors, program
+from unet_jax.runtime import errors, program, progress
 from unet_jax.runtime import mesh as mesh_lib
 
 _log = logging.getLogger(__name__)
 
 
 def run(config: ml_collections.ConfigDict, workdir: str) -> None:
-  """Predicts the images that predict.input names and that have no files yet.
+  """Predicts the images that predict.input names and that are not done.
 
   Args:
     config: of the run; `predict` names input and output, `inference` the
@@ -34,19 +31,21 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   program.initialize(fields.cache_dir(config))
   mesh_lib.check_processes(config, 'predict')
   members = restore.member_workdirs(config, workdir)
-  planned = outputs.plan(config, workdir)
-  folder = planned[0][1].mask.parent.parent
-  left = [item for item in planned if not outputs.existing(item[1])]
+  inputs = outputs.find_inputs(config.predict.input)
+  folder = outputs.output_folder(config, workdir, inputs)
+  mesh = mesh_lib.make_prediction_mesh(config)
+  variables, ensemble, about = restore.restore(config, workdir, mesh, members)
+  index = index_lib.Index(folder, index_lib.network(config, variables, about))
+  planned = index.plan(inputs, config)
+  left = [item for item in planned if not item.is_done]
   if len(left) < len(planned):
     _log.info(
-      '%d images are done already; to predict them again, remove their files '
-      'or set predict.output',
+      '%d images are done already, from the same content, checkpoint and '
+      'settings',
       len(planned) - len(left),
     )
   skipped = 0
   if left:
-    mesh = mesh_lib.make_prediction_mesh(config)
-    variables, ensemble, _ = restore.restore(config, workdir, mesh, members)
     if ensemble.count > 1:
       _log.info(
         'averaging %d network(s), %d view(s)',
@@ -56,7 +55,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     model = unet.create_model(config, build.choose(config, mesh))
     network = predictor.Predictor(config, model, variables, ensemble, mesh)
     try:
-      skipped = _predict(network, left, config)
+      skipped = _predict(network, left, index, config)
     except OSError as e:
       e.filename = e.filename or folder  # A full disk has no name.
       raise
@@ -69,40 +68,40 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
 
 def _predict(
   network: predictor.Predictor,
-  items: list[tuple[pathlib.Path, outputs.Paths]],
+  items: list[index_lib.Item],
+  index: index_lib.Index,
   config: ml_collections.ConfigDict,
 ) -> int:
   """Predicts images; returns how many were skipped."""
-  bar = tqdm.tqdm(
-    total=len(items),
-    desc='predicting',
-    unit='image',
-    disable=not sys.stderr.isatty(),
-  )
-  lock, skipped = threading.Lock(), []
+  bar, skipped = progress.Progress('predicting', len(items)), []
 
-  def done() -> None:
-    with lock:
-      bar.update()
-
-  def open_image(item):
-    path, paths = item
-    raster = rasters.open_image(path, config.data)
+  def open_image(item: index_lib.Item):
+    if item.is_stale:
+      for path in outputs.others(item.paths, item.name):
+        path.unlink(missing_ok=True)
+    content = index_lib.digest_of(item.source)
+    raster = rasters.open_image(item.source, config.data)
     try:
-      return raster, outputs.PredictionFiles(raster, paths, config, done)
+      done = lambda: index.finish(item, content)
+      return raster, outputs.PredictionFiles(
+        raster, item.paths, config, bar.update, done
+      )
     except BaseException:
       raster.close()
       raise
 
-  def skip(item, error: errors.DecodeError) -> bool:
+  def skip(item: index_lib.Item, error: errors.DecodeError) -> bool:
     if config.data.on_error == 'stop':
       return False
     # The rest of the message says how to skip the file.
     _log.warning('skipped: %s', str(error).partition(';')[0])
     skipped.append(item)
-    done()
+    bar.update()
     return True
 
   with bar:
-    network.run(items, open_image, skip)
+    try:
+      network.run(items, open_image, skip)
+    finally:
+      index.write()
   return len(skipped)

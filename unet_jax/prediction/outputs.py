@@ -1,6 +1,6 @@
 """Inputs of --mode=predict, and the files that each gets.
 
-In the output folder an image NAME.ext gets
+In the output folder an image NAME.ext gets (of stems that collide see names.py)
 
   masks/NAME.png           the classes as the values of data.mask_values;
                            NAME.tif, in tiles, where the image is a TIFF
@@ -34,7 +34,12 @@ from unet_jax.prediction import (
 from unet_jax.runtime import errors
 
 _TIFF = ('.tif', '.tiff')
-_FOLDERS = ('masks', 'probabilities', 'overlays', 'contours')
+_FOLDERS = {
+  'masks': ('.png', '.tif'),
+  'probabilities': ('.npz', '.tif'),
+  'overlays': ('.jpg',),
+  'contours': ('.geojson',),
+}
 
 # Pixels whose logits are converted at once, of more than one row.
 _PIXELS = 2**20
@@ -51,11 +56,14 @@ class Paths:
 
 
 def make_paths(
-  source: pathlib.Path, folder: pathlib.Path, config: ml_collections.ConfigDict
+  source: pathlib.Path,
+  folder: pathlib.Path,
+  name: str,
+  config: ml_collections.ConfigDict,
 ) -> Paths:
   """Returns the files of an image, see above."""
   predict = config.predict
-  place = lambda name, suffix: folder / name / f'{source.stem}{suffix}'
+  place = lambda kind, suffix: folder / kind / f'{name}{suffix}'
   is_tiff = source.suffix.lower() in _TIFF
   kind = {'npz': '.npz', 'tiff': '.tif'}.get(predict.probabilities)
   return Paths(
@@ -72,17 +80,32 @@ def existing(paths: Paths) -> bool:
   return all(path.is_file() for path in files if path)
 
 
-def plan(
-  config: ml_collections.ConfigDict, workdir: str
-) -> list[tuple[pathlib.Path, Paths]]:
-  """Returns each image that predict.input names, with its files.
+def found(folder: pathlib.Path, name: str) -> list[pathlib.Path]:
+  """Returns the files that an image of this name has, of any kind."""
+  paths = (
+    folder / kind / f'{name}{suffix}'
+    for kind, suffixes in _FOLDERS.items()
+    for suffix in suffixes
+  )
+  return [path for path in paths if path.is_file()]
 
-  These are in the workdir unless predict.output is set.
+
+def others(paths: Paths, name: str) -> list[pathlib.Path]:
+  """Returns the files that an image has and that are not asked for."""
+  there = found(paths.mask.parent.parent, name)
+  return [path for path in there if path not in dataclasses.astuple(paths)]
+
+
+def output_folder(
+  config: ml_collections.ConfigDict,
+  workdir: str,
+  inputs: Iterable[pathlib.Path],
+) -> pathlib.Path:
+  """Returns the folder of what is written: predict.output or in the workdir.
 
   Raises:
-    UserError: see `find_inputs`, or the output would mix with the input.
+    UserError: it would mix with the images.
   """
-  inputs = find_inputs(config.predict.input)
   folder = pathlib.Path(
     config.predict.output or os.path.join(workdir, 'predictions')
   ).expanduser()
@@ -96,7 +119,7 @@ def plan(
         f'{source.parent}; choose another folder, such as '
         f'--config.predict.output={folder / "predictions"}'
       )
-  return [(source, make_paths(source, folder, config)) for source in inputs]
+  return folder
 
 
 def find_inputs(pattern: str) -> list[pathlib.Path]:
@@ -106,7 +129,7 @@ def find_inputs(pattern: str) -> list[pathlib.Path]:
   its images/; in natural order (slice_2 before slice_10).
 
   Raises:
-    UserError: there are none, or two have one stem, and so one result.
+    UserError: there are none.
   """
   if not pattern:
     raise errors.UserError(
@@ -129,14 +152,6 @@ def find_inputs(pattern: str) -> list[pathlib.Path]:
       found = 'matches no image files'
   if not files:
     raise errors.UserError(f'{flag}: {found} ({", ".join(decode.EXTENSIONS)})')
-  by_stem: dict[str, pathlib.Path] = {}
-  for file in files:
-    other = by_stem.setdefault(file.stem, file)
-    if other is not file:
-      raise errors.UserError(
-        f'{flag}: {other} and {file} have the same stem, one result would '
-        'overwrite the other; rename one or predict them apart'
-      )
   return files
 
 
@@ -191,13 +206,18 @@ class PredictionFiles(sinks.RowSink):
     raster: rasters.Raster,
     paths: Paths,
     config: ml_collections.ConfigDict,
+    moved: Callable[[float], None] = lambda share: None,
     done: Callable[[], None] = lambda: None,
   ):
-    """Opens the files; calls `done` once all of them are complete.
+    """Opens the files.
 
-    The raster is read again for the overlay.
+    Args:
+      raster: the image, read again for the overlay.
+      moved: called with the share of the image's rows that were written since.
+      done: called once all files are complete.
     """
-    self._size, self._next, self._done = raster.size, 0, done
+    self._size, self._next = raster.size, 0
+    self._moved, self._done = moved, done
     self._needs_probabilities = bool(paths.probabilities or paths.contours)
     self._files: list[tuple[_Convert, sinks.RowSink]] = []
     try:
@@ -255,6 +275,7 @@ class PredictionFiles(sinks.RowSink):
         planes = probabilities.planes(rows[part])
       for convert, file in self._files:
         file.write(convert(classes, planes))
+      self._moved(len(classes) / self._size[0])
 
   def close(self) -> None:
     try:
