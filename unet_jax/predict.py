@@ -1,6 +1,10 @@
 """Masks of images from a run's workdir alone: --mode=predict."""
 
 import logging
+import pathlib
+import threading
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import ml_collections
 
@@ -9,7 +13,7 @@ from unet_jax.data import rasters
 from unet_jax.kernels import build
 from unet_jax.models import unet
 from unet_jax.prediction import index as index_lib
-from unet_jax.prediction import outputs, predictor, restore
+from unet_jax.prediction import kept_tags, outputs, predictor, restore, sinks
 from unet_jax.runtime import errors, program, progress
 from unet_jax.runtime import mesh as mesh_lib
 
@@ -66,6 +70,83 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   )
 
 
+class _Page(NamedTuple):
+  """One image of a file."""
+
+  item: index_lib.Item
+  number: int
+  count: int
+
+
+class _Run:
+  """Opens the images of a call, and notes which are done."""
+
+  def __init__(
+    self,
+    items: list[index_lib.Item],
+    index: index_lib.Index,
+    config: ml_collections.ConfigDict,
+  ):
+    self._index, self._config, self._lock = index, config, threading.Lock()
+    self.skipped: set[index_lib.Item] = set()
+    # Images whose tag turns them for display, and is not applied.
+    self.tagged: set[pathlib.Path] = set()
+    self._contents: dict[index_lib.Item, str] = {}
+    self._left = {item: item.num_pages for item in items}
+    pages = sum(self._left.values())
+    self.progress = progress.Progress('predicting', pages)
+
+  def pages(self) -> Iterator[_Page]:
+    for item, count in list(self._left.items()):
+      for number in range(count):
+        yield _Page(item, number, count)
+
+  def open_image(self, page: _Page) -> tuple[rasters.Raster, sinks.RowSink]:
+    """Opens an image and its files, see `Predictor.run`."""
+    item, data = page.item, self._config.data
+    if not page.number:
+      if item.is_stale:
+        index_lib.remove_others(item)
+      self._contents[item] = index_lib.digest_of(item.source)
+    raster = rasters.open_image(item.source, data, page.number)
+    try:
+      if raster.orientation != 1 and raster.turned == 1:
+        self.tagged.add(item.source)
+      as_stored = predictor.as_stored(raster)
+      sink: sinks.RowSink = outputs.PredictionFiles(
+        as_stored,
+        item.paths.of_page(page.number, page.count),
+        self._config,
+        kept_tags.read(item.source, page.number),
+        self.progress.update,
+        lambda: self._finish(item),
+      )
+      if as_stored is not raster:
+        sink = sinks.TurnedBack(sink, raster.size, raster.turned)
+      return raster, sink
+    except BaseException:
+      raster.close()
+      raise
+
+  def _finish(self, item: index_lib.Item) -> None:
+    with self._lock:
+      self._left[item] -= 1
+      if self._left[item] or item in self.skipped:
+        return
+    outputs.join_pages(item.paths, item.num_pages)
+    self._index.finish(item, self._contents.pop(item))
+
+  def skip(self, page: _Page, error: errors.DecodeError) -> bool:
+    if self._config.data.on_error == 'stop':
+      return False
+    # The rest of the message says how to skip the file.
+    _log.warning('skipped: %s', str(error).partition(';')[0])
+    with self._lock:
+      self.skipped.add(page.item)
+    self.progress.update()
+    return True
+
+
 def _predict(
   network: predictor.Predictor,
   items: list[index_lib.Item],
@@ -73,35 +154,20 @@ def _predict(
   config: ml_collections.ConfigDict,
 ) -> int:
   """Predicts images; returns how many were skipped."""
-  bar, skipped = progress.Progress('predicting', len(items)), []
-
-  def open_image(item: index_lib.Item):
-    if item.is_stale:
-      for path in outputs.others(item.paths, item.name):
-        path.unlink(missing_ok=True)
-    content = index_lib.digest_of(item.source)
-    raster = rasters.open_image(item.source, config.data)
+  run = _Run(items, index, config)
+  with run.progress:
     try:
-      done = lambda: index.finish(item, content)
-      return raster, outputs.PredictionFiles(
-        raster, item.paths, config, bar.update, done
-      )
-    except BaseException:
-      raster.close()
-      raise
-
-  def skip(item: index_lib.Item, error: errors.DecodeError) -> bool:
-    if config.data.on_error == 'stop':
-      return False
-    # The rest of the message says how to skip the file.
-    _log.warning('skipped: %s', str(error).partition(';')[0])
-    skipped.append(item)
-    bar.update()
-    return True
-
-  with bar:
-    try:
-      network.run(items, open_image, skip)
+      network.run(run.pages(), run.open_image, run.skip)
     finally:
       index.write()
-  return len(skipped)
+      outputs.remove_pages(item.paths for item in items)
+  if run.tagged:
+    shown = ', '.join(sorted(path.name for path in run.tagged)[:3])
+    _log.warning(
+      '%d images have a tag by which a viewer turns them (%s); it is not '
+      'applied, as in training, and their masks have it too; to apply it, '
+      'train with --config.data.orientation=upright',
+      len(run.tagged),
+      shown,
+    )
+  return len(run.skipped)

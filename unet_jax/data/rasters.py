@@ -32,7 +32,7 @@ _KEPT = 256 * 2**20
 
 # Raised by tifffile and imagecodecs for damaged files; imagecodecs' own errors
 # are RuntimeErrors.
-_DAMAGE = (
+DAMAGE = (
   OSError,
   ValueError,
   TypeError,
@@ -220,7 +220,7 @@ class TiffRaster(Raster):
         range(len(page.dataoffsets))[chosen],
       )
       list(self._pool.map(place, segments))
-    except _DAMAGE as e:
+    except DAMAGE as e:
       reason = ' '.join(str(e).split()) or type(e).__name__
       raise decode.broken(self._name, reason) from e
     return rows
@@ -304,7 +304,7 @@ def _open_tiff(path: pathlib.Path) -> tifffile.TiffFile | None:
     page = tiff.pages.first
     if _is_by_rows(page) and _is_complete(page, tiff.filehandle.size):
       return tiff
-  except _DAMAGE:
+  except DAMAGE:
     pass  # Pillow's message says why.
   if tiff is not None:
     tiff.close()

@@ -29,7 +29,7 @@ import ml_collections
 import numpy as np
 
 from unet_jax.config import default, fields
-from unet_jax.data import prepared
+from unet_jax.data import prepared, rasters
 from unet_jax.prediction import names, outputs
 from unet_jax.runtime import errors, locks, progress, whole_files
 
@@ -134,6 +134,7 @@ class Item:
   Attributes:
     source: its file.
     name: of its files, without suffix.
+    num_pages: images in the file.
     paths: its files.
     is_done: whether these are made already, of this content and network.
     is_stale: whether those that are there may be of another.
@@ -141,6 +142,7 @@ class Item:
 
   source: pathlib.Path
   name: str
+  num_pages: int
   paths: outputs.Paths
   is_done: bool
   is_stale: bool
@@ -173,29 +175,24 @@ class Index:
     with self._held():
       self._read()
       chosen = self._names(sources)
-      paths = {
-        source: outputs.make_paths(source, self._folder, name, config)
-        for source, name in chosen.items()
-      }
-      there = [n for n in chosen.values() if outputs.found(self._folder, n)]
-      self._refuse_unknown(there)
+      found = {n: outputs.found(self._folder, n) for n in chosen.values()}
+      self._refuse_unknown([n for n in found if found[n]])
       changes = self._all_changes(chosen, prepared.num_workers(config))
-      items = []
+      items, num_removed = [], 0
       for source, name in chosen.items():
-        why = changes[name]
-        done = not why and outputs.existing(paths[source])
-        items.append(Item(source, name, paths[source], done, bool(why)))
-        self._changed[name] = {'source': os.path.abspath(source)}
-        if not why:
-          self._changed[name] |= {
-            'content': self._images[name]['content'],
-            'network': self._key,
-          }
-      again = {name: changes[name] for name in there if changes[name]}
-      _say_again(
-        again,
-        sum(len(outputs.others(i.paths, i.name)) for i in items if i.is_stale),
-      )
+        count = _num_pages(source, config.data)
+        paths = outputs.make_paths(source, self._folder, name, config, count)
+        missing = set(paths.files(count)) - set(found[name])
+        others = set(found[name]) - set(paths.files(count))
+        is_stale = bool(changes[name])
+        num_removed += len(others) * is_stale
+        is_done = not (missing or is_stale)
+        item = Item(source, name, count, paths, is_done, is_stale)
+        items.append(item)
+        entry = None if is_stale else self._images[name]['content']
+        self._note(item, entry)
+      again = {n: changes[n] for n in found if found[n] and changes[n]}
+      _say_again(again, num_removed)
       self._write()
     return items
 
@@ -276,14 +273,17 @@ class Index:
     other = [f for f in {**old, **now} if old.get(f) != now.get(f)]
     return ', '.join([*found, *(f'{field} changed' for field in other)])
 
+  def _note(self, item: Item, content: str | None) -> None:
+    """Changes the entry of an image; without content it is being made."""
+    entry = {'source': os.path.abspath(item.source)}
+    if content is not None:
+      entry |= {'content': content, 'network': self._key}
+    self._changed[item.name] = entry
+
   def finish(self, item: Item, content: str) -> None:
     """Notes that all files of an image are written."""
     with self._lock:
-      self._changed[item.name] = {
-        'source': os.path.abspath(item.source),
-        'content': content,
-        'network': self._key,
-      }
+      self._note(item, content)
       is_due = time.monotonic() > self._written + _INTERVAL
     if is_due:
       self.write()
@@ -325,6 +325,24 @@ class Index:
       self._path, {'networks': networks, 'images': self._images}
     )
     self._changed, self._written = {}, time.monotonic()
+
+
+def remove_others(item: Item) -> None:
+  """Removes the files of an image that are not asked for."""
+  wanted = item.paths.files(item.num_pages)
+  for path in outputs.found(item.paths.mask.parent.parent, item.name):
+    if path not in wanted:
+      path.unlink(missing_ok=True)
+
+
+def _num_pages(source: pathlib.Path, data: ml_collections.ConfigDict) -> int:
+  """Returns how many images a file holds; 1 where that is not to be known."""
+  if data.pages == 'one':
+    return 1  # Others are refused when they are opened.
+  try:
+    return rasters.count_images(source)
+  except errors.DecodeError:
+    return 1  # What opens it says why.
 
 
 def _three(texts: Sequence[str]) -> str:

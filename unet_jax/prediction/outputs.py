@@ -9,7 +9,9 @@ In the output folder an image NAME.ext gets (of stems that collide see names.py)
   overlays/NAME.jpg        the image under its classes, at most 2000 px large
   contours/NAME.geojson    outlines, see contours.py
 
-so that the folder with the images as images/ is one for configs/folder.py. A
+so that the folder with the images as images/ is one for configs/folder.py. Of a
+file of N images the mask is a TIFF of N, and each has the other files, which are
+named NAME.page_0001 and so on. A
 sigmoid channel has two classes here as well, the background first.
 """
 
@@ -18,14 +20,16 @@ import glob
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 import ml_collections
 import numpy as np
 
-from unet_jax.config import fields
+from unet_jax.config import fields, mask_table
 from unet_jax.data import decode, examples, rasters
 from unet_jax.prediction import (
   contours,
+  kept_tags,
   overlays,
   probabilities,
   row_files,
@@ -54,17 +58,36 @@ class Paths:
   overlay: pathlib.Path | None
   contours: pathlib.Path | None
 
+  def of_page(self, number: int, count: int) -> 'Paths':
+    """Returns the files of one of an input's images, see above."""
+    if count == 1:
+      return self
+    named = lambda path: (
+      path and path.with_stem(f'{path.stem}.page_{number + 1:04}')
+    )
+    mask, *others = map(named, dataclasses.astuple(self))
+    return Paths(mask.with_name(f'.{mask.name}'), *others)
+
+  def files(self, num_pages: int) -> list[pathlib.Path]:
+    """Returns all files of an input of some images."""
+    found = {self.mask}
+    for number in range(num_pages):
+      _, *others = dataclasses.astuple(self.of_page(number, num_pages))
+      found |= {path for path in others if path}
+    return sorted(found)
+
 
 def make_paths(
   source: pathlib.Path,
   folder: pathlib.Path,
   name: str,
   config: ml_collections.ConfigDict,
+  num_pages: int = 1,
 ) -> Paths:
   """Returns the files of an image, see above."""
   predict = config.predict
   place = lambda kind, suffix: folder / kind / f'{name}{suffix}'
-  is_tiff = source.suffix.lower() in _TIFF
+  is_tiff = source.suffix.lower() in _TIFF or num_pages > 1
   kind = {'npz': '.npz', 'tiff': '.tif'}.get(predict.probabilities)
   return Paths(
     place('masks', '.tif' if is_tiff else '.png'),
@@ -74,26 +97,31 @@ def make_paths(
   )
 
 
-def existing(paths: Paths) -> bool:
-  """Whether all files that the config asks for exist."""
-  files = dataclasses.astuple(paths)
-  return all(path.is_file() for path in files if path)
-
-
 def found(folder: pathlib.Path, name: str) -> list[pathlib.Path]:
   """Returns the files that an image of this name has, of any kind."""
-  paths = (
-    folder / kind / f'{name}{suffix}'
+  name = glob.escape(name)
+  return [
+    path
     for kind, suffixes in _FOLDERS.items()
     for suffix in suffixes
-  )
-  return [path for path in paths if path.is_file()]
+    for pages in ('', '.page_*')
+    for path in (folder / kind).glob(f'{name}{pages}{suffix}')
+  ]
 
 
-def others(paths: Paths, name: str) -> list[pathlib.Path]:
-  """Returns the files that an image has and that are not asked for."""
-  there = found(paths.mask.parent.parent, name)
-  return [path for path in there if path not in dataclasses.astuple(paths)]
+def join_pages(paths: Paths, num_pages: int) -> None:
+  """Makes one mask of those of an input's images."""
+  if num_pages > 1:
+    pages = [paths.of_page(i, num_pages).mask for i in range(num_pages)]
+    row_files.join_pages(pages, paths.mask)
+
+
+def remove_pages(inputs: Iterable[Paths]) -> None:
+  """Removes the masks of images that a failure left without the others."""
+  for paths in inputs:
+    name = glob.escape(paths.mask.stem)
+    for page in paths.mask.parent.glob(f'.{name}.page_*.tif'):
+      page.unlink(missing_ok=True)
 
 
 def output_folder(
@@ -189,10 +217,23 @@ def mask_values(data: ml_collections.ConfigDict) -> np.ndarray:
   return table.astype(np.uint8 if table.max() < 256 else np.uint16)
 
 
-# Makes the rows of a file of the classes, uint8 [h, W], and their
-# probabilities, float32 [classes, h, W], which are empty unless some file
-# needs them.
-_Convert = Callable[[np.ndarray, np.ndarray], np.ndarray]
+class _Rows(NamedTuple):
+  """Some rows of a prediction.
+
+  Attributes:
+    classes: uint8 [h, W]; 0 where there are no data.
+    planes: probabilities, float32 [classes, h, W]; empty unless some file needs
+      them.
+    ignored: bool [h, W], where there are no data; None: nowhere.
+  """
+
+  classes: np.ndarray
+  planes: np.ndarray
+  ignored: np.ndarray | None
+
+
+# Makes the rows of a file.
+_Convert = Callable[[_Rows], np.ndarray]
 
 
 class PredictionFiles(sinks.RowSink):
@@ -206,55 +247,50 @@ class PredictionFiles(sinks.RowSink):
     raster: rasters.Raster,
     paths: Paths,
     config: ml_collections.ConfigDict,
+    tags: kept_tags.Tags = kept_tags.Tags(),
     moved: Callable[[float], None] = lambda share: None,
     done: Callable[[], None] = lambda: None,
   ):
     """Opens the files.
 
     Args:
-      raster: the image, read again for the overlay.
+      raster: the image as it is stored, read again for the overlay.
+      tags: those of its file that are kept in TIFFs.
       moved: called with the share of the image's rows that were written since.
       done: called once all files are complete.
     """
-    self._size, self._next = raster.size, 0
+    self._raster, self._size, self._next = raster, raster.size, 0
     self._moved, self._done = moved, done
     self._needs_probabilities = bool(paths.probabilities or paths.contours)
     self._files: list[tuple[_Convert, sinks.RowSink]] = []
     try:
-      self._open(raster, paths, config)
+      self._open(paths, config, tags.of_orientation(raster.orientation))
     except BaseException:
       self.abort()
       raise
 
   def _open(
-    self,
-    raster: rasters.Raster,
-    paths: Paths,
-    config: ml_collections.ConfigDict,
+    self, paths: Paths, config: ml_collections.ConfigDict, tags: kept_tags.Tags
   ) -> None:
     add = lambda convert, file: self._files.append((convert, file))
-    names, size = fields.class_names(config), raster.size
-    values = mask_values(config.data)
-    is_tiff = paths.mask.suffix in _TIFF
-    mask_kind = row_files.TiffFile if is_tiff else row_files.PngFile
-    add(
-      lambda classes, _: values[classes],
-      mask_kind(paths.mask, (*size, *values.shape[1:]), values.dtype),
-    )
+    raster, names, size = self._raster, fields.class_names(config), self._size
+    add(_to_values(config.data), _mask_file(paths.mask, raster, config, tags))
     if paths.probabilities:
       add(
-        lambda _, planes: np.moveaxis(planes.astype(np.float16), 0, -1),
-        _probabilities_file(paths.probabilities, (*size, len(names)), names),
+        _to_probabilities,
+        _probabilities_file(
+          paths.probabilities, (*size, len(names)), names, raster, tags
+        ),
       )
     if paths.overlay:
       add(
-        lambda classes, _: classes,
+        lambda rows: rows.classes,
         overlays.OverlayFile(paths.overlay, raster, len(names)),
       )
     if paths.contours:
       add(
-        lambda classes, planes: np.stack(
-          [classes, np.rint(255 * planes.max(0)).astype(np.uint8)], -1
+        lambda rows: np.stack(
+          [rows.classes, np.rint(255 * rows.planes.max(0)).astype(np.uint8)], -1
         ),
         contours.ContoursFile(paths.contours, size, names),
       )
@@ -267,14 +303,17 @@ class PredictionFiles(sinks.RowSink):
         f'{stop} rows of {rows.shape[1]} pixels; expected {self._size[0]} of '
         f'{self._size[1]}'
       )
-    self._next = stop
     for part in probabilities.row_bands(rows.shape, _PIXELS):
       classes = probabilities.predict(rows[part])
+      first, self._next = self._next, self._next + len(classes)
+      ignored = self._raster.ignored(first, self._next)
+      if ignored is not None:
+        classes = np.where(ignored, np.uint8(0), classes)
       planes = np.empty(0, np.float32)
       if self._needs_probabilities:
         planes = probabilities.planes(rows[part])
       for convert, file in self._files:
-        file.write(convert(classes, planes))
+        file.write(convert(_Rows(classes, planes, ignored)))
       self._moved(len(classes) / self._size[0])
 
   def close(self) -> None:
@@ -293,14 +332,72 @@ class PredictionFiles(sinks.RowSink):
       file.abort()
 
 
+def ignored_value(data: ml_collections.ConfigDict) -> int | tuple[int, ...]:
+  """Returns what a mask has where there are no data.
+
+  The value that data.mask_values ignores; without one 255 or, where that is a
+  class, the highest value below that is none.
+  """
+  written = mask_table.of(data).written
+  if fields.IGNORE_LABEL in written:
+    return written[fields.IGNORE_LABEL]
+  values = mask_values(data)
+  taken = {int(v) for v in values.reshape(len(values), -1)[:, 0]}
+  value = next(v for v in range(255, -1, -1) if v not in taken)
+  return (value,) * 3 if values.ndim == 2 else value
+
+
+def _to_values(data: ml_collections.ConfigDict) -> _Convert:
+  """Returns how classes become values of a mask."""
+  values = mask_values(data)
+
+  def convert(rows: _Rows) -> np.ndarray:
+    found = values[rows.classes]
+    if rows.ignored is not None:
+      found[rows.ignored] = ignored_value(data)
+    return found
+
+  return convert
+
+
+def _to_probabilities(rows: _Rows) -> np.ndarray:
+  """Returns float16 [h, W, classes], NaN where there are no data."""
+  found = np.moveaxis(rows.planes.astype(np.float16), 0, -1)
+  if rows.ignored is not None:
+    found[rows.ignored] = np.nan
+  return found
+
+
+def _mask_file(
+  path: pathlib.Path,
+  raster: rasters.Raster,
+  config: ml_collections.ConfigDict,
+  tags: kept_tags.Tags,
+) -> row_files.RowFile:
+  """Opens a file of values."""
+  values = mask_values(config.data)
+  shape = (*raster.size, *values.shape[1:])
+  if path.suffix not in _TIFF:
+    return row_files.PngFile(path, shape, values.dtype, raster.orientation)
+  if raster.ignored(0, 1) is not None:
+    tags = tags.of_nodata(np.ravel(ignored_value(config.data))[0])
+  return row_files.TiffFile(path, shape, values.dtype, tags=tags)
+
+
 def _probabilities_file(
-  path: pathlib.Path, shape: tuple[int, int, int], names: Sequence[str]
+  path: pathlib.Path,
+  shape: tuple[int, int, int],
+  names: Sequence[str],
+  raster: rasters.Raster,
+  tags: kept_tags.Tags,
 ) -> row_files.RowFile:
   """Opens a file of float16 [H, W, classes]."""
   if path.suffix in _TIFF:
     # ASCII is all that TIFF allows.
     text = ', '.join(names).encode('ascii', 'backslashreplace').decode()
-    return row_files.TiffFile(path, shape, np.float16, text)
+    if raster.ignored(0, 1) is not None:
+      tags = tags.of_nodata(np.nan)
+    return row_files.TiffFile(path, shape, np.float16, text, tags)
   return row_files.NpzFile(
     path, 'probabilities', shape, np.float16, class_names=names
   )

@@ -57,6 +57,16 @@ class WholeImage(rasters.ArrayRaster):
     self.num_channels = array.shape[2]
 
 
+def as_stored(raster: rasters.Raster) -> rasters.Raster:
+  """Returns an image as its file stores it; itself, if it was not turned."""
+  if raster.turned == 1:
+    return raster
+  image = raster.read(0, raster.size[0])
+  turned = WholeImage(stored.turn_back(image, raster.turned))
+  turned.orientation = raster.orientation
+  return turned
+
+
 class _Job:
   """An image on its way through the network.
 
