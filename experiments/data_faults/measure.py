@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from unet_jax.config import default
 from unet_jax.data import decode, resize
 from unet_jax.data import masks as masks_lib
 from unet_jax.inspection import alignment, verdict
@@ -61,14 +62,16 @@ def _load(
   channels, table = 3, _PETS_TABLE
   if name == 'isbi2012':
     channels, table = 1, ((0, 0), (255, 1))
+  data = default.get_config().data
+  data.num_channels = channels
   pairs, times = [], []
   others: list[Any] = []
   for paths in files:
     image_bytes, mask_bytes = (path.read_bytes() for path in paths)
     image_name, mask_name = map(str, paths)
     start = time.perf_counter()
-    image = decode.decode_image(image_bytes, image_name, channels, 'dtype')
-    values = decode.decode_mask(mask_bytes, mask_name)
+    image = decode.decode_image(image_bytes, image_name, data).array
+    values = decode.decode_mask(mask_bytes, mask_name, data).array
     decoded = time.perf_counter()
     mask = masks_lib.map_mask(values, table, len(table), mask_name)
     mapped = time.perf_counter()

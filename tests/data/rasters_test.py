@@ -20,9 +20,10 @@ from unet_jax.runtime import errors
 _SIZE = (83, 117)
 
 
-def _data(num_channels=3, intensity='dtype'):
+def _data(num_channels=3, intensity='dtype', **fields):
+  fields = {'alpha': 'drop', 'num_workers': 2, **fields}
   return helpers.make_config(
-    num_channels=num_channels, intensity=intensity, num_workers=2
+    num_channels=num_channels, intensity=intensity, **fields
   ).data
 
 
@@ -67,9 +68,7 @@ def _write(path, array: np.ndarray, **options) -> pathlib.Path:
 
 
 def _whole(path, data) -> np.ndarray:
-  return decode.decode_image(
-    path.read_bytes(), str(path), data.num_channels, data.intensity
-  )
+  return decode.decode_image(path.read_bytes(), str(path), data).array
 
 
 def _in_bands(raster, seed=0) -> np.ndarray:
@@ -159,18 +158,35 @@ def test_float_tiff_out_of_range_is_refused_at_once(tmp_path):
 
 _PLANES = np.moveaxis(_RGB, -1, 0)
 _TILED = {'tile': (16, 16)}
-_WHOLE = {
-  'png': lambda p: Image.fromarray(_RGB).save(p, 'PNG'),
-  'jpeg': lambda p: Image.fromarray(_RGB).save(p, 'JPEG'),
+# Kinds that are no plain grey or RGB, by rows all the same.
+_BY_ROWS = {
   'palette': lambda p: Image.fromarray(_RGB).quantize(9).save(p, 'TIFF'),
-  'bits': lambda p: Image.fromarray(_GREY > 99).save(p, 'TIFF'),
   'turned': lambda p: Image.fromarray(_RGB).save(p, 'TIFF', tiffinfo={274: 6}),
   'inverted': lambda p: _write(p, _GREY, photometric='miniswhite', **_TILED),
+  'bits': lambda p: _write(p, _GREY > 99, **_TILED),
   'planes': lambda p: _write(p, _PLANES, planarconfig='separate', **_TILED),
+  'mapped planes': lambda p: _write(p, _PLANES, planarconfig='separate'),
   'int32': lambda p: _write(p, _GREY.astype(np.int32), rowsperstrip=3),
   'premultiplied': lambda p: _write(
     p, _RGBA, extrasamples=['assocalpha'], **_TILED
   ),
+  'stack': lambda p: tifffile.imwrite(
+    p, _PLANES, imagej=True, metadata={'axes': 'CYX'}
+  ),
+}
+
+
+@pytest.mark.parametrize('kind', _BY_ROWS)
+def test_other_kinds_by_rows(kind, tmp_path):
+  path = tmp_path / 'a.tif'
+  _BY_ROWS[kind](path)
+  _assert_by_rows(path)
+
+
+_WHOLE = {
+  'png': lambda p: Image.fromarray(_RGB).save(p, 'PNG'),
+  'jpeg': lambda p: Image.fromarray(_RGB).save(p, 'JPEG'),
+  'bits': lambda p: Image.fromarray(_GREY > 99).save(p, 'TIFF'),
   'one strip': lambda p: _write(p, _RGB, compression='zlib'),
 }
 
@@ -185,12 +201,62 @@ def test_other_files_are_decoded_whole(kind, tmp_path):
   assert_array_equal(found, _whole(path, _data()))
 
 
-def test_first_page_counts(tmp_path):
+@pytest.mark.parametrize('kind', ['TIFF', 'PNG'])
+def test_upright(kind, tmp_path):
+  """Turned as viewers do, whole; the tag tells how to turn back."""
+  path, exif = tmp_path / 'a', Image.Exif()
+  exif[274] = 6
+  Image.fromarray(_RGB).save(path, kind, exif=exif)
+  with rasters.open_image(path, _data()) as raster:
+    assert raster.turned == 1
+    assert_array_equal(_in_bands(raster), _RGB)
+  with rasters.open_image(path, _data(orientation='upright')) as raster:
+    assert raster.turned == 6 and not raster.streams
+    assert raster.size == _SIZE[::-1]
+    assert_array_equal(_in_bands(raster), np.rot90(_RGB, -1))
+
+
+def test_each_page(tmp_path):
   path = tmp_path / 'a.tif'
+  pages = (_RGB, _RGB[::-1, ::2])
   with tifffile.TiffWriter(path) as tiff:
-    for array in (_RGB, _RGB[::-1, ::2]):
+    for array in pages:
       tiff.write(array, photometric='rgb', tile=(32, 32), compression='lzw')
-  assert_array_equal(_assert_by_rows(path), _RGB)
+  assert message_of(rasters.open_image, path, _data()) == (
+    f'{path} holds 2 images (pages or frames); make each an image of its own '
+    'with --config.data.pages=images, or, where they are channels, store them '
+    'as channels of one page'
+  )
+  for i, array in enumerate(pages):
+    with rasters.open_image(path, _data(pages='images'), i) as raster:
+      assert raster.streams
+      assert_array_equal(_in_bands(raster), array)
+
+
+def test_alpha_of_rows(tmp_path):
+  """Judged by the whole image; as a band it is read."""
+  path = _write(tmp_path / 'a.tif', _RGBA, **_TILED)
+  whole, by_rows = [
+    message_of(read, path, _data(alpha='refuse'))
+    for read in (_whole, rasters.open_image)
+  ]
+  count = np.count_nonzero(_RGBA[..., 3] != 255)
+  assert (
+    whole
+    == by_rows
+    == (
+      f'{path} has alpha that is not opaque in {count} of {83 * 117} pixels; '
+      'leave it out with --config.data.alpha=drop, or ignore fully transparent '
+      'pixels with --config.data.alpha=nodata; as a channel it is number 4 of '
+      '--config.data.bands'
+    )
+  )
+  for alpha in ('drop', 'nodata'):
+    assert_array_equal(
+      _assert_by_rows(path, _data(alpha=alpha)), _RGBA[..., :3]
+    )
+  data = _data(alpha='refuse', bands=(4, 1, 2))
+  assert_array_equal(_assert_by_rows(path, data), _RGBA[..., [3, 0, 1]])
 
 
 def test_tiles_that_are_skipped_are_black(tmp_path):
@@ -208,7 +274,7 @@ def test_tiles_that_are_skipped_are_black(tmp_path):
 def test_overlapping_bands_decode_once(tmp_path, monkeypatch):
   path = _write(tmp_path / 'a.tif', _RGB, tile=(16, 32), compression='zlib')
   decoded, inner = [], rasters.TiffRaster._decode
-  spy = lambda self, row: decoded.append(row) or inner(self, row)
+  spy = lambda self, *rows: decoded.append(rows[0] // 16) or inner(self, *rows)
   monkeypatch.setattr(rasters.TiffRaster, '_decode', spy)
   with rasters.open_image(path, _data()) as raster:
     for start in range(0, 80, 8):
@@ -221,12 +287,12 @@ def test_threads_take_turns(tmp_path, monkeypatch):
   path = _write(tmp_path / 'a.tif', _RGB, tile=(16, 16), compression='zlib')
   inner, inside = rasters.TiffRaster._decode, []
 
-  def decode_slowly(self, row):
-    inside.append(row)
+  def decode_slowly(self, *rows):
+    inside.append(rows)
     time.sleep(0.002)  # Another thread would come in meanwhile.
-    assert inside == [row]
+    assert inside == [rows]
     inside.clear()
-    return inner(self, row)
+    return inner(self, *rows)
 
   monkeypatch.setattr(rasters.TiffRaster, '_decode', decode_slowly)
   with rasters.open_image(path, _data()) as raster:
@@ -277,7 +343,7 @@ def test_array_of_another_shape():
   array = np.zeros((4, 5, 2), np.uint8)
   assert message_of(rasters.ArrayRaster, array, _data()) == (
     'the array has the shape (4, 5, 2); an image is [H, W], [H, W, 1] or '
-    '[H, W, 3]'
+    '[H, W, 3]; of others, data.bands chooses'
   )
 
 

@@ -124,6 +124,10 @@ def _tuples(config: ml_collections.ConfigDict, mode: str) -> Table:
       len(set(data.class_names)) < len(data.class_names)
       or not all(isinstance(name, str) for name in data.class_names)
     ),
+    f'data.bands: takes {data.num_channels} numbers of bands '
+    '(data.num_channels) from 1, or () for all': (
+      data.bands and not _are_counts(data.bands, data.num_channels)
+    ),
     f'model.features: takes {stages} numbers of channels (model.depth={m.depth}'
     ' and the bottleneck), at least 1 each': (
       m.features and not _are_counts(m.features, stages)

@@ -72,6 +72,18 @@ def get_config() -> config_dict.ConfigDict:
   # Images that are not 8 bit: `dtype` scales the whole range of the stored type
   # to 0..255 (floats: 0..1), `image` each image's own minimum and maximum.
   data.intensity = 'dtype'
+  # Files of several images (pages of a TIFF, frames of an animation): `one`
+  # refuses them, `images` makes each an image of its own; a mask has as many.
+  data.pages = 'one'
+  # Which bands of an image become the num_channels channels, numbered from 1,
+  # the one tagged as alpha last; () is for files that have as many as needed.
+  data.bands = ()
+  # Images with alpha that is not opaque everywhere: `refuse`, `drop`, or
+  # `nodata` (fully transparent pixels are ignored in the mask).
+  data.alpha = 'refuse'
+  # Tags that turn an image for display (EXIF, TIFF): `stored` applies none,
+  # `upright` turns image and mask, each by its own.
+  data.orientation = 'stored'
   # To image_size: `stretch` (aspect ratio lost), `pad` (fit inside, the rest 0
   # and ignored in the mask), `crop` (cover, cut at the centre) or `patch`:
   # images keep their size, training draws windows of image_size, evaluation

@@ -1,148 +1,309 @@
-"""Image and mask files to arrays.
+"""What files store, as images of the network and as values of masks.
 
-Pillow decodes, since it refuses damaged files; OpenCV decodes files that Pillow
-does not know (float TIFF of several channels) or reduces to 8 bit (16-bit RGB),
-and sound JPEG and PNG files: to the same pixels, in less time. EXIF rotation is
-applied to neither images nor masks, so that a pair stays as it was stored.
+`stored.read` gives the pixels as they were written. Images take what their
+files say of display: palettes are looked up, white-is-zero is inverted. Masks
+do not: their values are those that are stored. EXIF's and TIFF's orientation
+turns neither, or both, by data.orientation.
 """
 
-import io
-import struct
+import dataclasses
 
-import cv2
+import ml_collections
 import numpy as np
-from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image
 
+from unet_jax.data import stored
 from unet_jax.runtime import errors
 
 EXTENSIONS = ('.png', '.jpg', '.jpeg', '.tif', '.tiff', '.bmp', '.gif', '.webp')
 
-# First bytes of TIFF files: classic, and BigTIFF.
-TIFF = (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')
 
-# Pillow refuses images of more than 179 megapixels as an attack; scans of
-# tissue and of the earth are larger. Now it warns at 1 gigapixel.
-Image.MAX_IMAGE_PIXELS = 2**30
+@dataclasses.dataclass(frozen=True)
+class Decoded:
+  """An image or a mask from a file.
 
-# OpenCV prints what it cannot read; our messages name the file.
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+  Attributes:
+    array: an image uint8 [H, W, C], or a mask's values: integers [H, W], or RGB
+      [H, W, 3].
+    ignored: bool [H, W], pixels that hold no data; None where all do.
+    kind: colours, bits and format, such as `RGB 8 bit JPEG`.
+    orientation: the file's tag, whether it was applied or not.
+    pages: images in the file.
+  """
 
-
-def _open(data: bytes, name: str) -> Image.Image | np.ndarray:
-  """A loaded Pillow image, or OpenCV's array [H, W] or RGB [H, W, 3]."""
-  array = None
-  try:
-    image = Image.open(io.BytesIO(data))
-    deep = has_deep_colors(image)
-    if not deep:
-      array = _decode_plain(image, data)
-      if array is not None:
-        return array
-    # Of deep colours too, since Pillow is the stricter about damage.
-    image.load()
-    if not deep:
-      return image
-    array, reason = _open_with_opencv(data), 'unknown kind of 16-bit image'
-  except UnidentifiedImageError:
-    reason = 'cannot identify image file'
-    if data[:4] in TIFF:
-      array = _open_with_opencv(data)
-  except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
-    reason = str(e) or type(e).__name__
-  if array is None:
-    raise broken(name, reason)
-  return array
+  array: np.ndarray
+  ignored: np.ndarray | None
+  kind: str
+  orientation: int
+  pages: int
 
 
-def broken(name: str, reason: str) -> errors.DecodeError:
-  """Returns the error for a file that no decoder can read."""
-  return errors.DecodeError(
-    f'{name} cannot be decoded ({reason}); replace it, or skip such pairs with '
-    '--config.data.on_error=skip'
+def decode_image(
+  content: bytes, name: str, data: ml_collections.ConfigDict, page: int = 0
+) -> Decoded:
+  """Reads an image of a file as uint8 [H, W, data.num_channels].
+
+  One channel is grey (ITU-R 601 of RGB), three are RGB or the file's own bands;
+  other depths than 8 bit are scaled by data.intensity.
+
+  Raises:
+    DecodeError: the file is damaged, or of a kind that is not read.
+    UserError: it holds more than is used (pages, bands, alpha), or values out
+      of the range that is scaled to 0..255.
+  """
+  found = _read(content, name, data, page)
+  pixels, ignored = to_channels(found, name, data)
+  array = convert_array(
+    pixels, name, data.num_channels, data.intensity, bits=found.bits
+  )
+  return _decoded(array, ignored, found, content, data)
+
+
+def decode_mask(
+  content: bytes, name: str, data: ml_collections.ConfigDict, page: int = 0
+) -> Decoded:
+  """Reads a mask's values as they are stored.
+
+  A file with a palette gives indices, or its colours where data.mask_values has
+  colours. A file whose channels are equal gives one of them.
+
+  Raises:
+    DecodeError: the file is damaged, or of a kind that is not read.
+    UserError: it holds more than is used (pages, bands, alpha), or values that
+      are no integers.
+  """
+  found = _read(content, name, data, page)
+  ignored = None
+  if found.kind != 'palette':  # There alpha belongs to the colours.
+    ignored = _ignored(found, name, data, 0)
+  values = found.pixels
+  if found.kind == 'palette' and any(
+    isinstance(value, tuple) for value, _ in data.mask_values
+  ):
+    values = _look_up(found, name)
+  if values.dtype.kind == 'f':
+    if not np.all(np.isfinite(values) & (values == np.rint(values))):
+      raise errors.UserError(
+        f'{name}: the mask holds floats that are no integers; store classes '
+        'as integers'
+      )
+    values = values.astype(np.int64)
+  if values.ndim == 3:
+    values = _one_value(values, found.kind, name)
+  return _decoded(values, ignored, found, content, data)
+
+
+def _read(
+  content: bytes, name: str, data: ml_collections.ConfigDict, page: int
+) -> stored.Stored:
+  found = stored.read(content, name, page)
+  check_pages(found.pages, name, data)
+  return found
+
+
+def check_pages(pages: int, name: str, data: ml_collections.ConfigDict) -> None:
+  """Refuses files of several images unless data.pages says how to use them."""
+  if pages > 1 and data.pages == 'one':
+    raise errors.UserError(
+      f'{name} holds {pages} images (pages or frames); make each an image of '
+      'its own with --config.data.pages=images, or, where they are channels, '
+      'store them as channels of one page'
+    )
+
+
+def _decoded(
+  array: np.ndarray,
+  ignored: np.ndarray | None,
+  found: stored.Stored,
+  content: bytes,
+  data: ml_collections.ConfigDict,
+) -> Decoded:
+  if data.orientation == 'upright' and found.orientation != 1:
+    array = stored.turn(array, found.orientation)
+    if ignored is not None:
+      ignored = stored.turn(ignored, found.orientation)
+  kind = f'{found.describe()} {stored.format_of(content)}'
+  return Decoded(array, ignored, kind, found.orientation, found.pages)
+
+
+def _look_up(found: stored.Stored, name: str) -> np.ndarray:
+  """Returns the colours of a palette's indices: uint8 [H, W, 3]."""
+  assert found.palette is not None
+  highest = int(found.pixels.max(initial=0))
+  if highest >= len(found.palette):
+    raise stored.broken(
+      name, f'index {highest} of a palette of {len(found.palette)} colours'
+    )
+  return found.palette[found.pixels]
+
+
+def _one_value(values: np.ndarray, kind: str, name: str) -> np.ndarray:
+  """Returns [H, W] of equal channels, else RGB [H, W, 3]."""
+  if np.all(values == values[..., :1]):
+    return values[..., 0]
+  channels = values.shape[2]
+  is_planes = (
+    kind == 'bands'
+    and len(np.unique(values)) == 2
+    and np.all(np.count_nonzero(values, axis=-1) == 1)
+  )
+  if channels != 3 or is_planes:
+    what = 'a plane for each class' if is_planes else f'{channels} channels'
+    raise errors.UserError(
+      f'{name}: the mask has {what}; store one value a pixel, such as '
+      'planes.argmax(-1), or an RGB image of one colour a class'
+    )
+  if values.min() < 0 or values.max() > 65535:
+    raise errors.UserError(
+      f'{name}: the colours of the mask are from {values.min()} to '
+      f'{values.max()}; store colours of 0..255, or one value a pixel'
+    )
+  return values
+
+
+def to_channels(
+  found: stored.Stored, name: str, data: ml_collections.ConfigDict
+) -> tuple[np.ndarray, np.ndarray | None]:
+  """Chooses what of a file is shown to the network.
+
+  Returns:
+    Grey [H, W] or [H, W, C] of the stored type (fewer bits than 8 are widened
+    to 0..255), and which pixels hold no data,
+    bool [H, W] or None.
+
+  Raises:
+    UserError: it holds more than is used, or white-is-zero of a type that has
+      no highest value.
+  """
+  pixels = found.pixels
+  if found.kind == 'palette':
+    pixels = _look_up(found, name)
+  elif found.white_is_zero:
+    if pixels.dtype.kind != 'u':
+      raise errors.UserError(
+        f'{name} shows 0 as white (its photometric tag) and holds '
+        f'{pixels.dtype}, which has no black; store it as black-is-zero'
+      )
+    pixels = pixels.dtype.type(2**found.bits - 1) - pixels
+  if found.bits < 8 and found.kind != 'palette':
+    # To all of 0..255, as every viewer does.
+    table = np.arange(2**found.bits) * (255 // (2**found.bits - 1))
+    pixels = table.astype(np.uint8)[pixels]
+  if data.bands:
+    return _chosen(pixels, found, name, data), None
+  number = pixels.shape[2] if pixels.ndim == 3 else 1
+  ignored = _ignored(found, name, data, number)
+  is_color = found.kind in ('rgb', 'palette')
+  if number == data.num_channels or number == 1 or is_color and number == 3:
+    return pixels, ignored
+  first = ','.join(str(i + 1) for i in range(min(number, data.num_channels)))
+  raise errors.UserError(
+    f'{name} has {number} bands, the network {data.num_channels} channel(s); '
+    f'choose bands with --config.data.bands={first}'
+    + ('' if data.num_channels == 3 else ',')
   )
 
 
-def _decode_plain(image: ImageFile.ImageFile, data: bytes) -> np.ndarray | None:
-  """Decodes a common file quickly; None where Pillow should load it.
-
-  Both use the same libraries and get the same pixels, [H, W] of grey or
-  [H, W, 3] of RGB. But Pillow takes 1.2 times as long: it keeps four bytes for
-  a pixel of RGB and copies them twice, and its PNG filters are slower. Pillow
-  also judges files that OpenCV refuses.
-
-  Pillow has opened the image and not loaded it: its headers are sound.
-  """
-  if image.mode not in ('L', 'RGB'):
-    return None
-  if image.format == 'JPEG':
-    plain = _is_one_sound_scan(data)
-  else:
-    plain = (
-      image.format == 'PNG'
-      and not getattr(image, 'is_animated', False)
-      # OpenCV would warn of every file with some old profiles.
-      and not image.info.keys() & {'transparency', 'icc_profile'}
+def _chosen(
+  pixels: np.ndarray,
+  found: stored.Stored,
+  name: str,
+  data: ml_collections.ConfigDict,
+) -> np.ndarray:
+  """Returns the bands that data.bands names: [H, W, C]."""
+  pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+  number = pixels.shape[2] + (found.alpha is not None)
+  if max(data.bands) > number:
+    raise errors.UserError(
+      f'{name} has {number} band(s), and data.bands={tuple(data.bands)} asks '
+      f'for number {max(data.bands)}; leave such files out, or choose others'
     )
-  if not plain:
+  if found.alpha is not None and number in data.bands:
+    # Their types differ for GDAL's masks alone.
+    alpha = found.alpha[..., None].astype(pixels.dtype)
+    pixels = np.concatenate([pixels, alpha], -1)
+  chosen = pixels[..., [band - 1 for band in data.bands]]
+  return chosen[..., 0] if len(data.bands) == 1 else chosen
+
+
+def transparent(alpha: np.ndarray) -> np.ndarray:
+  """Returns which pixels are not opaque: bool [H, W]."""
+  opaque = np.iinfo(alpha.dtype).max if alpha.dtype.kind in 'iu' else 1
+  return alpha != opaque
+
+
+def _ignored(
+  found: stored.Stored,
+  name: str,
+  data: ml_collections.ConfigDict,
+  channels: int,
+) -> np.ndarray | None:
+  """Returns which pixels alpha leaves out, or None; see `alpha_error`."""
+  if found.alpha is None or data.alpha == 'drop':
     return None
-  color = cv2.IMREAD_COLOR_RGB if image.mode == 'RGB' else cv2.IMREAD_GRAYSCALE
-  try:
-    return cv2.imdecode(
-      np.frombuffer(data, np.uint8), color | cv2.IMREAD_IGNORE_ORIENTATION
-    )
-  except cv2.error:
-    return None
+  if data.alpha == 'nodata':
+    ignored = found.alpha == 0
+    return ignored if ignored.any() else None
+  count = int(np.count_nonzero(transparent(found.alpha)))
+  if count:
+    raise alpha_error(name, count, found.alpha.shape, channels)
+  return None
 
 
-def _is_one_sound_scan(data: bytes) -> bool:
-  """Whether a JPEG file has one scan without wrong markers, and an end.
+def alpha_error(
+  name: str, count: int, size: tuple[int, int], channels: int
+) -> errors.UserError:
+  """Returns the error for an image that is not opaque everywhere.
 
-  OpenCV stops at the last row; Pillow reads on, and refuses other files.
+  Args:
+    name: of the file.
+    count: pixels that are not opaque.
+    size: height and width.
+    channels: without alpha; 0 of a mask, which takes no bands.
   """
-  position = 2
-  while data[position : position + 1] == b'\xff':
-    is_scan = data[position + 1 : position + 2] == b'\xda'
-    position += 2 + int.from_bytes(data[position + 2 : position + 4], 'big')
-    if is_scan:
-      break
-  scan = np.frombuffer(data, np.uint8)[position:]
-  if not data.endswith(b'\xff\xd9') or len(scan) < 2:
-    return False
-  codes = scan[np.flatnonzero(scan[:-2] == 0xFF) + 1]
-  # 0 stands for the value 255 itself, 0xD0..0xD7 are restarts.
-  return bool(np.all((codes == 0) | (codes & 0xF8 == 0xD0)))
+  band = ''
+  if channels:
+    band = f'; as a channel it is number {channels + 1} of --config.data.bands'
+  return errors.UserError(
+    f'{name} has alpha that is not opaque in {count} of {size[0] * size[1]} '
+    'pixels; leave it out with --config.data.alpha=drop, or ignore fully '
+    f'transparent pixels with --config.data.alpha=nodata{band}'
+  )
 
 
-def has_deep_colors(image: ImageFile.ImageFile) -> bool:
-  """Whether Pillow would reduce the channels of an opened image to 8 bit."""
-  if image.mode[0] in 'IF':
-    return False
-  if isinstance(image, TiffImagePlugin.TiffImageFile):
-    return max(image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (1,))) > 8
-  return image.format == 'PNG' and ';16' in str(image.tile)
+def convert_array(
+  array: np.ndarray,
+  name: str,
+  num_channels: int,
+  intensity: str,
+  limits: tuple[float, float] | None = None,
+  bits: int = 0,
+) -> np.ndarray:
+  """Scales an image to 8 bit, and turns grey and RGB into one another.
 
+  Args:
+    array: integers or floats, grey [H, W] or [H, W, 1], or RGB or bands
+      [H, W, C], of an image or some of its rows.
+    name, num_channels, intensity: as for `decode_image`.
+    limits: lowest and highest value of the whole image, where `array` is only
+      rows of it.
+    bits: of a value, where these are fewer than uint16 has.
 
-def _open_with_opencv(data: bytes) -> np.ndarray | None:
-  """Returns [H, W] or RGB [H, W, 3] of the stored type, None if it cannot."""
-  try:
-    if data[:4] in TIFF and _is_planar(data):
-      return None  # OpenCV would mix up the channels.
-    array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-  except (cv2.error, struct.error):
-    return None
-  if array is None or array.ndim == 2:
-    return array
-  return array[..., [2, 1, 0]]
+  Returns:
+    uint8 [H, W, num_channels].
 
-
-def _is_planar(data: bytes) -> bool:
-  """Whether a TIFF file holds one channel after the other."""
-  header = data[:16] if data[:4] in TIFF[2:] else data[:8]
-  tags = TiffImagePlugin.ImageFileDirectory_v2(header)
-  file = io.BytesIO(data)
-  file.seek(tags.next)
-  tags.load(file)
-  return tags.get(TiffImagePlugin.PLANAR_CONFIGURATION) == 2
+  Raises:
+    UserError: values out of the range that is scaled to 0..255.
+  """
+  if array.dtype != np.uint8:
+    array = _scale_to_uint8(array, intensity, name, limits, bits)
+  if array.shape[2:] == (1,):
+    array = array[..., 0]
+  if num_channels == (1 if array.ndim == 2 else array.shape[2]):
+    return array.reshape(*array.shape[:2], num_channels)
+  image = Image.fromarray(np.ascontiguousarray(array))
+  array = np.asarray(image.convert('L' if num_channels == 1 else 'RGB'))
+  return array.reshape(*array.shape[:2], num_channels)
 
 
 def _scale_to_uint8(
@@ -150,6 +311,7 @@ def _scale_to_uint8(
   intensity: str,
   name: str,
   limits: tuple[float, float] | None,
+  bits: int,
 ) -> np.ndarray:
   """Scales integers or floats to 0..255, see `convert_array`."""
   lowest, highest = limits or (float(array.min()), float(array.max()))
@@ -161,8 +323,10 @@ def _scale_to_uint8(
   if intensity == 'image':
     low, high = lowest, highest
   elif array.dtype.kind != 'f':
-    # Pillow widens 16 bit to 32 when it opens some formats.
+    # Many programs widen 16 bit to 32.
     high = 65535.0 if highest < 2**16 else 2.0**32 - 1
+    if array.dtype == np.uint16 and bits:
+      high = 2.0**bits - 1
   if lowest < low or highest > high:
     raise errors.UserError(
       f'{name} holds values from {lowest:g} to {highest:g}, expected '
@@ -171,100 +335,3 @@ def _scale_to_uint8(
     )
   scaled = (array.astype(np.float64) - low) * (255 / max(high - low, 1e-12))
   return np.rint(scaled).astype(np.uint8)
-
-
-def decode_image(
-  data: bytes, name: str, num_channels: int, intensity: str
-) -> np.ndarray:
-  """Returns an image file as uint8 [H, W, num_channels].
-
-  Palettes are looked up, alpha is dropped, grey and RGB become one another;
-  other depths than 8 bit are scaled by `intensity`. One channel is grey (ITU-R
-  601), three are RGB.
-
-  Raises:
-    DecodeError: no decoder can read it.
-    UserError: values out of the range that is scaled to 0..255.
-  """
-  image = _open(data, name)
-  if not isinstance(image, np.ndarray) and image.mode[0] in 'IF':
-    image = np.asarray(image)
-  if isinstance(image, np.ndarray):
-    return convert_array(image, name, num_channels, intensity)
-  return _convert(image, num_channels)
-
-
-def convert_array(
-  array: np.ndarray,
-  name: str,
-  num_channels: int,
-  intensity: str,
-  limits: tuple[float, float] | None = None,
-) -> np.ndarray:
-  """Converts the pixels of an image as `decode_image` does.
-
-  Args:
-    array: integers or floats, grey [H, W] or [H, W, 1], or RGB [H, W, 3], of an
-      image or some of its rows.
-    name, num_channels, intensity: as for `decode_image`.
-    limits: lowest and highest value of the whole image, where `array` is only
-      rows of it.
-
-  Returns:
-    uint8 [H, W, num_channels].
-
-  Raises:
-    UserError: values out of the range that is scaled to 0..255.
-  """
-  if array.dtype != np.uint8:
-    array = _scale_to_uint8(array, intensity, name, limits)
-  if array.shape[2:] == (1,):
-    array = array[..., 0]
-  if num_channels == (1 if array.ndim == 2 else 3):
-    return array.reshape(*array.shape[:2], num_channels)
-  return _convert(Image.fromarray(array), num_channels)
-
-
-def _convert(image: Image.Image, num_channels: int) -> np.ndarray:
-  """Returns uint8 [H, W, num_channels] of an image of 8 bit."""
-  # A palette's would cause a warning; alpha is dropped anyway.
-  image.info.pop('transparency', None)
-  mode = 'L' if num_channels == 1 else 'RGB'
-  if image.mode != mode:  # Otherwise it would be copied.
-    image = image.convert(mode)
-  return np.asarray(image).reshape(image.height, image.width, num_channels)
-
-
-def decode_mask(data: bytes, name: str) -> np.ndarray:
-  """Returns a mask file's values: integers [H, W], or of RGB [H, W, 3].
-
-  Palette files give their indices, since these are the classes; an RGB file
-  whose channels are equal gives one of them.
-
-  Raises:
-    DecodeError: no decoder can read it.
-    UserError: values are not integers.
-  """
-  image = _open(data, name)
-  if not isinstance(image, np.ndarray):
-    if image.mode == 'PA':
-      image = image.getchannel(0)
-    elif image.mode not in ('1', 'L', 'P', 'F') and image.mode[0] != 'I':
-      image = image.convert('RGB')
-  array = np.asarray(image)
-  if array.dtype == bool:
-    return array.astype(np.uint8)
-  if array.dtype.kind == 'f':
-    if not np.all(np.isfinite(array) & (array == np.rint(array))):
-      raise errors.UserError(
-        f'{name}: the mask holds floats that are no integers; store classes '
-        'as integers'
-      )
-    array = array.astype(np.int64)
-  if array.ndim == 2:
-    return array
-  if np.all(array == array[..., :1]):
-    return array[..., 0]
-  if array.dtype == np.uint16:
-    array = (array >> 8).astype(np.uint8)  # Tables of colours are 8 bit.
-  return array

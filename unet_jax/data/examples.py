@@ -6,6 +6,10 @@
   mask:  integers [H, W], or uint8 RGB [H, W, 3], as stored
   name:  str, shown to people
   mask_name: str, the file of the mask, where there is one
+  ignored: bool [H, W], pixels of the image or the mask that hold no data, where
+    there are any
+  image_file, mask_file: `decode.Decoded` of each, where they were files
+  page: which image of its files, where these hold several, from 0
   instances: where the data has them: integers [H, W], 0 is none, each other
     value is one object
 
@@ -73,17 +77,25 @@ def decode_example(
   """
   if isinstance(example['image'], np.ndarray):
     return example
-  image = decode.decode_image(
-    example['image'], example['name'], data.num_channels, data.intensity
-  )
-  mask = decode.decode_mask(example['mask'], example['mask_name'])
-  result = {**example, 'image': image, 'mask': mask}
+  page = example.get('page', 0)
+  image = decode.decode_image(example['image'], example['name'], data, page)
+  mask = decode.decode_mask(example['mask'], example['mask_name'], data, page)
+  result = {
+    **example,
+    'image': image.array,
+    'mask': mask.array,
+    'image_file': image,
+    'mask_file': mask,
+  }
+  ignored = [d.ignored for d in (image, mask) if d.ignored is not None]
+  # Where their sizes differ, `prepared.check_sizes` says so.
+  if ignored and image.array.shape[:2] == mask.array.shape[:2]:
+    result['ignored'] = np.any(ignored, axis=0)
   if 'instances' in example:
-    instances = decode.decode_mask(
-      example['instances'], f'the instance mask of {example["name"]}'
-    )
+    name = f'the instance mask of {example["name"]}'
+    instances = decode.decode_mask(example['instances'], name, data, page).array
     if instances.ndim == 3:  # Each colour is an object; black is none.
-      instances = instances.astype(np.int64) @ np.array([1 << 16, 1 << 8, 1])
+      instances = instances.astype(np.int64) @ np.array([1 << 32, 1 << 16, 1])
     result['instances'] = instances
   return result
 

@@ -22,9 +22,11 @@ from collections.abc import Callable
 from typing import Any
 
 import cv2
+import imagecodecs
 import ml_collections
 import numpy as np
 import PIL
+import tifffile
 
 from unet_jax.config import fields
 from unet_jax.data import examples, prepared, sources, weight_map
@@ -33,7 +35,7 @@ from unet_jax.runtime import errors, locks, progress
 _log = logging.getLogger(__name__)
 
 # Raise it when the same sources and config would give other arrays.
-_VERSION = 3
+_VERSION = 4
 # Fields that prepared arrays depend on, besides the source's fingerprint.
 _FIELDS = (
   'image_size',
@@ -41,6 +43,10 @@ _FIELDS = (
   'num_classes',
   'mask_values',
   'intensity',
+  'pages',
+  'bands',
+  'alpha',
+  'orientation',
   'resize',
   'on_error',
 )
@@ -140,7 +146,7 @@ def cache_key(
   """A name that changes with whatever the arrays depend on."""
   depends_on = {
     'version': _VERSION,
-    'libraries': [PIL.__version__, cv2.__version__],
+    'libraries': [m.__version__ for m in (PIL, cv2, tifffile, imagecodecs)],
     'source': source.fingerprint,
     **{field: config.data[field] for field in _FIELDS},
   }
@@ -249,6 +255,7 @@ def _fill(
   """
   skipped: list[dict] = []
   found: dict[int, dict] = {}
+  turned: dict[int, str] = {}
   # Pixels are sampled by these, so that all kinds of cache hold the same.
   rows = np.arange(len(source))
   if isinstance(source, sources.Subset):
@@ -265,11 +272,21 @@ def _fill(
       return
     for key, array in arrays.items():
       array[index] = row[key]
+    files = [example.get('image_file'), example.get('mask_file')]
+    if any(file and file.orientation != 1 for file in files):
+      turned[index] = example['name']
     found[index] = prepared.describe(
       row, example['name'], int(rows[index]), config
     )
 
   in_threads(work, len(source), config, f'preparing {source.split}')
+  if turned and config.data.orientation == 'stored':
+    names = [turned[index] for index in sorted(turned)[:3]]
+    _log.warning(
+      '%s: %d of %d pairs have tags that turn them for display (%s), which are '
+      'not applied; --config.data.orientation=upright applies them',
+      *(source.split, len(turned), len(source), ', '.join(names)),
+    )
   about = prepared.collect([found[index] for index in sorted(found)], config)
   return sorted(skipped, key=lambda s: s['index']), about
 

@@ -81,6 +81,8 @@ def original_mask(
     data.num_classes,
     example['mask_name'],
   )
+  if 'ignored' in example:
+    mask[example['ignored']] = fields.IGNORE_LABEL
   return mask.reshape(values.shape) if is_volume else mask
 
 

@@ -172,15 +172,8 @@ class _Checks:
         f'borders: {len(lossy)} mask(s); make them anew as PNG'
       )
       self._add('warning', 'JPEG masks', text, lossy)
-    self._orientations(read)
-    pairs = [file for pair in zip(images, mask_files) for file in pair]
-    paged = [name for name, file in pairs if file.pages > 1]
-    if paged:
-      text = (
-        f'{paged[0]} has several pages, of which the first is read '
-        f'({len(paged)} file(s)); store each page as a file'
-      )
-      self._add('warning', 'several pages', text, paged)
+    if self._config.data.orientation == 'stored':
+      self._orientations(read)
     self._kinds('image', images)
     self._kinds('mask', mask_files)
 

@@ -1,6 +1,7 @@
 """Records of an inspection: files, measurements of examples, and findings."""
 
 import dataclasses
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -35,8 +36,8 @@ class FileInfo:
 
   Attributes:
     kind: colours, bits and format, such as `RGB 8 bit JPEG`.
-    orientation: EXIF's, see ORIENTATIONS.
-    pages: of a TIFF or GIF; the first is read.
+    orientation: EXIF's or TIFF's, see ORIENTATIONS.
+    pages: images that it holds.
   """
 
   kind: str
@@ -46,7 +47,7 @@ class FileInfo:
   @property
   def is_deep(self) -> bool:
     """Whether there are more than 8 bits in a channel."""
-    return any(depth in self.kind for depth in ('more than 8', '16', '32'))
+    return bool(re.search(r'\b(12|16|32|64) bit', self.kind))
 
 
 @dataclasses.dataclass

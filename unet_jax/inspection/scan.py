@@ -6,7 +6,6 @@ and, as `error`, why the rest could not be.
 
 import concurrent.futures
 import hashlib
-import io
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,6 @@ from collections.abc import Mapping, Sequence
 import cv2
 import ml_collections
 import numpy as np
-from PIL import Image
 
 from unet_jax.config import fields
 from unet_jax.data import decode, examples, masks, prepare, prepared
@@ -38,19 +36,6 @@ _TRIED = 4
 _OWNERS = 32
 # Above this share of suspicious pairs, the search includes unsuspicious ones.
 _MANY = 0.05
-# EXIF's tag of the orientation.
-_ORIENTATION = 0x0112
-_MODES = {
-  '1': '1 bit',
-  'L': 'grey 8 bit',
-  'LA': 'grey with alpha 8 bit',
-  'P': 'palette 8 bit',
-  'PA': 'palette with alpha 8 bit',
-  'RGB': 'RGB 8 bit',
-  'RGBA': 'RGB with alpha 8 bit',
-  'F': 'grey 32 bit float',
-  'I': 'grey 32 bit',
-}
 
 
 def scan(
@@ -146,9 +131,9 @@ def _measure(
     decoded = time.thread_time()
     image = files['image']
     result.digest = hashlib.blake2b(image, digest_size=16).digest()
-    if isinstance(image, bytes):
-      result.image_file = describe(image)
-      result.mask_file = describe(files['mask'])
+    if 'image_file' in example:
+      result.image_file = _file_info(example['image_file'])
+      result.mask_file = _file_info(example['mask_file'])
     _measure_image(result, example['image'])
     others = [b for i, b in borders.items() if i != index][:_TRIED]
     _measure_mask(result, example, config, others)
@@ -160,27 +145,8 @@ def _measure(
   return result, decoded - start, end - decoded
 
 
-def describe(data: bytes) -> records.FileInfo:
-  """Reads the header of an image file, without decoding it."""
-  try:
-    image = Image.open(io.BytesIO(data))
-    # Pillow would decode a PNG to look for it at the file's end.
-    has_exif = image.format != 'PNG' or 'exif' in image.info
-    exif = image.getexif() if has_exif else {}
-    orientation = exif.get(_ORIENTATION, 1)
-    pages = getattr(image, 'n_frames', 1)
-  except (OSError, SyntaxError, ValueError):
-    return records.FileInfo('unknown to Pillow')
-  mode = _MODES.get(image.mode)
-  if mode is None:
-    mode = 'grey 16 bit' if image.mode.startswith('I;16') else image.mode
-  if decode.has_deep_colors(image):
-    mode = mode.replace('8 bit', 'more than 8 bit')
-  return records.FileInfo(
-    f'{mode} {image.format}',
-    orientation if orientation in records.ORIENTATIONS else 1,
-    pages,
-  )
+def _file_info(file: decode.Decoded) -> records.FileInfo:
+  return records.FileInfo(file.kind, file.orientation, file.pages)
 
 
 def _measure_image(result: records.Measurement, image: np.ndarray) -> None:

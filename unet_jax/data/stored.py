@@ -1,0 +1,380 @@
+"""What an image file stores, read once and with one meaning.
+
+Every file of training, inspection, evaluation and prediction comes from here.
+The pixels are those that were written: conventions of display (white is zero, a
+palette, an orientation, the stretch of 2 and 4 bits to 8) are told beside them
+and not applied. What cannot be read exactly is refused by name. docs/formats.md
+has the rules, and what other libraries make of the same files.
+
+tifffile reads TIFF (see tiff.py), Pillow the rest, since it refuses damaged
+files; OpenCV decodes sound JPEG and PNG files to the same pixels in less time,
+and PNGs of 16 bits, which Pillow reduces to 8.
+"""
+
+import dataclasses
+import io
+import struct
+import warnings
+from collections.abc import Iterator
+
+import cv2
+import numpy as np
+from PIL import Image, ImageFile, MpoImagePlugin, UnidentifiedImageError
+
+from unet_jax.data import tiff, tiff_image
+from unet_jax.data.tiff_image import broken
+
+# Pillow refuses images of more than 179 megapixels as an attack; scans of
+# tissue and of the earth are larger. Now it warns at 1 gigapixel.
+Image.MAX_IMAGE_PIXELS = 2**30
+
+# What libraries print of files that they cannot read, or that have odd
+# metadata; our messages name the file.
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+warnings.filterwarnings('ignore', module=r'PIL\.')
+
+_FORMATS = ('PNG', 'JPEG', 'MPO', 'BMP', 'DIB', 'GIF', 'WEBP')
+_STARTS = (
+  (b'\x89PNG', 'PNG'),
+  (b'\xff\xd8', 'JPEG'),
+  (b'GIF', 'GIF'),
+  (b'RIFF', 'WebP'),
+  (b'', 'BMP'),
+)
+# EXIF's tag of the orientation.
+_ORIENTATION = 0x0112
+_SIGNATURE = b'\x89PNG\r\n\x1a\n'
+# The chunks without which a PNG's pixels cannot be decoded.
+_PIXEL_CHUNKS = (b'IHDR', b'PLTE', b'IDAT', b'IEND')
+
+# What Pillow raises for damaged files.
+_DAMAGE = (
+  OSError,
+  SyntaxError,
+  ValueError,
+  IndexError,
+  struct.error,
+  Image.DecompressionBombError,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+  """An image of a file, or some rows of it, as stored.
+
+  Attributes:
+    pixels: [H, W], or [H, W, C], of the stored type in native byte order;
+      samples of fewer bits are uint8 or uint16 and keep their values.
+    kind: `grey`, `palette` (pixels are indices), `rgb` or `bands`. YCbCr and
+      CMYK have become RGB, and so have all colours of GIF, whose writers
+      renumber indices.
+    bits: of a sample as stored: 1, 2, 4, 8, 12, 16, 32, 64.
+    palette: uint8 RGB [N, 3], or None.
+    alpha: [H, W] of any type, 0 is transparent, or None. GDAL's internal masks
+      are alpha of 0 and 255.
+    white_is_zero: whether a viewer shows 0 as white.
+    orientation: 1 to 8, EXIF's and TIFF's tag of how to turn for display.
+    nodata: the value that GDAL's tag names, or None.
+    pages: images in the file that are no reduced copies, masks or thumbnails.
+  """
+
+  pixels: np.ndarray
+  kind: str
+  bits: int
+  palette: np.ndarray | None = None
+  alpha: np.ndarray | None = None
+  white_is_zero: bool = False
+  orientation: int = 1
+  nodata: float | None = None
+  pages: int = 1
+
+  def describe(self) -> str:
+    """Returns colours and bits, such as `RGB with alpha 8 bit`."""
+    kind = {'rgb': 'RGB'}.get(self.kind, self.kind)
+    if self.kind == 'bands':
+      kind = f'{self.pixels.shape[2]} bands'
+    alpha = ' with alpha' if self.alpha is not None else ''
+    suffix = {'f': ' float', 'i': ' signed'}.get(self.pixels.dtype.kind, '')
+    return f'{kind}{alpha} {self.bits} bit{suffix}'
+
+
+def read(data: bytes, name: str, page: int = 0) -> Stored:
+  """Reads one image of a file.
+
+  Args:
+    data: the content of the file.
+    name: for messages.
+    page: which of `Stored.pages` images, from 0.
+
+  Raises:
+    DecodeError: the file is damaged, or of a kind that is not read exactly.
+  """
+  if data[:4] in tiff.MAGIC:
+    with tiff.Images(data, name) as images:
+      image = images[page]
+      return of_tiff(image, len(images), 0, image.size[0])
+  try:
+    return _read_with_pillow(data, name, page)
+  except UnidentifiedImageError as e:
+    raise broken(name, 'cannot identify image file') from e
+  except _DAMAGE as e:
+    raise broken(name, e) from e
+
+
+def of_tiff(
+  image: tiff_image.Image, pages: int, start: int, stop: int, parallel=map
+) -> Stored:
+  """Returns rows start..stop-1 of an image of a TIFF file."""
+  pixels, alpha = image.read(start, stop, parallel)
+  return Stored(
+    pixels,
+    image.kind,
+    image.bits,
+    image.palette,
+    alpha,
+    image.white_is_zero,
+    image.orientation,
+    image.nodata,
+    pages,
+  )
+
+
+def count_pages(data: bytes, name: str) -> int:
+  """Returns `Stored.pages` without decoding pixels.
+
+  Raises:
+    DecodeError: see `read`.
+  """
+  if data[:4] in tiff.MAGIC:
+    with tiff.Images(data, name) as images:
+      return len(images)
+  try:
+    return len(_frames(_open(data, name)))
+  except UnidentifiedImageError as e:
+    raise broken(name, 'cannot identify image file') from e
+  except _DAMAGE as e:
+    raise broken(name, e) from e
+
+
+def turn(array: np.ndarray, orientation: int) -> np.ndarray:
+  """Turns [H, W, ...] as stored to how a tag of 1 to 8 shows it."""
+  if orientation in (5, 6, 7, 8):
+    array = array.swapaxes(0, 1)
+  if orientation in (3, 4, 7, 8):
+    array = array[::-1]
+  if orientation in (2, 3, 6, 7):
+    array = array[:, ::-1]
+  return np.ascontiguousarray(array)
+
+
+def turn_back(array: np.ndarray, orientation: int) -> np.ndarray:
+  """Turns what `turn` gave to how it is stored."""
+  # Turns by 90 degrees are each other's reverse, all others their own.
+  return turn(array, {6: 8, 8: 6}.get(orientation, orientation))
+
+
+def format_of(data: bytes) -> str:
+  """Returns the name of a file's format by its first bytes."""
+  if data[:4] in tiff.MAGIC:
+    return 'TIFF'
+  return next(name for start, name in _STARTS if data.startswith(start))
+
+
+def _open(data: bytes, name: str) -> ImageFile.ImageFile:
+  image = Image.open(io.BytesIO(data))
+  if image.format not in _FORMATS:
+    raise tiff_image.refused(name, f'{image.format}')
+  return image
+
+
+def _frames(image: ImageFile.ImageFile) -> list[int]:
+  """Returns the frames of a file that are images of their own."""
+  count = getattr(image, 'n_frames', 1)
+  if not isinstance(image, MpoImagePlugin.MpoImageFile):
+    return list(range(count))
+  # Cameras add thumbnails and maps of light, which are smaller.
+  size, frames = image.size, []
+  for i in range(count):
+    image.seek(i)
+    if image.size == size:
+      frames.append(i)
+  image.seek(0)
+  return frames
+
+
+def _read_with_pillow(data: bytes, name: str, page: int) -> Stored:
+  image = _open(data, name)
+  orientation = _orientation(image, data)
+  frames = _frames(image) if image.format not in ('BMP', 'DIB') else [0]
+  if len(frames) == 1:
+    array = _decode_plain(image, data)
+    if array is not None:
+      kind = 'grey' if array.ndim == 2 else 'rgb'
+      return Stored(array, kind, 8, orientation=orientation)
+  if image.format == 'PNG':
+    depth, color = data[24], data[25]
+    if len(frames) > 1 and depth == 16:
+      raise tiff_image.refused(name, 'an animated PNG of 16 bits')
+    if len(frames) == 1:
+      stored = _read_png(image, data, depth, color)
+      return dataclasses.replace(stored, orientation=orientation)
+  if len(frames) > 1:
+    image.seek(frames[page])
+  image.load()
+  return dataclasses.replace(
+    _of_pillow(image, name, colors=len(frames) > 1 or image.format == 'GIF'),
+    orientation=orientation,
+    pages=len(frames),
+  )
+
+
+def _of_pillow(image: Image.Image, name: str, colors: bool) -> Stored:
+  """Takes the pixels of a loaded image; of an index, its colour if `colors`."""
+  transparent = 'transparency' in image.info
+  if colors and image.mode == 'P':
+    image = image.convert('RGBA' if transparent else 'RGB')
+  elif image.mode == 'CMYK':
+    image = image.convert('RGB')
+  array = np.asarray(image)
+  if image.mode == '1':
+    return Stored(array.astype(np.uint8), 'grey', 1)
+  if image.mode == 'L':
+    return Stored(array, 'grey', 8)
+  if image.mode == 'P':
+    return Stored(array, 'palette', 8, _palette(image))
+  if image.mode == 'RGB':
+    return Stored(array, 'rgb', 8)
+  if image.mode == 'RGBA':
+    return Stored(array[..., :3], 'rgb', 8, alpha=array[..., 3])
+  if image.mode == 'LA':
+    return Stored(array[..., 0], 'grey', 8, alpha=array[..., 1])
+  raise tiff_image.refused(name, f'{image.format} of the mode {image.mode}')
+
+
+def _palette(image: Image.Image) -> np.ndarray:
+  return np.array(image.getpalette('RGB'), np.uint8).reshape(-1, 3)
+
+
+def _read_png(
+  image: ImageFile.ImageFile, data: bytes, depth: int, color: int
+) -> Stored:
+  """Reads a PNG of one frame, of any depth and type of colour."""
+  # Of deep colours too, since Pillow is the stricter about damage.
+  image.load()
+  key = image.info.get('transparency')
+  if depth == 16:
+    plain = _SIGNATURE + b''.join(
+      data[start : start + length + 12]
+      for code, start, length in _png_chunks(data)
+      if code in _PIXEL_CHUNKS
+    )
+    array = cv2.imdecode(np.frombuffer(plain, np.uint8), cv2.IMREAD_UNCHANGED)
+    if array is None or array.dtype != np.uint16:
+      raise ValueError('unknown kind of 16-bit image')
+    if array.ndim == 3:
+      array = array[..., [2, 1, 0, 3][: array.shape[2]]]
+  else:
+    array = np.asarray(image)
+    array = array.astype(np.uint8) if array.dtype == bool else array
+    if color == 0:
+      # Pillow stretches 2 and 4 bits to 8.
+      array = array // {2: 85, 4: 17}.get(depth, 1)
+  if color == 3:
+    palette, alpha = _palette(image), None
+    if key is not None:
+      table = np.full(256, 255, np.uint8)
+      if isinstance(key, bytes):
+        table[: len(key)] = np.frombuffer(key, np.uint8)
+      else:
+        table[key] = 0
+      alpha = table[array]
+    return Stored(array, 'palette', depth, palette, alpha)
+  kind = 'rgb' if color & 2 else 'grey'
+  if color & 4:
+    pixels = array[..., :3] if color & 2 else array[..., 0]
+    return Stored(pixels, kind, depth, alpha=array[..., -1])
+  alpha = None
+  if key is not None:
+    same = array == np.array(key, array.dtype)
+    same = same.all(-1) if color & 2 else same
+    alpha = np.where(same, np.uint8(0), np.uint8(255))
+  return Stored(array, kind, depth, alpha=alpha)
+
+
+def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+  """Yields the code, start and length of content of each chunk of a PNG."""
+  start = len(_SIGNATURE)
+  while start + 12 <= len(data):
+    length = int.from_bytes(data[start : start + 4], 'big')
+    yield data[start + 4 : start + 8], start, length
+    start += length + 12
+
+
+def _orientation(image: ImageFile.ImageFile, data: bytes) -> int:
+  """Returns EXIF's tag of an opened image, which is not loaded."""
+  content = image.info.get('exif')
+  if content is None and image.format == 'PNG':
+    # It may come after the pixels, where Pillow sees it once these are loaded.
+    for code, start, length in _png_chunks(data):
+      if code == b'eXIf':
+        content = data[start + 8 : start + 8 + length]
+  if not content:
+    return 1
+  exif = Image.Exif()
+  try:
+    exif.load(content)
+    value = exif.get(_ORIENTATION, 1)
+  except _DAMAGE:
+    return 1
+  return value if value in range(1, 9) else 1
+
+
+def _decode_plain(image: ImageFile.ImageFile, data: bytes) -> np.ndarray | None:
+  """Decodes a common file quickly; None where Pillow should load it.
+
+  Both use the same libraries and get the same pixels, [H, W] of grey or
+  [H, W, 3] of RGB. But Pillow takes 1.2 times as long: it keeps four bytes for
+  a pixel of RGB and copies them twice, and its PNG filters are slower. Pillow
+  also judges files that OpenCV refuses.
+
+  Pillow has opened the image and not loaded it: its headers are sound.
+  """
+  if image.mode not in ('L', 'RGB'):
+    return None
+  if image.format == 'JPEG':
+    plain = _is_one_sound_scan(data)
+  else:
+    plain = (
+      image.format == 'PNG'
+      and data[24] == 8
+      # OpenCV would warn of every file with some old profiles.
+      and not image.info.keys() & {'transparency', 'icc_profile'}
+    )
+  if not plain:
+    return None
+  color = cv2.IMREAD_COLOR_RGB if image.mode == 'RGB' else cv2.IMREAD_GRAYSCALE
+  try:
+    return cv2.imdecode(
+      np.frombuffer(data, np.uint8), color | cv2.IMREAD_IGNORE_ORIENTATION
+    )
+  except cv2.error:
+    return None
+
+
+def _is_one_sound_scan(data: bytes) -> bool:
+  """Whether a JPEG file has one scan without wrong markers, and an end.
+
+  OpenCV stops at the last row; Pillow reads on, and refuses other files.
+  """
+  position = 2
+  while data[position : position + 1] == b'\xff':
+    is_scan = data[position + 1 : position + 2] == b'\xda'
+    position += 2 + int.from_bytes(data[position + 2 : position + 4], 'big')
+    if is_scan:
+      break
+  scan = np.frombuffer(data, np.uint8)[position:]
+  if not data.endswith(b'\xff\xd9') or len(scan) < 2:
+    return False
+  codes = scan[np.flatnonzero(scan[:-2] == 0xFF) + 1]
+  # 0 stands for the value 255 itself, 0xD0..0xD7 are restarts.
+  return bool(np.all((codes == 0) | (codes & 0xF8 == 0xD0)))
