@@ -45,6 +45,7 @@ _CORE = (
 _TESTED_IN = {
   'unet_jax': 'prediction/restore_test.py',
   'unet_jax.__main__': 'main_test.py',
+  'unet_jax.config.value_checks': 'config/checks_test.py',
   'unet_jax.config.output_size': 'models/sizes_test.py',
   'unet_jax.data.examples': 'data/decode_test.py',
   'unet_jax.data.tiff': 'data/stored_test.py',

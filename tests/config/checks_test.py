@@ -142,6 +142,25 @@ data.mask_values=((0,0),(255,4))
 data.num_classes=1 data.mask_values=((0,0),(255,2))
   = --config.data.mask_values: (255, 2) maps to class 2; with
   data.num_classes=1 the classes are 0 to 1, or 255 to ignore
+data.mask_values=((0,0),(255,1),(0,2))
+  = --config.data.mask_values: (0, 0) and (0, 2) give one value two classes;
+  leave out one of them
+data.mask_values=((7,1),((7,7,7),0))
+  = --config.data.mask_values: (7, 1) and ((7, 7, 7), 0) give one value two
+  classes; leave out one of them
+data.mask_values=((0,0),('others',1),('others',255))
+  = --config.data.mask_values: ('others', 1) and ('others', 255) give one value
+  two classes; leave out one of them
+data.intensity=range
+  needs the stored values that become 0 and 255, such as
+  --config.data.intensity_range=0,4095; --mode=inspect with another
+  data.intensity measures them
+data.intensity_range=(0,1)
+  is for --config.data.intensity=range
+data.intensity_range=(5,5) data.intensity=range
+  : takes two numbers, the lower one first, such as 0,4095
+data.nodata=(0,'nun')
+  : takes numbers or nan, such as -9999,nan
 eval.foreground=('clas_1',)
   = --config.eval.foreground: no class is named 'clas_1' (did you mean
   class_1?); the classes are class_0, class_1, class_2, class_3
@@ -272,6 +291,10 @@ def test_values_that_are_refused(values, message):
   'values',
   [
     'data.mask_values=(((255,0,0),1),(7,255))',
+    "data.nodata=('nan',-9999) data.intensity=range "
+    'data.intensity_range=(-1.5,9)',
+    "data.nodata=('nan,-9999',)",
+    "data.mask_values=((0,0),('others',1),(0,0),((9,9,9),2),(9,2))",
     'data.source=tfds data.num_classes=1 loss.class_weights=(1,2.5) '
     "data.class_names=('ground','cell') eval.foreground=('cell',) "
     'eval.instances=cell',

@@ -43,6 +43,8 @@ _FIELDS = (
   'num_classes',
   'mask_values',
   'intensity',
+  'intensity_range',
+  'nodata',
   'pages',
   'bands',
   'alpha',
@@ -152,6 +154,8 @@ def cache_key(
   }
   if config.data.resize == 'patch':
     del depends_on['image_size']  # Of the windows; images keep their size.
+  if config.data.nodata:
+    depends_on['mean'] = config.data.mean  # Fills pixels without data.
   if make_weights is not None:
     depends_on['weight_map'] = [
       weight_map.VERSION,

@@ -198,22 +198,15 @@ def _images(paths: Iterable[pathlib.Path]) -> list[pathlib.Path]:
 def mask_values(data: ml_collections.ConfigDict) -> np.ndarray:
   """Returns the value of each class in a mask: data.mask_values, inverted.
 
-  Of several values of a class, the first in the table. Without a table these
-  are the classes. The config is one that is valid for --mode=predict.
+  See `mask_table.MaskTable.written`. The config is one that is valid for
+  --mode=predict.
 
   Returns:
     uint8 or uint16 [classes]; uint8 [classes, 3] for a table with colours,
     where a value v is the colour (v, v, v).
   """
-  num_names = max(data.num_classes, 2)
-  if not data.mask_values:
-    return np.arange(num_names, dtype=np.uint8)
-  first = fields.value_of_class(data)
-  is_color = any(isinstance(value, tuple) for value, _ in data.mask_values)
-  shape = (3,) if is_color else ()
-  table = np.array(
-    [np.broadcast_to(first[c], shape) for c in range(num_names)], np.int64
-  )
+  written = mask_table.of(data).written
+  table = np.array([written[c] for c in range(max(data.num_classes, 2))])
   return table.astype(np.uint8 if table.max() < 256 else np.uint16)
 
 

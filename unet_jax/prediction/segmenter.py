@@ -68,8 +68,9 @@ class Segmenter:
     Args:
       images: an image [H, W, C] or [H, W], a batch [B, H, W, C], or a list of
         images of any sizes; grey, RGB or RGBA (whose alpha is dropped);
-        integers of 0..255, uint16 of 0..65535 or floats of 0..1 (with
-        data.intensity=image, of any range).
+        integers of 0..255, uint16 of 0..65535 or floats of 0..1 (of any type
+        and range unless data.intensity is `dtype`; with `range`, values as the
+        files of the training had them).
 
     Returns:
       float32 [H, W, classes], [B, H, W, classes], or a list of these, that add
@@ -89,14 +90,14 @@ class Segmenter:
   def _of_list(self, images: Iterable[Any]) -> list[np.ndarray]:
     data = self.config.data
     opened = [
-      rasters.ArrayRaster(_as_stored(image, data.intensity), data)
+      rasters.ArrayRaster(_as_stored(image, data), data)
       for image in images
     ]
     planes = map(probabilities.planes, self._predictor.logits(opened))
     return [np.ascontiguousarray(np.moveaxis(p, 0, -1)) for p in planes]
 
 
-def _as_stored(image: Any, intensity: str) -> np.ndarray:
+def _as_stored(image: Any, data: ml_collections.ConfigDict) -> np.ndarray:
   """Returns an array as a file would hold it, without alpha.
 
   Raises:
@@ -112,7 +113,11 @@ def _as_stored(image: Any, intensity: str) -> np.ndarray:
     image = image[..., :3]
   if image.dtype == bool:
     return image.astype(np.uint8) * np.uint8(255)
-  if intensity == 'image' or image.dtype in (np.uint8, np.uint16):
+  # Of floats without data in places, the raster knows which.
+  if data.intensity != 'dtype' or (
+    image.dtype in (np.uint8, np.uint16)
+    or (image.dtype.kind == 'f' and data.nodata)
+  ):
     return image
   # Integers are widened by arithmetic; they still mean 0..255.
   highest = 1 if image.dtype.kind == 'f' else 255
