@@ -13,7 +13,14 @@ from unet_jax.data import rasters
 from unet_jax.kernels import build
 from unet_jax.models import unet
 from unet_jax.prediction import index as index_lib
-from unet_jax.prediction import kept_tags, outputs, predictor, restore, sinks
+from unet_jax.prediction import (
+  inputs,
+  kept_tags,
+  outputs,
+  predictor,
+  restore,
+  sinks,
+)
 from unet_jax.runtime import errors, program, progress
 from unet_jax.runtime import mesh as mesh_lib
 
@@ -35,12 +42,12 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   program.initialize(fields.cache_dir(config))
   mesh_lib.check_processes(config, 'predict')
   members = restore.member_workdirs(config, workdir)
-  inputs = outputs.find_inputs(config.predict.input)
-  folder = outputs.output_folder(config, workdir, inputs)
+  images = inputs.find(config.predict.input)
+  folder = outputs.output_folder(config, workdir, images)
   mesh = mesh_lib.make_prediction_mesh(config)
   variables, ensemble, about = restore.restore(config, workdir, mesh, members)
   index = index_lib.Index(folder, index_lib.network(config, variables, about))
-  planned = index.plan(inputs, config)
+  planned = index.plan(images, config)
   left = [item for item in planned if not item.is_done]
   if len(left) < len(planned):
     _log.info(
@@ -75,7 +82,7 @@ class _Page(NamedTuple):
 
   item: index_lib.Item
   number: int
-  count: int
+  of: int
 
 
 class _Run:
@@ -115,7 +122,7 @@ class _Run:
       as_stored = predictor.as_stored(raster)
       sink: sinks.RowSink = outputs.PredictionFiles(
         as_stored,
-        item.paths.of_page(page.number, page.count),
+        item.paths.of_page(page.number, page.of),
         self._config,
         kept_tags.read(item.source, page.number),
         self.progress.update,

@@ -15,7 +15,7 @@ from PIL import Image
 from configs import folder
 from unet_jax.config import checks, default
 from unet_jax.data import decode, masks, rasters, sources
-from unet_jax.prediction import contours, outputs, overlays
+from unet_jax.prediction import contours, inputs, outputs, overlays
 from unet_jax.runtime import errors
 
 _SIZE = (70, 61)
@@ -103,7 +103,7 @@ def test_masks_are_those_of_data(
     stored = np.asarray(image)
   assert_array_equal(stored, np.array(expected)[classes.astype(int)])
   assert stored.dtype == (np.uint16 if np.max(expected) > 255 else np.uint8)
-  values = decode.decode_mask(paths.mask.read_bytes(), 'x')
+  values = decode.decode_mask(paths.mask.read_bytes(), 'x', config.data).array
   mapped = masks.map_mask(values, table, num_classes, 'x')
   assert_array_equal(mapped, classes)
 
@@ -241,17 +241,6 @@ def test_rows_that_are_missing_or_too_many(tmp_path):
   assert not _files(tmp_path)
 
 
-def test_existing(tmp_path):
-  config = _config({'overlay': True})
-  paths = outputs.make_paths(pathlib.Path('a.png'), tmp_path, 'a', config)
-  assert not outputs.existing(paths)
-  _predict(config, _logits(3), tmp_path)
-  assert outputs.existing(paths)
-  config.predict.contours = True
-  more = outputs.make_paths(pathlib.Path('a.png'), tmp_path, 'a', config)
-  assert not outputs.existing(more)
-
-
 def test_memory_of_large_images(tmp_path):
   config = _config({'probabilities': 'tiff', 'overlay': True})
   height, width = 1024, 5000
@@ -283,50 +272,6 @@ def _touch(root, *names):
     Image.new('L', (4, 4)).save(path, 'PNG')
 
 
-def test_inputs(tmp_path, monkeypatch):
-  _touch(tmp_path, 'slice_10.png', 'slice_2.PNG', 'a.tif', '.hidden.png')
-  (tmp_path / 'notes.txt').write_text('x')
-  _touch(tmp_path / 'set', 'images/b.jpg', 'images/a.png', 'masks/a.png')
-  for pattern, names in {
-    '': 'a.tif slice_2.PNG slice_10.png',
-    'slice_2.PNG': 'slice_2.PNG',
-    'slice_*': 'slice_2.PNG slice_10.png',
-    '*': 'a.tif slice_2.PNG slice_10.png',
-    'set': 'set/images/a.png set/images/b.jpg',
-    '**/images/*': 'set/images/a.png set/images/b.jpg',
-  }.items():
-    found = outputs.find_inputs(f'{tmp_path}/{pattern}')
-    assert found == [tmp_path / name for name in names.split()]
-  monkeypatch.setenv('HOME', str(tmp_path / 'set'))
-  assert outputs.find_inputs('~/m*/*') == [tmp_path / 'set/masks/a.png']
-
-
-@pytest.mark.parametrize(
-  'pattern,message',
-  [
-    ('empty', 'has no image files (.png, '),
-    ('gone.png', 'no such file or folder (.png, '),
-    ('*.jpg', 'matches no image files (.png, '),
-  ],
-)
-def test_inputs_that_cannot_be_used(pattern, message, tmp_path):
-  (tmp_path / 'empty').mkdir()
-  with pytest.raises(errors.UserError) as e:
-    outputs.find_inputs(f'{tmp_path}/{pattern}')
-  expected = f'--config.predict.input={tmp_path}/{pattern}: {message}'
-  assert str(e.value).startswith(expected)
-  assert '\n' not in str(e.value)
-
-
-def test_no_input():
-  with pytest.raises(errors.UserError) as e:
-    outputs.find_inputs('')
-  assert str(e.value) == (
-    '--mode=predict needs --config.predict.input=PATH: an image, a folder or a '
-    "pattern such as 'DIR/*.png'"
-  )
-
-
 def test_paths(tmp_path):
   config = _everything('tiff')
   out = outputs.output_folder(config, str(tmp_path / 'run'), [])
@@ -346,15 +291,16 @@ def test_paths(tmp_path):
 
 
 def test_files_of_a_name(tmp_path):
-  config = _everything('npz')
-  paths = _predict(config, _logits(3), tmp_path)
+  paths = _predict(_everything('npz'), _logits(3), tmp_path)
   _touch(tmp_path, 'masks/aa.png', 'masks/a.b.png', 'overlays/b.jpg')
-  assert len(outputs.found(tmp_path, 'a')) == 4
-  assert not outputs.others(paths, 'a')
-  config.predict.update(overlay=False, probabilities='tiff')
-  paths = outputs.make_paths(pathlib.Path('a.tif'), tmp_path, 'a', config)
-  names = [str(p.relative_to(tmp_path)) for p in outputs.others(paths, 'a')]
-  assert names == ['masks/a.png', 'probabilities/a.npz', 'overlays/a.jpg']
+  assert sorted(outputs.found(tmp_path, 'a')) == paths.files(1)
+  config = _config({'overlay': True})
+  names = ['masks/a[1].tif'] + [f'overlays/a[1].page_000{i}.jpg' for i in '12']
+  _touch(tmp_path, *names)
+  args = pathlib.Path('a.gif'), tmp_path, 'a[1]', config, 2
+  expected = [tmp_path / name for name in names]
+  assert outputs.make_paths(*args).files(2) == expected
+  assert outputs.found(tmp_path, 'a[1]') == expected
 
 
 @pytest.mark.parametrize(
@@ -371,9 +317,9 @@ def test_output_among_the_images(given, output, images, tmp_path):
   _touch(tmp_path, 'set/images/a.png', 'set/masks/a.png')
   places = {'input': f'{tmp_path}/{given}', 'output': f'{tmp_path}/{output}'}
   config = _config(places)
-  inputs = outputs.find_inputs(config.predict.input)
+  found = inputs.find(config.predict.input)
   with pytest.raises(errors.UserError) as e:
-    outputs.output_folder(config, 'run', inputs)
+    outputs.output_folder(config, 'run', found)
   assert str(e.value) == (
     f'--config.predict.output={tmp_path}/{output}: would mix with the images '
     f'in {tmp_path}/{images}; choose another folder, such as '

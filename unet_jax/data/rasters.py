@@ -28,11 +28,21 @@ class Raster(Protocol):
   size: tuple[int, int]  # Height and width in pixels.
   num_channels: int
   streams: bool  # Whether rows are decoded on demand.
-  # The file's tag that was applied, see `stored.turn_back`; 1 is none.
+  # The file's tag of how a viewer turns it, and the one that was applied, see
+  # `stored.turn_back`; 1 is none.
+  orientation: int = 1
   turned: int = 1
 
   def read(self, start: int, stop: int) -> np.ndarray:
     """Returns rows start..stop-1: uint8 [stop - start, W, num_channels]."""
+
+  def ignored(self, start: int, stop: int) -> np.ndarray | None:
+    """Returns which pixels of rows are no data; None if all of all rows are.
+
+    It is bool [stop - start, W].
+    """
+    del start, stop
+    return None
 
   def close(self) -> None:
     return
@@ -91,8 +101,12 @@ class DecodedRaster(ArrayRaster):
   def __init__(self, image: decode.Decoded, data: ml_collections.ConfigDict):
     self._rows, self.size = image.array, image.array.shape[:2]
     self.num_channels = data.num_channels
+    self.orientation, self._ignored = image.orientation, image.ignored
     if data.orientation == 'upright':
       self.turned = image.orientation
+
+  def ignored(self, start: int, stop: int) -> np.ndarray | None:
+    return None if self._ignored is None else self._ignored[start:stop]
 
 
 class TiffRaster(Raster):
@@ -111,6 +125,7 @@ class TiffRaster(Raster):
     The opened file is closed by `close`, and here on an error.
     """
     self.size, self._step = image.size, image.step
+    self.orientation = image.orientation
     self.num_channels = data.num_channels
     self._images, self._image, self._data = images, image, data
     self._pool = concurrent.futures.ThreadPoolExecutor(
@@ -268,3 +283,17 @@ def _open_tiff(
     raster = TiffRaster(images, image, data)
     stack.pop_all()
     return raster
+
+
+def count_images(path: pathlib.Path) -> int:
+  """Returns how many images a file holds, without decoding pixels.
+
+  Raises:
+    DecodeError: it cannot be read.
+  """
+  with open(path, 'rb') as f:
+    is_tiff = f.read(4) in tiff.MAGIC
+  if is_tiff:
+    with tiff.Images(path, str(path)) as images:
+      return len(images)
+  return stored.count_pages(path.read_bytes(), str(path))

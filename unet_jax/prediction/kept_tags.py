@@ -10,9 +10,8 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import tifffile
-
-from unet_jax.data import rasters
+from unet_jax.data import tiff, tiff_image
+from unet_jax.runtime import errors
 
 _PLACE = (
   33550,  # ModelPixelScale
@@ -24,6 +23,7 @@ _PLACE = (
   34737,  # GeoAsciiParams
   50844,  # RPCCoefficient
 )
+_RESOLUTION, _UNIT = (282, 283), 296
 _ORIENTATION, _GDAL_NODATA = 274, 42113
 # What this module may have given to a file.
 ALL = (*_PLACE, _ORIENTATION, _GDAL_NODATA)
@@ -62,29 +62,31 @@ class Tags(NamedTuple):
     return self._replace(extra=self.extra + more)
 
 
-def read(
-  path: pathlib.Path, page: int = 0, codes: Sequence[int] = _PLACE
-) -> Tags:
-  """Returns the tags to keep of a page of a TIFF file; none of other files.
+NONE = Tags()
 
-  Those of `codes` and the resolution.
+
+def read(
+  path: pathlib.Path, number: int = 0, codes: Sequence[int] = _PLACE
+) -> Tags:
+  """Returns the tags to keep of an image of a TIFF; none of other files.
+
+  Those of `codes`, and the resolution.
   """
   try:
-    with tifffile.TiffFile(path) as tiff:
-      tags = tiff.pages[page].tags
+    with tiff.Images(path, str(path)) as images:
+      tags = images.page_of(number).tags
       extra = []
       for code in codes:
         if code in tags:
-          tag = tags[code]
-          value = tag.value
+          value = tags[code].value
           if isinstance(value, str):  # Other than ASCII occurs.
             value = value.encode('utf-8', 'surrogateescape')
-          extra.append((code, int(tag.dtype), tag.count, value, True))
-      value = lambda name, usual: getattr(tags.get(name), 'value', usual)
-      pairs = [value(name, (0, 1)) for name in ('XResolution', 'YResolution')]
-      unit = int(value('ResolutionUnit', 2))
-  except rasters.DAMAGE:
-    return Tags()  # What decodes the image says why, where it matters.
+          kind, count = int(tags[code].dtype), tags[code].count
+          extra.append((code, kind, count, value, True))
+      pairs = [tags.valueof(code, (0, 1)) for code in _RESOLUTION]
+      unit = tags.valueof(_UNIT, 2)
+  except (errors.DecodeError, *tiff_image.DAMAGE):
+    return NONE  # What decodes the image says why, where it matters.
   known = all(above > 0 and below > 0 for above, below in pairs)
   x, y = (above / max(below, 1) for above, below in pairs)
-  return Tags(tuple(extra), (x, y), unit) if known else Tags(tuple(extra))
+  return Tags(tuple(extra), (x, y) if known else None, int(unit))

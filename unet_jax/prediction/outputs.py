@@ -1,4 +1,4 @@
-"""Inputs of --mode=predict, and the files that each gets.
+"""The files that an input of --mode=predict gets.
 
 In the output folder an image NAME.ext gets (of stems that collide see names.py)
 
@@ -10,9 +10,9 @@ In the output folder an image NAME.ext gets (of stems that collide see names.py)
   contours/NAME.geojson    outlines, see contours.py
 
 so that the folder with the images as images/ is one for configs/folder.py. Of a
-file of N images the mask is a TIFF of N, and each has the other files, which are
-named NAME.page_0001 and so on. A
-sigmoid channel has two classes here as well, the background first.
+file of N images the mask is a TIFF of N, and each has the other files, whose
+names are NAME.page_0001 and so on. A sigmoid channel has two classes here as
+well, the background first.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ import ml_collections
 import numpy as np
 
 from unet_jax.config import fields, mask_table
-from unet_jax.data import decode, examples, rasters
+from unet_jax.data import rasters
 from unet_jax.prediction import (
   contours,
   kept_tags,
@@ -150,51 +150,6 @@ def output_folder(
   return folder
 
 
-def find_inputs(pattern: str) -> list[pathlib.Path]:
-  """Returns the images that a file, a folder or a pattern such as `a/*` names.
-
-  Of a folder these are the image files in it or, where it has none, those of
-  its images/; in natural order (slice_2 before slice_10).
-
-  Raises:
-    UserError: there are none.
-  """
-  if not pattern:
-    raise errors.UserError(
-      '--mode=predict needs --config.predict.input=PATH: an image, a folder or '
-      "a pattern such as 'DIR/*.png'"
-    )
-  flag = f'--config.predict.input={pattern}'
-  path = pathlib.Path(pattern).expanduser()
-  if path.is_file():
-    return [path]
-  if path.is_dir():
-    files = _images(path.iterdir())
-    if not files and (path / 'images').is_dir():
-      files = _images((path / 'images').iterdir())
-    found = 'has no image files'
-  else:
-    files = _images(map(pathlib.Path, glob.glob(str(path), recursive=True)))
-    found = 'no such file or folder'
-    if glob.has_magic(pattern):
-      found = 'matches no image files'
-  if not files:
-    raise errors.UserError(f'{flag}: {found} ({", ".join(decode.EXTENSIONS)})')
-  return files
-
-
-def _images(paths: Iterable[pathlib.Path]) -> list[pathlib.Path]:
-  """The image files among paths, in natural order."""
-  files = [
-    path
-    for path in paths
-    if path.suffix.lower() in decode.EXTENSIONS
-    and not path.name.startswith('.')
-    and path.is_file()
-  ]
-  return sorted(files, key=lambda path: examples.natural_key(str(path)))
-
-
 def mask_values(data: ml_collections.ConfigDict) -> np.ndarray:
   """Returns the value of each class in a mask: data.mask_values, inverted.
 
@@ -240,7 +195,7 @@ class PredictionFiles(sinks.RowSink):
     raster: rasters.Raster,
     paths: Paths,
     config: ml_collections.ConfigDict,
-    tags: kept_tags.Tags = kept_tags.Tags(),
+    tags: kept_tags.Tags = kept_tags.NONE,
     moved: Callable[[float], None] = lambda share: None,
     done: Callable[[], None] = lambda: None,
   ):

@@ -11,7 +11,7 @@ import pathlib
 import struct
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import imagecodecs
 import numpy as np
@@ -115,7 +115,7 @@ class TiffFile(RowFile):
     shape: tuple[int, ...],
     dtype: npt.DTypeLike,
     description: str | None = None,
-    tags: kept_tags.Tags = kept_tags.Tags(),
+    tags: kept_tags.Tags = kept_tags.NONE,
   ):
     """Begins the file.
 
@@ -225,11 +225,14 @@ def _append(part: pathlib.Path, writer: tifffile.TiffWriter) -> None:
   tags = kept_tags.read(part, 0, kept_tags.ALL)
   with tifffile.TiffFile(part) as tiff:
     page = tiff.pages.first
-    segments = tiff.filehandle.read_segments(
-      page.dataoffsets, page.databytecounts
-    )
+
+    def tiles() -> Iterator[bytes]:
+      for offset, count in zip(page.dataoffsets, page.databytecounts):
+        tiff.filehandle.seek(offset)
+        yield tiff.filehandle.read(count)
+
     writer.write(
-      (data for data, _ in segments),
+      tiles(),
       shape=page.shape,
       dtype=page.dtype,
       tile=(_TILE, _TILE),

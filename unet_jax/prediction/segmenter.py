@@ -90,8 +90,7 @@ class Segmenter:
   def _of_list(self, images: Iterable[Any]) -> list[np.ndarray]:
     data = self.config.data
     opened = [
-      rasters.ArrayRaster(_as_stored(image, data), data)
-      for image in images
+      rasters.ArrayRaster(_as_stored(image, data), data) for image in images
     ]
     planes = map(probabilities.planes, self._predictor.logits(opened))
     return [np.ascontiguousarray(np.moveaxis(p, 0, -1)) for p in planes]
