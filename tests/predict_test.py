@@ -14,6 +14,7 @@ import unet_jax
 from tests import program, runs, tiny
 from unet_jax import predict
 from unet_jax.config import checks, saved
+from unet_jax.data import rasters, stored
 from unet_jax.prediction import index, outputs, predictor
 from unet_jax.runtime import errors
 
@@ -293,6 +294,196 @@ def test_a_full_disk_is_named_by_the_output(workdir, tmp_path, monkeypatch):
   with pytest.raises(OSError, match='No space') as e:
     _predict(workdir, tmp_path)
   assert str(e.value.filename) == f'{tmp_path}/out'
+
+
+# The corner and the pixels of a map in UTM zone 33 north.
+_GEO = (
+  (33550, 12, 3, (0.5, 0.5, 0.0), True),
+  (33922, 12, 6, (0.0, 0.0, 0.0, 4e5, 5e6, 0.0), True),
+  (34735, 3, 12, (1, 1, 0, 2, 1024, 0, 1, 1, 3072, 0, 1, 32633), True),
+  (34737, 2, 0, 'WGS 84 / UTM zone 33N|', True),
+)
+
+
+@pytest.mark.parametrize('tiled', [False, True])
+def test_a_map_keeps_its_place(tiled, workdir, tmp_path):
+  (tmp_path / 'in').mkdir()
+  image = np.random.default_rng(0).integers(0, 256, (40, 33, 3), np.uint8)
+  options = {'tile': (16, 16)} if tiled else {}
+  tifffile.imwrite(
+    tmp_path / 'in/a.tif',
+    image,
+    **options,
+    extratags=(*_GEO, (42113, 2, 0, '0', True)),
+    resolution=(2.5, 4.0),
+    resolutionunit=3,
+    metadata=None,
+  )
+  _predict(workdir, tmp_path, predict__probabilities='tiff')
+  for folder in ('masks', 'probabilities'):
+    with tifffile.TiffFile(tmp_path / f'out/{folder}/a.tif') as tiff:
+      tags = tiff.pages.first.tags
+      for code, _, _, value, _ in _GEO:
+        assert tags[code].value == value
+      assert tags['XResolution'].value == (5, 2)
+      assert tags['ResolutionUnit'].value == 3
+      # The image's 0 is no data, the mask's is a class.
+      assert 'GDAL_NODATA' not in tags
+
+
+def _with_orientation(path, image, orientation):
+  """Writes [H, W, 3] as stored, with the tag."""
+  if path.suffix == '.tif':
+    tag = (274, 3, 1, orientation, True)
+    tifffile.imwrite(path, image, extratags=[tag], tile=(16, 16), metadata=None)
+    return
+  exif = Image.Exif()
+  exif[274] = orientation
+  Image.fromarray(image).save(path, exif=exif)
+
+
+@pytest.mark.parametrize('suffix', ['png', 'tif'])
+@pytest.mark.parametrize('mode', ['stored', 'upright'])
+def test_images_that_a_viewer_turns(mode, suffix, workdir, tmp_path, caplog):
+  (tmp_path / 'in').mkdir()
+  blocks = np.random.default_rng(0).integers(0, 256, (5, 4, 3), np.uint8)
+  image = blocks.repeat(8, 0).repeat(8, 1)
+  for i in range(1, 9):
+    _with_orientation(tmp_path / f'in/{i}.{suffix}', image, i)
+  fields = {'data.orientation': mode, 'predict.probabilities': 'npz'}
+  _predict(workdir, tmp_path, **fields, predict__overlay=True)
+  segment = unet_jax.load(workdir)
+  for i in range(1, 9):
+    seen = stored.turn(image, i if mode == 'upright' else 1)
+    want = stored.turn_back(segment(seen), i if mode == 'upright' else 1)
+    with np.load(tmp_path / f'out/probabilities/{i}.npz') as found:
+      np.testing.assert_allclose(found['probabilities'], want, atol=1e-3)
+    # The mask is stored as the image is, and has its tag: a viewer turns both.
+    content = (tmp_path / f'out/masks/{i}.{suffix}').read_bytes()
+    mask = stored.read(content, 'x')
+    assert mask.orientation == i
+    values = np.array([10, 20, 30])[want.argmax(-1)]
+    np.testing.assert_array_equal(mask.pixels, values)
+    # What has no tag is as a viewer shows it.
+    with Image.open(tmp_path / f'out/overlays/{i}.jpg') as overlay:
+      found = np.asarray(overlay).astype(int)
+    plain = stored.turn(image, i)
+    assert found.shape == plain.shape
+    alike = [
+      np.corrcoef(found.ravel(), turned.ravel())[0, 1]
+      for turned in (plain, plain[::-1], plain[:, ::-1], plain[::-1, ::-1])
+    ]
+    assert alike[0] > max(0.2, *(3 * other for other in alike[1:]))
+  lines = [r.getMessage() for r in caplog.records if 'viewer' in r.getMessage()]
+  assert lines == [] if mode == 'upright' else len(lines) == 1
+  if lines:
+    assert lines[0].startswith('7 images have a tag by which a viewer turns')
+
+
+@pytest.mark.parametrize('suffix', ['tif', 'gif'])
+def test_pages_are_images(suffix, workdir, tmp_path, capsys):
+  (tmp_path / 'in').mkdir()
+  pages = np.random.default_rng(0).integers(0, 256, (3, 40, 33), np.uint8)
+  if suffix == 'tif':
+    tifffile.imwrite(tmp_path / 'in/a.tif', pages, photometric='minisblack')
+  else:
+    pages = pages // 128 * 255
+    first, *rest = map(Image.fromarray, pages)
+    first.save(tmp_path / 'in/a.gif', save_all=True, append_images=rest)
+  with pytest.raises(errors.UserError, match='a.*holds 3 images'):
+    _predict(workdir, tmp_path)
+  fields = {'data.pages': 'images', 'predict.overlay': True}
+  for new in (1, 0):
+    _predict(workdir, tmp_path, **fields)
+    out = capsys.readouterr().out
+    assert out == f'1 images, {new} new: {tmp_path}/out\n'
+  assert _written(tmp_path) == {
+    'a.tif', 'a.page_0001.jpg', 'a.page_0002.jpg', 'a.page_0003.jpg'
+  }  # fmt: skip
+  segment = unet_jax.load(workdir)
+  with tifffile.TiffFile(tmp_path / 'out/masks/a.tif') as tiff:
+    for image, page in zip(pages, tiff.pages, strict=True):
+      want = np.array([10, 20, 30])[segment(image).argmax(-1)]
+      np.testing.assert_array_equal(page.asarray(), want)
+
+
+def test_a_damaged_page_leaves_nothing(workdir, tmp_path, monkeypatch):
+  (tmp_path / 'in').mkdir()
+  pages = np.zeros((3, 40, 33), np.uint8)
+  tifffile.imwrite(tmp_path / 'in/a.tif', pages, photometric='minisblack')
+  opened = rasters.open_image
+
+  def fails(path, data, page):
+    if page == 1:
+      raise errors.DecodeError('page 1 is damaged')
+    return opened(path, data, page)
+
+  monkeypatch.setattr(rasters, 'open_image', fails)
+  fields = {'data.pages': 'images', 'data.on_error': 'skip'}
+  _predict(workdir, tmp_path, **fields)
+  assert not _written(tmp_path)
+
+
+@pytest.mark.parametrize('suffix', ['png', 'tif'])
+def test_pixels_without_data(suffix, workdir, tmp_path):
+  (tmp_path / 'in').mkdir()
+  image = np.random.default_rng(0).integers(0, 256, (40, 33, 4), np.uint8)
+  image[..., 3] = 255
+  image[:9, 4:20, 3] = 0
+  if suffix == 'tif':
+    tifffile.imwrite(
+      tmp_path / 'in/a.tif', image, tile=(16, 16), extrasamples=[2]
+    )
+  else:
+    Image.fromarray(image).save(tmp_path / 'in/a.png')
+  fields = {'data.alpha': 'nodata', 'predict.contours': True}
+  _predict(workdir, tmp_path, **fields, predict__probabilities='tiff')
+  content = (tmp_path / f'out/masks/a.{suffix}').read_bytes()
+  mask = stored.read(content, 'x')
+  transparent = image[..., 3] == 0
+  np.testing.assert_array_equal(mask.pixels == 255, transparent)
+  assert mask.nodata == (255 if suffix == 'tif' else None)
+  likely = tifffile.imread(tmp_path / 'out/probabilities/a.tif')
+  np.testing.assert_array_equal(np.isnan(likely[..., 0]), transparent)
+  outlines = json.loads((tmp_path / 'out/contours/a.geojson').read_text())
+  area = sum(f['properties']['area'] for f in outlines['features'])
+  assert area == np.count_nonzero((mask.pixels != 10) & ~transparent)
+
+
+_KINDS = {
+  'grey.png': lambda x: x[..., 0],
+  'color.png': lambda x: x,
+  'opaque.png': lambda x: np.dstack([x, np.full(x.shape[:2], 255, np.uint8)]),
+  'bilevel.png': lambda x: x[..., 0] > 99,
+  'deep.png': lambda x: x[..., 0].astype(np.uint16) * 200,
+  'deep.tif': lambda x: x[..., 0].astype(np.uint16) * 200,
+  'deep_color.tif': lambda x: x.astype(np.uint16) * 200,
+  'float.tif': lambda x: (x[..., 0] / 255).astype(np.float32),
+}
+
+
+@pytest.mark.parametrize('resize', ['patch', 'stretch'])
+def test_load_gives_what_predict_writes(resize, tmp_path):
+  """Of each kind of file that a program has as an array."""
+  run = _make_run(tmp_path / 'run', resize)
+  (tmp_path / 'in').mkdir()
+  image = np.random.default_rng(0).integers(0, 256, (40, 33, 3), np.uint8)
+  arrays = {name: make(image) for name, make in _KINDS.items()}
+  for name, array in arrays.items():
+    if name.endswith('.tif'):
+      tifffile.imwrite(tmp_path / 'in' / name, array)
+    else:
+      Image.fromarray(array).save(tmp_path / 'in' / name)
+  _predict(run, tmp_path, predict__probabilities='tiff')
+  segment = unet_jax.load(run)
+  # deep.png and deep.tif have one stem.
+  names = {p.name for p in (tmp_path / 'out/probabilities').iterdir()}
+  assert {'deep_png.tif', 'deep_tif.tif', 'grey.tif'} < names
+  for name, array in arrays.items():
+    stem = name.partition('.')[0]
+    stem = name.replace('.', '_') if stem == 'deep' else stem
+    found = tifffile.imread(tmp_path / f'out/probabilities/{stem}.tif')
+    np.testing.assert_array_equal(found, segment(array).astype(np.float16))
 
 
 @pytest.mark.whole_runs
