@@ -188,7 +188,7 @@ def test_what_stands_for_no_data_is_named():
   pixels[:, :2] = np.nan
   message = message_of(intensity.to_uint8, pixels, _data(), 'a')
   assert message == (
-    'a holds 12 of 60 values that are not finite (NaN or infinity); '
+    'a holds values that are not finite (NaN or infinity); '
     '--config.data.nodata=nan ignores these pixels, if they are no data'
   )
   assert intensity.find_no_data(pixels, _follow(message)).sum() == 12

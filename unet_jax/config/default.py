@@ -75,7 +75,8 @@ def get_config() -> config_dict.ConfigDict:
   # Which stored values become 0 and 255: `dtype`, the ends of the type (floats:
   # 0 and 1; other types than these and unsigned ones of up to 16 bits have
   # none), `range`, intensity_range (low, high) for the whole set, or `image`,
-  # each image's own minimum and maximum. --mode=inspect measures a range.
+  # each image's own minimum and maximum (8 bit: as `dtype`). --mode=inspect
+  # measures a range.
   data.intensity = 'dtype'
   data.intensity_range = ()
   # Values of images that are no data, such as -9999 or nan: such pixels are

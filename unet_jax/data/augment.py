@@ -251,16 +251,16 @@ def make_augmentation(config: ml_collections.ConfigDict) -> Augmentation:
   # Beyond three sigma there is 0.3 % of a Gaussian.
   blur = Blur(max(1, math.ceil(3 * a.blur.range[1])))
   fill = tuple(255 * mean for mean in config.data.mean)
-  skips = {'skips_ignored': bool(config.data.nodata)}
+  skips = bool(config.data.nodata)
   return Augmentation(
     moves
     + on(
       Photometric(brightness, **a.brightness),
-      Photometric(contrast, **a.contrast, **skips),
+      Photometric(contrast, **a.contrast, skips_ignored=skips),
       Photometric(saturation, **a.saturation),
       Photometric(hue, **a.hue),
       Photometric(gamma, **a.gamma, log=True),
-      Photometric(blur, **a.blur, **skips),
+      Photometric(blur, **a.blur, skips_ignored=skips),
       Photometric(noise, **a.noise),
       Cutout(**a.cutout, fill=fill),
     )

@@ -133,18 +133,21 @@ def to_uint8(
   low, high = 0.0, float(2**bits - 1)
   if data.intensity == 'range':
     low, high = data.intensity_range
-  elif data.intensity == 'image':
+  elif data.intensity == 'image' and pixels.dtype != np.uint8:
     low, high = limits or find_limits(pixels, ignored)
+    low, high = (0.0, 1.0) if low > high else (low, high)
   elif pixels.dtype.kind == 'f':
     low, high = 0.0, 1.0
   elif pixels.dtype.kind != 'u' or bits > 16:
-    raise _refusal(pixels, data, name, ignored, tag)
+    raise _refusal(pixels, name, ignored, limits, tag)
   if pixels.dtype.kind == 'f':
     lowest, highest = limits or find_limits(pixels, ignored)
     is_finite = np.isfinite([lowest, highest]).all()
     is_out = data.intensity == 'dtype' and not 0 <= lowest <= highest <= 1
+    if lowest > highest:  # There is no data.
+      return np.zeros(pixels.shape, np.uint8)
     if is_out or not is_finite:
-      raise _refusal(pixels, data, name, ignored, tag)
+      raise _refusal(pixels, name, ignored, limits, tag)
   if pixels.dtype == np.uint8 and (low, high) == (0, 255):
     return pixels
   if pixels.dtype.kind in 'iu' and pixels.dtype.itemsize <= 2:
@@ -171,11 +174,14 @@ def _table(dtype: np.dtype, low: float, high: float) -> np.ndarray:
 def find_limits(
   pixels: np.ndarray, ignored: np.ndarray | None = None
 ) -> tuple[float, float]:
-  """Returns the lowest and highest value that is data; NaN where one is."""
+  """Returns the lowest and highest value that is data; NaN where one is.
+
+  Of no value these are infinity and minus infinity.
+  """
   if ignored is not None:
     pixels = pixels[~ignored]
   if not pixels.size:
-    return 0.0, 0.0
+    return math.inf, -math.inf
   return float(pixels.min()), float(pixels.max())
 
 
@@ -196,38 +202,32 @@ def fill(
 
 def _refusal(
   pixels: np.ndarray,
-  data: ml_collections.ConfigDict,
   name: str,
   ignored: np.ndarray | None,
+  limits: tuple[float, float] | None,
   tag: float | None,
 ) -> errors.UserError:
-  """Says why values cannot be scaled, and what to set."""
+  """Says why values cannot be scaled, and what to set; see `to_uint8`."""
   values = pixels if ignored is None else pixels[~ignored]
-  finite = values[np.isfinite(values)]
-  if finite.size < values.size:
-    count = values.size - finite.size
-    is_nan = np.isnan(values).any()
+  low, high = limits or find_limits(values)
+  if not np.isfinite([low, high]).all():
     hint = '--config.data.nodata=nan ignores these pixels, if they are no data'
-    if not is_nan:
-      hint = (
-        'replace infinities, or ignore them with --config.data.nodata=inf,-inf'
-      )
+    if not np.isnan([low, high]).any():
+      hint = hint.replace('nan', 'inf,-inf')
     return errors.UserError(
-      f'{name} holds {count} of {values.size} values that are not finite (NaN '
-      f'or infinity); {hint}'
+      f'{name} holds values that are not finite (NaN or infinity); {hint}'
     )
-  low, high = find_limits(finite)
   text = (
     f'{name} holds {pixels.dtype} values from {text_of(low)} to '
     f'{text_of(high)}; data.intensity=dtype takes uint8, uint16 and floats of '
     '0..1'
   )
-  if tag is not None and np.any(finite == tag):
+  if tag is not None and np.any(values == tag):
     return errors.UserError(
       f'{text}. The file names {text_of(tag)} as its value of no data: set '
       f'--config.data.nodata={text_of(tag)}'
     )
-  stray = _stray(finite)
+  stray = _stray(values)
   if stray is not None:
     return errors.UserError(
       f'{text}. If {text_of(stray)} stands for no data, set '

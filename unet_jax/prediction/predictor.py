@@ -56,9 +56,6 @@ class WholeImage(rasters.ArrayRaster):
     self._rows, self.size = array, array.shape[:2]
     self.num_channels, self._ignored = array.shape[2], ignored
 
-  def ignored(self, start: int, stop: int) -> np.ndarray | None:
-    return None if self._ignored is None else self._ignored[start:stop]
-
 
 def as_stored(raster: rasters.Raster) -> rasters.Raster:
   """Returns an image as its file stores it; itself, if it was not turned."""
