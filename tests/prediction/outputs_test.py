@@ -108,6 +108,48 @@ def test_masks_are_those_of_data(
   assert_array_equal(mapped, classes)
 
 
+@pytest.mark.parametrize(
+  'table,num_classes,expected',
+  [
+    ((), 2, 255),
+    (((0, 0), (1, 1)), 2, 255),
+    (((0, 0), (255, 1)), 2, 254),
+    (((0, 0), (255, 1), (254, 2)), 3, 253),
+    (((0, 0), (1, 1), (9, 255)), 2, 9),
+    (((0, 0), (1, 1), (300, 255)), 2, 300),
+    (((0, 0), (1, 1), (-1, 255)), 2, 255),
+    ((((0, 0, 0), 0), ((255, 0, 0), 1)), 2, (254, 254, 254)),
+    ((((0, 0, 0), 0), ((9, 0, 0), 1), ((1, 2, 3), 255)), 2, (1, 2, 3)),
+  ],
+)
+@pytest.mark.parametrize('suffix', ['png', 'tif'])
+def test_pixels_without_data_have_a_value_of_no_class(
+  suffix, table, num_classes, expected, tmp_path
+):
+  config = _config(num_classes=num_classes, mask_values=table, nodata=(7,))
+  raster, logits = _raster(config), _logits(num_classes)
+  ignored = np.zeros(_SIZE, bool)
+  ignored[8:20, 3:7] = True
+  raster.ignored = lambda start, stop: ignored[start:stop]
+  paths = outputs.make_paths(pathlib.Path(f'a.{suffix}'), tmp_path, 'a', config)
+  files = outputs.PredictionFiles(raster, paths, config)
+  for rows in np.split(logits, [5, 12]):
+    files.write(rows)
+  files.close()
+  with Image.open(paths.mask) as image:
+    found = np.asarray(image)
+  is_value = found == np.array(expected)
+  is_value = is_value.all(-1) if found.ndim == 3 else is_value
+  assert_array_equal(is_value, ignored)
+  if any(label == 255 for _, label in table) and np.min(expected) >= 0:
+    values = decode.decode_mask(paths.mask.read_bytes(), 'x', config.data).array
+    wanted = np.where(ignored, 255, logits.argmax(-1))
+    if (-1, 255) not in table:
+      assert_array_equal(
+        masks.map_mask(values, table, num_classes, 'x'), wanted
+      )
+
+
 _RANGE = ': masks are written with values of 0 to {}; choose others'
 
 

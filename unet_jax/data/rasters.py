@@ -66,25 +66,30 @@ class ArrayRaster(Raster):
   ):
     """Converts the array as a file's pixels would be.
 
-    It is grey [H, W] or [H, W, 1], RGB [H, W, 3], or [H, W, C] of which
-    data.bands chooses; other types than uint8 are scaled by data.intensity.
+    It is grey [H, W] or [H, W, 1], RGB [H, W, 3], either with alpha (one more
+    channel), or [H, W, C] of which data.bands chooses; other types than uint8
+    are scaled by data.intensity.
 
     Raises:
-      UserError: another shape, or values that cannot be scaled.
+      UserError: another shape, alpha that is not opaque (see data.alpha), or
+        values that cannot be scaled.
     """
     array = np.asarray(array)
     is_known = array.ndim == 2 or (
-      array.ndim == 3 and (data.bands or array.shape[2] in (1, 3))
+      array.ndim == 3 and (data.bands or array.shape[2] in (1, 2, 3, 4))
     )
     if not is_known:
       raise errors.UserError(
         f'{name} has the shape {array.shape}; an image is [H, W], [H, W, 1] or '
-        '[H, W, 3]; of others, data.bands chooses'
+        '[H, W, 3], with alpha [H, W, 4]; of others, data.bands chooses'
       )
+    alpha = None
+    if not data.bands and array.shape[2:] in ((2,), (4,)):
+      array, alpha = array[..., :-1], array[..., -1]
     kind = 'rgb' if array.shape[2:] == (3,) else 'bands'
     bits = 8 * array.dtype.itemsize
     self._rows, self._ignored = decode.to_network(
-      stored.Stored(array, kind, bits), name, data
+      stored.Stored(array, kind, bits, alpha=alpha), name, data
     )
     self.size = self._rows.shape[:2]
     self.num_channels = data.num_channels

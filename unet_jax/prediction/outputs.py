@@ -162,7 +162,26 @@ def mask_values(data: ml_collections.ConfigDict) -> np.ndarray:
   """
   written = mask_table.of(data).written
   table = np.array([written[c] for c in range(max(data.num_classes, 2))])
-  return table.astype(np.uint8 if table.max() < 256 else np.uint16)
+  highest = table.max()
+  if data.nodata or data.alpha == 'nodata':
+    highest = max(highest, np.max(ignored_value(data)))
+  return table.astype(np.uint8 if highest < 256 else np.uint16)
+
+
+def ignored_value(data: ml_collections.ConfigDict) -> int | tuple[int, ...]:
+  """Returns what a mask has where there are no data.
+
+  The value that data.mask_values ignores; without one that can be written 255
+  or, where that is a class, the highest value below that is none.
+  """
+  table = mask_table.of(data)
+  value = table.written.get(fields.IGNORE_LABEL, -1)
+  highest = 255 if table.has_colors else 65535
+  if 0 <= np.min(value) and np.max(value) <= highest:
+    return value
+  taken = {np.max(v) for c, v in table.written.items() if c < data.num_classes}
+  free = next(v for v in range(255, -1, -1) if v not in taken)
+  return (free,) * 3 if table.has_colors else free
 
 
 class _Rows(NamedTuple):
@@ -278,21 +297,6 @@ class PredictionFiles(sinks.RowSink):
   def abort(self) -> None:
     for _, file in self._files:
       file.abort()
-
-
-def ignored_value(data: ml_collections.ConfigDict) -> int | tuple[int, ...]:
-  """Returns what a mask has where there are no data.
-
-  The value that data.mask_values ignores; without one 255 or, where that is a
-  class, the highest value below that is none.
-  """
-  written = mask_table.of(data).written
-  if fields.IGNORE_LABEL in written:
-    return written[fields.IGNORE_LABEL]
-  values = mask_values(data)
-  taken = {int(v) for v in values.reshape(len(values), -1)[:, 0]}
-  value = next(v for v in range(255, -1, -1) if v not in taken)
-  return (value,) * 3 if values.ndim == 2 else value
 
 
 def _to_values(data: ml_collections.ConfigDict) -> _Convert:
