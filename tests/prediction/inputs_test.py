@@ -56,3 +56,26 @@ def test_no_input():
     '--mode=predict needs --config.predict.input=PATH: an image, a folder or a '
     "pattern such as 'DIR/*.png'"
   )
+
+
+def test_what_a_folder_has_besides_is_named(tmp_path, caplog):
+  _touch(tmp_path, 'a.png', 'p1/b.png', 'p2/b.png', '.cache/c.png')
+  for name in ('c.heic', 'd.jp2', 'e.txt', 'f.csv', '.DS_Store'):
+    (tmp_path / name).write_text('x')
+  text = (
+    f'--config.predict.input={tmp_path}: passes over 2 folders (p1, p2) and 4 '
+    f"files (c.heic, d.jp2, e.txt, ...); with all folders: '{tmp_path}/**/*'"
+  )
+  assert inputs.find(str(tmp_path)) == [tmp_path / 'a.png']
+  assert [r.getMessage() for r in caplog.records] == [text]
+  # The advice is right.
+  found = inputs.find(text.rpartition(' ')[2].strip("'"))
+  assert found == [
+    tmp_path / name for name in ('a.png', 'p1/b.png', 'p2/b.png')
+  ]
+  assert inputs.find(f'{tmp_path}/p1') and len(caplog.records) == 1
+  (tmp_path / 'a.png').unlink()
+  with pytest.raises(
+    errors.UserError, match=r'has no image .* folders \(p1, p2'
+  ):
+    inputs.find(str(tmp_path))
