@@ -420,7 +420,7 @@ def test_a_damaged_page_leaves_nothing(workdir, tmp_path, monkeypatch):
 
   monkeypatch.setattr(rasters, 'open_image', fails)
   fields = {'data.pages': 'images', 'data.on_error': 'skip'}
-  _predict(workdir, tmp_path, **fields)
+  _predict(workdir, tmp_path, **fields, predict__overlay=True)
   assert not _written(tmp_path)
 
 

@@ -99,6 +99,8 @@ class _Run:
     # Images whose tag turns them for display, and is not applied.
     self.tagged: set[pathlib.Path] = set()
     self._contents: dict[index_lib.Item, str] = {}
+    # Of files of several images, whose pages are long to find.
+    self._known: dict[index_lib.Item, list[kept_tags.Tags]] = {}
     self._left = {item: item.num_pages for item in items}
     pages = sum(self._left.values())
     self.progress = progress.Progress('predicting', pages)
@@ -124,7 +126,7 @@ class _Run:
         as_stored,
         item.paths.of_page(page.number, page.of),
         self._config,
-        kept_tags.read(item.source, page.number),
+        self._tags(page),
         self.progress.update,
         lambda: self._finish(item),
       )
@@ -134,6 +136,17 @@ class _Run:
     except BaseException:
       raster.close()
       raise
+
+  def _tags(self, page: _Page) -> kept_tags.Tags:
+    """Returns the tags of an image to keep in its files."""
+    if page.of == 1:
+      found = kept_tags.read(page.item.source)
+    else:
+      with self._lock:
+        if page.item not in self._known:
+          self._known[page.item] = kept_tags.read(page.item.source)
+        found = self._known[page.item]
+    return found[page.number] if found else kept_tags.NONE
 
   def _finish(self, item: index_lib.Item) -> None:
     with self._lock:
@@ -168,6 +181,10 @@ def _predict(
     finally:
       index.write()
       outputs.remove_pages(item.paths for item in items)
+      for item in run.skipped:
+        if item.num_pages > 1:  # Of the pages that are whole.
+          for path in item.paths.files(item.num_pages):
+            path.unlink(missing_ok=True)
   if run.tagged:
     shown = ', '.join(sorted(path.name for path in run.tagged)[:3])
     _log.warning(

@@ -168,10 +168,10 @@ def test_tags_of_place_and_size(big, tmp_path, monkeypatch):
     assert found['Orientation'].value == 6
     assert found['GDAL_NODATA'].value == '255'
   # Read and written again they are the same.
-  tags = kept_tags.read(path)
+  (tags,) = kept_tags.read(path)
   again = tmp_path / 'b.tif'
   _write(row_files.TiffFile(again, array.shape, np.uint8, tags=tags), array)
-  assert kept_tags.read(again) == tags
+  assert kept_tags.read(again) == [tags]
   # Nodata is that of the values of the image, not of others.
   with tifffile.TiffFile(again) as tiff:
     assert 'GDAL_NODATA' not in tiff.pages.first.tags
@@ -181,8 +181,8 @@ def test_tags_of_place_and_size(big, tmp_path, monkeypatch):
 def test_no_tags_of_other_files(suffix, tmp_path):
   path = tmp_path / f'a.{suffix}'
   path.write_bytes(b'II*\0' if suffix == 'tif' else b'\x89PNG')
-  assert kept_tags.read(path) == kept_tags.Tags()
-  assert kept_tags.read(tmp_path / 'none.tif') == kept_tags.Tags()
+  assert kept_tags.read(path) == []
+  assert kept_tags.read(tmp_path / 'none.tif') == []
 
 
 @pytest.mark.parametrize('orientation', range(1, 9))

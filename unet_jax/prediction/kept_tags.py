@@ -10,6 +10,8 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import tifffile
+
 from unet_jax.data import tiff, tiff_image
 from unet_jax.runtime import errors
 
@@ -65,28 +67,30 @@ class Tags(NamedTuple):
 NONE = Tags()
 
 
-def read(
-  path: pathlib.Path, number: int = 0, codes: Sequence[int] = _PLACE
-) -> Tags:
-  """Returns the tags to keep of an image of a TIFF; none of other files.
+def read(path: pathlib.Path, codes: Sequence[int] = _PLACE) -> list[Tags]:
+  """Returns what to keep of each image of a TIFF; [] of other files.
 
-  Those of `codes`, and the resolution.
+  That is the tags of `codes` and the resolution.
   """
   try:
     with tiff.Images(path, str(path)) as images:
-      tags = images.page_of(number).tags
-      extra = []
-      for code in codes:
-        if code in tags:
-          value = tags[code].value
-          if isinstance(value, str):  # Other than ASCII occurs.
-            value = value.encode('utf-8', 'surrogateescape')
-          kind, count = int(tags[code].dtype), tags[code].count
-          extra.append((code, kind, count, value, True))
-      pairs = [tags.valueof(code, (0, 1)) for code in _RESOLUTION]
-      unit = tags.valueof(_UNIT, 2)
+      pages = (images.page_of(i) for i in range(len(images)))
+      return [_of_page(page, codes) for page in pages]
   except (errors.DecodeError, *tiff_image.DAMAGE):
-    return NONE  # What decodes the image says why, where it matters.
+    return []  # What decodes the image says why, where it matters.
+
+
+def _of_page(page: tifffile.TiffPage, codes: Sequence[int]) -> Tags:
+  tags, extra = page.tags, []
+  for code in codes:
+    if code in tags:
+      value = tags[code].value
+      if isinstance(value, str):  # Other than ASCII occurs.
+        value = value.encode('utf-8', 'surrogateescape')
+      kind, count = int(tags[code].dtype), tags[code].count
+      extra.append((code, kind, count, value, True))
+  pairs = [tags.valueof(code, (0, 1)) for code in _RESOLUTION]
   known = all(above > 0 and below > 0 for above, below in pairs)
   x, y = (above / max(below, 1) for above, below in pairs)
-  return Tags(tuple(extra), (x, y) if known else None, int(unit))
+  unit = int(tags.valueof(_UNIT, 2))
+  return Tags(tuple(extra), (x, y) if known else None, unit)

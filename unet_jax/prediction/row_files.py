@@ -222,7 +222,7 @@ def join_pages(parts: Sequence[pathlib.Path], path: pathlib.Path) -> None:
 
 def _append(part: pathlib.Path, writer: tifffile.TiffWriter) -> None:
   """Adds the page of a `TiffFile`, its tiles as they are."""
-  tags = kept_tags.read(part, 0, kept_tags.ALL)
+  (tags,) = kept_tags.read(part, kept_tags.ALL)
   with tifffile.TiffFile(part) as tiff:
     page = tiff.pages.first
 
