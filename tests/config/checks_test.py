@@ -136,6 +136,9 @@ data.mask_values=((0,'a'),)
 data.mask_values=(((0,0),1),)
   = --config.data.mask_values: ((0, 0), 1) is not a pair (value, class);
   write '((0,0),(255,1))'
+data.mask_values=('((0,0),(others,1))',)
+  = --config.data.mask_values: '((0,0),(others,1))' is not a pair (value,
+  class); write "((0,0),('others',1))"
 data.mask_values=((0,0),(255,4))
   = --config.data.mask_values: (255, 4) maps to class 4; with
   data.num_classes=4 the classes are 0 to 3, or 255 to ignore

@@ -81,7 +81,7 @@ def test_colors_are_instances(tmp_path):
   image.putpixel((2, 1), (2, 0, 1))
   image.save(path)
   got = make(tmp_path, 'train')[0]['instances']
-  assert got.tolist() == [[0, 65538, 0], [0, 0, 131073]]
+  assert got.tolist() == [[0, 2**32 + 2, 0], [0, 0, 2**33 + 1]]
 
 
 # Layouts

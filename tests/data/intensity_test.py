@@ -241,6 +241,21 @@ def test_measured_pixels():
   assert intensity.range_of_set([nothing]) is None
 
 
+@pytest.mark.parametrize(
+  'value,dtype', [(-9999, np.float32), (-32768, np.int16), (65535, np.uint16)]
+)
+def test_a_value_far_off_is_no_part_of_the_range(value, dtype):
+  pixels = np.arange(90, dtype=dtype).reshape(9, 10) * 20
+  pixels[:, 0] = value
+  found = _levels(pixels)
+  assert found.stray == value
+  assert intensity.range_of_set([found]) == (20, 1780)
+  # Bright pixels are data, if no others are near.
+  pixels[:, 0] = 3700
+  found = _levels(pixels)
+  assert found.stray is None and found.values[-1] == 3700
+
+
 def test_range_of_a_set():
   """One for all images; a few outliers do not stretch it."""
   rng = np.random.default_rng(0)
@@ -263,24 +278,24 @@ def test_range_of_a_set():
 def test_lines_on_a_set():
   few = _levels(np.array([[300, 1500, 1590, 3700]] * 9, np.uint16))
   rich = _levels(np.arange(65536, dtype=np.uint16).reshape(256, 256))
-  (line,) = intensity.lines_on_set([few, few, rich, None], 'train', _data())
+  (line,) = intensity.lines_on_set([few, few, rich, None], _data())
   assert line == (
-    'train: 2 of 4 images keep few of their levels with data.intensity=dtype, 3'
-    ' of 4 on the median; their values are from 300 to 3700: '
-    '--config.data.intensity=range --config.data.intensity_range=300,3700'
+    '2 of 4 images keep few of their levels with data.intensity=dtype, 3 of 4 '
+    'on the median; --config.data.intensity=range '
+    '--config.data.intensity_range=300,3700 keeps more'
   )
   data = _follow(line)
   again = _levels(np.array([[300, 1500, 1590, 3700]] * 9, np.uint16), data)
-  assert intensity.lines_on_set([again] * 2, 'train', data) == []
-  assert intensity.lines_on_set([few, rich], 'train', _data()) == []
-  assert intensity.lines_on_set([None, None], 'train', _data()) == []
+  assert intensity.lines_on_set([again] * 2, data) == []
+  assert intensity.lines_on_set([few, rich], _data()) == []
+  assert intensity.lines_on_set([None, None], _data()) == []
 
 
 def test_values_of_no_data_that_are_not_listed():
   pixels = np.uint8([[0, 7], [9, 0]])
   found = _levels(pixels, tag=0.0)
-  assert intensity.lines_on_set([found, None], 'val', _data()) == [
-    'val: 1 of 2 images name 0 as their value of no data and have such pixels, '
+  assert intensity.lines_on_set([found, None], _data()) == [
+    '1 of 2 images name 0 as their value of no data and have such pixels, '
     'which are taken as data; --config.data.nodata=0 ignores them'
   ]
   assert _levels(pixels, tag=5.0).unlisted is None

@@ -225,19 +225,19 @@ _PALETTE = np.uint8([(0, 0, 0), (255, 0, 0), (0, 255, 0)])
 
 def test_palettes_that_agree():
   palettes = masks.Palettes(_data(()))
-  palettes.add(np.uint8([[0, 1]]), _PALETTE, 'a')
+  palettes.add_values([0, 1], _PALETTE, 'a')
   # Colours of indices that no pixel has do not matter; nor do grey files.
-  palettes.add(np.uint8([[0, 1]]), _PALETTE[[0, 1, 1]], 'b')
-  palettes.add(np.uint8([[2]]), _PALETTE, 'c')
-  palettes.add(np.uint8([[1, 9]]), None, 'd')
+  palettes.add_values([0, 1], _PALETTE[[0, 1, 1]], 'b')
+  palettes.add_values([2, 9], _PALETTE, 'c')
+  palettes.add({'mask': np.uint8([[1, 9]])})
   assert palettes.found[2] == ((0, 255, 0), 'c')
 
 
 def test_palettes_that_differ():
   palettes = masks.Palettes(_data(()))
-  palettes.add(np.uint8([[0, 1]]), _PALETTE[:2], 'a.png')
-  other = np.uint8([[1, 0]]), _PALETTE[[0, 2]], 'b.png'
-  message = message_of(palettes.add, *other)
+  palettes.add_values([0, 1], _PALETTE[:2], 'a.png')
+  other = [1, 0], _PALETTE[[0, 2]], 'b.png'
+  message = message_of(palettes.add_values, *other)
   assert message == (
     'b.png: index 1 of its palette is (0, 255, 0), that of a.png is (255, 0, 0)'
     ', so that an index is no class; give each colour of the set its class, '
@@ -248,10 +248,10 @@ def test_palettes_that_differ():
   _assert_classes(_PALETTE[:2][None], table, 3, [[0, 2]])
   # Of objects, only the background has to be the same.
   palettes = masks.Palettes(_data(((0, 0), ('others', 1))))
-  palettes.add(np.uint8([[0, 1]]), _PALETTE[:2], 'a.png')
-  palettes.add(*other)
-  moved = np.uint8([[0]]), _PALETTE[[1]], 'c.png'
-  assert 'c.png: index 0' in message_of(palettes.add, *moved)
+  palettes.add_values([0, 1], _PALETTE[:2], 'a.png')
+  palettes.add_values(*other)
+  moved = [0], _PALETTE[[1]], 'c.png'
+  assert 'c.png: index 0' in message_of(palettes.add_values, *moved)
 
 
 def test_histogram_of_a_large_mask():

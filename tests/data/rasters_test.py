@@ -240,7 +240,7 @@ def test_rows_without_data(kind, intensity, tmp_path):
   whole = decode.decode_image(path.read_bytes(), 'x', data)
   assert_array_equal(found, whole.array)
   assert_array_equal(whole.ignored, ignored)
-  assert (found[ignored] == 128).all() and found[~ignored].max() > 200
+  assert (found[ignored] == 128).all() and found[~ignored].max() > 150
   if intensity == 'image':
     assert found[~ignored].min() == 0 and found[~ignored].max() == 255
   with rasters.ArrayRaster(_GREY, data) as raster:

@@ -100,6 +100,7 @@ def _tuples(config: ml_collections.ConfigDict, mode: str) -> Table:
   table = {}
   for field, (length, what) in {
     'data.image_size': (m.spatial_dims, axes[m.spatial_dims]),
+    'data.bands': channels,
     'data.mean': channels,
     'data.std': channels,
     'data.class_names': classes,
@@ -107,8 +108,8 @@ def _tuples(config: ml_collections.ConfigDict, mode: str) -> Table:
   }.items():
     value = flat[field]
     text = f'{field}: takes {length} values ({what}), not {len(value)}'
-    is_optional = field in ('data.class_names', 'loss.class_weights')
-    table[text] = len(value) != length and (value or not is_optional)
+    is_needed = field in ('data.image_size', 'data.mean', 'data.std')
+    table[text] = len(value) != length and (value or is_needed)
     is_text = field == 'data.class_names'
     table[f'{field}: takes numbers'] = not is_text and not _are_numbers(value)
   window, scales = config.inference.window, config.inference.scales
@@ -123,10 +124,6 @@ def _tuples(config: ml_collections.ConfigDict, mode: str) -> Table:
     '\'("cat","dog")\'': (
       len(set(data.class_names)) < len(data.class_names)
       or not all(isinstance(name, str) for name in data.class_names)
-    ),
-    f'data.bands: takes {data.num_channels} numbers of bands '
-    '(data.num_channels) from 1, or () for all': (
-      data.bands and not _are_counts(data.bands, data.num_channels)
     ),
     f'model.features: takes {stages} numbers of channels (model.depth={m.depth}'
     ' and the bottleneck), at least 1 each': (

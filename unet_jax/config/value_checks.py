@@ -35,9 +35,13 @@ def _mask_values(config: ml_collections.ConfigDict, mode: str) -> Table:
   for entry in entries:
     is_entry = _is_table_entry(entry)
     label = entry[1] if is_entry else None
+    write = "'((0,0),(255,1))'"
+    if mask_table.OTHERS in str(entry):
+      write = '"((0,0),(\'others\',1))"'
     table |= {
-      f'{start} {entry!r} is not a pair (value, class); write '
-      "'((0,0),(255,1))'": not is_entry,
+      f'{start} {entry!r} is not a pair (value, class); write {write}': (
+        not is_entry
+      ),
       f'{start} {entry!r} maps to class {label}; with data.num_classes='
       f'{data.num_classes} the classes are 0 to {count - 1}, or '
       f'{fields.IGNORE_LABEL} to ignore': (

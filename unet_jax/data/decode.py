@@ -203,8 +203,8 @@ def to_channels(
     pixels = pixels.dtype.type(2**found.bits - 1) - pixels
   if found.bits < 8 and found.kind != 'palette':
     # To all of 0..255, as every viewer does.
-    table = np.arange(2**found.bits) * (255 // (2**found.bits - 1))
-    pixels = table.astype(np.uint8)[pixels]
+    table = np.linspace(0, 255, 2**found.bits)
+    pixels = np.rint(table).astype(np.uint8)[pixels]
   if data.bands:
     return _chosen(pixels, found, name, data), None
   number = pixels.shape[2] if pixels.ndim == 3 else 1
@@ -229,10 +229,11 @@ def _chosen(
   """Returns the bands that data.bands names: [H, W, C]."""
   pixels = pixels[..., None] if pixels.ndim == 2 else pixels
   number = pixels.shape[2] + (found.alpha is not None)
-  if max(data.bands) > number:
+  missing = [band for band in data.bands if band not in range(1, number + 1)]
+  if missing:
     raise errors.UserError(
-      f'{name} has {number} band(s), and data.bands={tuple(data.bands)} asks '
-      f'for number {max(data.bands)}; leave such files out, or choose others'
+      f'{name} has {number} band(s), numbered from 1, and data.bands='
+      f'{tuple(data.bands)} asks for number {missing[0]}; choose others'
     )
   if found.alpha is not None and number in data.bands:
     # Their types differ for GDAL's masks alone.

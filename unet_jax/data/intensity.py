@@ -26,9 +26,15 @@ _SHARES = np.array(
 )
 # Share of a set's pixels that may lie below its range, and above it.
 TAIL = 0.001
+# Values that stand for no data in many files, and how many times the range of
+# all others any other value must lie off them to be taken as one.
+_CUSTOMARY = (-9999, -99999, -999, -32768, -32767)
+_FAR = 10
+# Parts of messages, which an inspection replaces by what it measured.
+LOW_HIGH, MEASURE = 'LOW,HIGH', '; --mode=inspect measures it'
 _RANGE_ADVICE = (
-  '--config.data.intensity=range --config.data.intensity_range=LOW,HIGH; '
-  '--mode=inspect measures it'
+  '--config.data.intensity=range --config.data.intensity_range='
+  f'{LOW_HIGH}{MEASURE}'
 )
 # An image that has fewer levels than this has lost some that it had.
 _FEW = 64
@@ -46,6 +52,8 @@ class Levels:
     stored, left: number of different values, as stored and in 0..255.
     unlisted: the value that the file names as no data, where pixels have it and
       data.nodata has not; or None.
+    stray: a value so far off all others that it must stand for no data, or
+      None.
   """
 
   kind: str
@@ -56,6 +64,7 @@ class Levels:
   stored: int
   left: int
   unlisted: float | None = None
+  stray: float | None = None
 
   @property
   def are_few(self) -> bool:
@@ -218,8 +227,8 @@ def _refusal(
       f'{name} holds values that are not finite (NaN or infinity); {hint}'
     )
   text = (
-    f'{name} holds {pixels.dtype} values from {text_of(low)} to '
-    f'{text_of(high)}; data.intensity=dtype takes uint8, uint16 and floats of '
+    f'{name} holds {pixels.dtype} values from {_shown(low)} to '
+    f'{_shown(high)}; data.intensity=dtype takes uint8, uint16 and floats of '
     '0..1'
   )
   if tag is not None and np.any(values == tag):
@@ -239,17 +248,30 @@ def _refusal(
   )
 
 
-def _stray(values: np.ndarray) -> float | None:
-  """Returns a value of many pixels that lies far off all others, if any."""
+def _stray(values: np.ndarray, factor: float = 1) -> float | None:
+  """Returns a value of some pixels that lies far off all others, if any.
+
+  Args:
+    values: finite ones.
+    factor: times the range of the others that it lies off at least.
+  """
   low, high = find_limits(values)
   for value in (low, high):
     rest = values[values != value]
     if not rest.size or values.size - rest.size < 2:
       continue
     lowest, highest = find_limits(rest)
-    if max(lowest - value, value - highest) > highest - lowest > 0:
+    distance = max(lowest - value, value - highest)
+    far = (
+      highest - lowest if value in _CUSTOMARY else factor * (highest - lowest)
+    )
+    if distance > far > 0:
       return value
   return None
+
+
+def _shown(value: float) -> str:
+  return text_of(value) if value == int(value) else f'{value:.4g}'
 
 
 def text_of(value: float) -> str:
@@ -275,9 +297,9 @@ def measure(
     sample = sample[~ignored.ravel()[::step]]
   if pixels.dtype.kind == 'f':
     sample = sample[np.isfinite(sample).all(-1)]
-  values, left = np.sort(sample, axis=None), 0
   is_unlisted = tag is not None and tag not in no_data(data)
   unlisted = tag if is_unlisted and np.any(pixels == tag) else None
+  values, left = np.sort(sample, axis=None), 0
   if not len(values):
     none = np.zeros(0)
     return Levels(str(pixels.dtype), 0, none, none, none, 0, 0, unlisted)
@@ -296,6 +318,7 @@ def measure(
     stored=len(stored),
     left=left,
     unlisted=unlisted,
+    stray=_stray(values, _FAR),
   )
 
 
@@ -304,15 +327,21 @@ def range_of_set(
 ) -> tuple[float, float] | None:
   """Returns the range that all but a `tail` of the pixels at each end are in.
 
+  Values that are `unlisted` or `stray` have no part in it.
   Whole numbers of integers; None where there is no pixel with data.
   """
   images = [image for image in images if image.num_pixels]
-  if not images:
-    return None
   # Each value stands for the pixels half way to its neighbours.
   masses = np.diff([0, *(_SHARES[1:] + _SHARES[:-1]) / 2, 1])
-  values = np.concatenate([np.float64(image.values) for image in images])
-  shares = np.concatenate([masses * image.num_pixels for image in images])
+  found = [
+    (float(value), mass * image.num_pixels)
+    for image in images
+    for value, mass in zip(image.values, masses)
+    if value not in (image.unlisted, image.stray)
+  ]
+  if not found:
+    return None
+  values, shares = np.array(found).T
   order = np.argsort(values, kind='stable')
   values, below = values[order], np.cumsum(shares[order])
   total = below[-1]
@@ -324,14 +353,20 @@ def range_of_set(
   return low, high if high > low else low + 1
 
 
+def range_text(images: Sequence[Levels]) -> str:
+  """Returns the range of a set as on the command line, such as 0,4095."""
+  limits = range_of_set(images)
+  return ','.join(map(text_of, limits)) if limits else LOW_HIGH
+
+
 def lines_on_set(
-  images: Sequence[Levels | None], split: str, data: ml_collections.ConfigDict
+  images: Sequence[Levels | None], data: ml_collections.ConfigDict
 ) -> list[str]:
-  """Returns a line for each thing to warn of in a prepared set.
+  """Returns a line for each thing to warn of in a set.
 
   Args:
     images: of the set, or None for those whose levels are all kept.
-    split: its name.
+    data: the section of a config.
   """
   known = [image for image in images if image is not None]
   few = [image for image in known if image.are_few]
@@ -342,19 +377,17 @@ def lines_on_set(
       int(np.median([getattr(image, name) for image in few]))
       for name in ('stored', 'left')
     )
-    low, high = range_of_set(few) or (0, 1)
     lines.append(
-      f'{split}: {len(few)} of {len(images)} images keep few of their levels '
+      f'{len(few)} of {len(images)} images keep few of their levels '
       f'with data.intensity={data.intensity}, {left} of {stored} on the '
-      f'median; their values are from {text_of(low)} to {text_of(high)}: '
-      '--config.data.intensity=range --config.data.intensity_range='
-      f'{text_of(low)},{text_of(high)}'
+      f'median; --config.data.intensity=range '
+      f'--config.data.intensity_range={range_text(few)} keeps more'
     )
   unlisted = [image.unlisted for image in known if image.unlisted is not None]
   if unlisted:
     value = text_of(unlisted[0])
     lines.append(
-      f'{split}: {len(unlisted)} of {len(images)} images name {value} as their '
+      f'{len(unlisted)} of {len(images)} images name {value} as their '
       'value of no data and have such pixels, which are taken as data; '
       f'--config.data.nodata={value} ignores them'
     )

@@ -3,6 +3,7 @@
 import functools
 import threading
 from collections.abc import Iterable
+from typing import Any
 
 import cv2
 import ml_collections
@@ -11,6 +12,9 @@ import numpy as np
 from unet_jax.config import fields, mask_table
 from unet_jax.config.mask_table import Entries, Value
 from unet_jax.runtime import errors
+
+# {index: (colour, name of the first mask that has it)}.
+Palette = dict[int, tuple[tuple[int, ...], str]]
 
 # Turns a colour into one number.
 _COLOR_WEIGHTS = np.array([1 << 32, 1 << 16, 1])
@@ -200,7 +204,7 @@ class Palettes:
   themselves are read where data.mask_values has colours.
 
   Attributes:
-    found: {index: (colour, name of the first mask that has it)}.
+    found: the colours until now.
   """
 
   def __init__(self, data: ml_collections.ConfigDict):
@@ -208,23 +212,27 @@ class Palettes:
     # Other indices mean the same, whatever their colours.
     self._listed = None if table.others is None else set(table.classes)
     self._lock = threading.Lock()
-    self.found: dict[int, tuple[tuple[int, ...], str]] = {}
+    self.found: Palette = {}
 
-  def add(
-    self, values: np.ndarray, palette: np.ndarray | None, name: str
-  ) -> None:
-    """Adds a mask: indices uint8 [H, W] of a palette uint8 [N, 3].
+  def add(self, example: dict[str, Any]) -> None:
+    """Adds the mask of an example, if it was a file with a palette.
 
     Raises:
       UserError: an index has another colour than in a mask before.
     """
-    if palette is None or values.ndim != 2:
-      return
-    used = np.flatnonzero(histogram(values)).tolist()
-    colors = {v: tuple(palette[v].tolist()) for v in used if v < len(palette)}
-    self.update({v: (color, name) for v, color in colors.items()})
+    file = example.get('mask_file')
+    if file is not None and file.palette is not None:
+      used = np.flatnonzero(histogram(file.array)).tolist()
+      self.add_values(used, file.palette, example['mask_name'])
 
-  def update(self, found: dict[int, tuple[tuple[int, ...], str]]) -> None:
+  def add_values(
+    self, values: Iterable[int], palette: np.ndarray, name: str
+  ) -> None:
+    """Adds the indices that a mask has, of a palette uint8 [N, 3]."""
+    known = [v for v in values if v < len(palette)]
+    self.update({v: (tuple(palette[v].tolist()), name) for v in known})
+
+  def update(self, found: Palette) -> None:
     """Adds what another one found; raises as `add` does."""
     with self._lock:
       for v, (color, name) in found.items():
@@ -234,10 +242,7 @@ class Palettes:
           raise self._error(v, (color, name), found)
 
   def _error(
-    self,
-    index: int,
-    entry: tuple[tuple[int, ...], str],
-    found: dict[int, tuple[tuple[int, ...], str]],
+    self, index: int, entry: tuple[tuple[int, ...], str], found: Palette
   ) -> errors.UserError:
     first, (color, name) = self.found[index], entry
     known = {c for c, _ in (*self.found.values(), *found.values())}

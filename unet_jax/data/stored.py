@@ -15,14 +15,14 @@ import dataclasses
 import io
 import struct
 import warnings
-from collections.abc import Iterator
 
 import cv2
 import numpy as np
 from PIL import Image, ImageFile, MpoImagePlugin, UnidentifiedImageError
 
-from unet_jax.data import tiff, tiff_image
+from unet_jax.data import plain, png, tiff, tiff_image
 from unet_jax.data.tiff_image import broken
+from unet_jax.runtime import errors
 
 # Pillow refuses images of more than 179 megapixels as an attack; scans of
 # tissue and of the earth are larger. Now it warns at 1 gigapixel.
@@ -43,10 +43,6 @@ _STARTS = (
 )
 # EXIF's tag of the orientation.
 _ORIENTATION = 0x0112
-_SIGNATURE = b'\x89PNG\r\n\x1a\n'
-# The chunks without which a PNG's pixels cannot be decoded.
-_PIXEL_CHUNKS = (b'IHDR', b'PLTE', b'IDAT', b'IEND')
-
 # What Pillow raises for damaged files.
 _DAMAGE = (
   OSError,
@@ -115,6 +111,8 @@ def read(data: bytes, name: str, page: int = 0) -> Stored:
       return of_tiff(image, len(images), 0, image.size[0])
   try:
     return _read_with_pillow(data, name, page)
+  except errors.UserError:
+    raise
   except UnidentifiedImageError as e:
     raise broken(name, 'cannot identify image file') from e
   except _DAMAGE as e:
@@ -150,6 +148,8 @@ def count_pages(data: bytes, name: str) -> int:
       return len(images)
   try:
     return len(_frames(_open(data, name)))
+  except errors.UserError:
+    raise
   except UnidentifiedImageError as e:
     raise broken(name, 'cannot identify image file') from e
   except _DAMAGE as e:
@@ -207,7 +207,7 @@ def _read_with_pillow(data: bytes, name: str, page: int) -> Stored:
   orientation = _orientation(image, data)
   frames = _frames(image) if image.format not in ('BMP', 'DIB') else [0]
   if len(frames) == 1:
-    array = _decode_plain(image, data)
+    array = plain.decode(image, data)
     if array is not None:
       kind = 'grey' if array.ndim == 2 else 'rgb'
       return Stored(array, kind, 8, orientation=orientation)
@@ -263,16 +263,7 @@ def _read_png(
   image.load()
   key = image.info.get('transparency')
   if depth == 16:
-    plain = _SIGNATURE + b''.join(
-      data[start : start + length + 12]
-      for code, start, length in _png_chunks(data)
-      if code in _PIXEL_CHUNKS
-    )
-    array = cv2.imdecode(np.frombuffer(plain, np.uint8), cv2.IMREAD_UNCHANGED)
-    if array is None or array.dtype != np.uint16:
-      raise ValueError('unknown kind of 16-bit image')
-    if array.ndim == 3:
-      array = array[..., [2, 1, 0, 3][: array.shape[2]]]
+    array = png.decode_deep(data)
   else:
     array = np.asarray(image)
     array = array.astype(np.uint8) if array.dtype == bool else array
@@ -301,21 +292,12 @@ def _read_png(
   return Stored(array, kind, depth, alpha=alpha)
 
 
-def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-  """Yields the code, start and length of content of each chunk of a PNG."""
-  start = len(_SIGNATURE)
-  while start + 12 <= len(data):
-    length = int.from_bytes(data[start : start + 4], 'big')
-    yield data[start + 4 : start + 8], start, length
-    start += length + 12
-
-
 def _orientation(image: ImageFile.ImageFile, data: bytes) -> int:
   """Returns EXIF's tag of an opened image, which is not loaded."""
   content = image.info.get('exif')
   if content is None and image.format == 'PNG':
     # It may come after the pixels, where Pillow sees it once these are loaded.
-    for code, start, length in _png_chunks(data):
+    for code, start, length in png.chunks(data):
       if code == b'eXIf':
         content = data[start + 8 : start + 8 + length]
   if not content:
@@ -327,54 +309,3 @@ def _orientation(image: ImageFile.ImageFile, data: bytes) -> int:
   except _DAMAGE:
     return 1
   return value if value in range(1, 9) else 1
-
-
-def _decode_plain(image: ImageFile.ImageFile, data: bytes) -> np.ndarray | None:
-  """Decodes a common file quickly; None where Pillow should load it.
-
-  Both use the same libraries and get the same pixels, [H, W] of grey or
-  [H, W, 3] of RGB. But Pillow takes 1.2 times as long: it keeps four bytes for
-  a pixel of RGB and copies them twice, and its PNG filters are slower. Pillow
-  also judges files that OpenCV refuses.
-
-  Pillow has opened the image and not loaded it: its headers are sound.
-  """
-  if image.mode not in ('L', 'RGB'):
-    return None
-  if image.format == 'JPEG':
-    plain = _is_one_sound_scan(data)
-  else:
-    plain = (
-      image.format == 'PNG'
-      and data[24] == 8
-      # OpenCV would warn of every file with some old profiles.
-      and not image.info.keys() & {'transparency', 'icc_profile'}
-    )
-  if not plain:
-    return None
-  color = cv2.IMREAD_COLOR_RGB if image.mode == 'RGB' else cv2.IMREAD_GRAYSCALE
-  try:
-    return cv2.imdecode(
-      np.frombuffer(data, np.uint8), color | cv2.IMREAD_IGNORE_ORIENTATION
-    )
-  except cv2.error:
-    return None
-
-
-def _is_one_sound_scan(data: bytes) -> bool:
-  """Whether a JPEG file has one scan without wrong markers, and an end.
-
-  OpenCV stops at the last row; Pillow reads on, and refuses other files.
-  """
-  position = 2
-  while data[position : position + 1] == b'\xff':
-    is_scan = data[position + 1 : position + 2] == b'\xda'
-    position += 2 + int.from_bytes(data[position + 2 : position + 4], 'big')
-    if is_scan:
-      break
-  scan = np.frombuffer(data, np.uint8)[position:]
-  if not data.endswith(b'\xff\xd9') or len(scan) < 2:
-    return False
-  codes = scan[np.flatnonzero(scan[:-2] == 0xFF) + 1]
-  # 0 stands for the value 255 itself, 0xD0..0xD7 are restarts.
-  return bool(np.all((codes == 0) | (codes & 0xF8 == 0xD0)))

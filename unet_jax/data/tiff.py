@@ -95,7 +95,8 @@ def _find_images(
     return [([tiff_image.Plane(first)], None)]
   if any(getattr(first, name) for name in _DESCRIBED):
     described = _described_images(tiff)
-    if described:
+    # Others are ordered by their pages alone.
+    if any(len(planes) > 1 or planes[0].offset for planes in described):
       return [(planes, None) for planes in described]
   pages = [
     tiff.pages.get(i, aspage=True).aspage() for i in range(len(tiff.pages))
@@ -104,15 +105,17 @@ def _find_images(
   for page in pages:
     if page.subfiletype & 4:
       # GDAL's masks follow their images; those of reduced copies are left.
-      if images and not page.subfiletype & 1 and images[-1][1] is None:
+      size = images[-1][0][0].page.shape[:2] if images else None
+      if page.shape[:2] == size and images[-1][1] is None:
         images[-1] = (images[-1][0], tiff_image.Plane(page))
     elif not page.subfiletype & 1 and not (
       images and _is_reduced(page, images[0][0][0].page)
     ):
       images.append(([tiff_image.Plane(page)], None))
   for page in pages:
-    if any(not _is_reduced(sub.aspage(), page) for sub in page.pages or ()):
-      return []
+    for sub in page.pages or ():
+      if max(sub.shape) >= max(page.shape):
+        return []  # Cameras' raw pixels lie below a small picture.
   return images
 
 
@@ -167,7 +170,7 @@ def _planes_of(
     return [
       tiff_image.Plane(page, start + i * page.nbytes) for i in range(count)
     ]
-  pages = [series[i] for i in range(count)]
-  return [
-    tiff_image.Plane(p.aspage() if p is not None else page) for p in pages
-  ]
+  pages = [p.aspage() for p in map(series.__getitem__, range(count)) if p]
+  if len(pages) < count:
+    raise ValueError(f'{count - len(pages)} of {count} planes are missing')
+  return [tiff_image.Plane(p) for p in pages]

@@ -1,0 +1,460 @@
+"""Tests of unet_jax/data/stored.py and of the readers of TIFF.
+
+Files of many writers, of experiments/formats/files.py, and of all types of
+values, layouts and compressions: each reads back as it was written, as an image
+and as a mask, whole and by rows.
+"""
+
+import functools
+import io
+import itertools
+
+import numpy as np
+import pytest
+import tifffile
+from numpy.testing import assert_array_equal
+from PIL import Image, ImageOps
+
+from experiments.formats import files
+from tests.data import helpers
+from tests.refusals import message_of
+from unet_jax.data import decode, rasters, stored
+from unet_jax.runtime import errors
+
+_FILES = list(files.files())
+_NAMES = [f'{f.writer} {f.format} {f.kind}' for f in _FILES]
+
+
+@functools.cache
+def _data(channels=1, **fields):
+  fields = {'intensity': 'image', 'num_workers': 1, **fields}
+  return helpers.make_config(num_channels=channels, **fields).data
+
+
+def _expected_image(shown: np.ndarray) -> np.ndarray:
+  """uint8 [H, W, C], where other types are scaled by their range."""
+  shown = shown if shown.ndim == 3 else shown[..., None]
+  if shown.dtype != np.uint8:
+    values = shown.astype(np.float64)
+    low, high = values.min(), values.max()
+    shown = np.rint((values - low) * (255 / (high - low))).astype(np.uint8)
+  return shown
+
+
+def _by_rows(path, data, page=0) -> np.ndarray:
+  with rasters.open_image(path, data, page) as raster:
+    cuts = [0, 5, 6, raster.size[0]]
+    parts = [raster.read(a, b) for a, b in itertools.pairwise(cuts)]
+  return np.concatenate(parts)
+
+
+def _check(content, array, path, shown=None, **fields):
+  """That a file reads back as image and mask, whole and by rows."""
+  found = stored.read(content, 'x')
+  assert_array_equal(found.pixels, array, strict=array.dtype != bool)
+  assert found.pixels.dtype.isnative
+
+  expected = _expected_image(array if shown is None else shown)
+  channels = expected.shape[2]
+  if channels not in (1, 3):
+    fields['bands'], channels = (2,), 1
+    expected = _expected_image(array[..., 1])
+  data = _data(channels, **fields)
+  image = decode.decode_image(content, 'x', data)
+  assert_array_equal(image.array, expected)
+  path.write_bytes(content)
+  assert_array_equal(_by_rows(path, data), expected)
+
+  if (
+    array.dtype.kind == 'f'
+    or array.ndim == 3
+    and (array.shape[2] != 3 or array.min() < 0 or array.max() > 65535)
+  ):
+    return
+  mask = decode.decode_mask(content, 'x', data).array
+  if mask.ndim < array.ndim:
+    mask = mask[..., None]
+  assert_array_equal(*np.broadcast_arrays(mask, array))
+
+
+def test_there_are_many_files():
+  assert len(_FILES) == len(set(_NAMES)) >= 100
+  assert len({(f.writer, f.format) for f in _FILES}) >= 18
+
+
+@pytest.mark.parametrize('file', _FILES, ids=_NAMES)
+def test_files_of_many_writers(file, tmp_path):
+  found = stored.read(file.data, 'x')
+  assert found.pages == stored.count_pages(file.data, 'x') == file.pages
+  pages = 'one' if file.pages == 1 else 'images'
+  shown = file.shown
+  _check(file.data, file.array, tmp_path / 'a', shown, pages=pages)
+
+
+_TYPES = [
+  f'{k}{n}'
+  for k, sizes in {'u': '1248', 'i': '1248', 'f': '248'}.items()
+  for n in sizes
+]
+_LAYOUTS = {
+  'strips': {'rowsperstrip': 3},
+  'one strip': {},
+  'tiles': {'tile': (16, 32)},
+}
+_WAYS = {
+  'none': {},
+  'lzw': {'compression': 'lzw'},
+  'deflate': {'compression': 'zlib', 'predictor': True},
+  'packbits': {'compression': 'packbits'},
+  'zstd': {'compression': 'zstd', 'byteorder': '>', 'predictor': True},
+  'big endian': {'byteorder': '>'},
+  'BigTIFF': {'bigtiff': True},
+}
+
+
+def _values(dtype: str, *channels: int) -> np.ndarray:
+  rng, shape = np.random.default_rng(1), (21, 45, *channels)
+  if dtype[0] == 'f':
+    return rng.normal(0, 100, shape).astype(dtype)
+  info = np.iinfo(dtype)
+  # Beyond 2**53 no image can be scaled by floats to the last bit.
+  low, high = max(info.min, -(2**52)), min(info.max, 2**52)
+  return rng.integers(low, high, shape, np.int64).astype(dtype)
+
+
+@pytest.mark.parametrize('way', _WAYS)
+@pytest.mark.parametrize('dtype', _TYPES)
+def test_types_of_tiff(dtype, way, tmp_path):
+  options = dict(_WAYS[way])
+  if dtype in ('u8', 'i8'):
+    options.pop('predictor', None)
+  for layout, channels in itertools.product(_LAYOUTS, (1, 3, 4)):
+    array = _values(dtype, *([channels] if channels > 1 else []))
+    written = {**options, **_LAYOUTS[layout], 'photometric': 'minisblack'}
+    separate = np.moveaxis(array, -1, 0) if channels > 1 else array
+    for planar in ('contig', 'separate')[: min(channels, 2)]:
+      content = files.tiff(
+        separate if planar == 'separate' else array,
+        **written,
+        planarconfig=planar if channels > 1 else None,
+      )
+      _check(content, array, tmp_path / 'a.tif')
+
+
+@pytest.mark.parametrize('bits', range(1, 17))
+def test_bits_of_tiff(bits, tmp_path):
+  dtype = bool if bits == 1 else 'u1' if bits <= 8 else 'u2'
+  array = (
+    np.random.default_rng(bits).integers(0, 2**bits, (21, 45)).astype(dtype)
+  )
+  shown = array
+  if bits < 8:
+    shown = np.rint(array.astype(int) * 255 / (2**bits - 1)).astype(np.uint8)
+  content = files.tiff(
+    array, bitspersample=bits, photometric='minisblack', rowsperstrip=4
+  )
+  assert stored.read(content, 'x').bits == bits
+  _check(content, array, tmp_path / 'a.tif', shown)
+
+
+@pytest.mark.parametrize('orientation', range(1, 9))
+@pytest.mark.parametrize('format_', ['JPEG', 'PNG', 'TIFF', 'WEBP'])
+def test_orientation(format_, orientation):
+  """Not applied, or applied as Pillow does, to images and masks."""
+  array = np.zeros((16, 24, 3), np.uint8)
+  array[:8, :8] = 255
+  exif, file = Image.Exif(), io.BytesIO()
+  exif[274] = orientation
+  lossless = {'lossless': True} if format_ == 'WEBP' else {}
+  Image.fromarray(array).save(file, format_, exif=exif, **lossless)
+  content = file.getvalue()
+  with Image.open(file) as image:
+    turned = np.asarray(ImageOps.exif_transpose(image))
+  for field, expected in (('stored', array), ('upright', turned)):
+    data = _data(3, orientation=field)
+    image = decode.decode_image(content, 'x', data)
+    assert image.orientation == orientation
+    assert_array_equal(image.array, expected)
+    mask = decode.decode_mask(content, 'x', data).array
+    assert_array_equal(mask, expected[..., 0])
+  assert_array_equal(stored.turn_back(turned, orientation), array)
+
+
+def _pages(*pages, **options) -> bytes:
+  file = io.BytesIO()
+  with tifffile.TiffWriter(file) as writer:
+    for array, more in pages:
+      writer.write(array, **{'metadata': None, **options, **more})
+  return file.getvalue()
+
+
+_GREY = np.random.default_rng(3).integers(0, 256, (48, 64), np.uint8)
+_RGB = np.stack([_GREY, _GREY[::-1], _GREY[:, ::-1]], -1)
+_ANY_TAGS = {258: 8, 262: 1}
+
+
+def test_what_is_no_page():
+  """Reduced copies, marked or not, masks and thumbnails."""
+  tiled = {'tile': (16, 16)}
+  mask = _GREY > 40
+  content = _pages(
+    (_GREY, {}),
+    (_GREY[::2, ::2], {'subfiletype': 1}),
+    (mask, {'subfiletype': 4, 'photometric': 'mask'}),
+    (_GREY[::4, ::4], tiled),
+    (255 - _GREY, {}),
+    photometric='minisblack',
+  )
+  found = stored.read(content, 'x')
+  assert found.pages == 2
+  assert_array_equal(found.pixels, _GREY)
+  assert_array_equal(found.alpha, mask * np.uint8(255))
+  second = stored.read(content, 'x', 1)
+  assert_array_equal(second.pixels, 255 - _GREY)
+  assert second.alpha is None
+
+
+@pytest.mark.parametrize('metadata', [None, {}])
+@pytest.mark.parametrize('marked', [0, 1])
+def test_pyramids(metadata, marked):
+  """In SubIFDs, or tiled at the top, by tifffile's description or without."""
+  for subifds in (0, 1):
+    file = io.BytesIO()
+    options = {'metadata': metadata, 'tile': (16, 16), 'photometric': 1}
+    with tifffile.TiffWriter(file) as writer:
+      writer.write(_GREY, subifds=subifds, **options)
+      writer.write(_GREY[::2, ::2], subfiletype=marked, **options)
+      if not subifds:
+        mask = {**options, 'photometric': 'mask', 'subfiletype': 4}
+        writer.write(_GREY > 9, **mask)
+    found = stored.read(file.getvalue(), 'x')
+    assert found.pages == 1
+    assert_array_equal(found.pixels, _GREY)
+    assert (found.alpha is None) == bool(subifds)
+
+
+def test_pictures_in_a_photograph_that_are_none():
+  file = io.BytesIO()
+  large, small = Image.fromarray(_RGB), Image.fromarray(_RGB[::2, ::2])
+  for others, pages in (([small], 1), ([small, large], 2)):
+    file = io.BytesIO()
+    large.save(file, 'MPO', save_all=True, append_images=others)
+    assert stored.count_pages(file.getvalue(), 'x') == pages
+    assert stored.read(file.getvalue(), 'x', pages - 1).pages == pages
+
+
+def test_tags_are_told():
+  nodata = [(42113, 's', 0, 'nan', True), (274, 'H', 1, 8, True)]
+  found = stored.read(files.tiff(_GREY, extratags=nodata), 'x')
+  assert np.isnan(found.nodata) and found.orientation == 8
+  white = files.tiff(_GREY, photometric='miniswhite')
+  assert stored.read(white, 'x').white_is_zero
+  assert not stored.read(files.tiff(_GREY), 'x').white_is_zero
+
+
+_OPAQUE = np.dstack([_RGB, np.full(_GREY.shape, 255, np.uint8)])
+_CLEAR = np.dstack([_RGB, np.where(_GREY > 99, 0, 255).astype(np.uint8)])
+_KEYED = np.where(_GREY > 99, 7, 3).astype(np.uint8)
+_ALPHA = {
+  'PNG': files.png(_CLEAR, 8, 6),
+  '16 bit PNG': files.png(_CLEAR * np.uint16(257), 16, 6),
+  'PNG, grey': files.png(_CLEAR[..., [0, 3]], 8, 4),
+  'PNG, a colour': files.png(_KEYED, 8, 0, ((b'tRNS', b'\0\7'),)),
+  'PNG, palette': files.png(
+    _KEYED, 8, 3, ((b'PLTE', bytes(range(30))), (b'tRNS', b'\xff' * 7 + b'\0'))
+  ),
+  'TIFF': files.tiff(_CLEAR, photometric='rgb'),
+  'TIFF, planes': files.tiff(
+    np.moveaxis(_CLEAR, -1, 0), photometric='rgb', planarconfig='separate'
+  ),
+  'TIFF, premultiplied': files.tiff(
+    _CLEAR, photometric='rgb', extrasamples=['assocalpha']
+  ),
+  "GDAL's mask": _pages(
+    (_RGB, {'photometric': 'rgb'}),
+    (_GREY <= 99, {'subfiletype': 4, 'photometric': 'mask'}),
+  ),
+}
+
+
+@pytest.mark.parametrize('kind', _ALPHA)
+def test_alpha(kind):
+  """Refused, dropped, or ignored where it is 0; as a band it is read."""
+  content, count = _ALPHA[kind], np.count_nonzero(_GREY > 99)
+  data = _data(1 if 'grey' in kind or 'colour' in kind else 3)
+  message = message_of(decode.decode_image, content, 'a.png', data)
+  assert message.startswith(
+    f'a.png has alpha that is not opaque in {count} of {48 * 64} pixels; '
+  )
+  image = decode.decode_image(content, 'x', _data(3, alpha='nodata'))
+  assert_array_equal(image.ignored, _GREY > 99)
+  assert (
+    decode.decode_image(content, 'x', _data(3, alpha='drop')).ignored is None
+  )
+  bands = (2,) if data.num_channels == 1 else (4,)
+  band = decode.decode_image(content, 'x', _data(1, bands=bands)).array
+  assert_array_equal(band[..., 0], np.where(_GREY > 99, 0, 255))
+
+  if kind == 'PNG, palette':  # Labels, whatever their colours.
+    mask = decode.decode_mask(content, 'x', _data())
+    assert_array_equal(mask.array, _KEYED)
+    assert mask.ignored is None
+  else:
+    assert 'alpha' in message_of(decode.decode_mask, content, 'x', _data())
+    mask = decode.decode_mask(content, 'x', _data(alpha='nodata'))
+    assert_array_equal(mask.ignored, _GREY > 99)
+
+
+def test_bands():
+  content = files.tiff(
+    np.dstack([_RGB, _RGB]), photometric='minisblack', planarconfig='contig'
+  )
+  image = decode.decode_image(content, 'x', _data(3, bands=(6, 2, 2))).array
+  assert_array_equal(image, _RGB[..., [2, 1, 1]])
+  message = message_of(decode.decode_image, content, 'a.tif', _data(3))
+  assert message == (
+    'a.tif has 6 bands, the network 3 channel(s); choose bands with '
+    '--config.data.bands=1,2,3'
+  )
+  message = message_of(decode.decode_image, content, 'x', _data(1))
+  assert message.endswith('--config.data.bands=1,')
+  for bad in (7, 0):
+    data = _data(1, bands=(bad,))
+    assert message_of(decode.decode_image, content, 'a.tif', data) == (
+      'a.tif has 6 band(s), numbered from 1, and data.bands='
+      f'({bad},) asks for number {bad}; choose others'
+    )
+  two = files.tiff(
+    _RGB[..., :2], photometric='minisblack', planarconfig='contig'
+  )
+  for channels in (1, 3):
+    assert '2 bands' in message_of(
+      decode.decode_image, two, 'x', _data(channels)
+    )
+
+
+def test_planes_are_no_mask():
+  classes = (_GREY % 3)[..., None] == np.arange(3)
+  planes = {'photometric': 'minisblack', 'planarconfig': 'contig'}
+  for highest in (1, 255):
+    content = files.tiff((classes * highest).astype(np.uint8), **planes)
+    assert message_of(decode.decode_mask, content, 'a.tif', _data()) == (
+      'a.tif: the mask has a plane for each class; store one value a pixel, '
+      'such as planes.argmax(-1), or an RGB image of one colour a class'
+    )
+  content = files.tiff(_RGB[..., :2], **planes)
+  assert 'the mask has 2 channels' in message_of(
+    decode.decode_mask, content, 'x', _data()
+  )
+
+
+def test_palette_masks():
+  """Indices, or colours where the table has some."""
+  palette = ((b'PLTE', bytes(range(48))),)
+  content = files.png(_GREY % 16, 4, 3, palette)
+  assert_array_equal(
+    decode.decode_mask(content, 'x', _data()).array, _GREY % 16
+  )
+  table = (((0, 1, 2), 0), ((3, 4, 5), 1))
+  colors = decode.decode_mask(content, 'x', _data(mask_values=table)).array
+  index = (_GREY % 16).astype(int)
+  assert_array_equal(colors, np.stack([3 * index + i for i in range(3)], -1))
+
+
+_COMPLEX = np.ones((4, 5), np.complex64)
+_REFUSED = {
+  'complex': (
+    files.tiff(_COMPLEX),
+    'a TIFF of 64 bits of complexieeefp values',
+  ),
+  'inks, 16 bit': (
+    files.tiff(np.zeros((4, 5, 4), np.uint16), photometric='separated'),
+    'a TIFF of inks (4 channels of 16 bits)',
+  ),
+  'Lab': (
+    files.tiff_by_hand((4, 5), bytes(60), {258: (8, 8, 8), 262: 8, 277: 3}),
+    'a TIFF of Lab colours',
+  ),
+  'raw': (
+    files.tiff_by_hand((4, 5), bytes(20), {258: 8, 262: 32803}),
+    "a TIFF of a camera's raw pattern",
+  ),
+  '5+6+5 bits': (
+    files.tiff_by_hand((4, 5), bytes(40), {258: (5, 6, 5), 262: 2, 277: 3}),
+    'a TIFF whose channels have 5+6+5 bits',
+  ),
+  'YCbCr': (
+    files.tiff_by_hand((4, 5), bytes(60), {258: (8, 8, 8), 262: 6, 277: 3}),
+    'a TIFF of YCbCr colours without JPEG',
+  ),
+  'old JPEG': (
+    files.tiff_by_hand((4, 5), bytes(20), {**_ANY_TAGS, 259: 6}),
+    'a TIFF compressed by OJPEG (tag 6)',
+  ),
+  'volume': (
+    files.tiff(
+      np.zeros((5, 16, 16), np.uint8), volumetric=True, photometric='minisblack'
+    ),
+    'a TIFF volume of 5 slices in one page',
+  ),
+  'animated, 16 bit': (
+    files.png(_RGB * np.uint16(257), 16, 2, ((b'acTL', b'\0\0\0\2\0\0\0\0'),)),
+    'an animated PNG of 16 bits',
+  ),
+}
+
+
+@pytest.mark.parametrize('kind', _REFUSED)
+def test_kinds_that_are_refused_by_name(kind, tmp_path):
+  content, what = _REFUSED[kind]
+  path = tmp_path / 'a.tif'
+  path.write_bytes(content)
+  expected = (
+    f'{path} is {what}, which is not read; store it as PNG, or as TIFF of grey,'
+    ' RGB or bands, or skip such pairs with --config.data.on_error=skip'
+  )
+  for read in (
+    lambda: decode.decode_image(content, str(path), _data(3)),
+    lambda: decode.decode_mask(content, str(path), _data(3)),
+    lambda: rasters.open_image(path, _data(3)),
+  ):
+    assert message_of(read, kind=errors.DecodeError) == expected
+
+
+def test_other_formats_are_named():
+  file = io.BytesIO()
+  Image.fromarray(_GREY).save(file, 'ICO')
+  message = message_of(
+    stored.read, file.getvalue(), 'a.png', kind=errors.DecodeError
+  )
+  assert message.startswith('a.png is ICO, which is not read; ')
+
+
+def test_a_tag_that_is_cut_off_is_damage():
+  """Its default would give other pixels."""
+  tags = {258: (8, 8, 8), 262: 2, 277: 3}
+  content = files.tiff_by_hand(_GREY.shape, _RGB.tobytes(), tags)
+  assert_array_equal(stored.read(content, 'x').pixels, _RGB)
+  assert message_of(
+    stored.read, content[:-2], 'x', kind=errors.DecodeError
+  ) == helpers.cannot_decode('x', 'tag 258 cannot be read')
+
+
+def test_nothing_is_printed(capfd, tmp_path):
+  """No line of a library, of sound and of damaged files."""
+  path = tmp_path / 'a'
+  for content in [f.data for f in _FILES] + list(_ALPHA.values()):
+    size = len(content)
+    half = bytearray(content)
+    half[size // 2 : size // 2 + 9] = b'\xff\xd7 no data'[:9]
+    for data in (content, content[:-9], content[: size // 2], bytes(half)):
+      path.write_bytes(data)
+      for read in (
+        lambda: stored.read(path.read_bytes(), 'x'),
+        lambda: rasters.open_image(path, _data(3, pages='images')).close(),
+      ):
+        try:
+          read()
+        except errors.UserError as e:
+          assert '\n' not in str(e)
+  assert capfd.readouterr() == ('', '')

@@ -1,0 +1,59 @@
+"""The most common files, quickly: sound JPEG and PNG of 8 bits."""
+
+import cv2
+import numpy as np
+from PIL import ImageFile
+
+from unet_jax.data import png
+
+
+def decode(image: ImageFile.ImageFile, data: bytes) -> np.ndarray | None:
+  """Decodes a common file quickly; None where Pillow should load it.
+
+  Both use the same libraries and get the same pixels, [H, W] of grey or
+  [H, W, 3] of RGB. But Pillow takes 1.2 times as long: it keeps four bytes for
+  a pixel of RGB and copies them twice, and its PNG filters are slower. Pillow
+  also judges files that OpenCV refuses.
+
+  Pillow has opened the image and not loaded it: its headers are sound.
+  """
+  if image.mode not in ('L', 'RGB'):
+    return None
+  if image.format == 'JPEG':
+    plain = _is_one_sound_scan(data)
+  else:
+    plain = (
+      image.format == 'PNG'
+      and data[24] == 8
+      # OpenCV would warn of every file with some old profiles.
+      and not image.info.keys() & {'transparency', 'icc_profile'}
+      and png.is_sound(data)
+    )
+  if not plain:
+    return None
+  color = cv2.IMREAD_COLOR_RGB if image.mode == 'RGB' else cv2.IMREAD_GRAYSCALE
+  try:
+    return cv2.imdecode(
+      np.frombuffer(data, np.uint8), color | cv2.IMREAD_IGNORE_ORIENTATION
+    )
+  except cv2.error:
+    return None
+
+
+def _is_one_sound_scan(data: bytes) -> bool:
+  """Whether a JPEG file has one scan without wrong markers, and an end.
+
+  OpenCV stops at the last row; Pillow reads on, and refuses other files.
+  """
+  position = 2
+  while data[position : position + 1] == b'\xff':
+    is_scan = data[position + 1 : position + 2] == b'\xda'
+    position += 2 + int.from_bytes(data[position + 2 : position + 4], 'big')
+    if is_scan:
+      break
+  scan = np.frombuffer(data, np.uint8)[position:]
+  if not data.endswith(b'\xff\xd9') or len(scan) < 2:
+    return False
+  codes = scan[np.flatnonzero(scan[:-2] == 0xFF) + 1]
+  # 0 stands for the value 255 itself, 0xD0..0xD7 are restarts.
+  return bool(np.all((codes == 0) | (codes & 0xF8 == 0xD0)))
