@@ -525,6 +525,8 @@ def test_no_data(cache, tmp_path):
 
 def _rows(cache_dir, fields):
   return helpers.rows_of(prepare.prepare(_config(cache_dir, **fields), 'train'))
+
+
 def _folder_config(root, **fields):
   fields = {'cache': 'memory', 'num_classes': 2, 'resize': 'patch', **fields}
   return _config(dir=str(root), **fields)

@@ -1,5 +1,7 @@
 """Measurements, against NumPy and scikit-image."""
 
+import io
+
 import numpy as np
 import pytest
 import tifffile

@@ -183,8 +183,7 @@ def to_channels(
   """Chooses what of a file is shown to the network.
 
   Returns:
-    Grey [H, W] or [H, W, C] of the stored type (fewer bits than 8 are widened
-    to 0..255), and which pixels hold no data,
+    Grey [H, W] or [H, W, C] of the stored type, and which pixels hold no data,
     bool [H, W] or None.
 
   Raises:
@@ -201,10 +200,6 @@ def to_channels(
         f'{pixels.dtype}, which has no black; store it as black-is-zero'
       )
     pixels = pixels.dtype.type(2**found.bits - 1) - pixels
-  if found.bits < 8 and found.kind != 'palette':
-    # To all of 0..255, as every viewer does.
-    table = np.linspace(0, 255, 2**found.bits)
-    pixels = np.rint(table).astype(np.uint8)[pixels]
   if data.bands:
     return _chosen(pixels, found, name, data), None
   number = pixels.shape[2] if pixels.ndim == 3 else 1
