@@ -195,7 +195,7 @@ class Readable:
   def __init__(self, source: examples.Source, data: ml_collections.ConfigDict):
     self._source, self._data = source, data
     self.split, self.held_out = source.split, source.held_out
-    self.fingerprint = source.fingerprint
+    self.fingerprint, self.groups = source.fingerprint, source.groups
 
   def __len__(self) -> int:
     return len(self._source)
