@@ -107,6 +107,18 @@ def test_run_shorter_than_its_warmup_only_warms_up():
     assert rate(step) == pytest.approx(0.05 * (step + 1))
 
 
+@pytest.mark.parametrize('schedule', ['cosine', 'linear'])
+def test_schedule_that_ends_before_or_after_the_run(schedule):
+  fields = dict(warmup_steps=10, schedule=schedule, end_factor=0.2)
+  whole = optimizer.make_schedule(_config(num_steps=90, **fields))
+  for num_steps in (30, 300):
+    rate = optimizer.make_schedule(
+      _config(num_steps=num_steps, decay_steps=90, **fields)
+    )
+    for step in (0, 9, 10, 25, 89, 90, 250):
+      assert rate(step) == whole(step), step
+
+
 def test_adamw_is_that_of_torch():
   fields = dict(learning_rate=0.1, warmup_steps=4, weight_decay=0.3)
   config = _config(name='adamw', b1=0.8, b2=0.95, eps=1e-4, **fields)

@@ -118,7 +118,7 @@ def get_config() -> config_dict.ConfigDict:
   # Images in an update, over all devices, processes and accumulation steps.
   data.batch_size = 16
   # `disk`: prepared arrays built once and memory-mapped; `memory`: built in
-  # memory at each start, nothing written; `none`: decoded at each access.
+  # memory at each start; `none`: decoded at each access.
   data.cache = 'disk'
   # Threads that decode and read; 0: one per core.
   data.num_workers = 0
@@ -129,6 +129,9 @@ def get_config() -> config_dict.ConfigDict:
   # classes that do not occur, masks beside the edges of their images and images
   # that are in both splits; errors stop the run (see --mode=inspect).
   data.check = True
+  # Of these checks, the ones that do not stop a run, by name: `duplicates`, an
+  # image that is trained on and evaluated.
+  data.skip_checks = ()
   # --mode=inspect: write the suggested config to WORKDIR/suggested.py.
   data.suggest = False
 
@@ -304,12 +307,15 @@ def get_config() -> config_dict.ConfigDict:
   # `adamw` or `sgd`.
   optimizer.name = 'adamw'
   # Peak learning rate; warmup_steps linear steps up to it, then
-  # `cosine`, `linear` (both down to end_factor times the peak at
-  # train.num_steps) or `constant`.
+  # `cosine`, `linear` (both down to end_factor times the peak at step
+  # decay_steps, and from there on constant) or `constant`.
   optimizer.learning_rate = 2e-3
   optimizer.warmup_steps = 50
   optimizer.schedule = 'cosine'
   optimizer.end_factor = 0.0
+  # 0: train.num_steps, with which the schedule is stretched when a run goes on
+  # for longer.
+  optimizer.decay_steps = 0
   # adamw: decay rates of the two moments, and the term in the denominator.
   optimizer.b1 = 0.9
   optimizer.b2 = 0.999

@@ -11,7 +11,8 @@ from unet_jax.config import default, fields
 from unet_jax.runtime import errors
 
 # Sections and fields that a run may change when it continues. train.num_steps
-# may only grow, see `check_resumable`.
+# may only grow, see `check_resumable`; data.dir may where the run has a record
+# of its images, see data/identity.py.
 FREE_TO_CHANGE = (
   'log',
   'eval',
@@ -23,6 +24,7 @@ FREE_TO_CHANGE = (
   'mesh',
   'cpu',
   'data.check',
+  'data.skip_checks',
   'data.suggest',
   'weights',
   'export',
@@ -30,6 +32,8 @@ FREE_TO_CHANGE = (
   'data.cache_dir',
   'data.num_workers',
   'model.remat',
+  'optimizer.decay_steps',
+  'optimizer.end_factor',
   'train.num_steps',
 )
 # Sections and fields that an evaluation of a checkpoint may not change: its

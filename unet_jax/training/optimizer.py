@@ -12,7 +12,8 @@ def make_schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
   """Returns step -> learning rate: linear warm-up, then the schedule."""
   o = config.optimizer
   peak, end = o.learning_rate, o.learning_rate * o.end_factor
-  rest = max(config.train.num_steps - o.warmup_steps, 1)
+  length = o.decay_steps or config.train.num_steps
+  rest = max(length - o.warmup_steps, 1)
   after = {
     'cosine': lambda: optax.cosine_decay_schedule(
       peak, rest, alpha=o.end_factor
