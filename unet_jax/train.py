@@ -25,7 +25,7 @@ from unet_jax.kernels import build
 from unet_jax.models import unet
 from unet_jax.runtime import errors, locks, program, whole_files
 from unet_jax.runtime import mesh as mesh_lib
-from unet_jax.training import checkpoint, metric_writer, steps
+from unet_jax.training import checkpoint, metric_writer, programs
 from unet_jax.training import optimizer as optimizer_lib
 from unet_jax.training import progress as progress_lib
 from unet_jax.training import state as state_lib
@@ -81,15 +81,12 @@ def _train(
     _check_data(train_set, eval_set, config)
   optimizer = optimizer_lib.make_optimizer(config)
   batches = pipeline.train_batches(train_set, config, mesh)
-  abstract = state_lib.abstract_train_state(config, model, optimizer, mesh)
-  train_step = steps.make_train_step(config, model, optimizer, mesh, abstract)
   key = jax.random.fold_in(jax.random.key(config.seed), _STEP_KEY)
   total = config.train.num_steps
-  steps_left = max(checkpoints.steps, default=0) < total
-  if steps_left:
-    batch = pipeline.abstract_batch(config, mesh)
-    compiled = program.start_compiling(train_step, abstract, batch, key)
-  state = _first_state(config, model, optimizer, mesh, checkpoints, batches)
+  run = programs.start(config, model, optimizer, mesh, key)
+  state = _first_state(
+    config, run, model, optimizer, mesh, checkpoints, batches
+  )
   first = int(state.step)
   interrupt = program.Interrupt()
   loop = _Loop(
@@ -104,8 +101,8 @@ def _train(
   )
   _log_start(len(train_set), len(eval_set), state, total)
   try:
-    if steps_left:
-      compiled.result()
+    if first < total:
+      train_step = run.step.result()
     with interrupt:
       step, stopped = first, loop.catch_up(first, state)
       while step < total and not stopped:
@@ -146,6 +143,7 @@ def _check_saved(
 
 def _first_state(
   config: ml_collections.ConfigDict,
+  run: programs.Programs,
   model: unet.UNet,
   optimizer: optax.GradientTransformation,
   mesh: Mesh,
@@ -160,10 +158,9 @@ def _first_state(
   step = max(checkpoints.steps, default=None)
   if step is None:
     key = jax.random.fold_in(jax.random.key(config.seed), _PARAMETER_KEY)
-    return state_lib.create_train_state(key, config, model, optimizer, mesh)
+    return run.draw(key)
   if step:
-    abstract = state_lib.abstract_train_state(config, model, optimizer, mesh)
-    state, position = checkpoints.restore(step, abstract)
+    state, position = checkpoints.restore(step, run.abstract)
     batches.set_state(position)
     return state
   saved = checkpoints.saved_config(step)

@@ -66,7 +66,7 @@ def measure(
     contenders = {
       'nothing kept': lambda: ours(cache),
       'native kernels kept': lambda: ours(*but_kernels()),
-      'arrays kept, compiles': lambda: ours(cache / 'xla'),
+      'arrays kept, compiles': lambda: ours(cache / 'xla', cache / 'programs'),
       'arrays and programs kept': ours,
     }
     if step.torch_skipped(config) is None:

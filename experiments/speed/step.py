@@ -51,7 +51,7 @@ class Ours:
   def compile(self, batch: dict[str, jax.Array]) -> None:
     """Compiles the training step as train.py does."""
     arguments = (self.state, batch, self._key)
-    program.start_compiling(self._step, *arguments).result()
+    program.in_thread(lambda: self._step.lower(*arguments).compile()).result()
 
   def train(self, batches: Iterator[Any], count: int) -> None:
     """Trains as train.py does: metrics are read one step late."""

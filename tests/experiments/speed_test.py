@@ -301,7 +301,9 @@ def test_batches_of_sets_of_any_size_are_measured(monkeypatch):
 
   monkeypatch.setattr(sizes, '_SIZES', (1, 70))
   config = shapes.get_config()
-  config.data.update(image_size=(16, 16), batch_size=4)
+  # As the pets: fewer classes than shapes have, by a table.
+  config.data.update(image_size=(16, 16), batch_size=4, num_classes=3)
+  config.data.update(class_names=(), mask_values=((1, 0), (2, 1), (3, 2)))
   config.model.update(depth=1, base_features=4)
   results = sizes.measure(config, repeats=1, steps=1)
   sets = {'stretch, memory', 'stretch, disk', 'patch, memory', 'patch, disk'}

@@ -8,6 +8,7 @@ import os
 import pathlib
 import platform
 import signal
+from collections.abc import Callable
 from concurrent import futures
 from typing import Any
 
@@ -73,29 +74,21 @@ def compiler_options(
   return {k: v for k, v in options.items() if knows({k: v})}
 
 
-def start_compiling(
-  function: jax.stages.Wrapped, *arguments: Any
-) -> futures.Future:
-  """Compiles a jitted function in a thread; its first call then has no wait.
+def in_thread(compile: Callable[[], Any]) -> futures.Future:
+  """Compiles in a thread.
 
   Long parts of the compiler run on one core, and the others are free meanwhile.
-
-  Args:
-    function: from `jax.jit`.
-    *arguments: arrays or their shapes, types and shardings.
-
-  Returns:
-    Its `result()` waits for the end; a call before that compiles once more.
   """
 
-  def compile() -> None:
-    function.lower(*arguments).compile()
+  def work() -> Any:
+    result = compile()
     if platform.libc_ver()[0] == 'glibc':
       # Hundreds of MB that the compiler took go back to the system.
       ctypes.CDLL(None).malloc_trim(0)
+    return result
 
   pool = futures.ThreadPoolExecutor(1, errors.COMPILING)
-  compiled = pool.submit(compile)
+  compiled = pool.submit(work)
   pool.shutdown(wait=False)  # The thread ends when it is done.
   return compiled
 

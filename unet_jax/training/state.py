@@ -55,7 +55,18 @@ def create_train_state(
 ) -> TrainState:
   """Returns the state at step 0 with drawn parameters, made where it lives."""
   abstract = abstract_train_state(config, model, optimizer, mesh)
-  return _jit(_drawing(config, model, optimizer), abstract, mesh)(key)
+  return drawing(config, model, optimizer, abstract, mesh)(key)
+
+
+def drawing(
+  config: ml_collections.ConfigDict,
+  model: unet.UNet,
+  optimizer: optax.GradientTransformation,
+  abstract: TrainState,
+  mesh: Mesh,
+) -> jax.stages.Wrapped:
+  """Returns key -> state at step 0, jitted; `abstract` is what it returns."""
+  return _jit(_drawing(config, model, optimizer), abstract, mesh)
 
 
 def state_of_variables(
@@ -87,7 +98,11 @@ def abstract_train_state(
 ) -> TrainState:
   """Returns shapes, types and shardings of a config's state, no arrays."""
   create = _drawing(config, model, optimizer)
-  shapes = jax.eval_shape(create, jax.random.key(0))
+  return with_shardings(jax.eval_shape(create, jax.random.key(0)), mesh)
+
+
+def with_shardings(shapes: TrainState, mesh: Mesh) -> TrainState:
+  """Returns a state's shapes and types with the shardings of a mesh."""
   return jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
     shapes,
@@ -97,7 +112,7 @@ def abstract_train_state(
 
 def _jit(
   create: Callable[..., TrainState], abstract: TrainState, mesh: Mesh
-) -> Callable[..., TrainState]:
+) -> jax.stages.Wrapped:
   return jax.jit(
     create,
     out_shardings=jax.tree.map(lambda x: x.sharding, abstract),
