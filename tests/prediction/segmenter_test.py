@@ -134,12 +134,12 @@ def test_arrays_have_one_range_with_files():
   """Of any type; what no image of the training holds is not refused."""
   config = make_config(data={'num_channels': 1, 'num_classes': 2})
   data = config.data
-  data.update(intensity='range', intensity_range=(-100, 100))
-  values = np.int16([[-100, 0], [100, 3000]])
+  data.update(intensity='range', intensity_range=(-100, 155))
+  values = np.int16([[-100, 0], [155, 3000]])
   for image in (values, values.astype(np.float64), values.astype(np.int64)):
     stored = segmenter._as_stored(image, data)
     rows = rasters.ArrayRaster(stored, data).read(0, 2)
-    assert rows[..., 0].tolist() == [[0, 128], [255, 255]]
+    assert rows[..., 0].tolist() == [[0, 100], [255, 255]]
   data.update(intensity='dtype', intensity_range=(), nodata=('nan',))
   image = np.float32([[0, np.nan], [1, 0]])
   raster = rasters.ArrayRaster(segmenter._as_stored(image, data), data)
