@@ -33,8 +33,8 @@ def _check(config: ml_collections.ConfigDict) -> None:
     reason = 'data.source=shapes, which has no files'
   elif data.resize != 'stretch':
     reason = f'data.resize={data.resize}'
-  elif any(isinstance(value, tuple) for value, _ in data.mask_values):
-    reason = 'colours in data.mask_values'
+  elif not all(isinstance(value, int) for value, _ in data.mask_values):
+    reason = 'colours or others in data.mask_values'
   elif config.loss.weight_map != 'none':
     reason = f'loss.weight_map={config.loss.weight_map}'
   if reason:

@@ -136,12 +136,34 @@ data.mask_values=((0,'a'),)
 data.mask_values=(((0,0),1),)
   = --config.data.mask_values: ((0, 0), 1) is not a pair (value, class);
   write '((0,0),(255,1))'
+data.mask_values=('((0,0),(others,1))',)
+  = --config.data.mask_values: '((0,0),(others,1))' is not a pair (value,
+  class); write "((0,0),('others',1))"
 data.mask_values=((0,0),(255,4))
   = --config.data.mask_values: (255, 4) maps to class 4; with
   data.num_classes=4 the classes are 0 to 3, or 255 to ignore
 data.num_classes=1 data.mask_values=((0,0),(255,2))
   = --config.data.mask_values: (255, 2) maps to class 2; with
   data.num_classes=1 the classes are 0 to 1, or 255 to ignore
+data.mask_values=((0,0),(255,1),(0,2))
+  = --config.data.mask_values: (0, 0) and (0, 2) give one value two classes;
+  leave out one of them
+data.mask_values=((7,1),((7,7,7),0))
+  = --config.data.mask_values: (7, 1) and ((7, 7, 7), 0) give one value two
+  classes; leave out one of them
+data.mask_values=((0,0),('others',1),('others',255))
+  = --config.data.mask_values: ('others', 1) and ('others', 255) give one value
+  two classes; leave out one of them
+data.intensity=range
+  needs the stored values that become 0 and 255, such as
+  --config.data.intensity_range=0,4095; --mode=inspect with another
+  data.intensity measures them
+data.intensity_range=(0,1)
+  is for --config.data.intensity=range
+data.intensity_range=(5,5) data.intensity=range
+  : takes two numbers, the lower one first, such as 0,4095
+data.nodata=(0,'nun')
+  : takes numbers, or 'nan' as a word, such as (-9999, 'nan')
 eval.foreground=('clas_1',)
   = --config.eval.foreground: no class is named 'clas_1' (did you mean
   class_1?); the classes are class_0, class_1, class_2, class_3
@@ -228,6 +250,10 @@ data.train_split=auto
 data.source=folder
   = the folder source needs --config.data.dir=DIR, a folder with images/ and
   masks/
+data.image_pattern=_scan
+  : must hold {{stem}} once
+data.mask_pattern={{stem}}_{{stem}}
+  : must hold {{stem}} once
 data.num_folds=1
   leaves nothing to train on; take 2 or more, or 0 for no folds
 data.fold=5 data.num_folds=5
@@ -268,10 +294,20 @@ def test_values_that_are_refused(values, message):
   assert _refused(_config(values)) == _line(values, message)
 
 
+def test_nan_is_a_word():
+  config = default.get_config()
+  config.data.nodata = (float('nan'),)
+  assert "takes numbers, or 'nan' as a word" in _refused(config)
+
+
 @pytest.mark.parametrize(
   'values',
   [
     'data.mask_values=(((255,0,0),1),(7,255))',
+    "data.nodata=('nan',-9999) data.intensity=range "
+    'data.intensity_range=(-1.5,9)',
+    "data.nodata=('nan,-9999',)",
+    "data.mask_values=((0,0),('others',1),(0,0),((9,9,9),2),(9,2))",
     'data.source=tfds data.num_classes=1 loss.class_weights=(1,2.5) '
     "data.class_names=('ground','cell') eval.foreground=('cell',) "
     'eval.instances=cell',
@@ -282,6 +318,7 @@ def test_values_that_are_refused(values, message):
     "data.resize=patch data.sample_classes=('class_3',) "
     'data.foreground_fraction=1.0 loss.weight_map=border',
     'data.num_folds=2 data.fold=1 data.eval_split=test',
+    'data.image_pattern={stem}_scan data.mask_pattern=m_{stem}',
     'model.padding=valid data.image_size=(92,92)',
     'checkpoint.best_metric=-eval/loss',
     _3D,

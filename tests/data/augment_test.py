@@ -264,6 +264,49 @@ def test_blur_is_that_of_scipy(radius, shape):
     assert_allclose(got[i + 1], expected, atol=1e-3)
 
 
+@pytest.mark.parametrize(
+  'change', [augment.contrast, augment.Blur(3)], ids=['contrast', 'blur']
+)
+def test_sums_without_ignored_pixels(change):
+  """What they hold changes nothing elsewhere; other pixels count as ever."""
+  rng = np.random.default_rng(3)
+  image = rng.integers(0, 256, (3, 16, 12, 3), np.uint8)
+  mask = np.zeros((3, 16, 12), np.uint8)
+  mask[0, :, 5:9] = 255
+  mask[1] = 255
+  other = np.where(mask[..., None] == 255, 255 - image, image)
+  transform = augment.Photometric(change, 1.0, (1.5, 1.5), skips_ignored=True)
+  got, of_other = (
+    run(transform, {'image': i, 'mask': mask})['image'] for i in (image, other)
+  )
+  assert_allclose(got[mask == 0], of_other[mask == 0], atol=1e-3)
+  assert np.isfinite(got).all()
+  as_before = dataclasses.replace(transform, skips_ignored=False)
+  before = run(as_before, {'image': image, 'mask': mask})['image']
+  assert_allclose(got[2], before[2], atol=1e-3)
+  assert np.abs(got[0, :, :5] - before[0, :, :5]).max() > 1
+  if change is augment.contrast:
+    valid = image[0][mask[0] == 0].astype(float)
+    mean = (valid @ _LUMA).mean()
+    expected = (mean + 1.5 * (valid - mean)).clip(0, 255)
+    assert_allclose(got[0][mask[0] == 0], expected, atol=1e-2)
+  else:
+    flat = np.full((1, 16, 12, 3), 90, np.uint8)
+    flat[0, :, 5:9] = 7
+    blurred = run(transform, {'image': flat, 'mask': mask[:1]})['image']
+    assert_allclose(blurred[mask[:1] == 0], 90, atol=1e-3)
+
+
+def test_ignored_pixels_are_skipped_where_some_are_no_data():
+  config = helpers.make_config(
+    **{'augment.contrast.probability': 0.5, 'augment.blur.probability': 0.5}
+  )
+  for nodata in ((), (0,)):
+    config.data.nodata = nodata
+    changes = augment.make_augmentation(config).transforms[1:]
+    assert [t.skips_ignored for t in changes] == [bool(nodata)] * 2
+
+
 def test_noise_is_gaussian_and_independent():
   image = np.full((4, 40, 40, 3), 128, np.uint8)
   photometric = augment.Photometric(augment.noise, 1.0, (10.0, 10.0))

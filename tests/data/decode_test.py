@@ -153,7 +153,6 @@ _EXACT = {
   'deep grey png': (_png(_DEEP), _DEEP_GREY_8),
   'deep grey tiff': (_tiff(_DEEP), _DEEP_GREY_8),
   'deep grey tiff, big endian': (_tiff(_DEEP, byteorder='>'), _DEEP_GREY_8),
-  'deep grey tiff, int32': (_tiff(_DEEP.astype(np.int32)), _DEEP_GREY_8),
   'deep rgb png': (_png(_DEEP_RGB), _DEEP_RGB_8),
   'deep rgb png, alpha': (_png(_DEEP_RGBA), _DEEP_RGB_8),
   'deep rgb tiff': (_tiff(_DEEP_RGB), _DEEP_RGB_8),
@@ -214,27 +213,105 @@ def test_intensity_image_of_special_images():
 
 
 @pytest.mark.parametrize(
-  'values, low, high, expected',
+  'values, low, high',
   [
-    (np.float32([[0, 1.5]]), '0', '1.5', '0..1'),
-    (np.float32([[-0.25, 1]]), '-0.25', '1', '0..1'),
-    (np.int32([[-7, 300]]), '-7', '300', '0..65535'),
+    (np.float32([[0, 1.5]]), '0', '1.5'),
+    (np.float32([[-0.25, 1]]), '-0.25', '1'),
+    (np.int32([[-7, 300]]), '-7', '300'),
+    (np.int32([[0, 65535]]), '0', '65535'),
+    (np.uint32([[0, 2**31]]), '0', '2147483648'),
   ],
 )
-def test_values_out_of_range(values, low, high, expected):
-  assert _error(_tiff(values), 'a/x.tif') == (
-    f'a/x.tif holds values from {low} to {high}, expected {expected}; scale '
-    'each image by its own range with --config.data.intensity=image'
+def test_values_without_a_range(values, low, high):
+  message = _error(_tiff(values), 'a/x.tif')
+  assert message.startswith(
+    f'a/x.tif holds {values.dtype} values from {low} to {high}; '
   )
+  stated = {'intensity': 'range', 'intensity_range': (float(low), float(high))}
+  assert _image(_tiff(values), 1, **stated).ravel().tolist() == [0, 255]
 
 
-@pytest.mark.parametrize('intensity', ['dtype', 'image'])
+@pytest.mark.parametrize('intensity', ['dtype', 'image', 'range'])
 @pytest.mark.parametrize('bad', [np.nan, np.inf])
 def test_values_that_are_not_finite(bad, intensity):
   data = _tiff(np.float32([[0, bad]]))
-  assert _error(data, 'x', intensity=intensity) == (
-    'x holds values that are not finite (NaN or infinity); replace them'
-  )
+  limits = (0, 1) if intensity == 'range' else ()
+  message = _error(data, intensity=intensity, intensity_range=limits)
+  assert message.startswith('x holds values that are not finite (NaN or ')
+  found = decode.decode_image(data, 'x', _config(nodata=('nan,inf',)))
+  assert found.ignored.tolist() == [[False, True]]
+  # Filled with the mean.
+  assert found.array[0].tolist() == [[0] * 3, [128] * 3]
+
+
+def _gdal(array, nodata, **options):
+  return _tiff(array, extratags=[(42113, 's', 0, str(nodata), True)], **options)
+
+
+@pytest.mark.parametrize('shape', [(9, 8), (9, 8, 3)])
+@pytest.mark.parametrize('dtype', [np.uint8, np.uint16, np.float32])
+def test_no_data(dtype, shape):
+  """In all channels; the file's own tag is a hint and nothing else."""
+  values = np.ones(shape, dtype)
+  values[2:4] = 0
+  data = _gdal(values, 0)
+  found = decode.decode_image(data, 'x', _config())
+  assert found.ignored is None and found.levels.unlisted == 0
+  found = decode.decode_image(data, 'x', _config(nodata=(0,)))
+  expected = np.zeros((9, 8), bool)
+  expected[2:4] = True
+  assert_array_equal(found.ignored, expected)
+  assert found.levels.unlisted is None
+  assert found.array[2:4].min() == found.array[2:4].max() == 128
+  assert found.levels.num_pixels == 7 * 8
+
+
+def test_no_data_of_what_is_shown_otherwise():
+  """It is the stored value, of palettes and of white-is-zero as well."""
+  index = np.uint8([[0, 1], [1, 2]])
+  image = Image.fromarray(index, 'P')
+  image.putpalette([0, 0, 0, 200, 0, 0, 0, 200, 0])
+  found = decode.decode_image(_save(image, 'PNG'), 'x', _config(nodata=(1,)))
+  assert_array_equal(found.ignored, index == 1)
+  data = _tiff(index, photometric='miniswhite')
+  found = decode.decode_image(data, 'x', _config(nodata=(1,)))
+  assert_array_equal(found.ignored, index == 1)
+  # And of the bands that are chosen.
+  bands = np.stack([index] * 5, -1)
+  bands[..., 4] = [[1, 7], [7, 7]]
+  data = _tiff(bands, photometric='minisblack', planarconfig='contig')
+  config = _config(nodata=(1,), bands=(5,), num_channels=1)
+  found = decode.decode_image(data, 'x', config)
+  assert found.ignored.tolist() == [[True, False], [False, False]]
+  # Masks have none of this.
+  mask = decode.decode_mask(_gdal(index, 1), 'x', _config(nodata=(1,)))
+  assert mask.ignored is None
+
+
+def test_levels_of_files():
+  """Of those that are not plain 8 bit."""
+  deep = np.array([[300, 1500], [1590, 3700]], np.uint16)
+  levels = decode.decode_image(_tiff(deep), 'x', _config()).levels
+  assert (levels.stored, levels.left) == (4, 3)
+  plain = _tiff(deep.astype(np.uint8))
+  assert decode.decode_image(plain, 'x', _config()).levels is None
+  stated = _config(intensity='range', intensity_range=(0, 9))
+  assert decode.decode_image(plain, 'x', stated).levels.kind == 'uint8'
+
+
+def test_palettes_of_masks():
+  image = Image.fromarray(np.uint8([[0, 1], [1, 2]]), 'P')
+  image.putpalette([0, 0, 0, 200, 0, 0, 0, 200, 0])
+  data = _save(image, 'PNG')
+  found = decode.decode_mask(data, 'x', _config())
+  assert found.array.tolist() == [[0, 1], [1, 2]]
+  assert found.palette[2].tolist() == [0, 200, 0]
+  others = _config(mask_values=((0, 0), ('others', 1)))
+  assert decode.decode_mask(data, 'x', others).palette is not None
+  colors = _config(mask_values=(((0, 0, 0), 0), ('others', 1)))
+  found = decode.decode_mask(data, 'x', colors)
+  assert found.palette is None
+  assert found.array[1].tolist() == [[200, 0, 0], [0, 200, 0]]
 
 
 # Pillow warns of a damaged TIFF besides refusing it.

@@ -15,6 +15,11 @@ _DTYPES = (np.uint8, np.uint16, np.dtype('>u2'), np.int32, np.int64)
 _COLORS = (((0, 0, 0), 0), ((255, 0, 0), 2), ((0, 0, 255), 1), (7, 255))
 
 
+def _data(table, num_classes=3):
+  config = helpers.make_config(mask_values=table, num_classes=num_classes)
+  return config.data
+
+
 def _assert_classes(values, table, num_classes, expected):
   got = masks.map_mask(np.asarray(values), table, num_classes, 'm')
   assert got.dtype == np.uint8
@@ -56,6 +61,32 @@ def test_two_classes(num_classes):
   _assert_classes(values[:, ::2], ((0, 0), (255, 1)), num_classes, [[0, 1]])
 
 
+def test_others():
+  """All values that are in no other entry, wherever it stands in the table."""
+  for table in (((0, 0), ('others', 1)), (('others', 1), (0, 0))):
+    for dtype in _DTYPES:
+      _assert_classes(np.array([[0, 7, 255]], dtype), table, 2, [[0, 1, 1]])
+    values = np.array([[0, 361, 40000]], np.uint16)
+    _assert_classes(values, table, 1, [[0, 1, 1]])
+    # Colours that number objects, too.
+    colors = np.array([[[0, 0, 0], [1, 2, 3], [255, 0, 0]]], np.uint8)
+    _assert_classes(colors, table, 2, [[0, 1, 1]])
+  rest_ignored = (((255, 0, 0), 1), ('others', 255), (0, 0))
+  _assert_classes(colors, rest_ignored, 2, [[0, 255, 1]])
+  assert masks.unknown_values({5: 1, (1, 2, 3): 4}, _data(rest_ignored)) == {}
+
+
+def test_unknown_values_are_those_that_are_refused():
+  found = {0: 1, 4: 2, 255: 3, (1, 2, 3): 4}
+  assert masks.unknown_values(found, _data(())) == {4: 2, (1, 2, 3): 4}
+  assert masks.unknown_values(found, _data(((4, 1),))) == {
+    0: 1,
+    255: 3,
+    (1, 2, 3): 4,
+  }
+  assert masks.unknown_values({0: 1, 255: 2}, _data((), 2)) == {255: 2}
+
+
 def test_colors():
   values = [[[0, 0, 0], [0, 0, 255]], [[255, 0, 0], [7, 7, 7]]]
   _assert_classes(np.array(values, np.uint8), _COLORS, 3, [[0, 1], [2, 255]])
@@ -90,6 +121,47 @@ def test_unknown_color():
   values[0, 1] = (0, 0, 255)
   table = (((0, 0, 0), 0), ((255, 0, 0), 1))
   assert 'a mask of 0 and 255' not in _error(values, table, 2)
+
+
+def test_values_of_a_table_that_is_not_there():
+  """What it prints fixes them, once CLASS is a number."""
+  values = np.array([[0, 4, 4, 255]])
+  message = _error(values)
+  assert message == (
+    'm.png: value 4 in 2 of 4 pixels is not in data.mask_values; give each its '
+    "class with --config.data.mask_values='((0,0),(4,CLASS),(255,255),)', CLASS"
+    ' in 0..2 or 255 to ignore; if the values number objects, all but 0 are one'
+    ' class with --config.data.mask_values="((0,0),(\'others\',1))"'
+  )
+  table = ast.literal_eval(
+    re.search("'(.*?)'", message).group(1).replace('CLASS', '2')
+  )
+  _assert_classes(values, table, 3, [[0, 2, 2, 255]])
+  message = _error(np.array([[0, 1, 5]]))
+  assert 'or set --config.data.num_classes=6;' in message
+  _assert_classes([[0, 1, 5]], (), 6, [[0, 1, 5]])
+
+
+@pytest.mark.parametrize('dtype', [np.uint8, np.uint16])
+def test_ids_of_objects(dtype):
+  """Not an entry for each; the table that is printed takes all of them."""
+  values = np.arange(60, dtype=dtype).reshape(6, 10)
+  message = _error(values)
+  assert 'it has 57 such values; if the values number objects' in message
+  table = ast.literal_eval(re.search('"(.*)"', message).group(1))
+  _assert_classes(values, table, 3, values > 0)
+
+
+def test_blurred_masks():
+  """No class for each grey of a border."""
+  values = np.repeat(np.uint8([0, 255]), 200).reshape(4, 100)
+  values[0, 50:70] = np.arange(20) * 12 + 9
+  for table in ((), ((0, 0), (255, 1))):
+    message = _error(values, table, 2)
+    assert message.endswith(
+      'such values between 0 and 255, as JPEG and smoothing leave them; make '
+      'the masks anew, stored as PNG and resized by nearest'
+    )
 
 
 @pytest.mark.parametrize('num_classes', [1, 2])
@@ -139,6 +211,47 @@ def test_many_colors():
   message = _error(np.arange(30, dtype=np.uint8).reshape(1, 10, 3))
   assert 'an RGB image of 10 colours' in message
   assert message.endswith("((15,16,17),5),)' and so on")
+
+
+def test_photographs_as_masks():
+  colors = np.random.default_rng(0).integers(0, 256, (20, 20, 3), np.uint8)
+  assert 'more than there are classes; replace it' in _error(colors)
+  message = _error(colors, _COLORS)
+  assert "add ('others', CLASS) to data.mask_values for all of them" in message
+
+
+_PALETTE = np.uint8([(0, 0, 0), (255, 0, 0), (0, 255, 0)])
+
+
+def test_palettes_that_agree():
+  palettes = masks.Palettes(_data(()))
+  palettes.add_values([0, 1], _PALETTE, 'a')
+  # Colours of indices that no pixel has do not matter; nor do grey files.
+  palettes.add_values([0, 1], _PALETTE[[0, 1, 1]], 'b')
+  palettes.add_values([2, 9], _PALETTE, 'c')
+  palettes.add({'mask': np.uint8([[1, 9]])})
+  assert palettes.found[2] == ((0, 255, 0), 'c')
+
+
+def test_palettes_that_differ():
+  palettes = masks.Palettes(_data(()))
+  palettes.add_values([0, 1], _PALETTE[:2], 'a.png')
+  other = [1, 0], _PALETTE[[0, 2]], 'b.png'
+  message = message_of(palettes.add_values, *other)
+  assert message == (
+    'b.png: index 1 of its palette is (0, 255, 0), that of a.png is (255, 0, 0)'
+    ', so that an index is no class; give each colour of the set its class, '
+    "such as --config.data.mask_values='(((0,0,0),0),((0,255,0),1),"
+    "((255,0,0),2),)'"
+  )
+  table = ast.literal_eval(re.search("'(.*)'", message).group(1))
+  _assert_classes(_PALETTE[:2][None], table, 3, [[0, 2]])
+  # Of objects, only the background has to be the same.
+  palettes = masks.Palettes(_data(((0, 0), ('others', 1))))
+  palettes.add_values([0, 1], _PALETTE[:2], 'a.png')
+  palettes.add_values(*other)
+  moved = [0], _PALETTE[[1]], 'c.png'
+  assert 'c.png: index 0' in message_of(palettes.add_values, *moved)
 
 
 def test_histogram_of_a_large_mask():

@@ -1,16 +1,20 @@
 """Tests of unet_jax/data/prepare.py."""
 
+import ast
 import errno
 import hashlib
+import io
 import json
 import logging
 import os
 import pathlib
+import re
 import signal
 import time
 
 import numpy as np
 import pytest
+import tifffile
 from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
 
@@ -29,6 +33,7 @@ class _Examples:
   """
 
   fingerprint = 'examples'
+  groups = None
   bad = {}  # {index: exception}
   watch_dir = None
 
@@ -398,6 +403,129 @@ def test_a_process_killed_while_it_builds(tmp_path, watch, examples):
   assert _kept_names(cache_dir) == [key]
   meta = json.loads((cache_dir / 'prepared' / key / 'meta.json').read_text())
   assert meta['length'] == 8 and meta['skipped'] == []
+
+
+def _write_train(root, pairs):
+  folders.write_pairs(root / 'train', pairs)
+  folders.write_pairs(root / 'val', pairs)  # So that none is held out.
+
+
+def _tiff(array, **options):
+  file = io.BytesIO()
+  tifffile.imwrite(file, array, **options)
+  return file.getvalue()
+
+
+def _palette_mask(index, colors):
+  image = Image.fromarray(np.uint8(index), 'P')
+  image.putpalette(np.ravel(colors).tolist())
+  file = io.BytesIO()
+  image.save(file, 'PNG')
+  return file.getvalue()
+
+
+_CACHES = pytest.mark.parametrize('cache', ['disk', 'memory', 'none'])
+_BLACK, _RED, _GREEN = (0, 0, 0), (255, 0, 0), (0, 255, 0)
+
+
+@_CACHES
+def test_palettes_that_differ_from_file_to_file(cache, tmp_path):
+  """Refused as indices; as colours they mean the same in all files."""
+  image, mask = folders.make_pair()
+  pairs = {
+    'a': (image, _palette_mask(mask, [_BLACK, _RED])),
+    'b': (image, _palette_mask(2 * mask, [_BLACK, _BLACK, _GREEN])),
+    'c': (image, _palette_mask(1 - mask, [_RED, _BLACK])),
+  }
+  _write_train(tmp_path, pairs)
+
+  def read(**fields):
+    fields |= {'dir': str(tmp_path), 'cache': cache, 'num_workers': 1}
+    config = _config(tmp_path, image_size=(40, 48), **fields)
+    return helpers.rows_of(prepare.prepare(config, 'train'))['mask']
+
+  message, root = message_of(read), tmp_path / 'train/masks'
+  assert message == (
+    f'{root}/c.png: index 0 of its palette is (255, 0, 0), that of {root}/a.png'
+    ' is (0, 0, 0), so that an index is no class; give each colour of the set '
+    "its class, such as --config.data.mask_values='(((0,0,0),0),((0,255,0),1),"
+    "((255,0,0),2),)'"
+  )
+  table = ast.literal_eval(re.search("'(.*)'", message).group(1))
+  assert_array_equal(read(mask_values=table), [2 * mask, mask, 2 * mask])
+
+
+@pytest.mark.parametrize('cache', ['disk', 'memory'])
+def test_the_palette_of_a_set(cache, tmp_path):
+  """Kept with the arrays, to be compared with that of another set."""
+  image, mask = folders.make_pair()
+  pairs = {'a': (image, _palette_mask(mask, [_BLACK, _RED]))}
+  _write_train(tmp_path, pairs)
+  config = _config(tmp_path, dir=str(tmp_path), cache=cache)
+  name = str(tmp_path / 'train/masks/a.png')
+  for _ in range(2):
+    dataset = prepare.prepare(config, 'train').select(np.arange(1))
+    assert dataset.palette == {0: (_BLACK, name), 1: (_RED, name)}
+
+
+@pytest.mark.parametrize('cache', ['disk', 'memory'])
+def test_levels_that_are_lost(cache, tmp_path, caplog):
+  """Said at each start, and not where a range keeps them."""
+  _, mask = folders.make_pair()
+  right = np.arange(48) > 20
+  image = np.where(mask > 0, 1500 + 90 * right, 300).astype(np.uint16)
+  image[:3, :3] = 3700
+  _write_train(tmp_path, {'a': (_tiff(image), mask)})
+  fields = {'dir': str(tmp_path), 'cache': cache, 'image_size': (40, 48)}
+
+  def prepared_image(**more):
+    caplog.clear()
+    dataset = prepare.prepare(_config(tmp_path, **fields, **more), 'train')
+    return dataset[0]['image'][..., 0]
+
+  for _ in range(2):
+    got = prepared_image()
+    assert len(np.unique(got)) == 3
+    assert caplog.messages[-1].startswith(
+      'train: 1 of 1 images keep few of their levels with data.intensity=dtype,'
+      ' 3 of 4 on the median; --config.data.intensity=range '
+    )
+  got = prepared_image(intensity='range', intensity_range=(300, 3700))
+  assert_array_equal(got, np.rint((image - 300.0) * 255 / 3400))
+  assert not [m for m in caplog.messages if 'levels' in m]
+
+
+@_CACHES
+def test_no_data(cache, tmp_path):
+  """Ignored in the mask, filled with the mean, left out of the deviation."""
+  image, mask = folders.make_pair()
+  values = image[..., 0] / np.float32(600)
+  values[:, :9] = -9999
+  values[20:25] = np.nan
+  _write_train(tmp_path, {'a': (_tiff(values), mask)})
+  fields = {'dir': str(tmp_path), 'cache': cache, 'image_size': (40, 48)}
+  fields |= {'mean': (0.2, 0.2, 0.2), 'nodata': (-9999, 'nan')}
+  dataset = prepare.prepare(_config(tmp_path, **fields), 'train')
+  ignored = np.isnan(values) | (values < 0)
+  got = dataset[0]
+  assert_array_equal(got['mask'], np.where(ignored, 255, mask))
+  assert (got['image'][ignored] == 51).all()
+  expected = np.rint(values.astype(float) * 255)[~ignored]
+  assert_array_equal(got['image'][..., 1][~ignored], expected)
+  if cache != 'none':
+    assert_allclose(dataset.stats.stds, expected.std(), rtol=1e-5)
+  # Each step that a message asks for leads on.
+  del fields['nodata']
+  message = message_of(_rows, tmp_path, fields)
+  assert '--config.data.nodata=nan' in message
+  message = message_of(_rows, tmp_path, {**fields, 'nodata': ('nan',)})
+  assert (
+    'If -9999 stands for no data, set --config.data.nodata=-9999' in message
+  )
+
+
+def _rows(cache_dir, fields):
+  return helpers.rows_of(prepare.prepare(_config(cache_dir, **fields), 'train'))
 
 
 def _folder_config(root, **fields):

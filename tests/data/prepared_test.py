@@ -6,7 +6,7 @@ from numpy.testing import assert_array_equal
 
 from tests.data import helpers
 from tests.refusals import message_of
-from unet_jax.data import masks, prepared
+from unet_jax.data import array_files, masks, prepared
 
 
 def _data(**fields):
@@ -94,7 +94,7 @@ def test_sampled_pixels_are_spread_over_a_large_image():
 
 def test_files_keep_any_array(tmp_path):
   """Of any order in memory, which files of NumPy keep."""
-  rng, files = np.random.default_rng(0), prepared.Files(tmp_path)
+  rng, files = np.random.default_rng(0), array_files.Files(tmp_path)
   image = rng.integers(256, size=(5, 7, 3), dtype=np.uint8)
   arrays = [image, image.transpose(1, 0, 2), image[:, :, 0].T, image[::2]]
   arrays += [rng.random((1, 9)).astype(np.float16), image[:4], image + 1]

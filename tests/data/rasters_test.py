@@ -166,7 +166,6 @@ _BY_ROWS = {
   'bits': lambda p: _write(p, _GREY > 99, **_TILED),
   'planes': lambda p: _write(p, _PLANES, planarconfig='separate', **_TILED),
   'mapped planes': lambda p: _write(p, _PLANES, planarconfig='separate'),
-  'int32': lambda p: _write(p, _GREY.astype(np.int32), rowsperstrip=3),
   'premultiplied': lambda p: _write(
     p, _RGBA, extrasamples=['assocalpha'], **_TILED
   ),
@@ -181,6 +180,86 @@ def test_other_kinds_by_rows(kind, tmp_path):
   path = tmp_path / 'a.tif'
   _BY_ROWS[kind](path)
   _assert_by_rows(path)
+
+
+@pytest.mark.parametrize('dtype', [np.int16, np.int32, np.uint32, np.float32])
+def test_one_range_by_rows(dtype, tmp_path, monkeypatch):
+  """Stated: the file is not looked through beforehand."""
+  values = _GREY.astype(dtype) * 7 - (0 if dtype == np.uint32 else 300)
+  path = _write(tmp_path / 'a.tif', values, compression='zlib', **_TILED)
+  assert 'Give one range' in _refusal(path)
+  reads = []
+  inner = rasters.TiffRaster._decode
+  monkeypatch.setattr(
+    rasters.TiffRaster,
+    '_decode',
+    lambda self, *rows: reads.append(rows) or inner(self, *rows),
+  )
+  data = _data(1, intensity='range', intensity_range=(0, 1000))
+  with rasters.open_image(path, data) as raster:
+    assert raster.streams and not reads
+    expected = np.rint((values.astype(float) / 1000).clip(0, 1) * 255)
+    assert_array_equal(_in_bands(raster)[..., 0], expected)
+  assert_array_equal(
+    rasters.ArrayRaster(values, data).read(0, 10**6)[..., 0], expected
+  )
+
+
+def _refusal(path):
+  def read():
+    with rasters.open_image(path, _data(1)) as raster:
+      raster.read(0, 1)
+
+  return message_of(read)
+
+
+@pytest.mark.parametrize('kind', ['mapped', 'tiles', 'whole', 'array'])
+@pytest.mark.parametrize('intensity', ['dtype', 'image'])
+def test_rows_without_data(kind, intensity, tmp_path):
+  """Filled, told, and left out of an image's own range."""
+  values = _GREY / np.float32(300)
+  values[9:14, 3:40] = np.nan
+  values[-6:] = -9999
+  ignored = np.isnan(values) | (values == -9999)
+  fields = {'nodata': ('nan', -9999), 'mean': (0.5,)}
+  data = _data(1, intensity, **fields)
+  options = {'compression': 'zlib', **_TILED} if kind == 'tiles' else {}
+  if kind == 'whole':
+    options = {'compression': 'zlib'}
+  path = _write(tmp_path / 'a.tif', values, **options)
+  raster = (
+    rasters.ArrayRaster(values, data)
+    if kind == 'array'
+    else rasters.open_image(path, data)
+  )
+  with raster:
+    assert raster.streams == (kind in ('mapped', 'tiles'))
+    found = _in_bands(raster)
+    for start, stop in ((0, 5), (7, 30), (0, raster.size[0])):
+      assert_array_equal(raster.ignored(start, stop), ignored[start:stop])
+  whole = decode.decode_image(path.read_bytes(), 'x', data)
+  assert_array_equal(found, whole.array)
+  assert_array_equal(whole.ignored, ignored)
+  assert (found[ignored] == 128).all() and found[~ignored].max() > 150
+  if intensity == 'image':
+    assert found[~ignored].min() == 0 and found[~ignored].max() == 255
+  with rasters.ArrayRaster(_GREY, data) as raster:
+    assert raster.ignored(0, 4) is None
+
+
+def test_transparent_rows(tmp_path):
+  alpha = np.full(_SIZE, 255, np.uint8)
+  alpha[5:9] = 0
+  alpha[20] = 70
+  image = np.dstack([_RGB, alpha])
+  path = _write(tmp_path / 'a.tif', image, **_TILED)
+  with rasters.open_image(path, _data(alpha='nodata')) as raster:
+    assert raster.streams
+    assert_array_equal(raster.ignored(0, _SIZE[0]), alpha == 0)
+    assert (raster.read(5, 9) == 128).all()
+  with rasters.open_image(path, _data(alpha='drop')) as raster:
+    assert raster.ignored(0, _SIZE[0]) is None
+    assert_array_equal(raster.read(5, 9), _RGB[5:9])
 
 
 _WHOLE = {
@@ -340,11 +419,28 @@ def test_arrays(array, expected):
 
 
 def test_array_of_another_shape():
-  array = np.zeros((4, 5, 2), np.uint8)
+  array = np.zeros((4, 5, 6), np.uint8)
   assert message_of(rasters.ArrayRaster, array, _data()) == (
-    'the array has the shape (4, 5, 2); an image is [H, W], [H, W, 1] or '
-    '[H, W, 3]; of others, data.bands chooses'
+    'the array has the shape (4, 5, 6); an image is [H, W], [H, W, 1] or '
+    '[H, W, 3], with alpha [H, W, 4]; of others, data.bands chooses'
   )
+
+
+@pytest.mark.parametrize('channels', [2, 4])
+def test_alpha_of_an_array_is_that_of_a_file(channels, tmp_path):
+  array = np.random.default_rng(0).integers(0, 9, (7, 8, channels), np.uint8)
+  path = tmp_path / 'a.png'
+  Image.fromarray(array).save(path)
+  for alpha in ('refuse', 'drop', 'nodata'):
+    data = _data()
+    data.alpha = alpha
+    opened = lambda: rasters.open_image(path, data)
+    made = lambda: rasters.ArrayRaster(array, data, str(path))
+    if alpha == 'refuse':
+      assert message_of(opened) == message_of(made)
+      continue
+    for read in (lambda r: r.read(0, 7), lambda r: r.ignored(0, 7)):
+      np.testing.assert_array_equal(read(opened()), read(made()))
 
 
 def _error(path):

@@ -1,7 +1,10 @@
 """Each injected fault must be reported."""
 
+import io
+
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from tests import folders
@@ -74,8 +77,8 @@ def test_broken_and_unpaired_files_are_all_named(tmp_path):
   problems = []
   config = folders.make_config(tmp_path)
   assert len(sources.make_source(config, 'train', problems)) == 5
-  assert [p.kind for p in problems] == ['same stem', 'unpaired']
-  assert problems[1].names == (str(alone),)
+  assert [p.kind for p in problems] == ['unpaired', 'same stem']
+  assert problems[0].names == (str(alone),)
   splits, config = measured.measure(tmp_path)
   found = findings.find(splits, config)
   # Each with its own reason, and the file that has the fault.
@@ -199,3 +202,71 @@ def test_real_sets(shared_data):
   splits, config = measured.measure(root, 'train', 'val', **data)
   found = {f.kind: f.level for f in findings.find(splits, config)}
   assert found == {duplicates.NEIGHBOURS: 'warning', 'shrunk images': 'note'}
+
+
+def _tiff(array):
+  file = io.BytesIO()
+  tifffile.imwrite(file, array)
+  return file.getvalue()
+
+
+def test_ranges_of_values(tmp_path):
+  """One error for all images, with the range that was measured."""
+  pairs = {
+    stem: (_tiff(image[..., 0].astype(np.int32) * 300), mask)
+    for stem, (image, mask) in make_pairs(4).items()
+  }
+  measured.write(tmp_path, train=pairs)
+  found = measured.find(tmp_path)
+  error, note = found['range of values'], found['stored values']
+  assert error.level == 'error' and len(error.names) == 4
+  assert error.message.endswith(' (4 of 4 images)')
+  ends = note.message.rpartition(' ')[2]
+  assert note.message == (
+    'the images hold int32; all but 0.1% of the pixels at each end are in the '
+    f'range {ends}'
+  )
+  assert f'--config.data.intensity_range={ends} (4' in error.message
+  limits = tuple(map(int, ends.split(',')))
+  found = measured.find(tmp_path, intensity='range', intensity_range=limits)
+  assert {f.kind for f in found.values() if f.level != 'note'} == set()
+
+
+def test_lost_levels(tmp_path):
+  pairs = {
+    stem: (_tiff(image[..., 0].astype(np.uint16) * 9), mask)
+    for stem, (image, mask) in make_pairs(4).items()
+  }
+  measured.write(tmp_path, train=pairs)
+  lost = measured.find(tmp_path)['lost levels']
+  assert lost.level == 'warning'
+  assert lost.message.startswith('4 of 4 images keep few of their levels with ')
+
+
+def _palette(mask, *colors):
+  image = Image.fromarray(mask, 'P')
+  image.putpalette(np.ravel(colors).tolist())
+  file = io.BytesIO()
+  image.save(file, 'PNG')
+  return file.getvalue()
+
+
+def test_palettes_that_differ_between_sets(tmp_path):
+  """As preparing finds them within one."""
+  black, red, green = (0, 0, 0), (255, 0, 0), (0, 255, 0)
+  sets = {
+    'train': [_palette(m, black, red) for _, m in make_pairs(3).values()],
+    'val': [_palette(m, black, green) for _, m in make_pairs(3).values()],
+  }
+  for split, masks in sets.items():
+    images = [image for image, _ in make_pairs(3).values()]
+    pairs = {str(i): pair for i, pair in enumerate(zip(images, masks))}
+    measured.write(tmp_path, **{split: pairs})
+  config = measured.folders.make_config(tmp_path, cache='memory')
+  prepared = {s: prepare.prepare(config, s) for s in sets}
+  found = {f.kind: f for f in findings.find_in_prepared(prepared, config)}
+  assert found['palettes differ'].level == 'error'
+  assert 'index 1 of its palette' in found['palettes differ'].message
+  del prepared['val']
+  found = {f.kind for f in findings.find_in_prepared(prepared, config)}
+  assert 'palettes differ' not in found

@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
+from unet_jax.data import resize
 from unet_jax.prediction import resampling
 
 
@@ -31,3 +33,17 @@ def test_logits_are_resized_as_images_are(size, classes, monkeypatch):
   flat = np.full((16, 12, 1), 2.5, np.float32)
   got = np.concatenate(list(resampling.resize_logits(flat, size)))
   np.testing.assert_allclose(got, np.full((*size, 1), 2.5), rtol=1e-6)
+
+
+@pytest.mark.parametrize('kind', ['stretch', 'pad', 'crop'])
+@pytest.mark.parametrize('old, new', [(64, 32), (96, 32), (48, 72), (40, 64)])
+def test_what_was_resized_comes_back_to_its_place(old, new, kind):
+  rows, columns = np.indices((old, old))
+  disc = np.hypot(rows - 0.43 * old, columns - 0.56 * old) < 0.3 * old
+  image = np.uint8(disc)[..., None] * np.uint8(200)
+  scaled, box = resize.scale_image(image, (new, new), kind)
+  bands = resampling.resize_logits(np.float32(scaled[box]), (old, old))
+  back = np.concatenate(list(bands))[..., 0]
+  np.testing.assert_allclose(
+    ndimage.center_of_mass(back), ndimage.center_of_mass(disc), atol=0.01
+  )

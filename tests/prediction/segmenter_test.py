@@ -9,6 +9,8 @@ from scipy import special
 import unet_jax
 from tests import runs
 from tests.prediction.conftest import make_config
+from unet_jax.data import rasters
+from unet_jax.prediction import segmenter
 from unet_jax.prediction import step as step_lib
 from unet_jax.runtime import errors, mesh
 
@@ -40,8 +42,8 @@ def test_load(workdir):
   assert [x.shape for x in several] == [(16, 16, 3), (9, 12, 3), (16, 16, 3)]
   np.testing.assert_allclose(several[2], want[2], atol=1e-5)
   np.testing.assert_allclose(several[1].sum(-1), 1, atol=1e-5)
-  # The same image in other types, and with alpha.
-  alpha = np.concatenate([batch[0], batch[1, ..., :1]], -1)
+  # The same image in other types, and with alpha that is opaque.
+  alpha = np.concatenate([batch[0], np.full_like(batch[0, ..., :1], 255)], -1)
   for same in (
     batch[0] / 255,
     batch[0].astype(np.float32) / 255,
@@ -51,8 +53,19 @@ def test_load(workdir):
     alpha,
   ):
     np.testing.assert_allclose(segment(same), want[0], atol=1e-5)
+  alpha[:3, 5:9, 3] = 0
+  with pytest.raises(errors.UserError, match='alpha that is not opaque in 12 '):
+    segment(alpha)
   white = np.full((16, 16), 255, np.uint8)
   np.testing.assert_array_equal(segment(white > 0), segment(white))
+
+
+def test_pixels_without_data_are_nan(workdir):
+  segment = unet_jax.load(workdir[0], {'data.alpha': 'nodata'})
+  image = np.random.default_rng(0).integers(1, 256, (16, 16, 2), np.uint8)
+  image[:3, 5:9, 1] = 0
+  found = np.isnan(segment(image)).all(-1)
+  np.testing.assert_array_equal(found, image[..., 1] == 0)
 
 
 def test_load_of_an_average(workdir):
@@ -115,3 +128,19 @@ def test_mistakes_in_loading(workdir, tmp_path):
   (tmp_path / 'config.json').write_text(json.dumps(config))
   with pytest.raises(errors.UserError, match='has no checkpoints/'):
     unet_jax.load(tmp_path)
+
+
+def test_arrays_have_one_range_with_files():
+  """Of any type; what no image of the training holds is not refused."""
+  config = make_config(data={'num_channels': 1, 'num_classes': 2})
+  data = config.data
+  data.update(intensity='range', intensity_range=(-100, 100))
+  values = np.int16([[-100, 0], [100, 3000]])
+  for image in (values, values.astype(np.float64), values.astype(np.int64)):
+    stored = segmenter._as_stored(image, data)
+    rows = rasters.ArrayRaster(stored, data).read(0, 2)
+    assert rows[..., 0].tolist() == [[0, 128], [255, 255]]
+  data.update(intensity='dtype', intensity_range=(), nodata=('nan',))
+  image = np.float32([[0, np.nan], [1, 0]])
+  raster = rasters.ArrayRaster(segmenter._as_stored(image, data), data)
+  assert raster.ignored(0, 2).tolist() == [[False, True], [False, False]]

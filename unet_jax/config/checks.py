@@ -9,7 +9,7 @@ from typing import Any
 
 import ml_collections
 
-from unet_jax.config import fields, output_size
+from unet_jax.config import fields, output_size, value_checks
 from unet_jax.runtime import errors
 
 Table = dict[str, Any]
@@ -52,6 +52,11 @@ def _single_fields(config: ml_collections.ConfigDict, mode: str) -> Table:
     table[f'{text}{low},{high}'] = not is_pair
     text = f'{field}: must lie between {low} and {high}'
     table[text] = is_pair and not low <= bounds[0] <= bounds[1] <= high
+  for field in ('data.image_pattern', 'data.mask_pattern'):
+    is_set = flat[field] != ''
+    table[f'{field}: must hold {{stem}} once'] = (
+      flat[field].count('{stem}') != is_set
+    )
   fraction, flips = config.data.foreground_fraction, config.inference.flips
   return table | {
     'mesh.data: takes a number of devices, or -1 for all': (
@@ -137,57 +142,6 @@ def _tuples(config: ml_collections.ConfigDict, mode: str) -> Table:
     'inference.scales: takes factors from 0.1 to 10, such as 1.0,1.25': (
       not scales or not are_scales
     ),
-  }
-
-
-def _is_table_entry(entry: Any) -> bool:
-  """Whether it is (value, class) or ((r, g, b), class)."""
-  if not isinstance(entry, tuple) or len(entry) != 2:
-    return False
-  value, label = entry
-  numbers = value if isinstance(value, tuple) and len(value) == 3 else (value,)
-  return all(isinstance(n, int) for n in (*numbers, label))
-
-
-def _mask_values(config: ml_collections.ConfigDict, mode: str) -> Table:
-  data, count = config.data, max(config.data.num_classes, 2)
-  table: Table = {
-    f'data.num_classes: at most {fields.IGNORE_LABEL}, masks are 8 bit': (
-      data.num_classes > fields.IGNORE_LABEL
-    ),
-  }
-  start = '--config.data.mask_values:'
-  for entry in data.mask_values:
-    is_entry = _is_table_entry(entry)
-    label = entry[1] if is_entry else None
-    table |= {
-      f'{start} {entry!r} is not a pair (value, class); write '
-      "'((0,0),(255,1))'": not is_entry,
-      f'{start} {entry!r} maps to class {label}; with data.num_classes='
-      f'{data.num_classes} the classes are 0 to {count - 1}, or '
-      f'{fields.IGNORE_LABEL} to ignore': (
-        is_entry and label not in (*range(count), fields.IGNORE_LABEL)
-      ),
-    }
-  return table
-
-
-def _written_masks(config: ml_collections.ConfigDict, mode: str) -> Table:
-  """Predicted masks have the values of the table."""
-  table = config.data.mask_values
-  if mode != 'predict' or not table:
-    return {}
-  values = fields.value_of_class(config.data)
-  classes = range(max(config.data.num_classes, 2))
-  missing = [c for c in classes if c not in values]
-  first = missing[0] if missing else ''
-  highest = 255 if any(isinstance(v, tuple) for v, _ in table) else 65535
-  parts = [v if isinstance(v, tuple) else (v,) for v in values.values()]
-  return {
-    f'data.mask_values has no value for class {first}, so its pixels cannot be '
-    f'written; add (VALUE, {first})': missing,
-    f'data.mask_values: masks are written with values of 0 to {highest}; '
-    'choose others': any(not 0 <= n <= highest for part in parts for n in part),
   }
 
 
@@ -378,7 +332,7 @@ def _folds(config: ml_collections.ConfigDict, mode: str) -> Table:
 
 # A table may rely on those before it.
 _TABLES = (
-  *(_single_fields, _volumes, _tuples, _mask_values, _written_masks, _names),
+  *(_single_fields, _volumes, _tuples, *value_checks.TABLES, _names),
   *(_augmentation, _loss, _model, _inference, _data, _folds),
 )
 

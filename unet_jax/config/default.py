@@ -42,9 +42,14 @@ def get_config() -> config_dict.ConfigDict:
   # folder without a `val` or `test`: the fraction of `train` that is held out
   # as `val`, chosen by `seed` (`random`) or as one block at the end in the
   # order of the names (`last`: for stacks and videos, whose neighbours look
-  # alike).
+  # alike). 0 holds nothing out: eval_split must then name a split.
   data.val_fraction = 0.2
   data.holdout = 'random'
+  # folder: the part of the stems that an image and its mask share, as in
+  # `{stem}_scan` and `{stem}_mask`. '': equal stems or, where this is the only
+  # way to pair all files one to one, what differs in all of them alike.
+  data.image_pattern = ''
+  data.mask_pattern = ''
   # Cross-validation, for every source: train_split, of which nothing else is
   # held out, is cut into num_folds parts of nearly equal size, by `seed` or as
   # blocks in order (data.holdout); 0: no folds. The name of train_split then
@@ -66,12 +71,23 @@ def get_config() -> config_dict.ConfigDict:
   # A name for each class (two names where num_classes is 1); () numbers them.
   data.class_names = ()
   # Table from mask values to classes: ((value, class), ...); a value may be an
-  # (r, g, b) colour, a class may be 255, which is ignored in losses and
-  # metrics. () means that the values are the classes.
+  # (r, g, b) colour, or 'others' for all that are in no other entry (of ids of
+  # objects: ((0, 0), ('others', 1))); a class may be 255, which is ignored in
+  # losses and metrics. () means that the values are the classes. Of palette
+  # files the colours are looked up where the table has colours, otherwise the
+  # indices, which must then have the same colours in all files.
   data.mask_values = ()
-  # Images that are not 8 bit: `dtype` scales the whole range of the stored type
-  # to 0..255 (floats: 0..1), `image` each image's own minimum and maximum.
+  # Which stored values become 0 and 255: `dtype`, the ends of the type (floats:
+  # 0 and 1; other types than these and unsigned ones of up to 16 bits have
+  # none), `range`, intensity_range (low, high) for the whole set, or `image`,
+  # each image's own minimum and maximum (8 bit: as `dtype`). --mode=inspect
+  # measures a range.
   data.intensity = 'dtype'
+  data.intensity_range = ()
+  # Values of images that are no data, such as -9999 or nan: such pixels are
+  # ignored in the mask, left out of statistics and of the sums of `augment`
+  # (as are all ignored pixels then), and filled with data.mean.
+  data.nodata = ()
   # Files of several images (pages of a TIFF, frames of an animation): `one`
   # refuses them, `images` makes each an image of its own; a mask has as many.
   data.pages = 'one'

@@ -29,7 +29,7 @@ CHOICES = {
   'data.source': ('tfds', 'folder', 'shapes'),
   'data.num_channels': (1, 3),
   'data.holdout': ('random', 'last'),
-  'data.intensity': ('dtype', 'image'),
+  'data.intensity': ('dtype', 'range', 'image'),
   'data.pages': ('one', 'images'),
   'data.alpha': ('refuse', 'drop', 'nodata'),
   'data.orientation': ('stored', 'upright'),
@@ -213,11 +213,6 @@ def class_names(config: ml_collections.ConfigDict) -> tuple[str, ...]:
   if config.data.num_classes == 1:
     return ('background', 'foreground')
   return tuple(f'class_{i}' for i in range(config.data.num_classes))
-
-
-def value_of_class(data: ml_collections.ConfigDict) -> dict[int, Any]:
-  """Returns the first value of each class in data.mask_values."""
-  return {label: value for value, label in reversed(data.mask_values)}
 
 
 def metric_names(config: ml_collections.ConfigDict) -> list[str]:

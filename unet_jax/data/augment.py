@@ -14,7 +14,8 @@ augment_geometry.py); then brightness, contrast, saturation, hue, gamma, blur,
 noise, cutout. Images stay uint8 through flips and turns and are float32, 0 to
 255, after anything else. An image for which nothing was drawn keeps its values
 exactly. Masks are looked up, never interpolated: they gain no value, except 255
-where that is asked for.
+where that is asked for. With data.nodata, pixels that the mask ignores are left
+out of the mean of contrast and of the sums of blur.
 
 Volumes [B, D, H, W, C] take the flips and the changes of single voxels' values;
 config/checks.py refuses the rest for them.
@@ -51,10 +52,15 @@ def brightness(image: Array, amount: Array, key: Array) -> Array:
   return image * amount
 
 
-def contrast(image: Array, amount: Array, key: Array) -> Array:
+def contrast(
+  image: Array, amount: Array, key: Array, counted: Array | None = None
+) -> Array:
   """Multiplies the distance from the image's mean grey by the amount."""
   del key
-  mean = jnp.mean(_grey(image), tuple(range(1, image.ndim)), keepdims=True)
+  axes = tuple(range(1, image.ndim))
+  mean = jnp.mean(_grey(image), axes, keepdims=True, where=counted)
+  if counted is not None:  # There may be none.
+    mean = jnp.nan_to_num(mean)
   return mean + amount * (image - mean)
 
 
@@ -110,12 +116,27 @@ class Blur:
 
   radius: int
 
-  def __call__(self, image: Array, amount: Array, key: Array) -> Array:
+  def __call__(
+    self,
+    image: Array,
+    amount: Array,
+    key: Array,
+    counted: Array | None = None,
+  ) -> Array:
     del key
     places = jnp.arange(-self.radius, self.radius + 1)
     # Below a hundredth of a pixel, the kernel is one pixel anyway.
     kernel = jnp.exp(-((places / jnp.maximum(amount, 0.01)) ** 2) / 2)
     kernel /= jnp.sum(kernel, -1, keepdims=True)
+    if counted is None:
+      return self._spread(image, kernel)
+    # Of neighbours that count, the others' weights are shared out among them.
+    total = self._spread(image * counted, kernel)
+    weight = self._spread(counted.astype(jnp.float32), kernel)
+    return jnp.where(weight > 0, total / jnp.maximum(weight, 1e-6), image)
+
+  def _spread(self, image: Array, kernel: Array) -> Array:
+    """Sums pixels along both axes: [B, H, W, C], kernel [B, 1, 1, R]."""
     for axis in (1, 2):
       pad = [(0, 0)] * 4
       pad[axis] = (self.radius, self.radius)
@@ -123,7 +144,7 @@ class Blur:
       parts = [
         kernel[..., i : i + 1]
         * jax.lax.slice_in_dim(padded, i, i + image.shape[axis], axis=axis)
-        for i in range(len(places))
+        for i in range(kernel.shape[-1])
       ]
       image = sum(parts[1:], parts[0])
     return image
@@ -135,15 +156,19 @@ class Photometric:
 
   Attributes:
     change: called with image float32 [B, H, W, C], amount float32 [B, 1, 1, 1]
-      (of volumes an axis more) and a key; returns the new image.
+      (of volumes an axis more) and a key; returns the new image. With
+      skips_ignored also with `counted`, the pixels that count in sums, bool
+      [B, H, W, 1].
     range: of the amount, drawn for each image.
     log: draws the amount evenly on a log scale.
+    skips_ignored: whether sums leave out pixels that the mask ignores.
   """
 
-  change: Callable[[Array, Array, Array], Array]
+  change: Callable[..., Array]
   probability: float
   range: Range
   log: bool = False
+  skips_ignored: bool = False
 
   def __call__(self, key: Array, batch: Batch) -> Batch:
     key, key_change = jax.random.split(key)
@@ -152,7 +177,11 @@ class Photometric:
     drawn = drawn < self.probability
     amount = geometry.between(amount, self.range, self.log)
     per_image = lambda values: geometry.per_image(values, image.ndim)
-    new = jnp.clip(self.change(image, per_image(amount), key_change), 0, 255)
+    counted = {}
+    if self.skips_ignored:
+      counted['counted'] = (batch['mask'] != fields.IGNORE_LABEL)[..., None]
+    new = self.change(image, per_image(amount), key_change, **counted)
+    new = jnp.clip(new, 0, 255)
     return {**batch, 'image': jnp.where(per_image(drawn), new, image)}
 
 
@@ -222,15 +251,16 @@ def make_augmentation(config: ml_collections.ConfigDict) -> Augmentation:
   # Beyond three sigma there is 0.3 % of a Gaussian.
   blur = Blur(max(1, math.ceil(3 * a.blur.range[1])))
   fill = tuple(255 * mean for mean in config.data.mean)
+  skips = bool(config.data.nodata)
   return Augmentation(
     moves
     + on(
       Photometric(brightness, **a.brightness),
-      Photometric(contrast, **a.contrast),
+      Photometric(contrast, **a.contrast, skips_ignored=skips),
       Photometric(saturation, **a.saturation),
       Photometric(hue, **a.hue),
       Photometric(gamma, **a.gamma, log=True),
-      Photometric(blur, **a.blur),
+      Photometric(blur, **a.blur, skips_ignored=skips),
       Photometric(noise, **a.noise),
       Cutout(**a.cutout, fill=fill),
     )

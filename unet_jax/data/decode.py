@@ -7,15 +7,20 @@ turns neither, or both, by data.orientation.
 """
 
 import dataclasses
+from typing import Any
 
 import ml_collections
 import numpy as np
 from PIL import Image
 
-from unet_jax.data import stored
+from unet_jax.config import mask_table
+from unet_jax.data import intensity, stored
 from unet_jax.runtime import errors
 
-EXTENSIONS = ('.png', '.jpg', '.jpeg', '.tif', '.tiff', '.bmp', '.gif', '.webp')
+EXTENSIONS = (
+  *('.png', '.jpg', '.jpeg', '.jfif', '.tif', '.tiff'),
+  *('.bmp', '.gif', '.webp'),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +34,8 @@ class Decoded:
     kind: colours, bits and format, such as `RGB 8 bit JPEG`.
     orientation: the file's tag, whether it was applied or not.
     pages: images in the file.
+    levels: of an image whose values are not those of 8 bits.
+    palette: uint8 RGB [N, 3], of a mask whose values are its indices.
   """
 
   array: np.ndarray
@@ -36,6 +43,8 @@ class Decoded:
   kind: str
   orientation: int
   pages: int
+  levels: intensity.Levels | None = None
+  palette: np.ndarray | None = None
 
 
 def decode_image(
@@ -52,11 +61,20 @@ def decode_image(
       of the range that is scaled to 0..255.
   """
   found = _read(content, name, data, page)
-  pixels, ignored = to_channels(found, name, data)
-  array = convert_array(
-    pixels, name, data.num_channels, data.intensity, bits=found.bits
-  )
-  return _decoded(array, ignored, found, content, data)
+  array, ignored = to_network(found, name, data)
+  levels = None
+  is_plain = found.pixels.dtype == np.uint8
+  if not is_plain or found.nodata is not None or data.intensity != 'dtype':
+    levels = measure(found, name, data)
+  return _decoded(array, ignored, found, content, data, levels=levels)
+
+
+def measure(
+  found: stored.Stored, name: str, data: ml_collections.ConfigDict
+) -> intensity.Levels:
+  """Measures the values of an image, see `intensity.measure`."""
+  pixels, ignored = select(found, name, data)
+  return intensity.measure(pixels, data, found.bits, ignored, found.nodata)
 
 
 def decode_mask(
@@ -76,11 +94,9 @@ def decode_mask(
   ignored = None
   if found.kind != 'palette':  # There alpha belongs to the colours.
     ignored = _ignored(found, name, data, 0)
-  values = found.pixels
-  if found.kind == 'palette' and any(
-    isinstance(value, tuple) for value, _ in data.mask_values
-  ):
-    values = _look_up(found, name)
+  values, palette = found.pixels, found.palette
+  if found.kind == 'palette' and mask_table.of(data).has_colors:
+    values, palette = _look_up(found, name), None
   if values.dtype.kind == 'f':
     if not np.all(np.isfinite(values) & (values == np.rint(values))):
       raise errors.UserError(
@@ -90,7 +106,7 @@ def decode_mask(
     values = values.astype(np.int64)
   if values.ndim == 3:
     values = _one_value(values, found.kind, name)
-  return _decoded(values, ignored, found, content, data)
+  return _decoded(values, ignored, found, content, data, palette=palette)
 
 
 def _read(
@@ -117,13 +133,16 @@ def _decoded(
   found: stored.Stored,
   content: bytes,
   data: ml_collections.ConfigDict,
+  **measured: Any,
 ) -> Decoded:
   if data.orientation == 'upright' and found.orientation != 1:
     array = stored.turn(array, found.orientation)
     if ignored is not None:
       ignored = stored.turn(ignored, found.orientation)
   kind = f'{found.describe()} {stored.format_of(content)}'
-  return Decoded(array, ignored, kind, found.orientation, found.pages)
+  return Decoded(
+    array, ignored, kind, found.orientation, found.pages, **measured
+  )
 
 
 def _look_up(found: stored.Stored, name: str) -> np.ndarray:
@@ -167,8 +186,7 @@ def to_channels(
   """Chooses what of a file is shown to the network.
 
   Returns:
-    Grey [H, W] or [H, W, C] of the stored type (fewer bits than 8 are widened
-    to 0..255), and which pixels hold no data,
+    Grey [H, W] or [H, W, C] of the stored type, and which pixels hold no data,
     bool [H, W] or None.
 
   Raises:
@@ -185,10 +203,6 @@ def to_channels(
         f'{pixels.dtype}, which has no black; store it as black-is-zero'
       )
     pixels = pixels.dtype.type(2**found.bits - 1) - pixels
-  if found.bits < 8 and found.kind != 'palette':
-    # To all of 0..255, as every viewer does.
-    table = np.linspace(0, 255, 2**found.bits)
-    pixels = np.rint(table).astype(np.uint8)[pixels]
   if data.bands:
     return _chosen(pixels, found, name, data), None
   number = pixels.shape[2] if pixels.ndim == 3 else 1
@@ -272,32 +286,51 @@ def alpha_error(
   )
 
 
-def convert_array(
-  array: np.ndarray,
+def to_network(
+  found: stored.Stored,
   name: str,
-  num_channels: int,
-  intensity: str,
+  data: ml_collections.ConfigDict,
   limits: tuple[float, float] | None = None,
-  bits: int = 0,
-) -> np.ndarray:
-  """Scales an image to 8 bit, and turns grey and RGB into one another.
+) -> tuple[np.ndarray, np.ndarray | None]:
+  """Makes of what is stored what the network sees.
 
   Args:
-    array: integers or floats, grey [H, W] or [H, W, 1], or RGB or bands
-      [H, W, C], of an image or some of its rows.
-    name, num_channels, intensity: as for `decode_image`.
-    limits: lowest and highest value of the whole image, where `array` is only
-      rows of it.
-    bits: of a value, where these are fewer than uint16 has.
+    found: an image, or some of its rows.
+    name: of the file, for messages.
+    limits: see `intensity.to_uint8`.
 
   Returns:
-    uint8 [H, W, num_channels].
+    uint8 [H, W, num_channels], and which pixels hold no data, bool [H, W] or
+    None; they have data.mean.
 
   Raises:
-    UserError: values out of the range that is scaled to 0..255.
+    UserError: see `to_channels` and `intensity.to_uint8`.
   """
-  if array.dtype != np.uint8:
-    array = _scale_to_uint8(array, intensity, name, limits, bits)
+  pixels, ignored = select(found, name, data)
+  # Colours of a palette have 8 bits, however many its indices have.
+  bits = 8 if found.kind == 'palette' else found.bits
+  array = intensity.to_uint8(
+    pixels, data, name, bits, ignored, limits, found.nodata
+  )
+  array = _convert(array, data.num_channels)
+  return intensity.fill(array, ignored, data), ignored
+
+
+def select(
+  found: stored.Stored, name: str, data: ml_collections.ConfigDict
+) -> tuple[np.ndarray, np.ndarray | None]:
+  """As `to_channels`, with the values of data.nodata ignored, too."""
+  pixels, ignored = to_channels(found, name, data)
+  as_stored = found.kind == 'palette' or found.white_is_zero
+  values = found.pixels if as_stored else pixels
+  without = intensity.find_no_data(values, data)
+  if ignored is not None and without is not None:
+    return pixels, ignored | without
+  return pixels, without if ignored is None else ignored
+
+
+def _convert(array: np.ndarray, num_channels: int) -> np.ndarray:
+  """Turns grey and RGB into one another: uint8 [H, W, num_channels]."""
   if array.shape[2:] == (1,):
     array = array[..., 0]
   if num_channels == (1 if array.ndim == 2 else array.shape[2]):
@@ -305,34 +338,3 @@ def convert_array(
   image = Image.fromarray(np.ascontiguousarray(array))
   array = np.asarray(image.convert('L' if num_channels == 1 else 'RGB'))
   return array.reshape(*array.shape[:2], num_channels)
-
-
-def _scale_to_uint8(
-  array: np.ndarray,
-  intensity: str,
-  name: str,
-  limits: tuple[float, float] | None,
-  bits: int,
-) -> np.ndarray:
-  """Scales integers or floats to 0..255, see `convert_array`."""
-  lowest, highest = limits or (float(array.min()), float(array.max()))
-  if not np.isfinite([lowest, highest]).all():
-    raise errors.UserError(
-      f'{name} holds values that are not finite (NaN or infinity); replace them'
-    )
-  low, high = 0.0, 1.0
-  if intensity == 'image':
-    low, high = lowest, highest
-  elif array.dtype.kind != 'f':
-    # Many programs widen 16 bit to 32.
-    high = 65535.0 if highest < 2**16 else 2.0**32 - 1
-    if array.dtype == np.uint16 and bits:
-      high = 2.0**bits - 1
-  if lowest < low or highest > high:
-    raise errors.UserError(
-      f'{name} holds values from {lowest:g} to {highest:g}, expected '
-      f'{low:g}..{high:g}; scale each image by its own range with '
-      '--config.data.intensity=image'
-    )
-  scaled = (array.astype(np.float64) - low) * (255 / max(high - low, 1e-12))
-  return np.rint(scaled).astype(np.uint8)

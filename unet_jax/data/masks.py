@@ -1,32 +1,37 @@
 """Mask values to classes."""
 
 import functools
-from collections.abc import Collection
+import threading
+from collections.abc import Iterable
+from typing import Any
 
 import cv2
 import ml_collections
 import numpy as np
 
-from unet_jax.config import fields
+from unet_jax.config import fields, mask_table
+from unet_jax.config.mask_table import Entries, Value
 from unet_jax.runtime import errors
 
-# A grey value or (r, g, b); a table holds (value, class) pairs.
-Value = int | tuple[int, int, int]
-Table = tuple[tuple[Value, int], ...]
+# {index: (colour, name of the first mask that has it)}.
+Palette = dict[int, tuple[tuple[int, ...], str]]
 
 # Turns a colour into one number.
-_COLOR_WEIGHTS = np.array([1 << 16, 1 << 8, 1])
+_COLOR_WEIGHTS = np.array([1 << 32, 1 << 16, 1])
+
+# With more unknown values than this, a mask may number objects, or be blurred;
+# with more colours, it is none.
+_MANY, _NO_MASK = 8, 256
 
 
 def map_mask(
-  values: np.ndarray, table: Table, num_classes: int, name: str
+  values: np.ndarray, entries: Entries, num_classes: int, name: str
 ) -> np.ndarray:
   """Returns the classes of a mask's values.
 
   Args:
     values: integers [H, W], or RGB [H, W, 3].
-    table: data.mask_values; () where values are classes. A grey value v in a
-      table of colours stands for the colour (v, v, v).
+    entries: data.mask_values, see `mask_table.MaskTable`.
     num_classes: 1 (then classes are 0 and 1) or more.
     name: of the file, for messages.
 
@@ -37,40 +42,50 @@ def map_mask(
     UserError: a value is not in the table; the message holds its number of
       pixels and the entry to add.
   """
-  num_names = max(num_classes, 2)
-  is_color = values.ndim == 3
-  if is_color:
-    if not any(isinstance(key, tuple) for key, _ in table):
+  table = mask_table.make(entries, num_classes)
+  if values.ndim == 3:
+    if not table.has_colors and table.others is None:
       raise _color_mask_error(values, name)
-    values = values.astype(np.int64) @ _COLOR_WEIGHTS
-    classes = _color_classes(table)
+    numbers = values.astype(np.int64) @ _COLOR_WEIGHTS
+    classes = _numbered(entries, num_classes)
   else:
-    classes = _grey_classes(table, num_names)
+    numbers, classes = values, table.grey_classes()
     # Most likely 255 is the foreground here: users must say so.
-    if (num_names == 2 and not table) and (
+    if (num_classes <= 2 and not entries) and (
       values.max() == 255 and np.all(values % 255 == 0)
     ):
       classes = {0: 0}
-  mapped, any_unknown = _look_up(values, classes)
+  mapped, any_unknown = _look_up(numbers, classes, table.others)
   if any_unknown:
-    raise _unknown_value_error(values, classes, num_names, is_color, name)
+    is_color = values.ndim == 3
+    raise _unknown_value_error(
+      numbers, classes, is_color, entries, num_classes, name
+    )
   return mapped
 
 
+@functools.cache  # Each mask needs it.
+def _numbered(entries: Entries, num_classes: int) -> dict[int, int]:
+  """{number of a colour: class}"""
+  colors = mask_table.make(entries, num_classes).color_classes()
+  return {int(np.array(v) @ _COLOR_WEIGHTS): c for v, c in colors.items()}
+
+
 def _look_up(
-  values: np.ndarray, classes: dict[int, int]
+  values: np.ndarray, classes: dict[int, int], others: int | None
 ) -> tuple[np.ndarray, bool]:
   """Returns the classes, uint8 [H, W], and whether a value has none."""
   if values.dtype == np.uint8:
     # The common case: OpenCV's lookup is four times as fast as indexing.
-    lookup, unknown = np.zeros(256, np.uint8), np.ones(256, np.uint8)
+    lookup = np.full(256, others or 0, np.uint8)
+    unknown = np.full(256, others is None, np.uint8)
     for value, c in classes.items():
       if 0 <= value < 256:
         lookup[value], unknown[value] = c, 0
     any_unknown = cv2.countNonZero(cv2.LUT(values, unknown)) > 0
     return cv2.LUT(values, lookup), any_unknown
-  mapped = np.zeros(values.shape, np.uint8)
-  known = np.zeros(values.shape, bool)
+  mapped = np.full(values.shape, others or 0, np.uint8)
+  known = np.full(values.shape, others is not None, bool)
   for value, c in classes.items():
     at = values == value
     mapped[at] = c
@@ -82,77 +97,162 @@ def unknown_values(
   found: dict[Value, int], data: ml_collections.ConfigDict
 ) -> dict[Value, int]:
   """Returns those {value: pixels} of a mask that `map_mask` would refuse."""
-  if any(isinstance(value, tuple) for value in found):
-    known = _color_classes(data.mask_values)
-    number = lambda value: int(np.array(value) @ _COLOR_WEIGHTS)
-    return {v: n for v, n in found.items() if number(v) not in known}
-  num_names = max(data.num_classes, 2)
-  known = _grey_classes(data.mask_values, num_names)
-  if num_names == 2 and not data.mask_values and set(found) <= {0, 255}:
-    known = {0: 0}
-  return {v: n for v, n in found.items() if v not in known}
-
-
-# Cached, since each mask needs them.
-@functools.cache
-def _color_classes(table: Table) -> dict[int, int]:
-  """{number of a colour: class}"""
-  colors = [np.broadcast_to(np.array(key, np.int64), 3) for key, _ in table]
-  return {int(k @ _COLOR_WEIGHTS): c for k, (_, c) in zip(colors, table)}
-
-
-@functools.cache
-def _grey_classes(table: Table, num_names: int) -> dict[int, int]:
-  """{grey value: class}; a file whose channels are equal is decoded to one."""
-  if not table:
-    return {i: i for i in (*range(num_names), fields.IGNORE_LABEL)}
-  keys = [key if isinstance(key, tuple) else (key,) for key, _ in table]
-  return {k[0]: c for k, (_, c) in zip(keys, table) if len(set(k)) == 1}
+  table = mask_table.of(data)
+  if not data.mask_values and data.num_classes <= 2 and set(found) <= {0, 255}:
+    return {v: n for v, n in found.items() if v == 255}
+  return {v: n for v, n in found.items() if table.class_of(v) is None}
 
 
 def _unknown_value_error(
   values: np.ndarray,
-  known: Collection[int],
-  num_names: int,
+  classes: dict[int, int],
   is_color: bool,
+  entries: Entries,
+  num_classes: int,
   name: str,
 ) -> errors.UserError:
-  """Names the most frequent value that is not in the table."""
+  """Names the most frequent value that is not in the table, and a way out.
+
+  Args:
+    values: numbers [H, W], of colours or grey.
+    classes: {number: class} of the known ones.
+    entries, num_classes, name: as for `map_mask`.
+  """
   found, counts = np.unique(values, return_counts=True)
-  counts = np.where(np.isin(found, list(known)), 0, counts)
-  number, count = int(found[counts.argmax()]), counts.max()
-  value: Value = number
+  numbers = found.tolist()
+  known = np.isin(found, list(classes))
+  worst = int(np.where(known, 0, counts).argmax())
+  value: Value = numbers[worst]
   if is_color:
-    value = (number >> 16, number >> 8 & 255, number & 255)
-  hint = (
-    f'add ({value}, CLASS) to data.mask_values, CLASS in '
-    f'0..{num_names - 1} or {fields.IGNORE_LABEL} to ignore'
-  )
-  if not is_color and set(found.tolist()) <= {0, 255} and num_names == 2:
+    value = (value >> 32, value >> 16 & 0xFFFF, value & 0xFFFF)
+  which = f'CLASS in 0..{max(num_classes, 2) - 1} or 255 to ignore'
+  count = len(found) - np.count_nonzero(known)
+  top = {numbers[i] for i in np.argsort(-counts, kind='stable')[:2]}
+  if is_color or entries:
+    hint = f'add ({value}, CLASS) to data.mask_values, {which}'
+  else:
+    table = ''.join(f'({v},{classes.get(v, "CLASS")}),' for v in numbers)
+    hint = (
+      f"give each its class with --config.data.mask_values='({table})', {which}"
+    )
+    if numbers[-1] < fields.IGNORE_LABEL:
+      hint += f', or set --config.data.num_classes={numbers[-1] + 1}'
+  if num_classes <= 2 and not is_color and set(numbers) <= {0, 255}:
     hint = (
       "a mask of 0 and 255 needs --config.data.mask_values='((0,0),(255,1))', "
       "or '((0,0),(1,1),(255,255))' where 255 is to be ignored"
     )
+  elif count > _MANY and not is_color and top == {0, 255}:
+    hint = (
+      f'it has {count} such values between 0 and 255, as JPEG and smoothing '
+      'leave them; make the masks anew, stored as PNG and resized by nearest'
+    )
+  elif count > _MANY and not is_color:
+    hint = f'it has {count} such values; {_of_objects()}'
+  elif count > _MANY:
+    hint = (
+      f"it has {count} such colours; add ('others', CLASS) to data.mask_values "
+      f'for all of them, {which}, or make the masks anew if JPEG or smoothing '
+      'made these colours'
+    )
+  elif not is_color and not entries:
+    hint += f'; {_of_objects()}'
   return errors.UserError(
-    f'{name}: value {value} in {count} of {values.size} pixels is not in '
-    f'data.mask_values; {hint}'
+    f'{name}: value {value} in {counts[worst]} of {values.size} pixels is not '
+    f'in data.mask_values; {hint}'
+  )
+
+
+def _of_objects() -> str:
+  return (
+    'if the values number objects, all but 0 are one class with '
+    '--config.data.mask_values="((0,0),(\'others\',1))"'
   )
 
 
 def _color_mask_error(values: np.ndarray, name: str) -> errors.UserError:
   """Prints a table for an RGB mask, the most frequent colours first."""
   found, counts = np.unique(values.reshape(-1, 3), axis=0, return_counts=True)
+  start = f'{name}: the mask is an RGB image of {len(found)} colours, '
+  if len(found) > _NO_MASK:
+    return errors.UserError(
+      f'{start}more than there are classes; replace it if it is a photograph '
+      'or was blurred by JPEG, or, if each colour is an object on black, set '
+      '--config.data.mask_values="((0,0),(\'others\',1))"'
+    )
   order = np.argsort(-counts, kind='stable')[:6]
-  table = ''.join(
-    f'(({",".join(map(str, found[k].tolist()))}),{i}),'
-    for i, k in enumerate(order)
-  )
+  colors = [tuple(found[k].tolist()) for k in order]
   more = ' and so on' if len(found) > len(order) else ''
   return errors.UserError(
-    f'{name}: the mask is an RGB image of {len(found)} colours, not a map of '
-    'classes; give each colour its class, such as '
-    f"--config.data.mask_values='({table})'{more}"
+    f'{start}not a map of classes; give each colour its class, such as '
+    f"--config.data.mask_values='{_numbered_table(colors)}'{more}"
   )
+
+
+def _numbered_table(colors: Iterable[tuple[int, ...]]) -> str:
+  """Returns data.mask_values, to be pasted, with a class for each colour."""
+  entries = (
+    f'(({",".join(map(str, color))}),{i}),' for i, color in enumerate(colors)
+  )
+  return f'({"".join(entries)})'
+
+
+class Palettes:
+  """The colours of the indices of a set's palette masks, from many threads.
+
+  Indices are classes only where each means one colour in the whole set. Colours
+  themselves are read where data.mask_values has colours.
+
+  Attributes:
+    found: the colours until now.
+  """
+
+  def __init__(self, data: ml_collections.ConfigDict):
+    table = mask_table.of(data)
+    # Other indices mean the same, whatever their colours.
+    self._listed = None if table.others is None else set(table.classes)
+    self._lock = threading.Lock()
+    self.found: Palette = {}
+
+  def add(self, example: dict[str, Any]) -> None:
+    """Adds the mask of an example, if it was a file with a palette.
+
+    Raises:
+      UserError: an index has another colour than in a mask before.
+    """
+    file = example.get('mask_file')
+    if file is not None and file.palette is not None:
+      used = np.flatnonzero(histogram(file.array)).tolist()
+      self.add_values(used, file.palette, example['mask_name'])
+
+  def add_values(
+    self, values: Iterable[int], palette: np.ndarray, name: str
+  ) -> None:
+    """Adds the indices that a mask has, of a palette uint8 [N, 3]."""
+    known = [v for v in values if v < len(palette)]
+    self.update({v: (tuple(palette[v].tolist()), name) for v in known})
+
+  def update(self, found: Palette) -> None:
+    """Adds what another one found; raises as `add` does."""
+    with self._lock:
+      for v, (color, name) in found.items():
+        first = self.found.setdefault(v, (color, name))
+        matters = self._listed is None or v in self._listed
+        if matters and color != first[0]:
+          raise self._error(v, (color, name), found)
+
+  def _error(
+    self, index: int, entry: tuple[tuple[int, ...], str], found: Palette
+  ) -> errors.UserError:
+    first, (color, name) = self.found[index], entry
+    known = {c for c, _ in (*self.found.values(), *found.values())}
+    # Black is most often the background.
+    return errors.UserError(
+      f'{name}: index {index} of its palette is {color}, that of {first[1]} is '
+      f'{first[0]}, so that an index is no class; give each colour of the set '
+      f"its class, such as --config.data.mask_values='"
+      f"{_numbered_table(sorted(known))}'"
+    )
 
 
 def histogram(mask: np.ndarray) -> np.ndarray:

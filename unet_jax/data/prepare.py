@@ -16,7 +16,6 @@ import logging
 import os
 import pathlib
 import shutil
-import sys
 import tempfile
 import threading
 from collections.abc import Callable
@@ -28,16 +27,23 @@ import ml_collections
 import numpy as np
 import PIL
 import tifffile
-import tqdm
 
 from unet_jax.config import fields
-from unet_jax.data import examples, prepared, sources, weight_map
-from unet_jax.runtime import errors, locks
+from unet_jax.data import (
+  array_files,
+  examples,
+  intensity,
+  masks,
+  prepared,
+  sources,
+  weight_map,
+)
+from unet_jax.runtime import errors, locks, progress
 
 _log = logging.getLogger(__name__)
 
 # Raise it when the same sources and config would give other arrays.
-_VERSION = 4
+_VERSION = 5
 # Fields that prepared arrays depend on, besides the source's fingerprint.
 _FIELDS = (
   'image_size',
@@ -45,6 +51,8 @@ _FIELDS = (
   'num_classes',
   'mask_values',
   'intensity',
+  'intensity_range',
+  'nodata',
   'pages',
   'bands',
   'alpha',
@@ -85,9 +93,10 @@ def prepare_source(
     return prepared.OnTheFly(source, config.data, make_weights)
   if config.data.cache == 'memory':
     arrays = _memory_arrays(len(source), config)
-    skipped, about = _fill(source, config, arrays, make_weights)
+    skipped, about, notes = _fill(source, config, arrays, make_weights)
     kept = _kept(len(source), skipped)
-    return _checked(prepared.Prepared(split, arrays, kept, *about), skipped)
+    dataset = prepared.Prepared(split, arrays, kept, *about)
+    return _checked(dataset, skipped, notes)
   if isinstance(source, sources.Subset):
     # All folds share the files.
     rows, source = source.rows, source.whole
@@ -126,7 +135,7 @@ def _disk_arrays(
     path = folder / f'{name}s'
     if config.data.resize == 'patch':
       path.mkdir()
-      arrays[name] = prepared.Files(path)
+      arrays[name] = array_files.Files(path)
       continue
     file = path.with_suffix('.npy')
     arrays[name] = np.lib.format.open_memmap(file, 'w+', dtype, (n, *shape))
@@ -154,6 +163,8 @@ def cache_key(
   }
   if config.data.resize == 'patch':
     del depends_on['image_size']  # Of the windows; images keep their size.
+  if config.data.nodata:
+    depends_on['mean'] = config.data.mean  # Fills pixels without data.
   if make_weights is not None:
     depends_on['weight_map'] = [
       weight_map.VERSION,
@@ -178,7 +189,9 @@ def _build(
   )
   try:
     arrays = _disk_arrays(len(source), config, temporary)
-    skipped, (stats, pixels) = _fill(source, config, arrays, make_weights)
+    skipped, (stats, pixels, palette), notes = _fill(
+      source, config, arrays, make_weights
+    )
     for array in arrays.values():
       if isinstance(array, np.memmap):
         array.flush()
@@ -191,6 +204,8 @@ def _build(
       'skipped': skipped,
       'arrays': list(arrays),
       'names': stats.names,
+      'notes': notes,
+      'palette': list(palette.items()),
     }
     (temporary / 'meta.json').write_text(json.dumps(meta, indent=2))
     temporary.rename(path)
@@ -208,7 +223,7 @@ def _load(
   for name in meta['arrays']:
     files = path / f'{name}s'
     arrays[name] = (
-      prepared.Files(files)
+      array_files.Files(files)
       if files.is_dir()
       else np.load(files.with_suffix('.npy'), mmap_mode='r')
     )
@@ -222,17 +237,20 @@ def _load(
   stats = prepared.Stats(tuple(meta['names']), **found)
   skipped = meta['skipped']
   kept = _kept(meta['length'], skipped)
-  dataset = prepared.Prepared(split, arrays, kept, stats, pixels)
+  palette = {v: (tuple(color), name) for v, (color, name) in meta['palette']}
+  dataset = prepared.Prepared(split, arrays, kept, stats, pixels, palette)
   if rows is not None:
     dataset = dataset.select(rows)
     skipped = [s for s in skipped if s['index'] in rows]
-  return _checked(dataset, skipped)
+  return _checked(dataset, skipped, meta['notes'])
 
 
 def _checked(
-  dataset: prepared.Prepared, skipped: list[dict]
+  dataset: prepared.Prepared, skipped: list[dict], notes: list[str]
 ) -> prepared.Prepared:
-  """Logs the skipped examples, and refuses an empty rest."""
+  """Logs the notes and the skipped examples, and refuses an empty rest."""
+  for note in notes:
+    _log.warning('%s', note)
   for entry in skipped:
     _log.warning('skipped: %s', entry['reason'])
   if not len(dataset):
@@ -248,14 +266,19 @@ def _fill(
   config: ml_collections.ConfigDict,
   arrays: dict[str, Any],
   make_weights: weight_map.WeightMap | None,
-) -> tuple[list[dict], tuple[prepared.Stats, prepared.ClassPixels | None]]:
+) -> tuple[list[dict], tuple, list[str]]:
   """Prepares every example into its row.
 
   Returns:
-    [{'index', 'reason'}] of the files that could not be decoded, and the
-    statistics and sampled pixels of the rest.
+    [{'index', 'reason'}] of the files that could not be decoded; the
+    statistics, sampled pixels and palette of the rest, as for `Prepared`; and
+    lines to warn of.
+
+  Raises:
+    UserError: see `prepare`.
   """
   skipped: list[dict] = []
+  palettes, levels = masks.Palettes(config.data), {}
   found: dict[int, dict] = {}
   turned: dict[int, str] = {}
   # Pixels are sampled by these, so that all kinds of cache hold the same.
@@ -277,20 +300,27 @@ def _fill(
     files = [example.get('image_file'), example.get('mask_file')]
     if any(file and file.orientation != 1 for file in files):
       turned[index] = example['name']
+    levels[index] = files[0] and files[0].levels
+    palettes.add(example)
     found[index] = prepared.describe(
       row, example['name'], int(rows[index]), config
     )
 
   in_threads(work, len(source), config, f'preparing {source.split}')
+  lines = intensity.lines_on_set(
+    [levels[index] for index in sorted(levels)], config.data
+  )
   if turned and config.data.orientation == 'stored':
     names = [turned[index] for index in sorted(turned)[:3]]
-    _log.warning(
-      '%s: %d of %d pairs have tags that turn them for display (%s), which are '
-      'not applied; --config.data.orientation=upright applies them',
-      *(source.split, len(turned), len(source), ', '.join(names)),
+    lines.append(
+      f'{len(turned)} of {len(source)} pairs have tags that '
+      f'turn them for display ({", ".join(names)}), which are not applied; '
+      '--config.data.orientation=upright applies them'
     )
   about = prepared.collect([found[index] for index in sorted(found)], config)
-  return sorted(skipped, key=lambda s: s['index']), about
+  skipped.sort(key=lambda s: s['index'])
+  notes = [f'{source.split}: {line}' for line in lines]
+  return skipped, (*about, palettes.found), notes
 
 
 def in_threads(
@@ -299,7 +329,7 @@ def in_threads(
   config: ml_collections.ConfigDict,
   description: str,
 ) -> None:
-  """Calls work(0) to work(count - 1), with a bar; raises the first error."""
+  """Calls work(0) to work(count - 1); raises the first error."""
   stop = threading.Event()
 
   def work_through(indices: range) -> int:
@@ -313,10 +343,10 @@ def in_threads(
   # Of a few large images, each thread gets some.
   size = min(_CHUNK, max(count // workers, 1))
   chunks = [indices[i : i + size] for i in range(0, count, size)]
-  bar = tqdm.tqdm(
-    total=count, desc=description, unit='image', disable=not sys.stderr.isatty()
-  )
-  with bar, concurrent.futures.ThreadPoolExecutor(workers) as pool:
+  with (
+    progress.Progress(description, count) as bar,
+    concurrent.futures.ThreadPoolExecutor(workers) as pool,
+  ):
     try:
       for done in pool.map(work_through, chunks):
         bar.update(done)

@@ -1,13 +1,9 @@
 """Prepared examples: uint8 arrays at random access."""
 
 import dataclasses
-import functools
 import hashlib
-import io
 import math
-import mmap
 import os
-import pathlib
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
@@ -47,9 +43,8 @@ def check_sizes(example: examples.Example) -> None:
   image = example['image']
   named = [(example['mask'], example['mask_name'])]
   if 'instances' in example:
-    named.append(
-      (example['instances'], f'the instance mask of {example["name"]}')
-    )
+    name = f'the instance mask of {example["name"]}'
+    named.append((example['instances'], name))
   for mask, name in named:
     if image.shape[:-1] == mask.shape[: image.ndim - 1]:
       continue
@@ -222,13 +217,14 @@ class Dataset(Protocol):
   """The prepared examples of a split.
 
   `dataset[i]` has the entries of `prepare_example`. Sets that were not read
-  whole have neither `stats` nor `pixels`; only those of data.resize `patch`
-  have `pixels`.
+  whole have neither `stats` nor `pixels`, nor all of the palette; only those of
+  data.resize `patch` have `pixels`.
   """
 
   split: str
   stats: Stats | None
   pixels: ClassPixels | None
+  palette: masks.Palette
 
   def __len__(self) -> int: ...
 
@@ -251,12 +247,16 @@ class OnTheFly(Dataset):
   ):
     self.split = source.split
     self._source, self._data, self._make_weights = source, data, make_weights
+    self._palettes = masks.Palettes(data)
+    self.palette = self._palettes.found
 
   def __len__(self) -> int:
     return len(self._source)
 
   def __getitem__(self, index: int) -> Arrays:
-    return prepare_example(self._source[index], self._data, self._make_weights)
+    example = self._source[index]
+    self._palettes.add(example)
+    return prepare_example(example, self._data, self._make_weights)
 
   def read_batch(self, indices: Sequence[int] | np.ndarray) -> Arrays:
     return stack([self[index] for index in indices])
@@ -271,6 +271,7 @@ class Prepared(Dataset):
     kept: the rows that were decoded: all unless data.on_error is `skip`.
     stats: of the rows that were decoded.
     pixels: of their classes; None unless data.resize is `patch`.
+    palette: of their masks.
   """
 
   stats: Stats
@@ -282,9 +283,10 @@ class Prepared(Dataset):
     kept: np.ndarray,
     stats: Stats,
     pixels: ClassPixels | None = None,
+    palette: masks.Palette | None = None,
   ):
     self.split, self._arrays, self._kept = split, arrays, kept
-    self.stats, self.pixels = stats, pixels
+    self.stats, self.pixels, self.palette = stats, pixels, palette or {}
 
   def __len__(self) -> int:
     return len(self._kept)
@@ -306,47 +308,8 @@ class Prepared(Dataset):
       self._kept[chosen],
       self.stats.select(chosen),
       self.pixels and self.pixels.select(chosen),
+      self.palette,
     )
-
-
-@functools.lru_cache(maxsize=4096)
-def _parse_header(header: bytes) -> tuple[tuple[int, ...], Any, np.dtype]:
-  """Returns shape, order and type by the header of an .npy file.
-
-  Kept, since np.load takes ten times as long to parse it as to map the file,
-  and images of one size have the same.
-  """
-  file = io.BytesIO(header)
-  np.lib.format.read_magic(file)
-  shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(file)
-  return shape, 'F' if is_fortran else 'C', dtype
-
-
-class Files:
-  """Arrays of any size, each in a file that is mapped when it is asked for.
-
-  Mapped anew at each access: a lasting mapping holds a file descriptor, of
-  which a process has few.
-  """
-
-  def __init__(self, folder: pathlib.Path):
-    self._folder = folder
-
-  def _path(self, row: int) -> str:
-    return f'{self._folder}/{row:06d}.npy'  # Faster than pathlib's.
-
-  def __setitem__(self, row: int, array: np.ndarray) -> None:
-    np.save(self._path(row), array)
-
-  def __getitem__(self, row: int) -> np.ndarray:
-    file = os.open(self._path(row), os.O_RDONLY)
-    try:
-      memory = mmap.mmap(file, 0, access=mmap.ACCESS_READ)
-    finally:
-      os.close(file)
-    end = 10 + int.from_bytes(memory[8:10], 'little')
-    shape, order, dtype = _parse_header(memory[:end])
-    return np.ndarray(shape, dtype, memory, end, order=order)
 
 
 def describe(
@@ -359,6 +322,10 @@ def describe(
     image, mask = _flat_planes(image), _flat_planes(mask)
   counts = masks.histogram(mask)
   num_names = max(config.data.num_classes, 2)
+  # With data.nodata, ignored pixels have no share in statistics.
+  counted = None
+  if config.data.nodata:
+    counted = (mask != fields.IGNORE_LABEL).astype(np.uint8)
   # Of hashlib's functions, the one that processors have built in.
   digest = hashlib.sha1(np.ascontiguousarray(image).data).digest()[:16]
   result = {
@@ -366,7 +333,7 @@ def describe(
     'sizes': size,
     'class_pixels': np.append(counts[:num_names], counts[fields.IGNORE_LABEL]),
     'digests': np.frombuffer(digest, np.uint8),
-    'stds': cv2.meanStdDev(image)[1].max(),
+    'stds': cv2.meanStdDev(image, mask=counted)[1].max(),
   }
   if config.data.resize == 'patch':
     result['pixels'] = _sample_pixels(mask, counts[:num_names], index)

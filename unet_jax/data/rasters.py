@@ -15,7 +15,7 @@ from typing import Protocol, Self
 import ml_collections
 import numpy as np
 
-from unet_jax.data import decode, stored, tiff, tiff_image
+from unet_jax.data import decode, intensity, stored, tiff, tiff_image
 from unet_jax.runtime import errors
 
 # Bytes of decoded rows kept for the next call.
@@ -28,11 +28,20 @@ class Raster(Protocol):
   size: tuple[int, int]  # Height and width in pixels.
   num_channels: int
   streams: bool  # Whether rows are decoded on demand.
-  # The file's tag that was applied, see `stored.turn_back`; 1 is none.
+  # The file's tag of how a viewer turns it, and the one that was applied, see
+  # `stored.turn_back`; 1 is none.
+  orientation: int = 1
   turned: int = 1
 
   def read(self, start: int, stop: int) -> np.ndarray:
     """Returns rows start..stop-1: uint8 [stop - start, W, num_channels]."""
+
+  def ignored(self, start: int, stop: int) -> np.ndarray | None:
+    """Returns which pixels of these rows hold no data: bool [stop - start, W].
+
+    None where every pixel of the image does.
+    """
+    return None
 
   def close(self) -> None:
     return
@@ -57,26 +66,30 @@ class ArrayRaster(Raster):
   ):
     """Converts the array as a file's pixels would be.
 
-    It is grey [H, W] or [H, W, 1], RGB [H, W, 3], or [H, W, C] of which
-    data.bands chooses; other types than uint8 are scaled by data.intensity.
+    It is grey [H, W] or [H, W, 1], RGB [H, W, 3], either with alpha (one more
+    channel), or [H, W, C] of which data.bands chooses; other types than uint8
+    are scaled by data.intensity.
 
     Raises:
-      UserError: another shape, or values that cannot be scaled.
+      UserError: another shape, alpha that is not opaque (see data.alpha), or
+        values that cannot be scaled.
     """
     array = np.asarray(array)
     is_known = array.ndim == 2 or (
-      array.ndim == 3 and (data.bands or array.shape[2] in (1, 3))
+      array.ndim == 3 and (data.bands or array.shape[2] in (1, 2, 3, 4))
     )
     if not is_known:
       raise errors.UserError(
         f'{name} has the shape {array.shape}; an image is [H, W], [H, W, 1] or '
-        '[H, W, 3]; of others, data.bands chooses'
+        '[H, W, 3], with alpha [H, W, 4]; of others, data.bands chooses'
       )
+    alpha = None
+    if not data.bands and array.shape[2:] in ((2,), (4,)):
+      array, alpha = array[..., :-1], array[..., -1]
     kind = 'rgb' if array.shape[2:] == (3,) else 'bands'
     bits = 8 * array.dtype.itemsize
-    chosen, _ = decode.to_channels(stored.Stored(array, kind, bits), name, data)
-    self._rows = decode.convert_array(
-      chosen, name, data.num_channels, data.intensity
+    self._rows, self._ignored = decode.to_network(
+      stored.Stored(array, kind, bits, alpha=alpha), name, data
     )
     self.size = self._rows.shape[:2]
     self.num_channels = data.num_channels
@@ -84,13 +97,18 @@ class ArrayRaster(Raster):
   def read(self, start: int, stop: int) -> np.ndarray:
     return self._rows[start:stop]
 
+  def ignored(self, start: int, stop: int) -> np.ndarray | None:
+    return None if self._ignored is None else self._ignored[start:stop]
+
 
 class DecodedRaster(ArrayRaster):
   """A file that is read whole."""
 
   def __init__(self, image: decode.Decoded, data: ml_collections.ConfigDict):
-    self._rows, self.size = image.array, image.array.shape[:2]
+    self._rows, self._ignored = image.array, image.ignored
+    self.size = image.array.shape[:2]
     self.num_channels = data.num_channels
+    self.orientation = image.orientation
     if data.orientation == 'upright':
       self.turned = image.orientation
 
@@ -111,17 +129,22 @@ class TiffRaster(Raster):
     The opened file is closed by `close`, and here on an error.
     """
     self.size, self._step = image.size, image.step
+    self.orientation = image.orientation
     self.num_channels = data.num_channels
     self._images, self._image, self._data = images, image, data
     self._pool = concurrent.futures.ThreadPoolExecutor(
       data.num_workers or len(os.sched_getaffinity(0))
     )
-    # These bands of rows, converted, by number: those of the last two calls,
-    # since windows overlap and predicted rows are read once more for overlays.
-    self._bands: dict[int, np.ndarray] = {}
+    # These bands of rows, converted, and their pixels without data, by number:
+    # those of the last two calls, since windows overlap and predicted rows are
+    # read once more for overlays.
+    self._bands: dict[int, tuple[np.ndarray, np.ndarray | None]] = {}
     self._last = range(0)
     self._lock = threading.Lock()
     self._limits: tuple[float, float] | None = None
+    self._may_ignore = bool(data.nodata) or (
+      image.has_alpha and data.alpha == 'nodata' and not data.bands
+    )
     try:
       self._limits = self._find_limits()
     except BaseException:
@@ -133,36 +156,48 @@ class TiffRaster(Raster):
 
     Raises:
       DecodeError: these rows are damaged.
-      UserError: see `decode.convert_array`.
+      UserError: see `decode.to_network`.
     """
+    return self._read(start, stop)[0]
+
+  def ignored(self, start: int, stop: int) -> np.ndarray | None:
+    return self._read(start, stop)[1] if self._may_ignore else None
+
+  def _read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns rows, and which of their pixels hold no data: bool [h, W]."""
     stop = min(stop, self.size[0])
-    if self._image.is_mapped:
-      return self._convert(self._decode(start, stop))
     found = np.empty((stop - start, self.size[1], self.num_channels), np.uint8)
+    ignored = np.zeros(found.shape[:2], bool)
+    if self._image.is_mapped:
+      found, some = self._convert(self._decode(start, stop))
+      return found, ignored if some is None else some
     with self._lock:
       wanted = range(start // self._step, -(-stop // self._step))
       kept = {*wanted, *self._last}
       self._bands = {i: b for i, b in self._bands.items() if i in kept}
       self._last = wanted
       for i in wanted:
+        top = i * self._step
         if i not in self._bands:
-          top = i * self._step
           rows = self._decode(top, min(top + self._step, self.size[0]))
           self._bands[i] = self._convert(rows)
           self._drop_bands()
-        top = i * self._step
-        part = self._bands[i][max(start - top, 0) : stop - top]
-        at = max(top - start, 0)
-        found[at : at + len(part)] = part
-    return found
+        place = slice(max(start - top, 0), stop - top)
+        part, some = self._bands[i]
+        first = max(top - start, 0)
+        at = slice(first, first + len(part[place]))
+        found[at] = part[place]
+        if some is not None:
+          ignored[at] = some[place]
+    return found, ignored
 
   def _drop_bands(self) -> None:
     """Drops the first bands where a call reads more than is to be kept."""
-    excess = sum(band.nbytes for band in self._bands.values()) - _KEPT
+    excess = sum(band.nbytes for band, _ in self._bands.values()) - _KEPT
     for i in sorted(self._bands)[:-1]:
       if excess <= 0:
         break
-      excess -= self._bands.pop(i).nbytes
+      excess -= self._bands.pop(i)[0].nbytes
 
   def close(self) -> None:
     self._pool.shutdown()
@@ -172,14 +207,16 @@ class TiffRaster(Raster):
   def _decode(self, start: int, stop: int) -> stored.Stored:
     return stored.of_tiff(self._image, 1, start, stop, self._pool.map)
 
-  def _convert(self, rows: stored.Stored) -> np.ndarray:
-    data, name = self._data, self._image.name
-    # Of a part of the image, how much is transparent says nothing.
-    rows = dataclasses.replace(rows, alpha=rows.alpha if data.bands else None)
-    chosen, _ = decode.to_channels(rows, name, data)
-    return decode.convert_array(
-      chosen, name, data.num_channels, data.intensity, self._limits, rows.bits
-    )
+  def _convert(
+    self, rows: stored.Stored
+  ) -> tuple[np.ndarray, np.ndarray | None]:
+    rows = self._without_alpha(rows)
+    return decode.to_network(rows, self._image.name, self._data, self._limits)
+
+  def _without_alpha(self, rows: stored.Stored) -> stored.Stored:
+    """Drops alpha that was checked of the whole image, see `_find_limits`."""
+    is_used = self._data.bands or self._data.alpha == 'nodata'
+    return rows if is_used else dataclasses.replace(rows, alpha=None)
 
   def _find_limits(self) -> tuple[float, float] | None:
     """Looks at the whole image, if it must: at its range and its alpha.
@@ -191,15 +228,14 @@ class TiffRaster(Raster):
       UserError: alpha that is not opaque, see data.alpha.
     """
     data, image = self._data, self._image
-    # Other types are checked row by row.
-    by_range = data.intensity == 'image' or image.dtype not in (
-      np.uint8,
-      np.uint16,
+    # Other types, and finite values, are checked row by row.
+    by_range = data.intensity == 'image' or (
+      data.intensity == 'dtype' and image.dtype.kind == 'f'
     )
     by_alpha = image.has_alpha and data.alpha == 'refuse' and not data.bands
     if not (by_range or by_alpha):
       return None
-    limits: list[float] = []
+    limits: list[tuple[float, float]] = []
     transparent = 0
     for top in range(0, self.size[0], self._step):
       rows = self._decode(top, min(top + self._step, self.size[0]))
@@ -207,17 +243,17 @@ class TiffRaster(Raster):
         assert rows.alpha is not None
         transparent += int(np.count_nonzero(decode.transparent(rows.alpha)))
       if by_range:
-        rows = dataclasses.replace(
-          rows, alpha=None if not data.bands else rows.alpha
-        )
-        chosen, _ = decode.to_channels(rows, image.name, data)
-        limits += [float(chosen.min()), float(chosen.max())]
+        chosen = decode.select(self._without_alpha(rows), image.name, data)
+        limits.append(intensity.find_limits(*chosen))
     if transparent:
       raise decode.alpha_error(
         image.name, transparent, image.size, image.channels
       )
+    if not limits:
+      return None
+    lows, highs = zip(*limits)
     # Unlike min and max, NumPy's keep NaN.
-    return (float(np.min(limits)), float(np.max(limits))) if limits else None
+    return float(np.min(lows)), float(np.max(highs))
 
 
 def open_image(
@@ -268,3 +304,17 @@ def _open_tiff(
     raster = TiffRaster(images, image, data)
     stack.pop_all()
     return raster
+
+
+def count_images(path: pathlib.Path) -> int:
+  """Returns how many images a file holds, without decoding pixels.
+
+  Raises:
+    DecodeError: it cannot be read.
+  """
+  with open(path, 'rb') as f:
+    is_tiff = f.read(4) in tiff.MAGIC
+  if is_tiff:
+    with tiff.Images(path, str(path)) as images:
+      return len(images)
+  return stored.count_pages(path.read_bytes(), str(path))

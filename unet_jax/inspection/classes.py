@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import ml_collections
 import numpy as np
 
-from unet_jax.config import fields
+from unet_jax.config import fields, mask_table
 from unet_jax.inspection import records
 
 # If all other values are below this, 255 most likely marks ignored pixels.
@@ -36,8 +36,8 @@ def find_table(
     # A mask of grey pixels alone comes as one channel.
     values, in_masks = _as_colors(values), _as_colors(in_masks)
   now = config.data
-  names = (*range(max(now.num_classes, 2)), fields.IGNORE_LABEL)
-  order = dict(now.mask_values) or {i: i for i in names}
+  mapped = {v: mask_table.of(now).class_of(v) for v in values}
+  order = {v: c for v, c in mapped.items() if c is not None}
   same = lambda why: (now.mask_values, now.num_classes, why, order)
   why = _why_table_fits(measurements, num_masks, len(values), now)
   if why:

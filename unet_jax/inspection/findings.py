@@ -13,8 +13,9 @@ import ml_collections
 import numpy as np
 
 from unet_jax.config import fields
-from unet_jax.data import masks
+from unet_jax.data import intensity, masks
 from unet_jax.inspection import alignment, duplicates, records, verdict
+from unet_jax.runtime import errors
 
 # Files of a kind of error, and values, that are listed one by one.
 _LISTED = 8
@@ -33,6 +34,7 @@ def find(
   for split, measurements in splits.items():
     checks = _Checks(split, measurements, config)
     checks.unusable()
+    checks.levels()
     checks.files()
     checks.contents()
     checks.sizes()
@@ -59,7 +61,21 @@ def find_in_prepared(
     checks.fit_of_the_set()
     found += checks.found
   found += duplicates.find_exact(splits)
+  found += _palettes(sets, config)
   return records.by_level(found)
+
+
+def _palettes(
+  sets: Mapping[str, Any], config: ml_collections.ConfigDict
+) -> list[records.Finding]:
+  """Palettes that differ from set to set; within one, preparing finds it."""
+  palettes = masks.Palettes(config.data)
+  try:
+    for dataset in sets.values():
+      palettes.update(dataset.palette)
+  except errors.UserError as e:
+    return [records.Finding('error', 'palettes differ', '', str(e))]
+  return []
 
 
 def _prepared_measurements(
@@ -131,6 +147,10 @@ class _Checks:
         rest += f' (and {len(bad) - _LISTED} more files)'
       if kind == 'unknown values':
         last, rest = 0, self._unknown_values([m for m, *_ in bad])
+      elif kind == 'palettes differ':
+        last, rest = 0, f'{bad[0][1]} ({len(bad)} masks with palettes)'
+      elif kind == 'range of values':
+        last, rest = 0, self._with_range(bad[0][1], len(bad))
       for _, message, name in bad[:last]:
         self._add(level, kind, message, [name])
       self._add(level, kind, rest, [name for *_, name in bad[last:]])
@@ -159,6 +179,27 @@ class _Checks:
         f'the table: {"; ".join(listed)})'
       )
     return message
+
+  def _with_range(self, message: str, count: int) -> str:
+    """Puts the range that was measured in a message that asks for one."""
+    levels = [m.levels for m in self._measurements if m.levels]
+    text = intensity.range_text(levels)
+    message = message.replace(intensity.MEASURE, '')
+    message = message.replace(intensity.LOW_HIGH, text)
+    return f'{message} ({count} of {len(self._measurements)} images)'
+
+  def levels(self) -> None:
+    """Values of images, and what is lost of them."""
+    levels = [m.levels for m in self._measurements if m.levels]
+    read = [m.levels for m in self._measurements if m.levels and not m.error]
+    for line in intensity.lines_on_set(read, self._config.data):
+      self._add('warning', 'lost levels', line)
+    kinds = sorted({image.kind for image in levels} - {'uint8'})
+    if kinds:
+      share = f'all but {intensity.TAIL:.1%} of the pixels at each end'
+      text = f'the images hold {", ".join(kinds)}; {share} are in the range '
+      text += intensity.range_text(levels)
+      self._add('note', 'stored values', text)
 
   def files(self) -> None:
     """Kinds of files that lose something, or that vary."""
@@ -250,10 +291,12 @@ class _Checks:
       return
     text = f'{constant[0].name} is nearly one colour'
     is_deep = any(m.image_file and m.image_file.is_deep for m in constant)
-    if is_deep and self._config.data.intensity != 'image':
+    if is_deep and self._config.data.intensity == 'dtype':
+      levels = [m.levels for m in self._measurements if m.levels]
       text += (
         '; its values fill a small part of the range of their type: '
-        '--config.data.intensity=image scales each image by its own'
+        '--config.data.intensity=range --config.data.intensity_range='
+        + intensity.range_text(levels)
       )
     else:
       text += '; remove these pairs unless they are intended'

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from unet_jax.data import intensity
 from unet_jax.inspection import alignment
 
 # Below this standard deviation (of values in 0..1, in every channel) an image
@@ -65,7 +66,9 @@ class Measurement:
     thumbnail: float32 [16 * 16], grey, without mean and slope, of norm 1 (0
       if nothing is left).
     mean, std: per channel, of values in 0..1.
+    levels: what the image stores, whatever data.intensity makes of it.
     values: pixels of each value of the mask as stored, at most 300 values.
+    palette: uint8 RGB [N, 3], where the values are indices of one.
     class_pixels: int64 [classes + 1], the last are ignored.
     instances: int64 [classes]: the objects of each class, from the instance
       mask where there is one, else connected (8 neighbours) parts.
@@ -87,7 +90,9 @@ class Measurement:
   thumbnail: np.ndarray | Any = None
   mean: np.ndarray | Any = None
   std: np.ndarray | Any = None
+  levels: intensity.Levels | Any = None
   values: Values | Any = None
+  palette: np.ndarray | Any = None
   class_pixels: np.ndarray | Any = None
   instances: np.ndarray | Any = None
   fit: alignment.Fit | Any = None

@@ -4,7 +4,9 @@ A bad example raises nothing: its measurement holds all that could be measured
 and, as `error`, why the rest could not be.
 """
 
+import collections
 import concurrent.futures
+import dataclasses
 import hashlib
 import time
 import warnings
@@ -15,7 +17,14 @@ import ml_collections
 import numpy as np
 
 from unet_jax.config import fields
-from unet_jax.data import decode, examples, masks, prepare, prepared
+from unet_jax.data import (
+  decode,
+  examples,
+  intensity,
+  masks,
+  prepare,
+  prepared,
+)
 from unet_jax.inspection import alignment, records, verdict
 from unet_jax.runtime import errors
 
@@ -127,14 +136,18 @@ def _measure(
   try:
     files = source.read(index)
     result.name, result.mask_name = files['name'], files['mask_name']
-    example = examples.decode_example(files, config.data)
+    example, unread = _decode(files, config.data)
+    if unread:
+      result.error = ('range of values', unread)
     decoded = time.thread_time()
-    image = files['image']
-    result.digest = hashlib.blake2b(image, digest_size=16).digest()
+    content = files['image']
     if 'image_file' in example:
       result.image_file = _file_info(example['image_file'])
       result.mask_file = _file_info(example['mask_file'])
-    _measure_image(result, example['image'])
+      if result.image_file.pages > 1:  # They share the file's bytes.
+        content = np.ascontiguousarray(example['image'])
+    result.digest = hashlib.blake2b(content, digest_size=16).digest()
+    _measure_image(result, example, config.data)
     others = [b for i, b in borders.items() if i != index][:_TRIED]
     _measure_mask(result, example, config, others)
   except errors.DecodeError as e:
@@ -149,10 +162,68 @@ def _file_info(file: decode.Decoded) -> records.FileInfo:
   return records.FileInfo(file.kind, file.orientation, file.pages)
 
 
-def _measure_image(result: records.Measurement, image: np.ndarray) -> None:
+def _decode(
+  files: examples.Example, data: ml_collections.ConfigDict
+) -> tuple[examples.Example, str]:
+  """Decodes an example; by its own range if data.intensity has none for it.
+
+  Returns:
+    The example, and why no training could read it, or ''.
+  """
+  try:
+    return examples.decode_example(files, data), ''
+  except errors.DecodeError:
+    raise
+  except errors.UserError as e:
+    data = data.copy_and_resolve_references()
+    data.update(intensity='image', nodata=(*data.nodata, 'nan,inf,-inf'))
+    # Raises again if it is something else.
+    example = examples.decode_example(files, data)
+    levels = example['image_file'].levels
+    stray = levels and levels.stray
+    if stray is not None:
+      data.nodata = (*data.nodata, stray)
+      example = examples.decode_example(files, data)
+      file = dataclasses.replace(example['image_file'], levels=levels)
+      example['image_file'] = file
+    return example, str(e)
+
+
+class Readable:
+  """A source of which images can be looked at that no training could read."""
+
+  def __init__(self, source: examples.Source, data: ml_collections.ConfigDict):
+    self._source, self._data = source, data
+    self.split, self.held_out = source.split, source.held_out
+    self.fingerprint, self.groups = source.fingerprint, source.groups
+
+  def __len__(self) -> int:
+    return len(self._source)
+
+  def __getitem__(self, index: int) -> examples.Example:
+    return _decode(self._source.read(index), self._data)[0]
+
+  def read(self, index: int) -> examples.Example:
+    return self._source.read(index)
+
+
+def _measure_image(
+  result: records.Measurement,
+  example: examples.Example,
+  data: ml_collections.ConfigDict,
+) -> None:
+  image, ignored = example['image'], example.get('ignored')
   result.image_size = image.shape[:2]
-  mean, std = cv2.meanStdDev(image)
+  file = example.get('image_file')
+  result.levels = file and file.levels
+  if result.levels is None:
+    result.levels = intensity.measure(image, data, ignored=ignored)
+  counted = None if ignored is None else (~ignored).astype(np.uint8)
+  mean, std = cv2.meanStdDev(image, mask=counted)
   result.mean, result.std = mean.ravel() / 255, std.ravel() / 255
+  if ignored is not None:
+    # So that images are not alike by the shape of what they lack.
+    image = np.where(ignored[..., None], mean.ravel(), image).astype(np.uint8)
   # Eight pixels along each edge of a thumbnail's pixel are enough.
   edges = (8 * _THUMBNAIL, 8 * _THUMBNAIL)
   if min(result.image_size) > edges[0]:
@@ -175,6 +246,8 @@ def _measure_mask(
   values = example['mask']
   result.mask_size = values.shape[:2]
   result.values = count_values(values)
+  file, ignored = example.get('mask_file'), example.get('ignored')
+  result.palette = file and file.palette
   classes = None
   try:
     classes = masks.map_mask(
@@ -195,10 +268,42 @@ def _measure_mask(
       result.fit = alignment.measure(example['image'], classes, others)
     return
   result.class_pixels = _class_pixels(result, config.data)
+  if ignored is not None:
+    classes[ignored] = fields.IGNORE_LABEL
+    counts, number = masks.histogram(classes), len(result.class_pixels) - 1
+    ignored_pixels = counts[fields.IGNORE_LABEL]
+    result.class_pixels = np.append(counts[:number], ignored_pixels)
   result.instances = _count_instances(
     classes, example.get('instances'), result.class_pixels[:-1]
   )
   result.fit = alignment.measure(example['image'], classes, others)
+
+
+def use_colors(
+  measurements: records.Measurements, config: ml_collections.ConfigDict
+) -> None:
+  """Where palettes differ in a set, counts colours in place of indices.
+
+  Args:
+    measurements: of all splits. Masks with palettes get an `error` then.
+    config: its data.mask_values says which indices matter.
+  """
+  palettes, message = masks.Palettes(config.data), ''
+  of_palettes = [m for m in measurements if m.palette is not None and m.values]
+  for m in of_palettes:
+    try:
+      palettes.add_values(m.values, m.palette, m.mask_name)
+    except errors.UserError as e:
+      message = message or str(e)
+  if not message:
+    return
+  for m in of_palettes:
+    colors = collections.Counter[records.Value]()
+    for value, count in m.values.items():
+      if value < len(m.palette):
+        colors[tuple(m.palette[value].tolist())] += count
+    m.values, m.class_pixels = dict(colors), None
+    m.error = m.error or ('palettes differ', message)
 
 
 def count_values(values: np.ndarray) -> records.Values:

@@ -115,7 +115,10 @@ def _check_member(
   saved_lib.check_evaluable(saved, config, path)
   if path == workdir:
     return
-  for field in ('class_names', 'mask_values', 'intensity'):
+  for field in (
+    *('class_names', 'mask_values'),
+    *('intensity', 'intensity_range', 'nodata', 'bands', 'orientation'),
+  ):
     if saved.data[field] != config.data[field]:
       raise errors.UserError(
         f'{path} cannot be averaged with {workdir}: data.{field} is '

@@ -1,0 +1,107 @@
+"""Checks of the fields that say what values of images and masks mean.
+
+Tables as in checks.py, which runs them.
+"""
+
+from typing import Any
+
+import ml_collections
+
+from unet_jax.config import fields, mask_table
+
+Table = dict[str, Any]
+
+
+def _is_table_entry(entry: Any) -> bool:
+  """Whether it is (value, class), ((r, g, b), class) or ('others', class)."""
+  if not isinstance(entry, tuple) or len(entry) != 2:
+    return False
+  value, label = entry
+  if value == mask_table.OTHERS:
+    return isinstance(label, int)
+  numbers = value if isinstance(value, tuple) and len(value) == 3 else (value,)
+  return all(isinstance(n, int) for n in (*numbers, label))
+
+
+def _mask_values(config: ml_collections.ConfigDict, mode: str) -> Table:
+  data, count = config.data, max(config.data.num_classes, 2)
+  entries = data.mask_values
+  table: Table = {
+    f'data.num_classes: at most {fields.IGNORE_LABEL}, masks are 8 bit': (
+      data.num_classes > fields.IGNORE_LABEL
+    ),
+  }
+  start = '--config.data.mask_values:'
+  for entry in entries:
+    is_entry = _is_table_entry(entry)
+    label = entry[1] if is_entry else None
+    write = "'((0,0),(255,1))'"
+    if mask_table.OTHERS in str(entry):
+      write = '"((0,0),(\'others\',1))"'
+    table |= {
+      f'{start} {entry!r} is not a pair (value, class); write {write}': (
+        not is_entry
+      ),
+      f'{start} {entry!r} maps to class {label}; with data.num_classes='
+      f'{data.num_classes} the classes are 0 to {count - 1}, or '
+      f'{fields.IGNORE_LABEL} to ignore': (
+        is_entry and label not in (*range(count), fields.IGNORE_LABEL)
+      ),
+    }
+  if all(map(_is_table_entry, entries)):
+    contradiction = mask_table.contradiction(entries)
+    table[f'{start} {contradiction}; leave out one of them'] = contradiction
+  return table
+
+
+def _written_masks(config: ml_collections.ConfigDict, mode: str) -> Table:
+  """Predicted masks have the values of the table."""
+  if mode != 'predict' or not config.data.mask_values:
+    return {}
+  table = mask_table.of(config.data)
+  classes = range(max(config.data.num_classes, 2))
+  missing = [c for c in classes if c not in table.written]
+  first = missing[0] if missing else ''
+  highest = 255 if table.has_colors else 65535
+  parts = [v if isinstance(v, tuple) else (v,) for v in table.written.values()]
+  return {
+    f'data.mask_values has no value for class {first}, so its pixels cannot be '
+    f'written; add (VALUE, {first})': missing,
+    f'data.mask_values: masks are written with values of 0 to {highest}; '
+    'choose others': any(not 0 <= n <= highest for part in parts for n in part),
+  }
+
+
+def _is_number(entry: Any) -> bool:
+  try:
+    float(entry)
+  except (TypeError, ValueError):
+    return False
+  return not isinstance(entry, bool)
+
+
+def _intensity(config: ml_collections.ConfigDict, mode: str) -> Table:
+  """Values of images."""
+  data = config.data
+  limits, is_range = data.intensity_range, data.intensity == 'range'
+  are_numbers = all(isinstance(n, int | float) for n in limits)
+  is_pair = are_numbers and len(limits) == 2 and limits[0] < limits[1]
+  # On the command line, `nan,0` is one word.
+  words = [word for entry in data.nodata for word in str(entry).split(',')]
+  return {
+    'data.intensity needs the stored values that become 0 and 255, such as '
+    '--config.data.intensity_range=0,4095; --mode=inspect with another '
+    'data.intensity measures them': is_range and not limits,
+    'data.intensity_range: takes two numbers, the lower one first, such as '
+    '0,4095': limits and not is_pair,
+    'data.intensity_range is for --config.data.intensity=range': (
+      limits and not is_range
+    ),
+    # As a number, it would differ from itself when the run goes on.
+    "data.nodata: takes numbers, or 'nan' as a word, such as (-9999, 'nan')": (
+      any(n != n for n in data.nodata) or not all(map(_is_number, words))
+    ),
+  }
+
+
+TABLES = (_mask_values, _written_masks, _intensity)
