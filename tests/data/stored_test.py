@@ -440,14 +440,25 @@ def test_a_tag_that_is_cut_off_is_damage():
   ) == helpers.cannot_decode('x', 'tag 258 cannot be read')
 
 
+# Ignored in a program; here every warning is an error.
+@pytest.mark.filterwarnings('ignore::UserWarning:PIL')
 def test_nothing_is_printed(capfd, tmp_path):
-  """No line of a library, of sound and of damaged files."""
-  path = tmp_path / 'a'
-  for content in [f.data for f in _FILES] + list(_ALPHA.values()):
+  """No line of a library, nor its error, of sound and of damaged files."""
+  path, rng, photo = tmp_path / 'a', np.random.default_rng(0), io.BytesIO()
+  Image.fromarray(_RGB).save(photo, 'JPEG')
+  several = [f.data for f in _FILES] + list(_ALPHA.values())
+  for content in [*several, *[photo.getvalue()] * 9]:
     size = len(content)
+    # Tags and headers are near the start and the end.
+    tags = bytearray(content)
+    for place in rng.integers(min(size // 2, 300), size=2):
+      tags[place] = tags[-place - 1] = rng.integers(256)
+    scan = bytearray(content)
+    scan[rng.integers(size // 2, size)] = rng.integers(255)
     half = bytearray(content)
     half[size // 2 : size // 2 + 9] = b'\xff\xd7 no data'[:9]
-    for data in (content, content[:-9], content[: size // 2], bytes(half)):
+    cuts = content, content[:-9], content[: size // 2]
+    for data in (*cuts, bytes(half), bytes(tags), bytes(scan)):
       path.write_bytes(data)
       for read in (
         lambda: stored.read(path.read_bytes(), 'x'),

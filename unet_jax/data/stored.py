@@ -15,6 +15,7 @@ import dataclasses
 import io
 import struct
 import warnings
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -45,6 +46,7 @@ _STARTS = {
 _ORIENTATION = 0x0112
 # What Pillow raises for damaged files.
 _DAMAGE = (
+  EOFError,
   OSError,
   SyntaxError,
   ValueError,
@@ -188,11 +190,11 @@ def _open(data: bytes, name: str) -> ImageFile.ImageFile:
   return image
 
 
-def _frames(image: ImageFile.ImageFile) -> list[int]:
+def _frames(image: ImageFile.ImageFile) -> Sequence[int]:
   """Returns the frames of a file that are images of their own."""
   count = getattr(image, 'n_frames', 1)
   if not isinstance(image, MpoImagePlugin.MpoImageFile):
-    return list(range(count))
+    return range(count)
   # Cameras add thumbnails and maps of light, which are smaller.
   size, frames = image.size, []
   for i in range(count):

@@ -26,6 +26,8 @@ for _name in ('tifffile', 'imagecodecs'):
 # Raised by tifffile and imagecodecs for damaged files; imagecodecs' own errors
 # are RuntimeErrors.
 DAMAGE = (
+  ArithmeticError,
+  MemoryError,
   OSError,
   ValueError,
   TypeError,
@@ -82,6 +84,8 @@ class Image:
     self.name = name
     self._planes, self._mask = planes, mask
     self.size = (page.imagelength, page.imagewidth)
+    if 0 in self.size:
+      raise ValueError('it has no pixels')
     refuse = tiff_tags.unreadable(page, len(planes))
     if refuse:
       raise refused(name, refuse)
