@@ -1,6 +1,7 @@
 """Tests of unet_jax/data/folder_source.py, through `sources.make_source`."""
 
 import os
+import re
 
 import numpy as np
 import pytest
@@ -505,6 +506,38 @@ def test_mistakes(tmp_path, case, message):
   split, _, files = case.partition(' ')
   _make_files(tmp_path, files)
   assert error(tmp_path, split) == message.replace('ROOT', str(tmp_path))
+
+
+# Files, the split that is refused, and the pairs once the advice is followed.
+@pytest.mark.parametrize(
+  'files, split, expected',
+  [
+    (
+      'images/a.png images/b.png images/c.png masks/a_m.png masks/b_m.png',
+      'train',
+      2,
+    ),
+    (
+      'images/a_s.png images/b_s.png images/c_s.png '
+      'masks/a_m.png masks/b_m.png',
+      'train',
+      2,
+    ),
+    ('a.png a_1st.png a_2nd.png b.png b_1st.png', 'train', 2),
+    ('a.png a_mask.png b.png b_mask.png b_mask_2.png', 'train', 2),
+    ('a', 'auto', 1),
+    ('a', 'train', 1),
+  ],
+)
+def test_the_advice_helps(tmp_path, files, split, expected):
+  _make_files(tmp_path, files)
+  message = error(tmp_path, split)
+  advised = dict(re.findall(r"--config\.data\.(\w+)='?([^' )]+)", message))
+  advised.pop('dir', None)  # Where the fault is.
+  assert advised
+  split = advised.pop('eval_split', split)
+  advised['val_fraction'] = float(advised.get('val_fraction', 0))
+  assert len(make(tmp_path, split, **advised)) == expected
 
 
 @pytest.mark.parametrize('count, fraction', [(1, 0.2), (4, 0.9)])
