@@ -308,9 +308,8 @@ def measure(
     return Levels(str(pixels.dtype), 0, none, none, none, 0, 0, unlisted)
   stored = values[np.append(True, values[1:] != values[:-1])]
   try:
-    left = np.count_nonzero(
-      np.bincount(to_uint8(stored[None], data, '', bits)[0])
-    )
+    scaled = to_uint8(stored[None], data, '', bits)[0]
+    left = int(np.count_nonzero(np.bincount(scaled)))
   except errors.UserError:
     pass  # Whoever needs the image is told.
   mean, std = cv2.meanStdDev(sample[None].astype(np.float64))
