@@ -6,11 +6,12 @@
 DIR may hold `images/` and `masks/` directly (a part is then held out for
 evaluation, see `data.val_fraction`, or `train.txt` and `val.txt` or `test.txt`
 beside them list the stems of each split), or `train/` and `val/` or `test/`,
-each with its `images/` and `masks/`. `instances/` beside them, where it exists,
-numbers the objects of each mask (for `loss.weight_map`). Look at a new set
-first: `--mode=inspect` suggests its config. Where images are few, one part held
-out says little: `--mode=cross_validate --config.data.num_folds=5` trains five
-networks, each image evaluated by the one that was not trained on it.
+each with its `images/` and `masks/`. Other usual names, subfolders and stems
+that differ by a rule are in docs/data.md. `instances/` beside them, where it
+exists, numbers the objects of each mask (for `loss.weight_map`). Look at a new
+set first: `--mode=inspect` suggests its config. Where images are few, one part
+held out says little: `--mode=cross_validate --config.data.num_folds=5` trains
+five networks, each image evaluated by the one that was not trained on it.
 """
 
 import ml_collections

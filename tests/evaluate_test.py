@@ -19,7 +19,7 @@ from unet_jax.data import resize as resize_lib
 from unet_jax.evaluation import confusion, counting, files
 from unet_jax.models import ensemble
 from unet_jax.prediction import predictor
-from unet_jax.runtime import errors
+from unet_jax.runtime import errors, progress
 
 _NAMES = ('sky', 'sea', 'land')
 _SIZES = [(20, 33), (16, 16), (41, 24), (9, 60), (16, 20), (24, 24)]
@@ -283,3 +283,30 @@ def test_a_sigmoid_has_two_classes(tmp_path):
     counts += _confusion(land, segment(image)[..., 1] > 0.5, range(2))
   assert found['confusion'] == counts.tolist()
   assert 0 < found['eval/ece'] < 1 and 'iou/land' in rows[0]
+
+
+@pytest.mark.parametrize(
+  'resolution,resize,expected',
+  [
+    ('network', 'stretch', 'evaluating train: 2 of 5 images'),
+    ('network', 'patch', 'evaluating train: 2 of 16 tiles'),
+    ('original', 'stretch', 'evaluating train: 2 of 5 images, '),
+  ],
+)
+def test_lines_at_intervals(
+  data, tmp_path, resolution, resize, expected, monkeypatch
+):
+  """Where there is no terminal, of all ways to evaluate and to prepare."""
+  lines = []
+  monkeypatch.setattr(progress, '_INTERVAL', (0, 0))
+  log = logging.getLogger('unet_jax.runtime.progress')
+  monkeypatch.setattr(
+    log, 'info', lambda text, *args: lines.append(text % args)
+  )
+  config = _config(data[0], data={'resize': resize, 'batch_size': 2})
+  runs.save(tmp_path, config)
+  config = saved.read(str(tmp_path), {'eval.resolution': resolution})
+  evaluate.run(config, str(tmp_path))
+  assert any(line.startswith(expected) for line in lines), lines
+  prepares = any(line.startswith('preparing train: ') for line in lines)
+  assert prepares == (resolution == 'network')

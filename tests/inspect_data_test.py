@@ -97,18 +97,23 @@ def test_errors_are_reported_after_the_report(tmp_path, capsys):
   image, mask = folders.make_pair()
   bad = {'08': (image, mask * np.uint8(77)), '<b>': (image[:20], mask)}
   folders.write_pairs(tmp_path / 'data/train', bad)
-  (tmp_path / 'data/train/masks/03.png').unlink()
+  (tmp_path / 'data/train/images/03.png').unlink()
+  (tmp_path / 'data/train/masks/04.png').unlink()
+  (tmp_path / 'data/train/images/x.heic').touch()
   config = make_config(tmp_path / 'data', tmp_path)
   with pytest.raises(errors.UserError, match='error.s. in the data, reported'):
     inspect_data.run(config, str(tmp_path / 'run'))
   report = read_report(tmp_path)
   kinds = {f['kind'] for f in report['findings'] if f['level'] == 'error'}
   assert {'unpaired', 'unknown values', 'different sizes'} <= kinds
+  # What can be left out is listed too.
+  levels = {(f['kind'], f['level']) for f in report['findings']}
+  assert {('unpaired', 'warning'), ('passed over', 'note')} <= levels
   # The pairs that can be used still make a batch.
   assert report['network']['error'] is None
   assert report['network']['loss'] > 0
   printed = capsys.readouterr().out
-  assert '03.png has no mask' in printed
+  assert '03.png has no image' in printed
   assert 'value 77' in printed
 
 
@@ -142,10 +147,11 @@ def test_a_problem_of_a_shared_folder_is_reported_once(tmp_path):
   """Both splits are held out of one folder, whose pairs are incomplete."""
   folders.write_pairs(tmp_path / 'data', folders.make_pairs(6))
   (tmp_path / 'data/masks/03.png').unlink()
+  (tmp_path / 'data/images/04.png').unlink()
   config = make_config(tmp_path / 'data', tmp_path)
   _, _, found, _ = inspect_data._scan(config)
-  broken = [(f.split, f.kind) for f in found if f.level == 'error']
-  assert broken == [('', 'unpaired')]
+  unpaired = [(f.level, f.split) for f in found if f.kind == 'unpaired']
+  assert unpaired == [('error', ''), ('warning', '')]
 
 
 def test_a_broken_file_that_is_skipped_is_a_warning(tmp_path):

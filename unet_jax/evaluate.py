@@ -27,7 +27,7 @@ from unet_jax.kernels import build
 from unet_jax.models import unet
 from unet_jax.models.ensemble import Ensemble
 from unet_jax.prediction import predictor, probabilities, restore, sinks
-from unet_jax.runtime import errors, program
+from unet_jax.runtime import errors, program, progress
 from unet_jax.runtime import mesh as mesh_lib
 
 _log = logging.getLogger(__name__)
@@ -200,13 +200,17 @@ def _measure_originals(
   def skip(index: int, error: errors.DecodeError) -> bool:
     if config.data.on_error == 'skip':
       _log.warning('skipped: %s', str(error).partition(';')[0])
+      bar.update()
     return config.data.on_error == 'skip'
 
   def read(index: int) -> dict[str, Any]:
     example = source[index]
     return {**example, 'mask': prepared.original_mask(example, config.data)}
 
-  with contextlib.closing(split_lib.MeasuredSplit(config)) as measured:
+  with (
+    contextlib.closing(split_lib.MeasuredSplit(config)) as measured,
+    progress.Progress(f'evaluating {source.split}', len(source)) as bar,
+  ):
 
     def open_image(index: int) -> tuple[rasters.Raster, sinks.RowSink]:
       example = read(index)
@@ -220,6 +224,7 @@ def _measure_originals(
           example['mask'],
           example.get('instances'),
         )
+        bar.update()
 
       raster = predictor.WholeImage(example['image'])
       return raster, sinks.ArraySink(raster.size, measure)

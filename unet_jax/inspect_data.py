@@ -129,7 +129,7 @@ def _scan(
     for p in mine:
       # If both splits are taken from one folder, both have its problems.
       where = '' if p in problems else split
-      problems[p] = records.Finding('error', p.kind, where, p.message, p.names)
+      problems[p] = records.Finding(p.level, p.kind, where, p.message, p.names)
   scan.use_colors([m for ms in by_split.values() for m in ms], config)
   found = [*problems.values(), *findings.find(by_split, config)]
   return by_split, by_source, found, seconds

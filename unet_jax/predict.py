@@ -2,25 +2,33 @@
 
 import logging
 import pathlib
-import sys
 import threading
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import ml_collections
-import tqdm
 
 from unet_jax.config import fields
 from unet_jax.data import rasters
 from unet_jax.kernels import build
 from unet_jax.models import unet
-from unet_jax.prediction import outputs, predictor, restore
-from unet_jax.runtime import errors, program
+from unet_jax.prediction import index as index_lib
+from unet_jax.prediction import (
+  inputs,
+  kept_tags,
+  outputs,
+  predictor,
+  restore,
+  sinks,
+)
+from unet_jax.runtime import errors, program, progress
 from unet_jax.runtime import mesh as mesh_lib
 
 _log = logging.getLogger(__name__)
 
 
 def run(config: ml_collections.ConfigDict, workdir: str) -> None:
-  """Predicts the images that predict.input names and that have no files yet.
+  """Predicts the images that predict.input names and that are not done.
 
   Args:
     config: of the run; `predict` names input and output, `inference` the
@@ -34,19 +42,21 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   program.initialize(fields.cache_dir(config))
   mesh_lib.check_processes(config, 'predict')
   members = restore.member_workdirs(config, workdir)
-  planned = outputs.plan(config, workdir)
-  folder = planned[0][1].mask.parent.parent
-  left = [item for item in planned if not outputs.existing(item[1])]
+  images = inputs.find(config.predict.input)
+  folder = outputs.output_folder(config, workdir, images)
+  mesh = mesh_lib.make_prediction_mesh(config)
+  variables, ensemble, about = restore.restore(config, workdir, mesh, members)
+  index = index_lib.Index(folder, index_lib.network(config, variables, about))
+  planned = index.plan(images, config)
+  left = [item for item in planned if not item.is_done]
   if len(left) < len(planned):
     _log.info(
-      '%d images are done already; to predict them again, remove their files '
-      'or set predict.output',
+      '%d images are done already, from the same content, checkpoint and '
+      'settings',
       len(planned) - len(left),
     )
   skipped = 0
   if left:
-    mesh = mesh_lib.make_prediction_mesh(config)
-    variables, ensemble, _ = restore.restore(config, workdir, mesh, members)
     if ensemble.count > 1:
       _log.info(
         'averaging %d network(s), %d view(s)',
@@ -56,7 +66,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     model = unet.create_model(config, build.choose(config, mesh))
     network = predictor.Predictor(config, model, variables, ensemble, mesh)
     try:
-      skipped = _predict(network, left, config)
+      skipped = _predict(network, left, index, config)
     except OSError as e:
       e.filename = e.filename or folder  # A full disk has no name.
       raise
@@ -67,42 +77,121 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   )
 
 
-def _predict(
-  network: predictor.Predictor,
-  items: list[tuple[pathlib.Path, outputs.Paths]],
-  config: ml_collections.ConfigDict,
-) -> int:
-  """Predicts images; returns how many were skipped."""
-  bar = tqdm.tqdm(
-    total=len(items),
-    desc='predicting',
-    unit='image',
-    disable=not sys.stderr.isatty(),
-  )
-  lock, skipped = threading.Lock(), []
+class _Page(NamedTuple):
+  """One image of a file."""
 
-  def done() -> None:
-    with lock:
-      bar.update()
+  item: index_lib.Item
+  number: int
+  of: int
 
-  def open_image(item):
-    path, paths = item
-    raster = rasters.open_image(path, config.data)
+
+class _Run:
+  """Opens the images of a call, and notes which are done."""
+
+  def __init__(
+    self,
+    items: list[index_lib.Item],
+    index: index_lib.Index,
+    config: ml_collections.ConfigDict,
+  ):
+    self._index, self._config, self._lock = index, config, threading.Lock()
+    self.skipped: set[index_lib.Item] = set()
+    # Images whose tag turns them for display, and is not applied.
+    self.tagged: set[pathlib.Path] = set()
+    self._contents: dict[index_lib.Item, str] = {}
+    # Of files of several images, whose pages are long to find.
+    self._known: dict[index_lib.Item, list[kept_tags.Tags]] = {}
+    self._left = {item: item.num_pages for item in items}
+    pages = sum(self._left.values())
+    self.progress = progress.Progress('predicting', pages)
+
+  def pages(self) -> Iterator[_Page]:
+    for item, count in list(self._left.items()):
+      for number in range(count):
+        yield _Page(item, number, count)
+
+  def open_image(self, page: _Page) -> tuple[rasters.Raster, sinks.RowSink]:
+    """Opens an image and its files, see `Predictor.run`."""
+    item, data = page.item, self._config.data
+    if not page.number:
+      if item.is_stale:
+        index_lib.remove_others(item)
+      self._contents[item] = index_lib.digest_of(item.source)
+    raster = rasters.open_image(item.source, data, page.number)
     try:
-      return raster, outputs.PredictionFiles(raster, paths, config, done)
+      if raster.orientation != 1 and raster.turned == 1:
+        self.tagged.add(item.source)
+      as_stored = predictor.as_stored(raster)
+      sink: sinks.RowSink = outputs.PredictionFiles(
+        as_stored,
+        item.paths.of_page(page.number, page.of),
+        self._config,
+        self._tags(page),
+        self.progress.update,
+        lambda: self._finish(item),
+      )
+      if as_stored is not raster:
+        sink = sinks.TurnedBack(sink, raster.size, raster.turned)
+      return raster, sink
     except BaseException:
       raster.close()
       raise
 
-  def skip(item, error: errors.DecodeError) -> bool:
-    if config.data.on_error == 'stop':
+  def _tags(self, page: _Page) -> kept_tags.Tags:
+    """Returns the tags of an image to keep in its files."""
+    if page.of == 1:
+      found = kept_tags.read(page.item.source)
+    else:
+      with self._lock:
+        if page.item not in self._known:
+          self._known[page.item] = kept_tags.read(page.item.source)
+        found = self._known[page.item]
+    return found[page.number] if found else kept_tags.NONE
+
+  def _finish(self, item: index_lib.Item) -> None:
+    with self._lock:
+      self._left[item] -= 1
+      if self._left[item] or item in self.skipped:
+        return
+    outputs.join_pages(item.paths, item.num_pages)
+    self._index.finish(item, self._contents.pop(item))
+
+  def skip(self, page: _Page, error: errors.DecodeError) -> bool:
+    if self._config.data.on_error == 'stop':
       return False
     # The rest of the message says how to skip the file.
     _log.warning('skipped: %s', str(error).partition(';')[0])
-    skipped.append(item)
-    done()
+    with self._lock:
+      self.skipped.add(page.item)
+    self.progress.update()
     return True
 
-  with bar:
-    network.run(items, open_image, skip)
-  return len(skipped)
+
+def _predict(
+  network: predictor.Predictor,
+  items: list[index_lib.Item],
+  index: index_lib.Index,
+  config: ml_collections.ConfigDict,
+) -> int:
+  """Predicts images; returns how many were skipped."""
+  run = _Run(items, index, config)
+  with run.progress:
+    try:
+      network.run(run.pages(), run.open_image, run.skip)
+    finally:
+      index.write()
+      outputs.remove_pages(item.paths for item in items)
+      for item in run.skipped:
+        if item.num_pages > 1:  # Of the pages that are whole.
+          for path in item.paths.files(item.num_pages):
+            path.unlink(missing_ok=True)
+  if run.tagged:
+    shown = ', '.join(sorted(path.name for path in run.tagged)[:3])
+    _log.warning(
+      '%d images have a tag by which a viewer turns them (%s); it is not '
+      'applied, as in training, and their masks have it too; to apply it, '
+      'train with --config.data.orientation=upright',
+      len(run.tagged),
+      shown,
+    )
+  return len(run.skipped)

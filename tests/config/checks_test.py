@@ -250,6 +250,10 @@ data.train_split=auto
 data.source=folder
   = the folder source needs --config.data.dir=DIR, a folder with images/ and
   masks/
+data.image_pattern=_scan
+  : must hold {{stem}} once
+data.mask_pattern={{stem}}_{{stem}}
+  : must hold {{stem}} once
 data.num_folds=1
   leaves nothing to train on; take 2 or more, or 0 for no folds
 data.fold=5 data.num_folds=5
@@ -314,6 +318,7 @@ def test_nan_is_a_word():
     "data.resize=patch data.sample_classes=('class_3',) "
     'data.foreground_fraction=1.0 loss.weight_map=border',
     'data.num_folds=2 data.fold=1 data.eval_split=test',
+    'data.image_pattern={stem}_scan data.mask_pattern=m_{stem}',
     'model.padding=valid data.image_size=(92,92)',
     'checkpoint.best_metric=-eval/loss',
     _3D,

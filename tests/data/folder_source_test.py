@@ -144,7 +144,10 @@ def test_test_folder_without_masks(tmp_path, caplog):
   write(tmp_path / 'test' / 'images' / '0.png', 50)
   train, val = (values(make(tmp_path, split)) for split in ('train', 'auto'))
   assert len(val) == 2 and sorted(train + val) == list(range(10))
-  assert f'{tmp_path / "test"} has no masks/: not used' in caplog.messages
+  assert caplog.messages == [
+    f'{tmp_path}: not used, by their names no images and masks of a split: '
+    'test/images'
+  ]
   assert error(tmp_path, 'test') == (
     f"{tmp_path} has no split 'test'; it has train, val"
   )
@@ -242,6 +245,175 @@ def test_isbi2012(shared_data):
       assert_array_equal(np.squeeze(example[key]), expected)
 
 
+# Names that differ, and what is left out. The rules are tested in
+# pairing_test.py and folders_test.py.
+
+
+def _paired(root, split='train', **fields):
+  """The names of image and mask of each example."""
+  source = make(root, split, **{'val_fraction': 0, **fields})
+  files = [source.read(i) for i in range(len(source))]
+  path = lambda name: os.path.relpath(name, root)
+  return [f'{path(f["name"])} {path(f["mask_name"])}' for f in files]
+
+
+def test_what_was_paired_is_shown(tmp_path, caplog):
+  caplog.set_level('INFO')
+  _make_files(
+    tmp_path,
+    'imgs/a10_scan.png imgs/a9_scan.jpg gt/a9_mask.png gt/a10_mask.gif',
+  )
+  assert _paired(tmp_path) == [
+    'imgs/a9_scan.jpg gt/a9_mask.png',
+    'imgs/a10_scan.png gt/a10_mask.gif',
+  ]
+  assert caplog.messages == [
+    f'paired 2 images of {tmp_path}/imgs with masks of {tmp_path}/gt, such as '
+    'a10_scan.png with a10_mask.gif (as --config.data.image_pattern='
+    "'{stem}_scan' --config.data.mask_pattern='{stem}_mask')"
+  ]
+  # What it says can be set, and is then not said again.
+  patterns = {'image_pattern': '{stem}_scan', 'mask_pattern': '{stem}_mask'}
+  assert len(_paired(tmp_path, **patterns)) == 2
+
+
+def test_what_was_paired_in_the_usual_folders_is_shown(tmp_path, caplog):
+  caplog.set_level('INFO')
+  _make_files(tmp_path, 'images/a.png images/b.png masks/a_m.png masks/b_m.png')
+  assert _paired(tmp_path)[0] == 'images/a.png masks/a_m.png'
+  assert "(as --config.data.mask_pattern='{stem}_m')" in caplog.text
+
+
+def test_splits_may_be_told_by_their_masks(tmp_path):
+  _make_files(
+    tmp_path, 'train/a.png train_labels/a.png val/b.png valLabels/b.png'
+  )
+  assert _paired(tmp_path, 'auto') == ['val/b.png valLabels/b.png']
+
+
+def test_one_folder_of_images_and_masks(tmp_path):
+  _make_files(tmp_path, 'p1/a.png p1/a_mask.png p2/a.png p2/a_mask.png')
+  assert _paired(tmp_path) == [
+    'p1/a.png p1/a_mask.png',
+    'p2/a.png p2/a_mask.png',
+  ]
+
+
+def test_images_without_masks_are_left_out(tmp_path, caplog):
+  _make_files(
+    tmp_path, 'a b images/c.png images/d.png images/e.png images/f.png'
+  )
+  assert len(_paired(tmp_path)) == 2
+  assert len(make(tmp_path, 'val', val_fraction=0.5)) == 1
+  # Once for both splits.
+  assert caplog.messages == [
+    f'4 of 6 images of {tmp_path}/images have no mask and are left out: c.png, '
+    'd.png, e.png and 1 more'
+  ]
+  problems = []
+  make(tmp_path, 'train', problems)
+  (problem,) = problems
+  assert (problem.kind, problem.level) == ('unpaired', 'warning')
+  assert len(problem.names) == 4
+
+
+def test_files_that_are_not_listed_are_not_looked_at(tmp_path, caplog):
+  caplog.set_level('INFO')
+  _make_files(
+    tmp_path,
+    'a b c images/c.jpg images/d.png masks/e.png train.txt=a val.txt=b',
+  )
+  assert _paired(tmp_path) == ['images/a.png masks/a.png']
+  assert not caplog.messages
+  # With masks of other names.
+  for stem in 'abc':
+    (tmp_path / f'masks/{stem}.png').rename(tmp_path / f'masks/{stem}_m.png')
+  assert _paired(tmp_path) == ['images/a.png masks/a_m.png']
+
+
+def test_a_listed_image_without_a_mask_is_left_out(tmp_path, caplog):
+  _make_files(tmp_path, 'a b images/c.png train.txt=a,c val.txt=b')
+  assert _paired(tmp_path) == ['images/a.png masks/a.png']
+  assert 'have no mask and are left out: c.png' in caplog.text
+
+
+def test_files_that_are_passed_over_are_counted(tmp_path, caplog):
+  caplog.set_level('INFO')
+  _make_files(tmp_path, 'a')
+  for name in (
+    'images/b.heic images/c.HEIC images/d.jp2 masks/Thumbs.db images/.DS_Store'
+  ).split():
+    (tmp_path / name).touch()
+  assert len(_paired(tmp_path)) == 1
+  (message,) = caplog.messages
+  assert message.startswith(
+    f'{tmp_path}/images and masks/: 5 file(s) passed over, 2 .heic, 1 hidden, '
+    '1 .jp2, 1 .db, such as .DS_Store, b.heic, d.jp2 and 1 more; those that '
+    'are images are read as .png, '
+  )
+
+
+def test_files_of_which_none_is_read(tmp_path):
+  for name in 'imagesTr/a.nii.gz imagesTr/b.nii.gz labelsTr/a.nii.gz'.split():
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).touch()
+  assert error(tmp_path) == (
+    f'{tmp_path}/imagesTr: has no image files ({", ".join(decode.EXTENSIONS)}) '
+    'but 2 .gz; convert them'
+  )
+
+
+def test_other_names_of_splits(tmp_path, caplog):
+  caplog.set_level('INFO')
+  _make_files(
+    tmp_path, 'Training/a Valid/b testing/c extra/d extra/e train.txt=a'
+  )
+  for split, found in {
+    'training': 0,
+    'train': 0,
+    'valid': 1,
+    'val': 1,
+    'auto': 1,
+    'test': 2,
+  }.items():
+    source = make(tmp_path, split)
+    assert values(source) == [found]
+    assert source.split == ('train', 'val', 'test')[found]
+  assert caplog.messages == [
+    f'{tmp_path}: not used, by their names no images and masks of a split: '
+    'extra, train.txt'
+  ]
+
+
+def test_images_and_masks_beside_a_split(tmp_path):
+  _make_files(tmp_path, 'a b test/c')
+  assert values(make(tmp_path, 'train')) == [0, 1]
+  assert values(make(tmp_path, 'auto')) == [2]
+
+
+def test_subfolders(tmp_path):
+  _make_files(tmp_path, 'a2 a10 p2/x')  # Of a wrapper, see below.
+  for kind in ('images', 'masks'):
+    (tmp_path / 'p2' / kind).rename(tmp_path / kind / 'p2')
+  (tmp_path / 'p2').rmdir()
+  assert _paired(tmp_path) == [
+    'images/a2.png masks/a2.png',
+    'images/a10.png masks/a10.png',
+    'images/p2/x.png masks/p2/x.png',
+  ]
+
+
+def test_no_hold_out(tmp_path):
+  _make_files(tmp_path, 'a b')
+  assert values(make(tmp_path, 'train', val_fraction=0.0)) == [0, 1]
+  for split in ('auto', 'val', 'valid'):
+    assert error(tmp_path, split, val_fraction=0.0) == (
+      f'--config.data.val_fraction=0 holds nothing of {tmp_path} out to '
+      'evaluate on: set a fraction, add val/, or measure the images that are '
+      'trained on with --config.data.eval_split=train'
+    )
+
+
 # Mistakes
 
 
@@ -261,24 +433,53 @@ train imgs/ a.png
 train imgs/ a.png b0/ b1/ b2/ b3/ b4/ b5/ b6/
   --config.data.dir=ROOT: has neither images/ and masks/, nor train/ with
   images/ and masks/ in it (it has a.png, b0, b1, b2, b3, b4 and 3 more)
-train images/
+train images/ masks/a.png
   ROOT/images: has no image files ({', '.join(decode.EXTENSIONS)})
+train images/a.png masks/
+  ROOT/masks: has no image files ({', '.join(decode.EXTENSIONS)})
 train images/a.png
-  ROOT/masks: no such folder; put the files there
-train scan_1 scan_2 images/scan_11.png images/zebra.png
-val scan_1 scan_2 images/scan_11.png images/zebra.png
-  ROOT/images/scan_11.png has no mask: ROOT/masks has no file with the stem
-  'scan_11' (did you mean scan_1?); 2 file(s) like this. Add the mask or remove
-  the file
-train scan_1 scan_2 masks/zebra.tif
-val scan_1 scan_2 masks/zebra.tif
-  ROOT/masks/zebra.tif has no image: ROOT/images has no file with the stem
-  'zebra'; 1 file(s) like this. Add the image or remove the file
+  --config.data.dir=ROOT: has neither images/ and masks/, nor train/ with
+  images/ and masks/ in it (it has images)
+train a.png a_1st.png b.png b_1st.png c.png c_2nd.png
+  --config.data.dir=ROOT: has neither images/ and masks/, nor train/ with
+  images/ and masks/ in it (it has a.png, a_1st.png, b.png, b_1st.png,
+  c.png, c_2nd.png; to tell masks from images beside them:
+  --config.data.mask_pattern='{{stem}}_1st')
+train photos/a.png photos/b.png
+  --config.data.dir=ROOT: has neither images/ and masks/, nor train/ with
+  images/ and masks/ in it (it has photos)
+train images/a.png masks/a_1.png masks/a_2.png
+  ROOT/masks/a_1.png has no image: ROOT/images has no file of the name 'a_1'
+  (did you mean a?); 2 file(s) like this. Add the image, or rename or remove
+  the file; join several masks of an image into one
+train train/a test/images/a.png test/mask/a.png
+  ROOT/train/masks and ROOT/test/mask are called differently: if they mean the
+  same, give them one name, otherwise move one away
+train scan_1 scan_2 masks/zebra.tif images/scan_3.png
+val scan_1 scan_2 masks/zebra.tif images/scan_3.png
+  ROOT/masks/zebra.tif has no image: ROOT/images has no file of the name
+  'zebra'; 1 file(s) like this. Add the image, or rename or remove the file
+train img_1 images/img_000.png masks/img_0.png masks/img_4.png
+  ROOT/masks/img_0.png has no image: ROOT/images has no file of the name 'img_0'
+  (did you mean img_000?); 2 file(s) like this. Add the image, or rename or
+  remove the file
+train a images/b.png images/c.png masks/b_mask.png masks/c_mask.png
+  ROOT/masks/b_mask.png has no image: ROOT/images has no file of the name
+  'b_mask'; 2 file(s) like this. If names differ by a rule,
+  give it: --config.data.mask_pattern='{{stem}}_mask'
+train images/a.png masks/b.png
+  ROOT/masks/b.png has no image: ROOT/images has no file of the name 'b'; 1
+  file(s) like this. Add the image, or rename or remove the file
 train scan_1 scan_2 instances/scan_1.png
 val scan_1 scan_2 instances/scan_1.png
-  ROOT/images/scan_2.png has no instance: ROOT/instances has no file with the
-  stem 'scan_2' (did you mean scan_1?); 1 file(s) like this. Add the instance or
-  remove the file
+  ROOT/images/scan_2.png has no instance: ROOT/instances has no file of the name
+  'scan_2'; 1 file(s) like this. Add the instance, or rename or remove the file
+train images/a.png labels/a.png gt/a.png
+  ROOT/gt and ROOT/labels may all be the masks; keep one, or name the right one
+  masks/ and the others differently
+train train/a val/a valid/a
+  ROOT/val/images and ROOT/valid/images may all be the images; keep one, or name
+  the right one images/ and the others differently
 train a b images/a.bmp
   ROOT/images/a.bmp and ROOT/images/a.png have the same stem; pairs are made by
   stem, rename or remove one
@@ -290,7 +491,10 @@ tests train/a train/b test/a test/b
 val train/a train/b test/a test/b
   ROOT has no split 'val'; it has train, test
 val scan_1 scan_2 train.txt=scan_1 val.txt=scan_2,scam_2
-  ROOT/val.txt names scam_2, which images/ does not have (did you mean scan_2?)
+  ROOT/val.txt names scam_2, which images/ does not have (did you mean
+  scan_2?); 1 name(s) like this. Correct or remove them
+val scan_1 scan_2 train.txt=scan_1 val.txt=scan_2 valid.txt=scan_1
+  ROOT/val.txt and ROOT/valid.txt are lists of one split; remove one
 val scan_1 scan_2 train.txt=scan_1 val.txt=
   ROOT/val.txt: is empty; one stem a line
 """
@@ -308,7 +512,9 @@ def test_hold_out_that_leaves_nothing(tmp_path, count, fraction):
   write_pairs(tmp_path, [f'p{i}' for i in range(count)])
   assert error(tmp_path, val_fraction=fraction) == (
     f'{tmp_path}: {count} pair(s) leave nothing to train on once '
-    f'data.val_fraction={fraction} is held out'
+    f'data.val_fraction={fraction} is held out; add pairs, or '
+    'evaluate on them too: --config.data.val_fraction=0 '
+    '--config.data.eval_split=train'
   )
 
 
@@ -324,3 +530,90 @@ def test_link_to_nowhere(tmp_path):
     'pairs with --config.data.on_error=skip'
   )
   assert source[1]['name'].endswith('b.png')
+
+
+# Pages
+
+
+def _write_pages(path, first, count):
+  """A TIFF of `count` pages with the values first, first + 1, ..."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  pages = [
+    Image.fromarray(np.full((4, 6), first + i, np.uint8)) for i in range(count)
+  ]
+  pages[0].save(path, save_all=True, append_images=pages[1:])
+
+
+def _write_stacks(root, counts):
+  """Stacks s0.tif, ... whose values go on from one to the next."""
+  for i, count in enumerate(counts):
+    for folder, more in (('images', 0), ('masks', 100)):
+      first = sum(counts[:i]) + more
+      _write_pages(root / folder / f's{i}.tif', first, count)
+
+
+def test_pages_are_examples(tmp_path):
+  _write_stacks(tmp_path / 'train', [3, 1, 2])
+  write_pairs(tmp_path / 'val', ['z'])
+  source = make(tmp_path, 'train', pages='images')
+  assert len(source) == 6
+  names = [os.path.basename(source.read(i)['name']) for i in range(6)]
+  assert names == ['s0.tif[0]', 's0.tif[1]', 's0.tif[2]', 's1.tif'] + [
+    's2.tif[0]',
+    's2.tif[1]',
+  ]
+  for i in range(6):
+    assert source[i]['image'].min() == source[i]['image'].max() == i
+    assert source[i]['mask'].min() == source[i]['mask'].max() == 100 + i
+  one = make(tmp_path, 'val', pages='images').read(0)
+  assert (one['name'], one['page']) == (
+    str(tmp_path / 'val/images/z.png'),
+    0,
+  )
+  assert source.fingerprint != make(tmp_path, 'train').fingerprint
+
+
+def test_pages_of_a_file_are_held_out_together(tmp_path):
+  counts = [3, 1, 2, 4]
+  _write_stacks(tmp_path, counts)
+  stacks = np.split(np.arange(10), np.cumsum(counts)[:-1])
+  made = lambda split, **data: [
+    int(e['image'].min()) for e in make(tmp_path, split, pages='images', **data)
+  ]
+  parts = [
+    [made(split, val_fraction=0.5) for split in ('train', 'val')],
+    [made(f'fold_{i}', num_folds=3) for i in range(3)],
+  ]
+  for part in parts:
+    assert sorted(sum(part, [])) == list(range(10))
+    for stack in stacks:
+      assert sum(set(stack) <= set(rows) for rows in part) == 1
+  assert 'the 10 example(s) in 4 file(s) of train cannot be cut' in error(
+    tmp_path, 'fold_0', pages='images', num_folds=5
+  )
+
+
+def test_pages_of_image_and_mask_differ(tmp_path):
+  _write_stacks(tmp_path / 'train', [3, 2])
+  write_pairs(tmp_path / 'val', ['z'])
+  _write_pages(tmp_path / 'train/masks/s0.tif', 0, 2)
+  folder = tmp_path / 'train'
+  assert error(tmp_path, pages='images') == (
+    f'{folder}/images/s0.tif holds 3, {folder}/masks/s0.tif holds 2 image(s): '
+    'with data.pages=images each page of an image needs a page of its mask; 1 '
+    'pair(s) like this. Store as many pages in both'
+  )
+  problems = []
+  source = make(tmp_path, 'train', problems, pages='images')
+  assert [problem.kind for problem in problems] == ['pages']
+  assert [int(source[i]['image'].min()) for i in range(len(source))] == [3, 4]
+
+
+def test_a_broken_file_is_one_page(tmp_path):
+  _write_stacks(tmp_path / 'train', [2, 2])
+  write_pairs(tmp_path / 'val', ['z'])
+  (tmp_path / 'train/images/s0.tif').write_bytes(b'II*\0broken')
+  (tmp_path / 'train/masks/s0.tif').write_bytes(b'II*\0broken')
+  source = make(tmp_path, 'train', pages='images')
+  assert len(source) == 3
+  assert 's0.tif' in message_of(lambda: source[0], kind=errors.DecodeError)

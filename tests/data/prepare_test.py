@@ -33,6 +33,7 @@ class _Examples:
   """
 
   fingerprint = 'examples'
+  groups = None
   bad = {}  # {index: exception}
   watch_dir = None
 
@@ -406,7 +407,7 @@ def test_a_process_killed_while_it_builds(tmp_path, watch, examples):
 
 def _write_train(root, pairs):
   folders.write_pairs(root / 'train', pairs)
-  (root / 'val/masks').mkdir(parents=True)  # So that none is held out.
+  folders.write_pairs(root / 'val', pairs)  # So that none is held out.
 
 
 def _tiff(array, **options):

@@ -419,11 +419,28 @@ def test_arrays(array, expected):
 
 
 def test_array_of_another_shape():
-  array = np.zeros((4, 5, 2), np.uint8)
+  array = np.zeros((4, 5, 6), np.uint8)
   assert message_of(rasters.ArrayRaster, array, _data()) == (
-    'the array has the shape (4, 5, 2); an image is [H, W], [H, W, 1] or '
-    '[H, W, 3]; of others, data.bands chooses'
+    'the array has the shape (4, 5, 6); an image is [H, W], [H, W, 1] or '
+    '[H, W, 3], with alpha [H, W, 4]; of others, data.bands chooses'
   )
+
+
+@pytest.mark.parametrize('channels', [2, 4])
+def test_alpha_of_an_array_is_that_of_a_file(channels, tmp_path):
+  array = np.random.default_rng(0).integers(0, 9, (7, 8, channels), np.uint8)
+  path = tmp_path / 'a.png'
+  Image.fromarray(array).save(path)
+  for alpha in ('refuse', 'drop', 'nodata'):
+    data = _data()
+    data.alpha = alpha
+    opened = lambda: rasters.open_image(path, data)
+    made = lambda: rasters.ArrayRaster(array, data, str(path))
+    if alpha == 'refuse':
+      assert message_of(opened) == message_of(made)
+      continue
+    for read in (lambda r: r.read(0, 7), lambda r: r.ignored(0, 7)):
+      np.testing.assert_array_equal(read(opened()), read(made()))
 
 
 def _error(path):

@@ -27,6 +27,7 @@ class _Source:
 
   sizes = ((40, 70), (9, 30), (33, 33), (50, 21), (16, 16), (5, 3))
   fingerprint = 'windows'
+  groups = None
   rare = (3, 49, 4)  # Image, row, column: at the border.
 
   def __init__(self, config, split, problems=None):

@@ -77,8 +77,8 @@ def test_broken_and_unpaired_files_are_all_named(tmp_path):
   problems = []
   config = folders.make_config(tmp_path)
   assert len(sources.make_source(config, 'train', problems)) == 5
-  assert [p.kind for p in problems] == ['same stem', 'unpaired']
-  assert problems[1].names == (str(alone),)
+  assert [p.kind for p in problems] == ['unpaired', 'same stem']
+  assert problems[0].names == (str(alone),)
   splits, config = measured.measure(tmp_path)
   found = findings.find(splits, config)
   # Each with its own reason, and the file that has the fault.

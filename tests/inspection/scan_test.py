@@ -42,6 +42,18 @@ def test_measures_what_numpy_and_skimage_measure(tmp_path):
   assert abs(np.linalg.norm(second.thumbnail) - 1) < 1e-5
 
 
+def test_pages_of_a_file_are_no_duplicates(tmp_path):
+  pairs = [folders.make_pair(seed) for seed in (0, 1, 0)]
+  for folder, arrays in zip(('images', 'masks'), zip(*pairs)):
+    (tmp_path / folder).mkdir()
+    pages = [Image.fromarray(array) for array in arrays]
+    for stem in 'ab':
+      path = tmp_path / folder / f'{stem}.tif'
+      pages[0].save(path, save_all=True, append_images=pages[1:])
+  first, second, third = scan_folder(tmp_path, pages='images')
+  assert first.digest == third.digest != second.digest
+
+
 @pytest.mark.parametrize(
   'image, mask, kind, message',
   [

@@ -15,7 +15,7 @@ from PIL import Image
 from configs import folder
 from unet_jax.config import checks, default
 from unet_jax.data import decode, masks, rasters, sources
-from unet_jax.prediction import contours, outputs, overlays
+from unet_jax.prediction import contours, inputs, outputs, overlays
 from unet_jax.runtime import errors
 
 _SIZE = (70, 61)
@@ -44,7 +44,8 @@ def _raster(config) -> rasters.ArrayRaster:
 
 
 def _open(config, root, source='in/a.png'):
-  paths = outputs.make_paths(pathlib.Path(source), root, config)
+  source = pathlib.Path(source)
+  paths = outputs.make_paths(source, root, source.stem, config)
   return outputs.PredictionFiles(_raster(config), paths, config), paths
 
 
@@ -105,6 +106,45 @@ def test_masks_are_those_of_data(
   values = decode.decode_mask(paths.mask.read_bytes(), 'x', config.data).array
   mapped = masks.map_mask(values, table, num_classes, 'x')
   assert_array_equal(mapped, classes)
+
+
+@pytest.mark.parametrize(
+  'table,num_classes,expected',
+  [
+    ((), 2, 255),
+    (((0, 0), (1, 1)), 2, 255),
+    (((0, 0), (255, 1)), 2, 254),
+    (((0, 0), (255, 1), (254, 2)), 3, 253),
+    (((0, 0), (1, 1), (9, 255)), 2, 9),
+    (((0, 0), (1, 1), (300, 255)), 2, 300),
+    (((0, 0), (1, 1), (-1, 255)), 2, 255),
+    ((((0, 0, 0), 0), ((255, 0, 0), 1)), 2, (254, 254, 254)),
+    ((((0, 0, 0), 0), ((9, 0, 0), 1), ((1, 2, 3), 255)), 2, (1, 2, 3)),
+  ],
+)
+@pytest.mark.parametrize('suffix', ['png', 'tif'])
+def test_pixels_without_data_have_a_value_of_no_class(
+  suffix, table, num_classes, expected, tmp_path
+):
+  config = _config(num_classes=num_classes, mask_values=table, nodata=(7,))
+  raster, logits = _raster(config), _logits(num_classes)
+  ignored = np.zeros(_SIZE, bool)
+  ignored[8:20, 3:7] = True
+  raster.ignored = lambda start, stop: ignored[start:stop]
+  paths = outputs.make_paths(pathlib.Path(f'a.{suffix}'), tmp_path, 'a', config)
+  files = outputs.PredictionFiles(raster, paths, config)
+  for rows in np.split(logits, [5, 12]):
+    files.write(rows)
+  files.close()
+  with Image.open(paths.mask) as image:
+    found = np.asarray(image)
+  is_value = found == np.array(expected)
+  is_value = is_value.all(-1) if found.ndim == 3 else is_value
+  assert_array_equal(is_value, ignored)
+  if (expected, 255) in table:
+    values = decode.decode_mask(paths.mask.read_bytes(), 'x', config.data).array
+    mapped = masks.map_mask(values, table, num_classes, 'x')
+    assert_array_equal(mapped, np.where(ignored, 255, logits.argmax(-1)))
 
 
 _RANGE = ': masks are written with values of 0 to {}; choose others'
@@ -240,17 +280,6 @@ def test_rows_that_are_missing_or_too_many(tmp_path):
   assert not _files(tmp_path)
 
 
-def test_existing(tmp_path):
-  config = _config({'overlay': True})
-  paths = outputs.make_paths(pathlib.Path('a.png'), tmp_path, config)
-  assert not outputs.existing(paths)
-  _predict(config, _logits(3), tmp_path)
-  assert outputs.existing(paths)
-  config.predict.contours = True
-  more = outputs.make_paths(pathlib.Path('a.png'), tmp_path, config)
-  assert not outputs.existing(more)
-
-
 def test_memory_of_large_images(tmp_path):
   config = _config({'probabilities': 'tiff', 'overlay': True})
   height, width = 1024, 5000
@@ -259,7 +288,7 @@ def test_memory_of_large_images(tmp_path):
   tifffile.imwrite(source, image, tile=(128, 128), compression='zlib')
   band = np.zeros((32, width, 3), np.float32)
   band[..., 1] = np.arange(width) % 7 > 3
-  paths = outputs.make_paths(source, tmp_path, config)
+  paths = outputs.make_paths(source, tmp_path, 'a', config)
   tracemalloc.start()
   try:
     with rasters.open_image(source, config.data) as raster:
@@ -282,79 +311,35 @@ def _touch(root, *names):
     Image.new('L', (4, 4)).save(path, 'PNG')
 
 
-def test_inputs(tmp_path, monkeypatch):
-  _touch(tmp_path, 'slice_10.png', 'slice_2.PNG', 'a.tif', '.hidden.png')
-  (tmp_path / 'notes.txt').write_text('x')
-  _touch(tmp_path / 'set', 'images/b.jpg', 'images/a.png', 'masks/a.png')
-  for pattern, names in {
-    '': 'a.tif slice_2.PNG slice_10.png',
-    'slice_2.PNG': 'slice_2.PNG',
-    'slice_*': 'slice_2.PNG slice_10.png',
-    '*': 'a.tif slice_2.PNG slice_10.png',
-    'set': 'set/images/a.png set/images/b.jpg',
-    '**/images/*': 'set/images/a.png set/images/b.jpg',
-  }.items():
-    found = outputs.find_inputs(f'{tmp_path}/{pattern}')
-    assert found == [tmp_path / name for name in names.split()]
-  monkeypatch.setenv('HOME', str(tmp_path / 'set'))
-  assert outputs.find_inputs('~/m*/*') == [tmp_path / 'set/masks/a.png']
-
-
-_SAME_STEM = (
-  ' have the same stem, one result would overwrite the other; rename one or '
-  'predict them apart'
-)
-
-
-@pytest.mark.parametrize(
-  'pattern,message',
-  [
-    ('empty', 'has no image files (.png, '),
-    ('gone.png', 'no such file or folder (.png, '),
-    ('*.jpg', 'matches no image files (.png, '),
-    ('two', 'ROOT/two/a.jpg and ROOT/two/a.png' + _SAME_STEM),
-    ('*/a.png', 'ROOT/one/a.png and ROOT/two/a.png' + _SAME_STEM),
-  ],
-)
-def test_inputs_that_cannot_be_used(pattern, message, tmp_path):
-  _touch(tmp_path, 'two/a.png', 'two/a.jpg', 'one/a.png')
-  (tmp_path / 'empty').mkdir()
-  with pytest.raises(errors.UserError) as e:
-    outputs.find_inputs(f'{tmp_path}/{pattern}')
-  expected = f'--config.predict.input={tmp_path}/{pattern}: {message}'
-  assert str(e.value).startswith(expected.replace('ROOT', str(tmp_path)))
-  assert '\n' not in str(e.value)
-
-
-def test_no_input():
-  with pytest.raises(errors.UserError) as e:
-    outputs.plan(_config(), 'run')
-  assert str(e.value) == (
-    '--mode=predict needs --config.predict.input=PATH: an image, a folder or a '
-    "pattern such as 'DIR/*.png'"
-  )
-
-
-def test_plan(tmp_path):
-  _touch(tmp_path, 'images/b.png', 'images/c.tif')
-  config = _everything('tiff', input=str(tmp_path))
-  out = tmp_path / 'run/predictions'
-  planned = outputs.plan(config, str(tmp_path / 'run'))
-  names = ('b.png', 'c.tif')
-  assert [image for image, _ in planned] == [
-    tmp_path / f'images/{name}' for name in names
-  ]
-  for name, (_, paths) in zip(names, planned):
+def test_paths(tmp_path):
+  config = _everything('tiff')
+  out = outputs.output_folder(config, str(tmp_path / 'run'), [])
+  assert out == tmp_path / 'run/predictions'
+  for suffix, mask in (('png', 'b.png'), ('jpg', 'b.png'), ('TIFF', 'b.tif')):
+    paths = outputs.make_paths(pathlib.Path(f'x.{suffix}'), out, 'b', config)
     assert paths == outputs.Paths(
-      out / f'masks/{name}',
-      out / f'probabilities/{name[0]}.tif',
-      out / f'overlays/{name[0]}.jpg',
-      out / f'contours/{name[0]}.geojson',
+      out / f'masks/{mask}',
+      out / 'probabilities/b.tif',
+      out / 'overlays/b.jpg',
+      out / 'contours/b.geojson',
     )
-  config.predict.output = str(tmp_path / 'here')
-  config.predict.overlay = False
-  _, paths = outputs.plan(config, 'run')[0]
+  config.predict.update(output=str(tmp_path / 'here'), overlay=False)
+  out = outputs.output_folder(config, 'run', [])
+  paths = outputs.make_paths(pathlib.Path('b.png'), out, 'b', config)
   assert paths.mask == tmp_path / 'here/masks/b.png' and not paths.overlay
+
+
+def test_files_of_a_name(tmp_path):
+  paths = _predict(_everything('npz'), _logits(3), tmp_path)
+  _touch(tmp_path, 'masks/aa.png', 'masks/a.b.png', 'overlays/b.jpg')
+  assert sorted(outputs.found(tmp_path, 'a')) == paths.files(1)
+  config = _config({'overlay': True})
+  names = ['masks/a[1].tif'] + [f'overlays/a[1].page_000{i}.jpg' for i in '12']
+  _touch(tmp_path, *names)
+  args = pathlib.Path('a.gif'), tmp_path, 'a[1]', config, 2
+  expected = [tmp_path / name for name in names]
+  assert outputs.make_paths(*args).files(2) == expected
+  assert outputs.found(tmp_path, 'a[1]') == expected
 
 
 @pytest.mark.parametrize(
@@ -371,8 +356,9 @@ def test_output_among_the_images(given, output, images, tmp_path):
   _touch(tmp_path, 'set/images/a.png', 'set/masks/a.png')
   places = {'input': f'{tmp_path}/{given}', 'output': f'{tmp_path}/{output}'}
   config = _config(places)
+  found = inputs.find(config.predict.input)
   with pytest.raises(errors.UserError) as e:
-    outputs.plan(config, 'run')
+    outputs.output_folder(config, 'run', found)
   assert str(e.value) == (
     f'--config.predict.output={tmp_path}/{output}: would mix with the images '
     f'in {tmp_path}/{images}; choose another folder, such as '

@@ -82,6 +82,7 @@ def test_ensemble_of_another_network_or_other_classes(workdir, tmp_path):
   for message, other in {
     'of another network: model.base': {'model': {'base_features': 6}},
     'averaged with .*mask_values is': {'data': classes},
+    'averaged with .*orientation is': {'data': {'orientation': 'upright'}},
   }.items():
     shutil.rmtree(tmp_path)
     runs.save(tmp_path, make_config(**other))

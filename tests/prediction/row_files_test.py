@@ -8,7 +8,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from unet_jax.prediction import row_files
+from unet_jax.prediction import kept_tags, row_files
 
 _SHAPES = [(1, 1), (300, 517), (256, 512), (257, 40, 3)]
 
@@ -134,3 +134,82 @@ def test_a_full_disk_at_the_first_tags_leaves_nothing(tmp_path, monkeypatch):
   with pytest.raises(OSError, match='No space'):
     row_files.TiffFile(tmp_path / 'a.tif', (9, 8), np.uint8)
   assert not list(tmp_path.iterdir())
+
+
+# The place in UTM zone 33 north, rotated; a tie point and a scale say it too.
+_TAGS = kept_tags.Tags(
+  (
+    (34264, 12, 16, (0.5, 0.1, 0, 4e5, 0.1, -0.5, 0, 5e6, *[0.0] * 7, 1), True),
+    (34735, 3, 12, (1, 1, 0, 2, 1024, 0, 1, 1, 3072, 0, 1, 32633), True),
+    (34736, 12, 2, (6378137.0, 298.257223563), True),
+    (34737, 2, 0, 'WGS 84 / UTM, gr\xfcn|'.encode(), True),
+  ),
+  (2.5, 300.0),
+  3,
+)
+
+
+@pytest.mark.parametrize('big', [False, True])
+def test_tags_of_place_and_size(big, tmp_path, monkeypatch):
+  monkeypatch.setattr(row_files, '_BIG', 0 if big else 2**32)
+  array, path = _array((300, 517), np.uint8), tmp_path / 'a.tif'
+  tags = _TAGS.of_orientation(6).of_nodata(255)
+  _write(row_files.TiffFile(path, array.shape, np.uint8, tags=tags), array)
+  np.testing.assert_array_equal(tifffile.imread(path), array)
+  with tifffile.TiffFile(path) as tiff:
+    found = tiff.pages.first.tags
+    for code, kind, _, value, _ in _TAGS.extra:
+      assert found[code].dtype == kind
+      text = isinstance(value, bytes)
+      assert found[code].value == (value.decode() if text else value)
+    assert found['XResolution'].value == (5, 2)
+    assert found['YResolution'].value == (300, 1)
+    assert found['ResolutionUnit'].value == 3
+    assert found['Orientation'].value == 6
+    assert found['GDAL_NODATA'].value == '255'
+  # Read and written again they are the same.
+  (tags,) = kept_tags.read(path)
+  again = tmp_path / 'b.tif'
+  _write(row_files.TiffFile(again, array.shape, np.uint8, tags=tags), array)
+  assert kept_tags.read(again) == [tags]
+  # Nodata is that of the values of the image, not of others.
+  with tifffile.TiffFile(again) as tiff:
+    assert 'GDAL_NODATA' not in tiff.pages.first.tags
+
+
+@pytest.mark.parametrize('suffix', ['png', 'tif'])
+def test_no_tags_of_other_files(suffix, tmp_path):
+  path = tmp_path / f'a.{suffix}'
+  path.write_bytes(b'II*\0' if suffix == 'tif' else b'\x89PNG')
+  assert kept_tags.read(path) == []
+  assert kept_tags.read(tmp_path / 'none.tif') == []
+
+
+@pytest.mark.parametrize('orientation', range(1, 9))
+def test_png_with_an_orientation(orientation, tmp_path):
+  array, path = _array((30, 51), np.uint8), tmp_path / 'a.png'
+  _write(row_files.PngFile(path, array.shape, np.uint8, orientation), array)
+  with Image.open(path) as image:
+    assert image.getexif().get(0x112, 1) == orientation
+    np.testing.assert_array_equal(np.asarray(image), array)
+  assert (b'eXIf' in path.read_bytes()) == (orientation != 1)
+
+
+def test_pages_are_joined(tmp_path):
+  arrays, parts = [], []
+  for i, size in enumerate([(300, 517), (20, 30), (256, 257)]):
+    arrays.append(_array(size, np.uint16))
+    parts.append(tmp_path / f'.{i}.tif')
+    tags = _TAGS if i == 1 else kept_tags.Tags()
+    file = row_files.TiffFile(parts[i], size, np.uint16, tags=tags)
+    _write(file, arrays[i])
+  row_files.join_pages(parts, tmp_path / 'a.tif')
+  assert [p.name for p in tmp_path.iterdir()] == ['a.tif']
+  with tifffile.TiffFile(tmp_path / 'a.tif') as tiff:
+    assert len(tiff.pages) == 3
+    for i, page in enumerate(tiff.pages):
+      np.testing.assert_array_equal(page.asarray(), arrays[i])
+      assert ('GeoKeyDirectoryTag' in page.tags) == (i == 1)
+  with Image.open(tmp_path / 'a.tif') as image:
+    image.seek(2)
+    np.testing.assert_array_equal(np.asarray(image), arrays[2])

@@ -42,8 +42,8 @@ def test_load(workdir):
   assert [x.shape for x in several] == [(16, 16, 3), (9, 12, 3), (16, 16, 3)]
   np.testing.assert_allclose(several[2], want[2], atol=1e-5)
   np.testing.assert_allclose(several[1].sum(-1), 1, atol=1e-5)
-  # The same image in other types, and with alpha.
-  alpha = np.concatenate([batch[0], batch[1, ..., :1]], -1)
+  # The same image in other types, and with alpha that is opaque.
+  alpha = np.concatenate([batch[0], np.full_like(batch[0, ..., :1], 255)], -1)
   for same in (
     batch[0] / 255,
     batch[0].astype(np.float32) / 255,
@@ -53,8 +53,19 @@ def test_load(workdir):
     alpha,
   ):
     np.testing.assert_allclose(segment(same), want[0], atol=1e-5)
+  alpha[:3, 5:9, 3] = 0
+  with pytest.raises(errors.UserError, match='alpha that is not opaque in 12 '):
+    segment(alpha)
   white = np.full((16, 16), 255, np.uint8)
   np.testing.assert_array_equal(segment(white > 0), segment(white))
+
+
+def test_pixels_without_data_are_nan(workdir):
+  segment = unet_jax.load(workdir[0], {'data.alpha': 'nodata'})
+  image = np.random.default_rng(0).integers(1, 256, (16, 16, 2), np.uint8)
+  image[:3, 5:9, 1] = 0
+  found = np.isnan(segment(image)).all(-1)
+  np.testing.assert_array_equal(found, image[..., 1] == 0)
 
 
 def test_load_of_an_average(workdir):

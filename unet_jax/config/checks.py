@@ -52,6 +52,11 @@ def _single_fields(config: ml_collections.ConfigDict, mode: str) -> Table:
     table[f'{text}{low},{high}'] = not is_pair
     text = f'{field}: must lie between {low} and {high}'
     table[text] = is_pair and not low <= bounds[0] <= bounds[1] <= high
+  for field in ('data.image_pattern', 'data.mask_pattern'):
+    is_set = flat[field] != ''
+    table[f'{field}: must hold {{stem}} once'] = (
+      flat[field].count('{stem}') != is_set
+    )
   fraction, flips = config.data.foreground_fraction, config.inference.flips
   return table | {
     'mesh.data: takes a number of devices, or -1 for all': (

@@ -42,9 +42,14 @@ def get_config() -> config_dict.ConfigDict:
   # folder without a `val` or `test`: the fraction of `train` that is held out
   # as `val`, chosen by `seed` (`random`) or as one block at the end in the
   # order of the names (`last`: for stacks and videos, whose neighbours look
-  # alike).
+  # alike). 0 holds nothing out: eval_split must then name a split.
   data.val_fraction = 0.2
   data.holdout = 'random'
+  # folder: the part of the stems that an image and its mask share, as in
+  # `{stem}_scan` and `{stem}_mask`. '': equal stems or, where this is the only
+  # way to pair all files one to one, what differs in all of them alike.
+  data.image_pattern = ''
+  data.mask_pattern = ''
   # Cross-validation, for every source: train_split, of which nothing else is
   # held out, is cut into num_folds parts of nearly equal size, by `seed` or as
   # blocks in order (data.holdout); 0: no folds. The name of train_split then

@@ -17,7 +17,10 @@ from unet_jax.config import mask_table
 from unet_jax.data import intensity, stored
 from unet_jax.runtime import errors
 
-EXTENSIONS = ('.png', '.jpg', '.jpeg', '.tif', '.tiff', '.bmp', '.gif', '.webp')
+EXTENSIONS = (
+  *('.png', '.jpg', '.jpeg', '.jfif', '.tif', '.tiff'),
+  *('.bmp', '.gif', '.webp'),
+)
 
 
 @dataclasses.dataclass(frozen=True)

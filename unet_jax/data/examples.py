@@ -17,6 +17,8 @@ Volumes are [D, H, W, C] and [D, H, W]; only shapes has them.
 """
 
 import dataclasses
+import functools
+import logging
 import re
 from typing import Any, Protocol
 
@@ -25,6 +27,8 @@ import numpy as np
 
 from unet_jax.data import decode
 from unet_jax.runtime import errors
+
+_log = logging.getLogger(__name__)
 
 Example = dict[str, Any]
 
@@ -36,6 +40,12 @@ class Source(Protocol):
   held_out: bool  # Whether the source chose the examples not trained on.
   fingerprint: Any  # JSON-able; changes with the examples.
 
+  @property
+  def groups(self) -> np.ndarray | None:
+    """int [N], ascending: examples of one number, such as the pages of a file,
+    stay together when some are held out; None if each stands alone.
+    """
+
   def __len__(self) -> int: ...
 
   def __getitem__(self, index: int) -> Example: ...
@@ -46,24 +56,35 @@ class Source(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-  """A mistake in files as a whole: pairs, stems, lists.
+  """A mistake in files as a whole, or what was done with them.
 
   Attributes:
     kind: one word, such as `unpaired`.
     message: one line: what, where, how to fix it.
     names: every file concerned.
+    level: `error`, or `warning` and `note` where the rest can be used.
   """
 
   kind: str
   message: str
   names: tuple[str, ...]
+  level: str = 'error'
 
 
 def report(problem: Problem, problems: list[Problem] | None) -> None:
-  """Adds a problem to the list, or raises it where there is no list."""
-  if problems is None:
+  """Adds a problem to the list; without one, raises an error, logs the rest."""
+  if problems is not None:
+    problems.append(problem)
+  elif problem.level == 'error':
     raise errors.UserError(problem.message)
-  problems.append(problem)
+  else:
+    _log_once(problem.level, problem.message)
+
+
+@functools.cache
+def _log_once(level: str, message: str) -> None:
+  """Logs what each source of a split would say again."""
+  _log.log(logging.WARNING if level == 'warning' else logging.INFO, message)
 
 
 def decode_example(

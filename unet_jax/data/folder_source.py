@@ -1,19 +1,27 @@
-"""Examples from folders of images and masks, paired by stem."""
+"""Examples from folders of images and masks, paired by name."""
 
-import logging
+import concurrent.futures
+import os
 import pathlib
 
 import ml_collections
+import numpy as np
 
 from unet_jax.config import fields
-from unet_jax.data import decode, examples
+from unet_jax.data import (
+  examples,
+  file_pairs,
+  folders,
+  lists,
+  pairing,
+  stored,
+)
 from unet_jax.runtime import errors
 
-_log = logging.getLogger(__name__)
-
-# Paths of an image, its mask and, where there is one, its instance mask.
-Pair = tuple[pathlib.Path, ...]
 Problems = list[examples.Problem] | None
+
+# Endings of files that may hold several images.
+_PAGED = ('.tif', '.tiff', '.gif', '.webp', '.png')
 
 
 class FolderSource:
@@ -32,33 +40,48 @@ class FolderSource:
         f'--config.data.dir={config.data.dir}: no such folder'
       )
     self.split, self.held_out, self._pairs = _find_pairs(
-      root, split, config, problems
+      str(root), split, config, problems
     )
     stamps = [_file_stamp(path) for pair in self._pairs for path in pair]
-    self.fingerprint = ['folder', stamps]
+    self.fingerprint: list = ['folder', stamps]
+    # Of each pair, its pages; of each example, its pair and its page.
+    self._counts = [1] * len(self._pairs)
+    if self._data.pages == 'images':
+      self._counts = _count_pages(self._pairs, problems)
+      self.fingerprint.append(self._counts)
+    self.groups = np.repeat(np.arange(len(self._pairs)), self._counts)
+    ends = np.cumsum(self._counts)
+    self._pages = (
+      np.arange(len(self.groups)) - (ends - self._counts)[self.groups]
+    )
 
   def __len__(self) -> int:
-    return len(self._pairs)
+    return len(self.groups)
 
   def __getitem__(self, index: int) -> examples.Example:
     return examples.decode_example(self.read(index), self._data)
 
   def read(self, index: int) -> examples.Example:
-    image_path, mask_path, *instance_path = self._pairs[index]
+    number, page = self.groups[index], int(self._pages[index])
+    image_path, mask_path, *instance_path = self._pairs[number]
+    # Numbered from 0, as in the libraries that write pages.
+    suffix = f'[{page}]' if self._counts[number] > 1 else ''
     example = {
       'image': _read_bytes(image_path),
       'mask': _read_bytes(mask_path),
-      'name': str(image_path),
-      'mask_name': str(mask_path),
+      'name': image_path + suffix,
+      'mask_name': mask_path + suffix,
+      'page': page,
     }
     for path in instance_path:
       example['instances'] = _read_bytes(path)
     return example
 
 
-def _read_bytes(path: pathlib.Path) -> bytes:
+def _read_bytes(path: str) -> bytes:
   try:
-    return path.read_bytes()
+    with open(path, 'rb') as f:
+      return f.read()
   except OSError as e:
     raise errors.DecodeError(
       f'{path} cannot be read ({e.strerror}); fix it, or skip such pairs with '
@@ -66,154 +89,165 @@ def _read_bytes(path: pathlib.Path) -> bytes:
     ) from e
 
 
-def _file_stamp(path: pathlib.Path) -> list:
+def _count_pages(pairs: list[file_pairs.Pair], problems: Problems) -> list[int]:
+  """Returns how many images each pair holds; 0 where its files differ."""
+
+  def count(path: str) -> int:
+    if os.path.splitext(path)[1].lower() not in _PAGED:
+      return 1
+    try:
+      return stored.count_pages(_read_bytes(path), path)
+    except errors.DecodeError:  # Decoding it says so, or skips it.
+      return 1
+
+  with concurrent.futures.ThreadPoolExecutor() as pool:
+    counts = list(pool.map(lambda pair: [count(path) for path in pair], pairs))
+  odd = [i for i, found in enumerate(counts) if len(set(found)) > 1]
+  if odd:
+    holds = zip(pairs[odd[0]], counts[odd[0]])
+    text = ', '.join(f'{path} holds {number}' for path, number in holds)
+    text += (
+      ' image(s): with data.pages=images each page of an image needs a page of '
+      f'its mask; {len(odd)} pair(s) like this. Store as many pages in both'
+    )
+    names = tuple(pairs[i][0] for i in odd)
+    examples.report(examples.Problem('pages', text, names), problems)
+  return [0 if len(set(found)) > 1 else found[0] for found in counts]
+
+
+def _file_stamp(path: str) -> list:
   try:
-    stat = path.stat()
+    stat = os.stat(path)
   except OSError:  # Such as a link to nowhere; reading it reports that.
-    return [str(path), None, None]
-  return [str(path.resolve()), stat.st_size, stat.st_mtime_ns]
+    return [path, None, None]
+  return [os.path.realpath(path), stat.st_size, stat.st_mtime_ns]
 
 
 def _find_pairs(
-  root: pathlib.Path,
+  root: str,
   split: str,
   config: ml_collections.ConfigDict,
   problems: Problems,
-) -> tuple[str, bool, list[Pair]]:
+) -> tuple[str, bool, list[file_pairs.Pair]]:
   """Returns a split's name, whether it is held out, and its pairs in order."""
-  folders = [s for s in ('train', 'val', 'test') if (root / s).is_dir()]
-  usable = [s for s in folders if (root / s / 'masks').is_dir()]
-  lists = [s for s in ('train', 'val', 'test') if (root / f'{s}.txt').is_file()]
-  if not usable and not (root / 'images').is_dir():
-    raise errors.UserError(
-      f'--config.data.dir={root}: has neither images/ and masks/, nor '
-      'train/ with images/ and masks/ in it' + _contents(root)
-    )
-  for name in sorted(set(folders) - set(usable)) if split == 'auto' else ():
-    _log.info('%s has no masks/: not used', root / name)
-  splits = usable or lists or ['train']
+  data, split = config.data, folders.split_name(split)
+  patterns = _patterns(data)
+  tree = folders.Tree(root)
+  parts = {s: tree.kinds(s, patterns) for s in folders.SPLITS}
+  usable = {s: kinds for s, kinds in parts.items() if kinds}
+  whole = tree.kinds('', patterns)
+  if whole and usable and 'train' not in usable:
+    usable = {'train': whole, **usable}  # images/ and masks/ beside test/.
+  _check_words(usable)
+  listed = lists.find(root)
+  if usable:
+    tree.passed_over += listed.values()
+    listed = {}
+  if not usable and not whole:
+    raise errors.UserError(_nothing(tree))
+  splits = list(usable or listed or ['train'])
   if split == 'auto':
     split = next((s for s in ('val', 'test') if s in splits), 'val')
   # Folds take the place of `val`, see `sources.make_source`.
-  held_out = not ({'val', 'test'} & set(splits) or config.data.num_folds)
-  if held_out:
+  held_out = not ({'val', 'test'} & set(splits) or data.num_folds)
+  if held_out and data.val_fraction:
     splits = ['train', 'val']
+  elif held_out and split == 'val':
+    raise errors.UserError(
+      f'--config.data.val_fraction=0 holds nothing of {root} out to evaluate '
+      'on: set a fraction, add val/, or measure the images that are trained on '
+      'with --config.data.eval_split=train'
+    )
   if split not in splits:
     raise errors.UserError(
       f'{root} has no split {split!r}{fields.nearest(split, splits)}; '
       f'it has {", ".join(splits)}'
     )
+  held_out = held_out and data.val_fraction > 0
   part = 'train' if held_out else split
-  folder = root / part if usable else root
-  pairs = _pair_files(folder, problems)
-  if lists and not usable:
-    pairs = _select_listed(pairs, root / f'{part}.txt', problems)
+  kinds = usable.get(part) or whole
+  assert kinds is not None, 'one of them was found'
+  _report_folders(tree, list(usable.values()) or [kinds], problems)
+  pairs = file_pairs.pair(kinds, patterns, listed.get(part), problems)
   if held_out:
-    pairs = _hold_out(pairs, split, config, folder)
+    pairs = _hold_out(pairs, split, config, root)
   return split, held_out, pairs
 
 
-def _contents(root: pathlib.Path) -> str:
-  names = sorted(p.name for p in root.iterdir())
-  if not names:
-    return ' (it is empty)'
-  more = f' and {len(names) - 6} more' if len(names) > 6 else ''
-  return f' (it has {", ".join(names[:6])}{more})'
+def _check_words(splits: dict[str, file_pairs.Kinds]) -> None:
+  """Refuses masks that are called differently in two splits.
 
-
-def _files_by_stem(
-  folder: pathlib.Path, problems: Problems
-) -> dict[str, pathlib.Path]:
-  """Returns {stem: path} of the image files of a folder, in natural order."""
-  if not folder.is_dir():
-    raise errors.UserError(f'{folder}: no such folder; put the files there')
-  files: dict[str, pathlib.Path] = {}
-  for path in sorted(folder.iterdir()):
-    known = path.suffix.lower() in decode.EXTENSIONS
-    if path.name.startswith('.') or not known:
-      continue
-    if path.stem in files:
-      names = str(files[path.stem]), str(path)
-      text = (
-        f'{names[0]} and {names[1]} have the same stem; pairs are made by '
-        'stem, rename or remove one'
-      )
-      examples.report(examples.Problem('same stem', text, names), problems)
-    files[path.stem] = path
-  if not files:
+  In retinal sets, masks/ beside mask/ are vessels and the field of view.
+  """
+  found = {
+    folders.word_of(k['masks']): k['masks'].path for k in splits.values()
+  }
+  if len(found) > 1:
     raise errors.UserError(
-      f'{folder}: has no image files ({", ".join(decode.EXTENSIONS)})'
+      f'{" and ".join(found.values())} are called differently: if they mean '
+      'the same, give them one name, otherwise move one away'
     )
-  return {stem: files[stem] for stem in sorted(files, key=examples.natural_key)}
 
 
-def _pair_files(folder: pathlib.Path, problems: Problems) -> list[Pair]:
-  images = _files_by_stem(folder / 'images', problems)
-  masks = _files_by_stem(folder / 'masks', problems)
-  kinds = [images, masks]
-  required = [(images, masks, 'mask'), (masks, images, 'image')]
-  if (folder / 'instances').is_dir():
-    kinds.append(_files_by_stem(folder / 'instances', problems))
-    required.append((images, kinds[2], 'instance'))
-  for have, want, kind in required:
-    missing = [stem for stem in have if stem not in want]
-    if missing:
-      text = (
-        f'{have[missing[0]]} has no {kind}: {folder / kind}s has no file with '
-        f'the stem {missing[0]!r}{fields.nearest(missing[0], want)}; '
-        f'{len(missing)} file(s) like this. Add the {kind} or remove the file'
-      )
-      names = tuple(str(have[stem]) for stem in missing)
-      examples.report(examples.Problem('unpaired', text, names), problems)
-  return [
-    tuple(files[stem] for files in kinds)
-    for stem in images
-    if all(stem in files for files in kinds)
-  ]
+def _patterns(data: ml_collections.ConfigDict) -> pairing.Patterns | None:
+  """Returns the patterns of images and masks; None where none is set."""
+  if not (data.image_pattern or data.mask_pattern):
+    return None
+  image = pairing.normal_form(data.image_pattern or pairing.STEM)
+  return image, pairing.normal_form(data.mask_pattern or pairing.STEM)
 
 
-def _select_listed(
-  pairs: list[Pair], path: pathlib.Path, problems: Problems
-) -> list[Pair]:
-  """Returns the pairs whose stems a list names, in the list's order."""
-  if not path.is_file():
-    raise errors.UserError(f'{path}: no such list of stems')
-  by_stem = {pair[0].stem: pair for pair in pairs}
-  chosen = []
-  content = path.read_text('utf-8-sig', 'replace')
-  for line in filter(None, map(str.strip, content.splitlines())):
-    # A line is a stem or file name, perhaps with spaces, perhaps with more
-    # columns after it.
-    first = line.split()[0]
-    names = (line, pathlib.Path(line).stem, first, pathlib.Path(first).stem)
-    stem = next((name for name in names if name in by_stem), None)
-    if stem is not None:
-      chosen.append(by_stem[stem])
-      continue
+def _nothing(tree: folders.Tree) -> str:
+  """Returns why a folder has no pairs."""
+  names = sorted(os.listdir(tree.root))
+  more = f' and {len(names) - 6} more' if len(names) > 6 else ''
+  contents = f'it has {", ".join(names[:6])}{more}' if names else 'it is empty'
+  if folders.meaning(os.path.basename(tree.root))[1]:
+    contents += '; give the folder above it?'
+  elif loose := tree.loose():
+    pattern = pairing.likely_mask_pattern(loose)
+    contents += (
+      '; to tell masks from images beside them: '
+      f"--config.data.mask_pattern='{pattern}'"
+    )
+  return (
+    f'--config.data.dir={tree.root}: has neither images/ and masks/, nor '
+    f'train/ with images/ and masks/ in it ({contents})'
+  )
+
+
+def _report_folders(
+  tree: folders.Tree,
+  used: list[file_pairs.Kinds],
+  problems: Problems,
+) -> None:
+  """Names the folders that are passed over."""
+  kinds = [folder for split in used for folder in split.values()]
+  unused = tree.passed_over + tree.unused(kinds)
+  if unused:
+    names = [os.path.relpath(path, tree.root) for path in sorted(unused)]
     text = (
-      f'{path} names {line}, which images/ does not have'
-      f'{fields.nearest(line, by_stem)}'
+      f'{tree.root}: not used, by their names no images and masks of a split: '
+      + file_pairs.some(names)
     )
-    examples.report(
-      examples.Problem('listed but missing', text, (line,)), problems
-    )
-  if not chosen:
-    raise errors.UserError(f'{path}: is empty; one stem a line')
-  return chosen
+    problem = examples.Problem('passed over', text, tuple(unused), 'note')
+    examples.report(problem, problems)
 
 
 def _hold_out(
-  pairs: list[Pair],
+  pairs: list[file_pairs.Pair],
   split: str,
   config: ml_collections.ConfigDict,
-  folder: pathlib.Path,
-) -> list[Pair]:
+  folder: str,
+) -> list[file_pairs.Pair]:
   """Splits pairs into train and val by data.val_fraction and data.holdout."""
   count = max(round(len(pairs) * config.data.val_fraction), 1)
   if count >= len(pairs):
     raise errors.UserError(
       f'{folder}: {len(pairs)} pair(s) leave nothing to train on once '
-      f'data.val_fraction={config.data.val_fraction} is held out'
+      f'data.val_fraction={config.data.val_fraction} is held out; add '
+      'pairs, or evaluate on them too: --config.data.val_fraction=0 '
+      '--config.data.eval_split=train'
     )
   order = examples.holdout_order(len(pairs), config)
   chosen = order[-count:] if split == 'val' else order[:-count]

@@ -146,6 +146,15 @@ def abstract_batch(
   }
 
 
+def eval_examples(
+  dataset: prepared.Dataset, config: ml_collections.ConfigDict
+) -> prepared.Dataset | windows.Tiles:
+  """Returns what `eval_batches` goes through: images or their tiles."""
+  if config.data.resize == 'patch':
+    return windows.Tiles(dataset, config)
+  return dataset
+
+
 def eval_batches(
   dataset: prepared.Dataset, config: ml_collections.ConfigDict, mesh: Mesh
 ) -> grain.DatasetIterator:
@@ -157,7 +166,5 @@ def eval_batches(
     As `train_batches`, and `weight` float32 [B]: 1, or 0 for padding; with
     tiles also `example` int32 [B]: the indices of their images.
   """
-  examples: prepared.Dataset | windows.Tiles = dataset
-  if config.data.resize == 'patch':
-    examples = windows.Tiles(dataset, config)
+  examples = eval_examples(dataset, config)
   return _to_devices(_OrderedBatches(examples, config), config, mesh)

@@ -16,7 +16,6 @@ import logging
 import os
 import pathlib
 import shutil
-import sys
 import tempfile
 import threading
 from collections.abc import Callable
@@ -28,7 +27,6 @@ import ml_collections
 import numpy as np
 import PIL
 import tifffile
-import tqdm
 
 from unet_jax.config import fields
 from unet_jax.data import (
@@ -40,7 +38,7 @@ from unet_jax.data import (
   sources,
   weight_map,
 )
-from unet_jax.runtime import errors, locks
+from unet_jax.runtime import errors, locks, progress
 
 _log = logging.getLogger(__name__)
 
@@ -331,7 +329,7 @@ def in_threads(
   config: ml_collections.ConfigDict,
   description: str,
 ) -> None:
-  """Calls work(0) to work(count - 1), with a bar; raises the first error."""
+  """Calls work(0) to work(count - 1); raises the first error."""
   stop = threading.Event()
 
   def work_through(indices: range) -> int:
@@ -345,10 +343,10 @@ def in_threads(
   # Of a few large images, each thread gets some.
   size = min(_CHUNK, max(count // workers, 1))
   chunks = [indices[i : i + size] for i in range(0, count, size)]
-  bar = tqdm.tqdm(
-    total=count, desc=description, unit='image', disable=not sys.stderr.isatty()
-  )
-  with bar, concurrent.futures.ThreadPoolExecutor(workers) as pool:
+  with (
+    progress.Progress(description, count) as bar,
+    concurrent.futures.ThreadPoolExecutor(workers) as pool,
+  ):
     try:
       for done in pool.map(work_through, chunks):
         bar.update(done)

@@ -28,7 +28,9 @@ class Raster(Protocol):
   size: tuple[int, int]  # Height and width in pixels.
   num_channels: int
   streams: bool  # Whether rows are decoded on demand.
-  # The file's tag that was applied, see `stored.turn_back`; 1 is none.
+  # The file's tag of how a viewer turns it, and the one that was applied, see
+  # `stored.turn_back`; 1 is none.
+  orientation: int = 1
   turned: int = 1
 
   def read(self, start: int, stop: int) -> np.ndarray:
@@ -64,25 +66,30 @@ class ArrayRaster(Raster):
   ):
     """Converts the array as a file's pixels would be.
 
-    It is grey [H, W] or [H, W, 1], RGB [H, W, 3], or [H, W, C] of which
-    data.bands chooses; other types than uint8 are scaled by data.intensity.
+    It is grey [H, W] or [H, W, 1], RGB [H, W, 3], either with alpha (one more
+    channel), or [H, W, C] of which data.bands chooses; other types than uint8
+    are scaled by data.intensity.
 
     Raises:
-      UserError: another shape, or values that cannot be scaled.
+      UserError: another shape, alpha that is not opaque (see data.alpha), or
+        values that cannot be scaled.
     """
     array = np.asarray(array)
     is_known = array.ndim == 2 or (
-      array.ndim == 3 and (data.bands or array.shape[2] in (1, 3))
+      array.ndim == 3 and (data.bands or array.shape[2] in (1, 2, 3, 4))
     )
     if not is_known:
       raise errors.UserError(
         f'{name} has the shape {array.shape}; an image is [H, W], [H, W, 1] or '
-        '[H, W, 3]; of others, data.bands chooses'
+        '[H, W, 3], with alpha [H, W, 4]; of others, data.bands chooses'
       )
+    alpha = None
+    if not data.bands and array.shape[2:] in ((2,), (4,)):
+      array, alpha = array[..., :-1], array[..., -1]
     kind = 'rgb' if array.shape[2:] == (3,) else 'bands'
     bits = 8 * array.dtype.itemsize
     self._rows, self._ignored = decode.to_network(
-      stored.Stored(array, kind, bits), name, data
+      stored.Stored(array, kind, bits, alpha=alpha), name, data
     )
     self.size = self._rows.shape[:2]
     self.num_channels = data.num_channels
@@ -101,6 +108,7 @@ class DecodedRaster(ArrayRaster):
     self._rows, self._ignored = image.array, image.ignored
     self.size = image.array.shape[:2]
     self.num_channels = data.num_channels
+    self.orientation = image.orientation
     if data.orientation == 'upright':
       self.turned = image.orientation
 
@@ -121,6 +129,7 @@ class TiffRaster(Raster):
     The opened file is closed by `close`, and here on an error.
     """
     self.size, self._step = image.size, image.step
+    self.orientation = image.orientation
     self.num_channels = data.num_channels
     self._images, self._image, self._data = images, image, data
     self._pool = concurrent.futures.ThreadPoolExecutor(
@@ -295,3 +304,17 @@ def _open_tiff(
     raster = TiffRaster(images, image, data)
     stack.pop_all()
     return raster
+
+
+def count_images(path: pathlib.Path) -> int:
+  """Returns how many images a file holds, without decoding pixels.
+
+  Raises:
+    DecodeError: it cannot be read.
+  """
+  with open(path, 'rb') as f:
+    is_tiff = f.read(4) in tiff.MAGIC
+  if is_tiff:
+    with tiff.Images(path, str(path)) as images:
+      return len(images)
+  return stored.count_pages(path.read_bytes(), str(path))

@@ -133,6 +133,7 @@ class ShapesSource:
   """Drawn images; the example is a function of seed, split and index."""
 
   held_out = False
+  groups = None
 
   def __init__(
     self,

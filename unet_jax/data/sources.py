@@ -19,6 +19,7 @@ class Subset:
   """The examples `rows`, int [K], of a source, as a source."""
 
   held_out = True
+  groups = None
 
   def __init__(self, whole: examples.Source, rows: np.ndarray, split: str):
     self.whole, self.rows, self.split = whole, rows, split
@@ -35,9 +36,15 @@ class Subset:
 
 
 def cut_folds(
-  count: int, config: ml_collections.ConfigDict
+  count: int,
+  config: ml_collections.ConfigDict,
+  groups: np.ndarray | None = None,
 ) -> list[np.ndarray]:
   """Cuts `count` examples into data.num_folds parts of nearly equal size.
+
+  Args:
+    groups: int [count], ascending from 0: examples of one number stay together,
+      as the pages of a file; None if each stands alone.
 
   Returns:
     The indices of each part, ascending; with data.holdout `last` a part is one
@@ -47,13 +54,19 @@ def cut_folds(
     UserError: there are fewer examples than folds.
   """
   data = config.data
-  if count < data.num_folds:
+  if groups is None:
+    groups = np.arange(count)
+  _, groups = np.unique(groups, return_inverse=True)
+  number = groups[-1] + 1
+  if number < data.num_folds:
+    pages = f' in {number} file(s)' if number < count else ''
     raise errors.UserError(
-      f'--config.data.num_folds={data.num_folds}: the {count} example(s) of '
-      f'{data.train_split} cannot be cut into that many'
+      f'--config.data.num_folds={data.num_folds}: the {count} example(s)'
+      f'{pages} of {data.train_split} cannot be cut into that many'
     )
-  order = examples.holdout_order(count, config)
-  return [np.sort(part) for part in np.array_split(order, data.num_folds)]
+  order = examples.holdout_order(number, config)
+  parts = np.array_split(order, data.num_folds)
+  return [np.flatnonzero(np.isin(groups, part)) for part in parts]
 
 
 def make_source(
@@ -85,7 +98,7 @@ def make_source(
     )
   if not is_part:
     return source
-  folds = cut_folds(len(source), config)
+  folds = cut_folds(len(source), config, source.groups)
   if split in names:
     return Subset(source, folds[names.index(split)], split)
   rest = np.setdiff1d(np.arange(len(source)), folds[data.fold])

@@ -34,13 +34,13 @@ cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 warnings.filterwarnings('ignore', module=r'PIL\.')
 
 _FORMATS = ('PNG', 'JPEG', 'MPO', 'BMP', 'DIB', 'GIF', 'WEBP')
-_STARTS = (
-  (b'\x89PNG', 'PNG'),
-  (b'\xff\xd8', 'JPEG'),
-  (b'GIF', 'GIF'),
-  (b'RIFF', 'WebP'),
-  (b'', 'BMP'),
-)
+_STARTS = {
+  b'\x89P': 'PNG',
+  b'\xff\xd8': 'JPEG',
+  b'GI': 'GIF',
+  b'RI': 'WebP',
+  b'BM': 'BMP',
+}
 # EXIF's tag of the orientation.
 _ORIENTATION = 0x0112
 # What Pillow raises for damaged files.
@@ -52,6 +52,9 @@ _DAMAGE = (
   struct.error,
   Image.DecompressionBombError,
 )
+
+
+_SUFFIXES = {'f': ' float', 'i': ' signed'}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,11 +89,11 @@ class Stored:
 
   def describe(self) -> str:
     """Returns colours and bits, such as `RGB with alpha 8 bit`."""
-    kind = {'rgb': 'RGB'}.get(self.kind, self.kind)
-    if self.kind == 'bands':
+    kind = 'RGB' if self.kind == 'rgb' else self.kind
+    if kind == 'bands':
       kind = f'{self.pixels.shape[2]} bands'
-    alpha = ' with alpha' if self.alpha is not None else ''
-    suffix = {'f': ' float', 'i': ' signed'}.get(self.pixels.dtype.kind, '')
+    alpha = '' if self.alpha is None else ' with alpha'
+    suffix = _SUFFIXES.get(self.pixels.dtype.kind, '')
     return f'{kind}{alpha} {self.bits} bit{suffix}'
 
 
@@ -175,9 +178,7 @@ def turn_back(array: np.ndarray, orientation: int) -> np.ndarray:
 
 def format_of(data: bytes) -> str:
   """Returns the name of a file's format by its first bytes."""
-  if data[:4] in tiff.MAGIC:
-    return 'TIFF'
-  return next(name for start, name in _STARTS if data.startswith(start))
+  return _STARTS.get(data[:2], 'TIFF')
 
 
 def _open(data: bytes, name: str) -> ImageFile.ImageFile:
@@ -295,7 +296,7 @@ def _read_png(
 def _orientation(image: ImageFile.ImageFile, data: bytes) -> int:
   """Returns EXIF's tag of an opened image, which is not loaded."""
   content = image.info.get('exif')
-  if content is None and image.format == 'PNG':
+  if content is None and image.format == 'PNG' and b'eXIf' in data:
     # It may come after the pixels, where Pillow sees it once these are loaded.
     for code, start, length in png.chunks(data):
       if code == b'eXIf':

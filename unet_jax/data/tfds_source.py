@@ -14,6 +14,7 @@ class TfdsSource:
   """A split of a TFDS data set; its records cannot be unpaired."""
 
   held_out = False
+  groups = None
 
   def __init__(
     self,

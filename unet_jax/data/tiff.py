@@ -72,6 +72,10 @@ class Images:
     except tiff_image.DAMAGE as e:
       raise tiff_image.broken(self._name, e) from e
 
+  def page_of(self, index: int) -> tifffile.TiffPage:
+    """Returns the page that has the tags of an image."""
+    return self._found[index][0][0].page
+
   def close(self) -> None:
     if self._file is not None:
       self._file.close()

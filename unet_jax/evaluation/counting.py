@@ -19,7 +19,7 @@ from unet_jax.evaluation import confusion, step
 from unet_jax.models import fold, unet
 from unet_jax.models.ensemble import Ensemble, SINGLE
 from unet_jax.runtime import mesh as mesh_lib
-from unet_jax.runtime import program
+from unet_jax.runtime import program, progress
 from unet_jax.training import losses
 
 _log = logging.getLogger(__name__)
@@ -97,7 +97,12 @@ class Evaluator:
     results: list[dict[str, Any]] = []
     shown, pending = [], None
     batches = pipeline.eval_batches(self._dataset, self._config, self._mesh)
-    with contextlib.closing(batches):
+    total = len(pipeline.eval_examples(self._dataset, self._config))
+    unit = 'tile' if 'example' in self._row_keys else 'image'
+    with (
+      contextlib.closing(batches),
+      progress.Progress(f'evaluating {self.split}', total, unit) as bar,
+    ):
       for batch in batches:
         if stop():
           return None
@@ -107,6 +112,7 @@ class Evaluator:
         else:
           # Of the batch before: the device never waits for the host.
           results.append(self._fetch(pending, len(results), take))
+          bar.update(int(results[-1]['weight'].sum()))
         pending = result
     assert pending is not None, 'a split has examples'
     results.append(self._fetch(pending, len(results), take))

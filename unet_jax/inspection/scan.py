@@ -140,11 +140,13 @@ def _measure(
     if unread:
       result.error = ('range of values', unread)
     decoded = time.thread_time()
-    image = files['image']
-    result.digest = hashlib.blake2b(image, digest_size=16).digest()
+    content = files['image']
     if 'image_file' in example:
       result.image_file = _file_info(example['image_file'])
       result.mask_file = _file_info(example['mask_file'])
+      if result.image_file.pages > 1:  # They share the file's bytes.
+        content = np.ascontiguousarray(example['image'])
+    result.digest = hashlib.blake2b(content, digest_size=16).digest()
     _measure_image(result, example, config.data)
     others = [b for i, b in borders.items() if i != index][:_TRIED]
     _measure_mask(result, example, config, others)
@@ -193,7 +195,7 @@ class Readable:
   def __init__(self, source: examples.Source, data: ml_collections.ConfigDict):
     self._source, self._data = source, data
     self.split, self.held_out = source.split, source.held_out
-    self.fingerprint = source.fingerprint
+    self.fingerprint, self.groups = source.fingerprint, source.groups
 
   def __len__(self) -> int:
     return len(self._source)

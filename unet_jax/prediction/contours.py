@@ -15,7 +15,8 @@ import numpy as np
 from unet_jax.prediction import row_files
 
 COORDINATES = (
-  'pixels: x to the right, y down, (0, 0) is the upper left corner of the image'
+  'pixels of the image as it is stored: x to the right, y down, (0, 0) is its '
+  'upper left corner'
 )
 
 

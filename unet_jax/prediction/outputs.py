@@ -1,6 +1,6 @@
-"""Inputs of --mode=predict, and the files that each gets.
+"""The files that an input of --mode=predict gets.
 
-In the output folder an image NAME.ext gets
+In the output folder an image NAME.ext gets (of stems that collide see names.py)
 
   masks/NAME.png           the classes as the values of data.mask_values;
                            NAME.tif, in tiles, where the image is a TIFF
@@ -9,8 +9,10 @@ In the output folder an image NAME.ext gets
   overlays/NAME.jpg        the image under its classes, at most 2000 px large
   contours/NAME.geojson    outlines, see contours.py
 
-so that the folder with the images as images/ is one for configs/folder.py. A
-sigmoid channel has two classes here as well, the background first.
+so that the folder with the images as images/ is one for configs/folder.py. Of a
+file of N images the mask is a TIFF of N, and each has the other files, whose
+names are NAME.page_0001 and so on. A sigmoid channel has two classes here as
+well, the background first.
 """
 
 import dataclasses
@@ -18,14 +20,16 @@ import glob
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 import ml_collections
 import numpy as np
 
 from unet_jax.config import fields, mask_table
-from unet_jax.data import decode, examples, rasters
+from unet_jax.data import rasters
 from unet_jax.prediction import (
   contours,
+  kept_tags,
   overlays,
   probabilities,
   row_files,
@@ -34,7 +38,12 @@ from unet_jax.prediction import (
 from unet_jax.runtime import errors
 
 _TIFF = ('.tif', '.tiff')
-_FOLDERS = ('masks', 'probabilities', 'overlays', 'contours')
+_FOLDERS = {
+  'masks': ('.png', '.tif'),
+  'probabilities': ('.npz', '.tif'),
+  'overlays': ('.jpg',),
+  'contours': ('.geojson',),
+}
 
 # Pixels whose logits are converted at once, of more than one row.
 _PIXELS = 2**20
@@ -49,14 +58,36 @@ class Paths:
   overlay: pathlib.Path | None
   contours: pathlib.Path | None
 
+  def of_page(self, number: int, count: int) -> 'Paths':
+    """Returns the files of one of an input's images, see above."""
+    if count == 1:
+      return self
+    named = lambda path: (
+      path and path.with_stem(f'{path.stem}.page_{number + 1:04}')
+    )
+    mask, *others = map(named, dataclasses.astuple(self))
+    return Paths(mask.with_name(f'.{mask.name}'), *others)
+
+  def files(self, num_pages: int) -> list[pathlib.Path]:
+    """Returns all files of an input of some images."""
+    found = {self.mask}
+    for number in range(num_pages):
+      _, *others = dataclasses.astuple(self.of_page(number, num_pages))
+      found |= {path for path in others if path}
+    return sorted(found)
+
 
 def make_paths(
-  source: pathlib.Path, folder: pathlib.Path, config: ml_collections.ConfigDict
+  source: pathlib.Path,
+  folder: pathlib.Path,
+  name: str,
+  config: ml_collections.ConfigDict,
+  num_pages: int = 1,
 ) -> Paths:
   """Returns the files of an image, see above."""
   predict = config.predict
-  place = lambda name, suffix: folder / name / f'{source.stem}{suffix}'
-  is_tiff = source.suffix.lower() in _TIFF
+  place = lambda kind, suffix: folder / kind / f'{name}{suffix}'
+  is_tiff = source.suffix.lower() in _TIFF or num_pages > 1
   kind = {'npz': '.npz', 'tiff': '.tif'}.get(predict.probabilities)
   return Paths(
     place('masks', '.tif' if is_tiff else '.png'),
@@ -66,23 +97,43 @@ def make_paths(
   )
 
 
-def existing(paths: Paths) -> bool:
-  """Whether all files that the config asks for exist."""
-  files = dataclasses.astuple(paths)
-  return all(path.is_file() for path in files if path)
+def found(folder: pathlib.Path, name: str) -> list[pathlib.Path]:
+  """Returns the files that an image of this name has, of any kind."""
+  name = glob.escape(name)
+  return [
+    path
+    for kind, suffixes in _FOLDERS.items()
+    for suffix in suffixes
+    for pages in ('', '.page_*')
+    for path in (folder / kind).glob(f'{name}{pages}{suffix}')
+  ]
 
 
-def plan(
-  config: ml_collections.ConfigDict, workdir: str
-) -> list[tuple[pathlib.Path, Paths]]:
-  """Returns each image that predict.input names, with its files.
+def join_pages(paths: Paths, num_pages: int) -> None:
+  """Makes one mask of those of an input's images."""
+  if num_pages > 1:
+    pages = [paths.of_page(i, num_pages).mask for i in range(num_pages)]
+    row_files.join_pages(pages, paths.mask)
 
-  These are in the workdir unless predict.output is set.
+
+def remove_pages(inputs: Iterable[Paths]) -> None:
+  """Removes the masks of images that a failure left without the others."""
+  for paths in inputs:
+    name = glob.escape(paths.mask.stem)
+    for page in paths.mask.parent.glob(f'.{name}.page_*.tif'):
+      page.unlink(missing_ok=True)
+
+
+def output_folder(
+  config: ml_collections.ConfigDict,
+  workdir: str,
+  inputs: Iterable[pathlib.Path],
+) -> pathlib.Path:
+  """Returns the folder of what is written: predict.output or in the workdir.
 
   Raises:
-    UserError: see `find_inputs`, or the output would mix with the input.
+    UserError: it would mix with the images.
   """
-  inputs = find_inputs(config.predict.input)
   folder = pathlib.Path(
     config.predict.output or os.path.join(workdir, 'predictions')
   ).expanduser()
@@ -96,60 +147,7 @@ def plan(
         f'{source.parent}; choose another folder, such as '
         f'--config.predict.output={folder / "predictions"}'
       )
-  return [(source, make_paths(source, folder, config)) for source in inputs]
-
-
-def find_inputs(pattern: str) -> list[pathlib.Path]:
-  """Returns the images that a file, a folder or a pattern such as `a/*` names.
-
-  Of a folder these are the image files in it or, where it has none, those of
-  its images/; in natural order (slice_2 before slice_10).
-
-  Raises:
-    UserError: there are none, or two have one stem, and so one result.
-  """
-  if not pattern:
-    raise errors.UserError(
-      '--mode=predict needs --config.predict.input=PATH: an image, a folder or '
-      "a pattern such as 'DIR/*.png'"
-    )
-  flag = f'--config.predict.input={pattern}'
-  path = pathlib.Path(pattern).expanduser()
-  if path.is_file():
-    return [path]
-  if path.is_dir():
-    files = _images(path.iterdir())
-    if not files and (path / 'images').is_dir():
-      files = _images((path / 'images').iterdir())
-    found = 'has no image files'
-  else:
-    files = _images(map(pathlib.Path, glob.glob(str(path), recursive=True)))
-    found = 'no such file or folder'
-    if glob.has_magic(pattern):
-      found = 'matches no image files'
-  if not files:
-    raise errors.UserError(f'{flag}: {found} ({", ".join(decode.EXTENSIONS)})')
-  by_stem: dict[str, pathlib.Path] = {}
-  for file in files:
-    other = by_stem.setdefault(file.stem, file)
-    if other is not file:
-      raise errors.UserError(
-        f'{flag}: {other} and {file} have the same stem, one result would '
-        'overwrite the other; rename one or predict them apart'
-      )
-  return files
-
-
-def _images(paths: Iterable[pathlib.Path]) -> list[pathlib.Path]:
-  """The image files among paths, in natural order."""
-  files = [
-    path
-    for path in paths
-    if path.suffix.lower() in decode.EXTENSIONS
-    and not path.name.startswith('.')
-    and path.is_file()
-  ]
-  return sorted(files, key=lambda path: examples.natural_key(str(path)))
+  return folder
 
 
 def mask_values(data: ml_collections.ConfigDict) -> np.ndarray:
@@ -164,13 +162,45 @@ def mask_values(data: ml_collections.ConfigDict) -> np.ndarray:
   """
   written = mask_table.of(data).written
   table = np.array([written[c] for c in range(max(data.num_classes, 2))])
-  return table.astype(np.uint8 if table.max() < 256 else np.uint16)
+  highest = table.max()
+  if data.nodata or data.alpha == 'nodata':
+    highest = max(highest, np.max(ignored_value(data)))
+  return table.astype(np.uint8 if highest < 256 else np.uint16)
 
 
-# Makes the rows of a file of the classes, uint8 [h, W], and their
-# probabilities, float32 [classes, h, W], which are empty unless some file
-# needs them.
-_Convert = Callable[[np.ndarray, np.ndarray], np.ndarray]
+def ignored_value(data: ml_collections.ConfigDict) -> int | tuple[int, ...]:
+  """Returns what a mask has where there are no data.
+
+  The value that data.mask_values ignores; without one that can be written 255
+  or, where that is a class, the highest value below that is none.
+  """
+  table = mask_table.of(data)
+  value = table.written.get(fields.IGNORE_LABEL, -1)
+  highest = 255 if table.has_colors else 65535
+  if 0 <= np.min(value) and np.max(value) <= highest:
+    return value
+  taken = {np.max(v) for c, v in table.written.items() if c < data.num_classes}
+  free = next(v for v in range(255, -1, -1) if v not in taken)
+  return (free,) * 3 if table.has_colors else free
+
+
+class _Rows(NamedTuple):
+  """Some rows of a prediction.
+
+  Attributes:
+    classes: uint8 [h, W]; 0 where there are no data.
+    planes: probabilities, float32 [classes, h, W]; empty unless some file needs
+      them.
+    ignored: bool [h, W], where there are no data; None: nowhere.
+  """
+
+  classes: np.ndarray
+  planes: np.ndarray
+  ignored: np.ndarray | None
+
+
+# Makes the rows of a file.
+_Convert = Callable[[_Rows], np.ndarray]
 
 
 class PredictionFiles(sinks.RowSink):
@@ -184,50 +214,50 @@ class PredictionFiles(sinks.RowSink):
     raster: rasters.Raster,
     paths: Paths,
     config: ml_collections.ConfigDict,
+    tags: kept_tags.Tags = kept_tags.NONE,
+    moved: Callable[[float], None] = lambda share: None,
     done: Callable[[], None] = lambda: None,
   ):
-    """Opens the files; calls `done` once all of them are complete.
+    """Opens the files.
 
-    The raster is read again for the overlay.
+    Args:
+      raster: the image as it is stored, read again for the overlay.
+      tags: those of its file that are kept in TIFFs.
+      moved: called with the share of the image's rows that were written since.
+      done: called once all files are complete.
     """
-    self._size, self._next, self._done = raster.size, 0, done
+    self._raster, self._size, self._next = raster, raster.size, 0
+    self._moved, self._done = moved, done
     self._needs_probabilities = bool(paths.probabilities or paths.contours)
     self._files: list[tuple[_Convert, sinks.RowSink]] = []
     try:
-      self._open(raster, paths, config)
+      self._open(paths, config, tags.of_orientation(raster.orientation))
     except BaseException:
       self.abort()
       raise
 
   def _open(
-    self,
-    raster: rasters.Raster,
-    paths: Paths,
-    config: ml_collections.ConfigDict,
+    self, paths: Paths, config: ml_collections.ConfigDict, tags: kept_tags.Tags
   ) -> None:
     add = lambda convert, file: self._files.append((convert, file))
-    names, size = fields.class_names(config), raster.size
-    values = mask_values(config.data)
-    is_tiff = paths.mask.suffix in _TIFF
-    mask_kind = row_files.TiffFile if is_tiff else row_files.PngFile
-    add(
-      lambda classes, _: values[classes],
-      mask_kind(paths.mask, (*size, *values.shape[1:]), values.dtype),
-    )
+    raster, names, size = self._raster, fields.class_names(config), self._size
+    add(_to_values(config.data), _mask_file(paths.mask, raster, config, tags))
     if paths.probabilities:
       add(
-        lambda _, planes: np.moveaxis(planes.astype(np.float16), 0, -1),
-        _probabilities_file(paths.probabilities, (*size, len(names)), names),
+        _to_probabilities,
+        _probabilities_file(
+          paths.probabilities, (*size, len(names)), names, raster, tags
+        ),
       )
     if paths.overlay:
       add(
-        lambda classes, _: classes,
+        lambda rows: rows.classes,
         overlays.OverlayFile(paths.overlay, raster, len(names)),
       )
     if paths.contours:
       add(
-        lambda classes, planes: np.stack(
-          [classes, np.rint(255 * planes.max(0)).astype(np.uint8)], -1
+        lambda rows: np.stack(
+          [rows.classes, np.rint(255 * rows.planes.max(0)).astype(np.uint8)], -1
         ),
         contours.ContoursFile(paths.contours, size, names),
       )
@@ -240,14 +270,18 @@ class PredictionFiles(sinks.RowSink):
         f'{stop} rows of {rows.shape[1]} pixels; expected {self._size[0]} of '
         f'{self._size[1]}'
       )
-    self._next = stop
     for part in probabilities.row_bands(rows.shape, _PIXELS):
       classes = probabilities.predict(rows[part])
+      first, self._next = self._next, self._next + len(classes)
+      ignored = self._raster.ignored(first, self._next)
+      if ignored is not None:
+        classes = np.where(ignored, np.uint8(0), classes)
       planes = np.empty(0, np.float32)
       if self._needs_probabilities:
         planes = probabilities.planes(rows[part])
       for convert, file in self._files:
-        file.write(convert(classes, planes))
+        file.write(convert(_Rows(classes, planes, ignored)))
+      self._moved(len(classes) / self._size[0])
 
   def close(self) -> None:
     try:
@@ -265,14 +299,57 @@ class PredictionFiles(sinks.RowSink):
       file.abort()
 
 
+def _to_values(data: ml_collections.ConfigDict) -> _Convert:
+  """Returns how classes become values of a mask."""
+  values = mask_values(data)
+
+  def convert(rows: _Rows) -> np.ndarray:
+    found = values[rows.classes]
+    if rows.ignored is not None:
+      found[rows.ignored] = ignored_value(data)
+    return found
+
+  return convert
+
+
+def _to_probabilities(rows: _Rows) -> np.ndarray:
+  """Returns float16 [h, W, classes], NaN where there are no data."""
+  found = np.moveaxis(rows.planes.astype(np.float16), 0, -1)
+  if rows.ignored is not None:
+    found[rows.ignored] = np.nan
+  return found
+
+
+def _mask_file(
+  path: pathlib.Path,
+  raster: rasters.Raster,
+  config: ml_collections.ConfigDict,
+  tags: kept_tags.Tags,
+) -> row_files.RowFile:
+  """Opens a file of values."""
+  values = mask_values(config.data)
+  shape = (*raster.size, *values.shape[1:])
+  if path.suffix not in _TIFF:
+    return row_files.PngFile(path, shape, values.dtype, raster.orientation)
+  if raster.ignored(0, 1) is not None:
+    tags = tags.of_nodata(np.ravel(ignored_value(config.data))[0])
+  return row_files.TiffFile(path, shape, values.dtype, tags=tags)
+
+
 def _probabilities_file(
-  path: pathlib.Path, shape: tuple[int, int, int], names: Sequence[str]
+  path: pathlib.Path,
+  shape: tuple[int, int, int],
+  names: Sequence[str],
+  raster: rasters.Raster,
+  tags: kept_tags.Tags,
 ) -> row_files.RowFile:
   """Opens a file of float16 [H, W, classes]."""
   if path.suffix in _TIFF:
     # ASCII is all that TIFF allows.
     text = ', '.join(names).encode('ascii', 'backslashreplace').decode()
-    return row_files.TiffFile(path, shape, np.float16, text)
+    if raster.ignored(0, 1) is not None:
+      tags = tags.of_nodata(np.nan)
+    return row_files.TiffFile(path, shape, np.float16, text, tags)
   return row_files.NpzFile(
     path, 'probabilities', shape, np.float16, class_names=names
   )

@@ -5,7 +5,7 @@ import pathlib
 import cv2
 import numpy as np
 
-from unet_jax.data import rasters
+from unet_jax.data import rasters, stored
 from unet_jax.prediction import row_files
 from unet_jax.reports import colors
 
@@ -68,7 +68,10 @@ class OverlayFile(row_files.RowFile):
     self._next += count
 
   def picture(self) -> np.ndarray:
-    """Returns uint8 RGB [h, w, 3]; the first class is left as it is."""
+    """Returns uint8 RGB [h, w, 3]; the first class is left as it is.
+
+    It is turned as a viewer shows the image.
+    """
     table = colors.class_colors(self._num_classes)
     colored = table[self._classes]
     blended = cv2.addWeighted(
@@ -78,7 +81,8 @@ class OverlayFile(row_files.RowFile):
     # 0 where all neighbours are of the same class.
     edge = cv2.morphologyEx(self._classes, cv2.MORPH_GRADIENT, kernel) > 0
     picture = np.where(edge[..., None], colored, blended)
-    return np.where((self._classes > 0)[..., None], picture, self._image)
+    picture = np.where((self._classes > 0)[..., None], picture, self._image)
+    return stored.turn(picture, self._raster.orientation)
 
   def _finish(self) -> None:
     options = [cv2.IMWRITE_JPEG_QUALITY, 90]

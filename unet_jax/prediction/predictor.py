@@ -26,7 +26,7 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
-from unet_jax.data import prepared, rasters, resize, tiling
+from unet_jax.data import prepared, rasters, resize, stored, tiling
 from unet_jax.models import fold, unet
 from unet_jax.models.ensemble import Ensemble
 from unet_jax.prediction import resampling, sinks, step
@@ -52,9 +52,23 @@ _ENLARGED = 64
 class WholeImage(rasters.ArrayRaster):
   """Pixels as the network takes them, uint8 [H, W, C], as a raster."""
 
-  def __init__(self, array: np.ndarray):
+  def __init__(self, array: np.ndarray, ignored: np.ndarray | None = None):
     self._rows, self.size = array, array.shape[:2]
-    self.num_channels = array.shape[2]
+    self.num_channels, self._ignored = array.shape[2], ignored
+
+
+def as_stored(raster: rasters.Raster) -> rasters.Raster:
+  """Returns an image as its file stores it; itself, if it was not turned."""
+  if raster.turned == 1:
+    return raster
+  turn = lambda array: stored.turn_back(array, raster.turned)
+  ignored = raster.ignored(0, raster.size[0])
+  turned = WholeImage(
+    turn(raster.read(0, raster.size[0])),
+    None if ignored is None else turn(ignored),
+  )
+  turned.orientation = raster.orientation
+  return turned
 
 
 class _Job:

@@ -117,7 +117,7 @@ def _check_member(
     return
   for field in (
     *('class_names', 'mask_values'),
-    *('intensity', 'intensity_range', 'nodata'),
+    *('intensity', 'intensity_range', 'nodata', 'bands', 'orientation'),
   ):
     if saved.data[field] != config.data[field]:
       raise errors.UserError(

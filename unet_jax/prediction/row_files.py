@@ -11,13 +11,14 @@ import pathlib
 import struct
 import zipfile
 import zlib
+from collections.abc import Iterator, Sequence
 
 import imagecodecs
 import numpy as np
 import numpy.typing as npt
 import tifffile
 
-from unet_jax.prediction import sinks
+from unet_jax.prediction import kept_tags, sinks
 
 # Of deflate: with 4, class maps are a fifth smaller and take twice as long.
 _LEVEL = 3
@@ -58,12 +59,13 @@ class RowFile(sinks.RowSink):
 class PngFile(RowFile):
   """Grey of 8 or 16 bit, or RGB of 8 (PNG specification, W3C 2003)."""
 
-  def __init__(self, path: pathlib.Path, shape, dtype):
+  def __init__(self, path: pathlib.Path, shape, dtype, orientation: int = 1):
     """Begins the file.
 
     Args:
       shape: (H, W), or (H, W, 3) for RGB.
       dtype: uint8 or uint16.
+      orientation: how a viewer turns it, EXIF's 1 to 8.
     """
     super().__init__(path)
     dtype = np.dtype(dtype)
@@ -74,6 +76,10 @@ class PngFile(RowFile):
     kind = 2 if len(shape) == 3 else 0
     header = (shape[1], shape[0], 8 * dtype.itemsize, kind, 0, 0, 0)
     self._chunk(b'IHDR', struct.pack('>IIBBBBB', *header))
+    if orientation != 1:
+      # A TIFF of one tag (PNG specification, third edition, eXIf).
+      exif = (b'MM', 42, 8, 1, 0x112, 3, 1, orientation, 0, 0)
+      self._chunk(b'eXIf', struct.pack('>2sHIHHHIHHI', *exif))
 
   def write(self, rows: np.ndarray) -> None:
     stored = np.ascontiguousarray(rows, self._dtype).view(np.uint8)
@@ -109,6 +115,7 @@ class TiffFile(RowFile):
     shape: tuple[int, ...],
     dtype: npt.DTypeLike,
     description: str | None = None,
+    tags: kept_tags.Tags = kept_tags.NONE,
   ):
     """Begins the file.
 
@@ -116,6 +123,7 @@ class TiffFile(RowFile):
       shape: (H, W) or (H, W, C).
       dtype: uint8 (3 channels are RGB then), uint16 or float16.
       description: ASCII text for the tag ImageDescription.
+      tags: further ones.
     """
     super().__init__(path)
     dtype = np.dtype(dtype).newbyteorder('<')
@@ -133,13 +141,16 @@ class TiffFile(RowFile):
     stored = -(-height // _TILE) * self._tiles.nbytes
     self._is_big = stored * 1.001 + 2**24 > _BIG
     try:
-      self._write_tags((height, width, channels), description)
+      self._write_tags((height, width, channels), description, tags)
     except BaseException:
       self.abort()  # Nobody else has the file yet.
       raise
 
   def _write_tags(
-    self, shape: tuple[int, int, int], description: str | None
+    self,
+    shape: tuple[int, int, int],
+    description: str | None,
+    tags: kept_tags.Tags,
   ) -> None:
     """Writes the tags of an image of empty tiles."""
     is_grey, dtype = shape[2] == 1, self._tiles.dtype
@@ -158,6 +169,7 @@ class TiffFile(RowFile):
         description=description,
         metadata=None,
         software=False,
+        **tags.options(),
       )
     self._file.seek(0, os.SEEK_END)
 
@@ -191,6 +203,46 @@ class TiffFile(RowFile):
       kind = 'Q' if self._is_big else 'I'
       tags['TileOffsets'].overwrite(self._offsets, dtype=kind)
       tags['TileByteCounts'].overwrite(self._counts, dtype=kind)
+
+
+def join_pages(parts: Sequence[pathlib.Path], path: pathlib.Path) -> None:
+  """Makes one TIFF of several `TiffFile`s, which are removed."""
+  is_big = sum(part.stat().st_size for part in parts) + 2**24 > _BIG
+  joined = path.with_name(f'.{path.name}.part')
+  try:
+    with tifffile.TiffWriter(joined, bigtiff=is_big, byteorder='<') as writer:
+      for part in parts:
+        _append(part, writer)
+    os.replace(joined, path)
+  finally:
+    joined.unlink(missing_ok=True)
+  for part in parts:
+    part.unlink()
+
+
+def _append(part: pathlib.Path, writer: tifffile.TiffWriter) -> None:
+  """Adds the page of a `TiffFile`, its tiles as they are."""
+  (tags,) = kept_tags.read(part, kept_tags.ALL)
+  with tifffile.TiffFile(part) as tiff:
+    page = tiff.pages.first
+
+    def tiles() -> Iterator[bytes]:
+      for offset, count in zip(page.dataoffsets, page.databytecounts):
+        tiff.filehandle.seek(offset)
+        yield tiff.filehandle.read(count)
+
+    writer.write(
+      tiles(),
+      shape=page.shape,
+      dtype=page.dtype,
+      tile=(_TILE, _TILE),
+      photometric=page.photometric,
+      planarconfig=None if len(page.shape) == 2 else 'contig',
+      compression='adobe_deflate',
+      metadata=None,
+      software=False,
+      **tags.options(),
+    )
 
 
 class NpzFile(RowFile):

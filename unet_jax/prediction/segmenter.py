@@ -67,7 +67,7 @@ class Segmenter:
 
     Args:
       images: an image [H, W, C] or [H, W], a batch [B, H, W, C], or a list of
-        images of any sizes; grey, RGB or RGBA (whose alpha is dropped);
+        images of any sizes; grey or RGB, either with alpha (see data.alpha);
         integers of 0..255, uint16 of 0..65535 or floats of 0..1 (of any type
         and range unless data.intensity is `dtype`; with `range`, values as the
         files of the training had them).
@@ -75,6 +75,7 @@ class Segmenter:
     Returns:
       float32 [H, W, classes], [B, H, W, classes], or a list of these, that add
       up to 1; there are two classes where the network has one sigmoid channel.
+      Pixels without data (data.nodata, data.alpha) are NaN.
 
     Raises:
       UserError: an array of another shape, or of values that cannot be used.
@@ -92,12 +93,18 @@ class Segmenter:
     opened = [
       rasters.ArrayRaster(_as_stored(image, data), data) for image in images
     ]
-    planes = map(probabilities.planes, self._predictor.logits(opened))
-    return [np.ascontiguousarray(np.moveaxis(p, 0, -1)) for p in planes]
+    found = []
+    for raster, logits in zip(opened, self._predictor.logits(opened)):
+      planes = probabilities.planes(logits)
+      ignored = raster.ignored(0, raster.size[0])
+      if ignored is not None:
+        planes[:, ignored] = np.nan
+      found.append(np.ascontiguousarray(np.moveaxis(planes, 0, -1)))
+    return found
 
 
 def _as_stored(image: Any, data: ml_collections.ConfigDict) -> np.ndarray:
-  """Returns an array as a file would hold it, without alpha.
+  """Returns an array as a file would hold it.
 
   Raises:
     UserError: it is empty, no array, or of other values than `Segmenter` takes.
@@ -108,8 +115,6 @@ def _as_stored(image: Any, data: ml_collections.ConfigDict) -> np.ndarray:
       f'an image is an array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4], not of '
       f'shape {image.shape}; np.asarray(PIL.Image.open(path)) reads a file'
     )
-  if image.shape[2:] == (4,):
-    image = image[..., :3]
   if image.dtype == bool:
     return image.astype(np.uint8) * np.uint8(255)
   # Of floats without data in places, the raster knows which.

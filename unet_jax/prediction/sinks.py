@@ -6,6 +6,8 @@ from typing import Protocol
 
 import numpy as np
 
+from unet_jax.data import stored
+
 
 class RowSink(Protocol):
   """Takes the rows of one image, from top to bottom, from one thread at a time.
@@ -60,3 +62,29 @@ class ArraySink(RowSink):
 
   def abort(self) -> None:
     pass
+
+
+class TurnedBack(RowSink):
+  """Passes an image's logits on as its file stores it, once they are whole."""
+
+  def __init__(self, sink: RowSink, size: tuple[int, int], orientation: int):
+    """Begins with the first row.
+
+    Args:
+      sink: takes the rows of the image as stored.
+      size: height and width of the image as it is seen.
+      orientation: the tag by which it was turned, 1 to 8.
+    """
+    self._sink, self._orientation = sink, orientation
+    self._whole = ArraySink(size)
+
+  def write(self, rows: np.ndarray) -> None:
+    self._whole.write(rows)
+
+  def close(self) -> None:
+    logits = stored.turn_back(self._whole.array, self._orientation)
+    self._sink.write(np.ascontiguousarray(logits))
+    self._sink.close()
+
+  def abort(self) -> None:
+    self._sink.abort()

@@ -7,6 +7,8 @@ import time
 import jax
 import tqdm
 
+from unet_jax.runtime import progress
+
 _log = logging.getLogger(__name__)
 
 
@@ -66,7 +68,7 @@ class Progress:
     line = ', '.join(f'{k} {v}' for k, v in shown.items())
     if self.images_per_second:
       rest = (self._total - step) * self._batch_size / self.images_per_second
-      line += f', {int(rest) // 60}:{int(rest) % 60:02d} left'
+      line += f', {progress.clock(rest)} left'
     _log.info('step %d/%d: %s', step, self._total, line)
 
   def write(self, text: str) -> None:

@@ -1,0 +1,362 @@
+"""What the files of an output folder were made of: its index.json.
+
+{
+  "networks": {KEY: {"parameters": a digest, "steps": [...], "workdirs": [...],
+                     "settings": {field: value, where it is not the default}}},
+  "images": {NAME: {"source": path, "content": a digest, "network": KEY}}
+}
+
+An image is done for a content, parameters and settings; its files exist whole
+or not at all. While it is predicted its entry has neither content nor network,
+so that what a killed run leaves is made again. Several runs may share a folder.
+"""
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import pathlib
+import threading
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+import numpy as np
+
+from unet_jax.config import default, fields
+from unet_jax.data import prepared, rasters
+from unet_jax.prediction import names, outputs
+from unet_jax.runtime import errors, locks, progress, whole_files
+
+_log = logging.getLogger(__name__)
+
+# Seconds after which finished images are written to the index.
+_INTERVAL = 10.0
+
+# Sections whose fields change what is predicted, unless they are named below.
+# Of a field that is new here, files are made again rather than kept wrongly.
+_SECTIONS = ('data', 'model', 'inference')
+_WITHOUT_EFFECT = (
+  'data.source',
+  'data.dir',
+  'data.cache_dir',
+  'data.name',
+  'data.image_key',
+  'data.mask_key',
+  'data.instance_key',
+  'data.train_split',
+  'data.eval_split',
+  'data.val_fraction',
+  'data.holdout',
+  'data.num_folds',
+  'data.fold',
+  'data.num_train',
+  'data.num_eval',
+  'data.foreground_fraction',
+  'data.sample_classes',
+  'data.batch_size',
+  'data.cache',
+  'data.num_workers',
+  'data.on_error',
+  'data.check',
+  'data.suggest',
+  'model.remat',
+  'model.dropout',
+  'model.dropout_stages',
+  'model.deep_supervision',
+  # Their parameters count.
+  'inference.ensemble',
+  'inference.batch_size',
+)
+
+
+class Network(NamedTuple):
+  """What predicts: the digest of all parameters, and settings by field."""
+
+  parameters: str
+  settings: dict[str, str]
+  about: dict[str, Any]
+
+
+def network(
+  config: ml_collections.ConfigDict,
+  variables: Any,
+  members: Iterable[Mapping[str, Any]],
+) -> Network:
+  """Describes a network, or the average of several.
+
+  Args:
+    variables: of all of them, see `restore.restore`.
+    members: what it says of each; for people.
+  """
+  digest = hashlib.sha256()
+  for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
+    array = np.asarray(jax.device_get(leaf))
+    about = f'{jax.tree_util.keystr(path)} {array.dtype} {array.shape}'
+    digest.update(about.encode())
+    digest.update(np.ascontiguousarray(array).view(np.uint8).data)
+  usual = fields.flatten(default.get_config())
+  settings = {
+    name: repr(value)
+    for name, value in fields.flatten(config).items()
+    if name.partition('.')[0] in _SECTIONS
+    and name not in _WITHOUT_EFFECT
+    and value != usual[name]
+  }
+  return Network(
+    digest.hexdigest(),
+    settings,
+    {
+      'steps': [member['step'] for member in members],
+      'workdirs': [member['workdir'] for member in members],
+    },
+  )
+
+
+def digest_of(path: str | os.PathLike) -> str:
+  """Returns the SHA-256 of a file, read in parts; '' if it cannot be read."""
+  try:
+    with open(path, 'rb') as f:
+      return hashlib.file_digest(f, 'sha256').hexdigest()
+  except OSError:
+    return ''  # What decodes it says why.
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+  """An image to predict.
+
+  Attributes:
+    source: its file.
+    name: of its files, without suffix.
+    num_pages: images in the file.
+    paths: its files.
+    is_done: whether these are made already, of this content and network.
+    is_stale: whether those that are there may be of another.
+  """
+
+  source: pathlib.Path
+  name: str
+  num_pages: int
+  paths: outputs.Paths
+  is_done: bool
+  is_stale: bool
+
+
+class Index:
+  """The index of a folder, as one run sees and changes it."""
+
+  def __init__(self, folder: pathlib.Path, predicts: Network):
+    self._folder, self._network = folder, predicts
+    self._path, self._lock = folder / 'index.json', threading.Lock()
+    text = json.dumps([predicts.parameters, predicts.settings], sort_keys=True)
+    self._key = hashlib.sha256(text.encode()).hexdigest()[:16]
+    self._networks: dict[str, dict[str, Any]] = {}
+    self._images: dict[str, dict[str, str]] = {}
+    self._changed: dict[str, dict[str, str]] = {}
+    self._written = time.monotonic()
+
+  def plan(
+    self,
+    sources: Sequence[pathlib.Path],
+    config: ml_collections.ConfigDict,
+  ) -> list[Item]:
+    """Names the images, says which are done, and notes the others as begun.
+
+    Raises:
+      UserError: the folder has files of these names that no index knows, or
+        there is no name for an image.
+    """
+    with self._held():
+      self._read()
+      chosen = self._names(sources)
+      found = {n: outputs.found(self._folder, n) for n in chosen.values()}
+      self._refuse_unknown([n for n in found if found[n]])
+      changes = self._all_changes(chosen, prepared.num_workers(config))
+      items, num_removed = [], 0
+      for source, name in chosen.items():
+        count = _num_pages(source, config.data)
+        paths = outputs.make_paths(source, self._folder, name, config, count)
+        missing = set(paths.files(count)) - set(found[name])
+        others = set(found[name]) - set(paths.files(count))
+        is_stale = bool(changes[name])
+        num_removed += len(others) * is_stale
+        is_done = not (missing or is_stale)
+        item = Item(source, name, count, paths, is_done, is_stale)
+        items.append(item)
+        entry = None if is_stale else self._images[name]['content']
+        self._note(item, entry)
+      again = {n: changes[n] for n in found if found[n] and changes[n]}
+      _say_again(again, num_removed)
+      self._write()
+    return items
+
+  def _names(self, sources: Sequence[pathlib.Path]) -> dict[pathlib.Path, str]:
+    """Returns the name of each image's files; says which get folders.
+
+    An image that was moved keeps its name: where no file is at the path of
+    before, and the content is the same.
+    """
+    known = {entry['source']: name for name, entry in self._images.items()}
+    gone = {
+      (pathlib.Path(place).stem, self._images[name].get('content')): place
+      for place, name in known.items()
+      if not os.path.exists(place)
+    }
+    stems = {stem for stem, _ in gone}
+    for source in sources:
+      place = os.path.abspath(source)
+      if source.stem in stems and place not in known:
+        before = gone.pop((source.stem, digest_of(source)), None)
+        if before is not None:
+          known[place] = known.pop(before)
+    chosen = names.choose(sources, known)
+    new = [
+      f'{source} is {name}'
+      for source, name in chosen.items()
+      if name != source.stem and os.path.abspath(source) not in known
+    ]
+    if new:
+      _log.info(
+        '%d images have the stems of others, so their files are named by '
+        'folder or suffix too: %s',
+        len(new),
+        _three(new),
+      )
+    return chosen
+
+  def _refuse_unknown(self, there: Iterable[str]) -> None:
+    unknown = [name for name in there if name not in self._images]
+    if unknown:
+      raise errors.UserError(
+        f'{self._folder} has files of {len(unknown)} images '
+        f'({_three(unknown)}), and no {self._path.name} says of which content '
+        'and checkpoint they are; remove them, or set --config.predict.output '
+        'to another folder'
+      )
+
+  def _all_changes(
+    self, chosen: Mapping[pathlib.Path, str], workers: int
+  ) -> dict[str, str]:
+    """Returns what changed since each image was predicted; '' is nothing."""
+    found = {name: self._changes(name) for name in chosen.values()}
+    same = [source for source, name in chosen.items() if not found[name]]
+    with (
+      progress.Progress('comparing with the index', len(same)) as bar,
+      concurrent.futures.ThreadPoolExecutor(workers) as pool,
+    ):
+      for source, digest in zip(same, pool.map(digest_of, same)):
+        bar.update()
+        if digest != self._images[chosen[source]]['content']:
+          found[chosen[source]] = 'the content changed'
+    return found
+
+  def _changes(self, name: str) -> str:
+    """As `_all_changes`, of one image, but for its content."""
+    entry = self._images.get(name, {})
+    if 'content' not in entry:
+      return 'their run ended early'
+    if entry['network'] == self._key:
+      return ''
+    before, found = self._networks[entry['network']], []
+    if before['parameters'] != self._network.parameters:
+      steps = [
+        '+'.join(map(str, of['steps'])) for of in (before, self._network.about)
+      ]
+      found.append(f'the checkpoint changed (step {steps[0]}, now {steps[1]})')
+    old, now = before['settings'], self._network.settings
+    other = [f for f in {**old, **now} if old.get(f) != now.get(f)]
+    return ', '.join([*found, *(f'{field} changed' for field in other)])
+
+  def _note(self, item: Item, content: str | None) -> None:
+    """Changes the entry of an image; without content it is being made."""
+    entry = {'source': os.path.abspath(item.source)}
+    if content is not None:
+      entry |= {'content': content, 'network': self._key}
+    self._changed[item.name] = entry
+
+  def finish(self, item: Item, content: str) -> None:
+    """Notes that all files of an image are written."""
+    with self._lock:
+      self._note(item, content)
+      is_due = time.monotonic() > self._written + _INTERVAL
+    if is_due:
+      self.write()
+
+  def write(self) -> None:
+    """Puts what was finished into the file."""
+    with self._lock, self._held():
+      self._read()
+      self._write()
+
+  def _held(self) -> contextlib.AbstractContextManager[None]:
+    # Other runs may predict into the same folder.
+    self._folder.mkdir(parents=True, exist_ok=True)
+    return locks.lock(self._folder / '.index.lock', f'writing {self._path}')
+
+  def _read(self) -> None:
+    """Reads the file, if there is one; raises UserError if it is no index."""
+    try:
+      found = json.loads(self._path.read_text())
+      self._networks, self._images = found['networks'], found['images']
+    except FileNotFoundError:
+      pass
+    except (ValueError, TypeError, KeyError) as e:
+      raise errors.UserError(
+        f'{self._path} is no index of predictions ({e}); restore it, or set '
+        '--config.predict.output to another folder'
+      ) from e
+
+  def _write(self) -> None:
+    self._images.update(self._changed)
+    self._networks[self._key] = {
+      'parameters': self._network.parameters,
+      **self._network.about,
+      'settings': self._network.settings,
+    }
+    used = {entry.get('network') for entry in self._images.values()}
+    networks = {k: v for k, v in self._networks.items() if k in used}
+    whole_files.write_json(
+      self._path, {'networks': networks, 'images': self._images}
+    )
+    self._changed, self._written = {}, time.monotonic()
+
+
+def remove_others(item: Item) -> None:
+  """Removes the files of an image that are not asked for."""
+  wanted = item.paths.files(item.num_pages)
+  for path in outputs.found(item.paths.mask.parent.parent, item.name):
+    if path not in wanted:
+      path.unlink(missing_ok=True)
+
+
+def _num_pages(source: pathlib.Path, data: ml_collections.ConfigDict) -> int:
+  """Returns how many images a file holds; 1 where that is not to be known."""
+  if data.pages == 'one':
+    return 1  # Others are refused when they are opened.
+  try:
+    return rasters.count_images(source)
+  except errors.DecodeError:
+    return 1  # What opens it says why.
+
+
+def _three(texts: Sequence[str]) -> str:
+  return ', '.join(texts[:3]) + ', ...' * (len(texts) > 3)
+
+
+def _say_again(reasons: Mapping[str, str], num_removed: int) -> None:
+  """Logs which images are predicted again, {name: why}."""
+  if reasons:
+    removed = f'; {num_removed} files that are not asked for now are removed'
+    _log.info(
+      'predicting %d images again (%s): %s%s',
+      len(reasons),
+      _three(list(reasons)),
+      '; '.join(dict.fromkeys(reasons.values())),
+      removed if num_removed else '',
+    )
