@@ -301,8 +301,8 @@ def measure(
   is_unlisted = tag is not None and tag not in no_data(data)
   unlisted = tag if is_unlisted and np.any(pixels == tag) else None
   # Radix sort for short types, four times as fast.
-  kind = 'stable' if sample.dtype.itemsize <= 2 else 'quicksort'
-  values, left = np.sort(sample, axis=None, kind=kind), 0
+  is_short = sample.dtype.itemsize <= 2
+  values, left = np.sort(sample, axis=None, stable=is_short), 0
   if not len(values):
     none = np.zeros(0)
     return Levels(str(pixels.dtype), 0, none, none, none, 0, 0, unlisted)
