@@ -161,7 +161,8 @@ def to_uint8(
     return pixels
   if pixels.dtype.kind in 'iu' and pixels.dtype.itemsize <= 2:
     table = _table(pixels.dtype, float(low), float(high))
-    return table[pixels.view(f'u{pixels.dtype.itemsize}')]
+    # Twice as fast as indexing.
+    return table.take(pixels.view(f'u{pixels.dtype.itemsize}'))
   if ignored is not None:
     pixels = np.where(ignored[(..., *[None] * (pixels.ndim - 2))], low, pixels)
   return _scale(pixels, low, high)
@@ -299,13 +300,16 @@ def measure(
     sample = sample[np.isfinite(sample).all(-1)]
   is_unlisted = tag is not None and tag not in no_data(data)
   unlisted = tag if is_unlisted and np.any(pixels == tag) else None
-  values, left = np.sort(sample, axis=None), 0
+  # Radix sort for short types, four times as fast.
+  is_short = sample.dtype.itemsize <= 2
+  values, left = np.sort(sample, axis=None, stable=is_short), 0
   if not len(values):
     none = np.zeros(0)
     return Levels(str(pixels.dtype), 0, none, none, none, 0, 0, unlisted)
   stored = values[np.append(True, values[1:] != values[:-1])]
   try:
-    left = len(set(to_uint8(stored[None], data, '', bits)[0].tolist()))
+    scaled = to_uint8(stored[None], data, '', bits)[0]
+    left = int(np.count_nonzero(np.bincount(scaled)))
   except errors.UserError:
     pass  # Whoever needs the image is told.
   mean, std = cv2.meanStdDev(sample[None].astype(np.float64))

@@ -1,5 +1,6 @@
 """Image and mask to one size."""
 
+import itertools
 from collections.abc import Sequence
 
 import cv2
@@ -107,15 +108,16 @@ def resize_labels(
   old, size = labels.shape, scaled_size(labels.shape, target, resize)
   if size != old:
     (rows, row_ties), (columns, column_ties) = map(_centres, old, size)
-    if row_ties.any() or column_ties.any():
-      i, j = np.arange(size[0])[:, None], np.arange(size[1])
-      # All four neighbours of a corner are taken equally often.
-      up, left = row_ties[:, None] & (j + i // 2), column_ties & (i + j // 2)
-      places = (rows[:, None] - up) * old[1] + (columns - left)
-      labels = labels.ravel().take(places)
-    else:
+    i, j = map(np.arange, size)
+    new = np.empty(size, labels.dtype)
+    # All four neighbours of a corner are taken equally often.
+    for a, b in itertools.product((0, 1), (0, 1)):
+      up = row_ties[a::2] & (b + i[a::2] // 2)
+      left = column_ties[b::2] & (a + j[b::2] // 2)
       # Whole rows first: five times as fast as one index for both.
-      labels = labels[rows][:, columns]
+      chosen = labels[rows[a::2] - up]
+      new[a::2, b::2] = chosen[:, columns[b::2] - left]
+    labels = new
   return _fit(labels, target, fill)
 
 
