@@ -63,6 +63,8 @@ _WITHOUT_EFFECT = (
   'data.cache',
   'data.num_workers',
   'data.on_error',
+  'data.image_pattern',
+  'data.mask_pattern',
   'data.check',
   'data.suggest',
   'model.remat',
