@@ -114,8 +114,8 @@ class _Run:
     """Opens an image and its files, see `Predictor.run`."""
     item, data = page.item, self._config.data
     if not page.number:
-      if item.is_stale:
-        index_lib.remove_others(item)
+      for path in item.stale:
+        path.unlink(missing_ok=True)
       self._contents[item] = index_lib.digest_of(item.source)
     raster = rasters.open_image(item.source, data, page.number)
     try:
@@ -180,11 +180,11 @@ def _predict(
       network.run(run.pages(), run.open_image, run.skip)
     finally:
       index.write()
-      outputs.remove_pages(item.paths for item in items)
-      for item in run.skipped:
-        if item.num_pages > 1:  # Of the pages that are whole.
-          for path in item.paths.files(item.num_pages):
-            path.unlink(missing_ok=True)
+      several = [item for item in items if item.num_pages > 1]
+      outputs.remove_pages(item.paths for item in several)
+      for item in run.skipped.intersection(several):
+        for path in item.paths.files(item.num_pages):  # Of whole pages.
+          path.unlink(missing_ok=True)
   if run.tagged:
     shown = ', '.join(sorted(path.name for path in run.tagged)[:3])
     _log.warning(

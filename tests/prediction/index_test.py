@@ -127,6 +127,23 @@ def test_a_new_image_at_the_place_of_one_that_is_gone(tmp_path):
   ]
 
 
+def test_stale_files_are_those_of_the_image_alone(tmp_path):
+  paths = _images(tmp_path / 'in', 'a.png', 'a.page_0001.png', 'b.png')
+  index = index_lib.Index(tmp_path / 'out', _network())
+  for item in _plan(index, paths):
+    _make(item)
+    index.finish(item, index_lib.digest_of(item.source))
+  index.write()
+  overlays = tmp_path / 'out/overlays'
+  overlays.mkdir()
+  for name in ('a', 'a.page_0001', 'a.page_0002', 'ab', 'b.page_0001'):
+    (overlays / f'{name}.jpg').write_text('picture')
+  paths[0].write_text('another image')
+  again = index_lib.Index(tmp_path / 'out', _network())
+  stale = [item.stale for item in _plan(again, paths)]
+  assert stale == [(overlays / 'a.jpg', overlays / 'a.page_0002.jpg'), (), ()]
+
+
 @pytest.mark.parametrize('text', ['', '[]', '{}', '{"images": 1}', '{"imag'])
 def test_no_index(text, tmp_path):
   (tmp_path / 'index.json').write_text(text)

@@ -330,16 +330,18 @@ def test_paths(tmp_path):
 
 
 def test_files_of_a_name(tmp_path):
+  assert not outputs.found(tmp_path)
   paths = _predict(_everything('npz'), _logits(3), tmp_path)
-  _touch(tmp_path, 'masks/aa.png', 'masks/a.b.png', 'overlays/b.jpg')
-  assert sorted(outputs.found(tmp_path, 'a')) == paths.files(1)
+  _touch(tmp_path, 'masks/aa.png', 'masks/.a.png', 'masks/a.txt')
+  found = outputs.found(tmp_path)
+  assert found.keys() == {'a', 'aa'}
+  assert sorted(found['a']) == paths.files(1) and len(found['a']) == 4
   config = _config({'overlay': True})
-  names = ['masks/a[1].tif'] + [f'overlays/a[1].page_000{i}.jpg' for i in '12']
-  _touch(tmp_path, *names)
-  args = pathlib.Path('a.gif'), tmp_path, 'a[1]', config, 2
-  expected = [tmp_path / name for name in names]
-  assert outputs.make_paths(*args).files(2) == expected
-  assert outputs.found(tmp_path, 'a[1]') == expected
+  args = pathlib.Path('a.gif'), tmp_path, 'a', config, 2
+  names = ['masks/a.tif'] + [f'overlays/a.page_000{i}.jpg' for i in '12']
+  assert outputs.make_paths(*args).files(2) == [tmp_path / n for n in names]
+  assert outputs.without_page('b.page_0012') == 'b'
+  assert outputs.without_page('b.page_x') == 'b.page_x'
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,8 @@ _WITHOUT_EFFECT = (
   'data.cache',
   'data.num_workers',
   'data.on_error',
+  'data.image_pattern',
+  'data.mask_pattern',
   'data.check',
   'data.suggest',
   'model.remat',
@@ -137,7 +139,8 @@ class Item:
     num_pages: images in the file.
     paths: its files.
     is_done: whether these are made already, of this content and network.
-    is_stale: whether those that are there may be of another.
+    stale: files that it has, of another content or network, and that are not
+      asked for now.
   """
 
   source: pathlib.Path
@@ -145,7 +148,7 @@ class Item:
   num_pages: int
   paths: outputs.Paths
   is_done: bool
-  is_stale: bool
+  stale: tuple[pathlib.Path, ...]
 
 
 class Index:
@@ -175,26 +178,35 @@ class Index:
     with self._held():
       self._read()
       chosen = self._names(sources)
-      found = {n: outputs.found(self._folder, n) for n in chosen.values()}
+      found = self._files(list(chosen.values()))
       self._refuse_unknown([n for n in found if found[n]])
       changes = self._all_changes(chosen, prepared.num_workers(config))
-      items, num_removed = [], 0
+      items = []
       for source, name in chosen.items():
         count = _num_pages(source, config.data)
         paths = outputs.make_paths(source, self._folder, name, config, count)
-        missing = set(paths.files(count)) - set(found[name])
-        others = set(found[name]) - set(paths.files(count))
-        is_stale = bool(changes[name])
-        num_removed += len(others) * is_stale
-        is_done = not (missing or is_stale)
-        item = Item(source, name, count, paths, is_done, is_stale)
+        asked, there, why = set(paths.files(count)), found[name], changes[name]
+        stale = tuple(sorted(there - asked)) if why else ()
+        is_done = not why and asked <= there
+        item = Item(source, name, count, paths, is_done, stale)
         items.append(item)
-        entry = None if is_stale else self._images[name]['content']
-        self._note(item, entry)
+        self._note(item, None if why else self._images[name]['content'])
       again = {n: changes[n] for n in found if found[n] and changes[n]}
-      _say_again(again, num_removed)
+      _say_again(again, sum(len(item.stale) for item in items))
       self._write()
     return items
+
+  def _files(self, names: list[str]) -> dict[str, set[pathlib.Path]]:
+    """Returns the files that the folder has of some names, in their order."""
+    by_stem = outputs.found(self._folder)
+    # `a.page_0001` may be a page of `a`, or an image of that name.
+    pages = by_stem.keys() - {*names, *self._images}
+    found = {name: by_stem.get(name, set()) for name in names}
+    for stem in pages:
+      name = outputs.without_page(stem)
+      if name in found:
+        found[name] = found[name] | by_stem[stem]
+    return found
 
   def _names(self, sources: Sequence[pathlib.Path]) -> dict[pathlib.Path, str]:
     """Returns the name of each image's files; says which get folders.
@@ -325,14 +337,6 @@ class Index:
       self._path, {'networks': networks, 'images': self._images}
     )
     self._changed, self._written = {}, time.monotonic()
-
-
-def remove_others(item: Item) -> None:
-  """Removes the files of an image that are not asked for."""
-  wanted = item.paths.files(item.num_pages)
-  for path in outputs.found(item.paths.mask.parent.parent, item.name):
-    if path not in wanted:
-      path.unlink(missing_ok=True)
 
 
 def _num_pages(source: pathlib.Path, data: ml_collections.ConfigDict) -> int:

@@ -15,10 +15,12 @@ names are NAME.page_0001 and so on. A sigmoid channel has two classes here as
 well, the background first.
 """
 
+import collections
 import dataclasses
 import glob
 import os
 import pathlib
+import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
@@ -44,6 +46,8 @@ _FOLDERS = {
   'overlays': ('.jpg',),
   'contours': ('.geojson',),
 }
+
+_PAGE = re.compile(r'\.page_\d{4,}$')
 
 # Pixels whose logits are converted at once, of more than one row.
 _PIXELS = 2**20
@@ -97,16 +101,21 @@ def make_paths(
   )
 
 
-def found(folder: pathlib.Path, name: str) -> list[pathlib.Path]:
-  """Returns the files that an image of this name has, of any kind."""
-  name = glob.escape(name)
-  return [
-    path
-    for kind, suffixes in _FOLDERS.items()
-    for suffix in suffixes
-    for pages in ('', '.page_*')
-    for path in (folder / kind).glob(f'{name}{pages}{suffix}')
-  ]
+def found(folder: pathlib.Path) -> dict[str, set[pathlib.Path]]:
+  """Returns the files of all kinds that a folder has, by stem."""
+  files: dict[str, set[pathlib.Path]] = collections.defaultdict(set)
+  # Not a glob for each name: there may be many.
+  for kind, suffixes in _FOLDERS.items():
+    if (folder / kind).is_dir():
+      for path in (folder / kind).iterdir():
+        if path.suffix in suffixes and not path.name.startswith('.'):
+          files[path.stem].add(path)
+  return files
+
+
+def without_page(stem: str) -> str:
+  """Returns the name of an input of several images by one of its files."""
+  return _PAGE.sub('', stem)
 
 
 def join_pages(paths: Paths, num_pages: int) -> None:
