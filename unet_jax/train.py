@@ -136,6 +136,9 @@ def _check_saved(
   saved = checkpoints.saved_config(step)
   if step:
     saved_lib.check_resumable(saved, config, workdir)
+    change = optimizer_lib.rate_change(saved, config, step)
+    if change and jax.process_index() == 0:
+      _log.warning('warning: %s', change)
   else:
     fix = 'Choose another --workdir, or undo the change'
     saved_lib.check_evaluable(saved, config, workdir, fix)

@@ -102,6 +102,12 @@ augment.hue.probability=0.25 {_GREY}
   : grey images (data.num_channels=1) have no hue; set it to 0
 augment.saturation.probability=1.0 {_GREY}
   : grey images (data.num_channels=1) have no saturation; set it to 0
+seed=4294967296
+  : must be below 4294967296 (2**32); a larger one would give the weights of a
+  smaller one
+optimizer.decay_steps=399
+  : the learning rate is 0 from there on, and train.num_steps=400; set
+  --config.optimizer.end_factor, such as 0.01
 mesh.data=0
   : takes a number of devices, or -1 for all
 data.image_size=(16,16,16)

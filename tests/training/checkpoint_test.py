@@ -1,10 +1,13 @@
 """Checkpoints whose files are damaged, and saves that fail at the end."""
 
 import contextlib
+import gc
 import logging
 import pathlib
 import shutil
 
+import jaxlib
+import PIL
 import pytest
 
 from tests import runs, tiny
@@ -68,6 +71,7 @@ def test_a_damaged_checkpoint_is_one_line(run, tmp_path, part, damage):
     '; restore its folder, or move it away to go on from another. Other '
     'checkpoints: 1'
   )
+  gc.collect()  # The coroutines, while the filter holds.
 
 
 @pytest.mark.parametrize('is_old', [False, True])
@@ -100,6 +104,39 @@ def test_other_convolutions_are_said(tmp_path, caplog, monkeypatch, is_old):
   assert said(other == 'native') == [
     f'step 1 was made with the convolutions of cpu.kernels={before}, this run '
     f'has {other} ones, whose bits differ'
+  ]
+
+
+def test_other_versions_are_said_and_equal_ones_are_not(
+  tmp_path, caplog, monkeypatch
+):
+  monkeypatch.setattr(logging.getLogger('unet_jax'), 'propagate', True)
+  caplog.set_level(logging.INFO)
+  config = tiny.make_config()
+  model, _ = runs.save(tmp_path, config)
+  abstract = state_lib.abstract_train_state(
+    config,
+    model,
+    optimizer_lib.make_optimizer(config),
+    mesh_lib.make_mesh(config),
+  )
+
+  def said():
+    caplog.clear()
+    with contextlib.closing(
+      checkpoint.Checkpoints(str(tmp_path), config)
+    ) as checkpoints:
+      checkpoints.restore(1, abstract)
+    return [m for m in caplog.messages if 'was made with' in m]
+
+  assert said() == []
+  before = jaxlib.__version__, PIL.__version__
+  monkeypatch.setattr('PIL.__version__', '99.1')
+  monkeypatch.setattr('jaxlib.__version__', '88.2')
+  assert said() == [
+    f'step 1 was made with jaxlib {before[0]} (now 88.2), Pillow {before[1]} '
+    '(now 99.1); bits may differ from a run that has the same versions '
+    'throughout'
   ]
 
 

@@ -311,6 +311,24 @@ def _data(config: ml_collections.ConfigDict, mode: str) -> Table:
   }
 
 
+def _training(config: ml_collections.ConfigDict, mode: str) -> Table:
+  """Runs that would learn nothing, or not what is asked for."""
+  trains, o = mode in ('train', 'cross_validate'), config.optimizer
+  return {
+    # jax.random.key takes it modulo 2**32.
+    'seed: must be below 4294967296 (2**32); a larger one would give the '
+    'weights of a smaller one': trains and config.seed >= 2**32,
+    'optimizer.decay_steps: the learning rate is 0 from there on, and '
+    f'train.num_steps={config.train.num_steps}; set --config.optimizer.'
+    'end_factor, such as 0.01': (
+      trains
+      and 0 < o.decay_steps < config.train.num_steps
+      and o.schedule != 'constant'
+      and not o.end_factor
+    ),
+  }
+
+
 def _folds(config: ml_collections.ConfigDict, mode: str) -> Table:
   """Cross-validation."""
   data, is_mode = config.data, mode == 'cross_validate'
@@ -333,7 +351,7 @@ def _folds(config: ml_collections.ConfigDict, mode: str) -> Table:
 # A table may rely on those before it.
 _TABLES = (
   *(_single_fields, _volumes, _tuples, *value_checks.TABLES, _names),
-  *(_augmentation, _loss, _model, _inference, _data, _folds),
+  *(_augmentation, _loss, _model, _inference, _data, _training, _folds),
 )
 
 

@@ -304,12 +304,15 @@ def get_config() -> config_dict.ConfigDict:
   # `adamw` or `sgd`.
   optimizer.name = 'adamw'
   # Peak learning rate; warmup_steps linear steps up to it, then
-  # `cosine`, `linear` (both down to end_factor times the peak at
-  # train.num_steps) or `constant`.
+  # `cosine`, `linear` (both down to end_factor times the peak at step
+  # decay_steps, and from there on constant) or `constant`.
   optimizer.learning_rate = 2e-3
   optimizer.warmup_steps = 50
   optimizer.schedule = 'cosine'
   optimizer.end_factor = 0.0
+  # 0: train.num_steps, with which the schedule is stretched when a run goes on
+  # for longer.
+  optimizer.decay_steps = 0
   # adamw: decay rates of the two moments, and the term in the denominator.
   optimizer.b1 = 0.9
   optimizer.b2 = 0.999

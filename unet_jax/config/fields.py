@@ -97,6 +97,7 @@ AT_LEAST = {
   'optimizer.warmup_steps': 0,
   'optimizer.eps': 0,
   'optimizer.end_factor': 0,
+  'optimizer.decay_steps': 0,
   'optimizer.weight_decay': 0,
   'optimizer.clip_norm': 0,
   'optimizer.accumulate_steps': 1,

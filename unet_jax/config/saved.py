@@ -30,6 +30,8 @@ FREE_TO_CHANGE = (
   'data.cache_dir',
   'data.num_workers',
   'model.remat',
+  'optimizer.decay_steps',
+  'optimizer.end_factor',
   'train.num_steps',
 )
 # Sections and fields that an evaluation of a checkpoint may not change: its

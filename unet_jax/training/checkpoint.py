@@ -1,7 +1,7 @@
 """Checkpoints in a workdir: state, data position and config together.
 
-With them is kept which convolutions (`native` or `xla`, see `cpu.kernels`) made
-the steps since the one before.
+With them is kept which convolutions (`native` or `xla`, see `cpu.kernels`) and
+which versions of the libraries made the steps since the one before.
 
 Orbax writes them asynchronously into a temporary folder and renames it once all
 is on disk, so that a run that dies meanwhile leaves the earlier ones whole.
@@ -16,9 +16,14 @@ import shutil
 from collections.abc import Iterator
 from typing import Any
 
+import cv2
+import flax
 import jax
+import jaxlib
 import ml_collections
+import optax
 import orbax.checkpoint as ocp
+import PIL
 from orbax.checkpoint import checkpoint_managers as policies
 
 from unet_jax.config import saved
@@ -27,6 +32,16 @@ from unet_jax.training import metric_writer
 from unet_jax.training.state import TrainState
 
 _log = logging.getLogger(__name__)
+
+# Libraries whose versions may change the bits of a step, by their package.
+_LIBRARIES = {
+  'jax': jax,
+  'jaxlib': jaxlib,
+  'flax': flax,
+  'optax': optax,
+  'Pillow': PIL,
+  'OpenCV': cv2,
+}
 
 # Parts of messages of the system and of Orbax, with the fix.
 _FIXES = {
@@ -48,6 +63,10 @@ _DAMAGED = (
   'not_found:',
   'failed_precondition:',
 )
+
+
+def _versions() -> dict[str, str]:
+  return {name: module.__version__ for name, module in _LIBRARIES.items()}
 
 
 def best_scores(workdir: str, best_metric: str) -> dict[int, float]:
@@ -151,7 +170,9 @@ class Checkpoints:
           state=ocp.args.StandardSave(state),
           data=ocp.args.JsonSave(data_position),
           config=ocp.args.JsonSave(json.loads(saved.to_json(self._config))),
-          meta=ocp.args.JsonSave({'kernels': self._kernels}),
+          meta=ocp.args.JsonSave(
+            {'kernels': self._kernels, 'versions': _versions()}
+          ),
         ),
         force=True,
       )
@@ -253,18 +274,20 @@ class Checkpoints:
       ) from e
     _log.info('restored step %d from %s', step, self._directory)
     if step and not self._read_only:
-      self._say_other_kernels(step)
+      self._say_other_program(step)
     return restored.state, restored.data
 
-  def _say_other_kernels(self, step: int) -> None:
-    """Logs where a run goes on with other convolutions than a step's."""
+  def _say_other_program(self, step: int) -> None:
+    """Logs where a run goes on with other code than a step's."""
     made_by = 'xla'  # All steps that are older than this record.
+    then: dict[str, str] = {}
     if os.path.isdir(os.path.join(self._directory, f'{step:08d}', 'meta')):
       try:
         restored = self._manager.restore(
           step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
         )
         made_by = restored.meta['kernels']
+        then = restored.meta.get('versions', {})
       except Exception:  # Damaged, of which nothing else depends.
         return
     if made_by != self._kernels:
@@ -274,6 +297,18 @@ class Checkpoints:
         step,
         made_by,
         self._kernels,
+      )
+    others = [
+      f'{name} {then[name]} (now {version})'
+      for name, version in _versions().items()
+      if then.get(name, version) != version
+    ]
+    if others:
+      _log.info(
+        'step %d was made with %s; bits may differ from a run that has the '
+        'same versions throughout',
+        step,
+        ', '.join(others),
       )
 
   def select(self, which: str, step: int) -> list[int]:
