@@ -131,7 +131,8 @@ def fake(monkeypatch):
   """Runs that write their evaluation at once; the list of what was done."""
   done = []
 
-  def trains(config, workdir):
+  def trains(config, workdir, cut):
+    assert cut is None  # No fold has a record.
     done.append(('train', config.data.fold, workdir))
     os.makedirs(workdir, exist_ok=True)
 
@@ -201,8 +202,8 @@ def test_other_eval_settings_are_evaluated_anew(tmp_path, fake):
 
 
 def test_a_mistake_names_its_fold(tmp_path, monkeypatch):
-  def fails(config, workdir):
-    del workdir
+  def fails(config, workdir, cut):
+    del workdir, cut
     if config.data.fold == 1:
       raise errors.DecodeError('7.png cannot be decoded')
 
@@ -245,8 +246,13 @@ def test_an_interrupted_cross_validation_goes_on(tmp_path, monkeypatch):
   after = lambda *args, **about: (write(*args, **about), raises())
   assert stopped_by(files, 'write', after) == 4
   before = _read(folds[0] / 'eval.json')
-
+  # An image that comes now is in no fold; the other fold is that of before.
+  folders.write_pairs(tmp_path / 'data', {'00a': folders.make_pair(99)})
   run()
+  parts = [_read(fold / 'split.json')['parts'] for fold in folds]
+  for fold in ('fold_0', 'fold_1'):
+    assert parts[0][fold] == parts[1][fold]
+  assert [name for name, *_ in parts[1]['new']] == ['images/00a.png']
   found = [_read(fold / 'eval.json') for fold in folds]
   runs.assert_figures(found[0], before)
   assert [e['num_examples'] for e in found] == [5, 4]

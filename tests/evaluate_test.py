@@ -15,6 +15,7 @@ import unet_jax
 from tests import runs, tiny
 from unet_jax import evaluate
 from unet_jax.config import checks, saved
+from unet_jax.data import identity, sources
 from unet_jax.data import resize as resize_lib
 from unet_jax.evaluation import confusion, counting, files
 from unet_jax.models import ensemble
@@ -268,6 +269,37 @@ def test_folds_are_not_evaluated_by_what_was_trained_on_them(data, tmp_path):
     evaluate.run(config, str(tmp_path))
   found = _evaluate(tmp_path / 'fold_0', config)
   assert (found['split'], found['num_examples']) == ('fold_0', 3)
+
+
+def test_what_was_trained_on_is_said_or_refused(
+  data, tmp_path, caplog, monkeypatch
+):
+  monkeypatch.setattr(logging.getLogger('unet_jax'), 'propagate', True)
+  config = _config(data[0], data={'eval_split': 'auto', 'val_fraction': 0.4})
+  config.data.cache_dir = str(tmp_path / 'cache')
+  held_out = []
+  for seed in range(2):
+    config.seed = seed
+    splits = [sources.make_source(config, split) for split in ('train', 'val')]
+    runs.save(tmp_path / f'run{seed}', config)
+    sources.keep_record(str(tmp_path / f'run{seed}'), splits, None)
+    held_out.append([image.name for image in identity.images_of(splits[1])])
+  # The config's own seed would choose those of the other.
+  evaluate.run(config, str(tmp_path / 'run0'))
+  with open(tmp_path / 'run0/eval.csv', newline='') as f:
+    names = [row['image'] for row in csv.DictReader(f)]
+  assert names == [f'{data[0]}/{name}' for name in held_out[0]]
+  assert 'trained on' not in caplog.text
+  leaked = [name for name in held_out[0] if name not in held_out[1]]
+  config.inference.ensemble = (str(tmp_path / 'run1'),)
+  with pytest.raises(errors.UserError) as e:
+    evaluate.run(config, str(tmp_path / 'run0'))
+  text = f'run1 was trained on {len(leaked)} of the 2 images of val ('
+  assert text + ', '.join(leaked) in str(e.value)
+  config.inference.ensemble = ()
+  config.eval.split = 'train'
+  evaluate.run(config, str(tmp_path / 'run0'))
+  assert 'run0 was trained on 4 of the 4 images of train (' in caplog.text
 
 
 def test_a_sigmoid_has_two_classes(tmp_path):

@@ -1,6 +1,7 @@
 """Runs of main.py: stopped and continued, on many devices, and going wrong."""
 
 import json
+import logging
 import random
 import re
 import shutil
@@ -12,7 +13,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from tests import program
+from tests import folders, program
+from unet_jax import train
 
 pytestmark = pytest.mark.whole_runs
 
@@ -357,3 +359,43 @@ def test_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(
   for name, value in _state(tmp_path, kept).items():
     if name.startswith('/params'):
       assert np.all(np.isfinite(value)), name
+
+
+def test_a_run_that_goes_on_with_other_data_and_steps(
+  tmp_path, cache, caplog, monkeypatch
+):
+  """The line of each: images, learning rate, and data that lie elsewhere."""
+  monkeypatch.setattr(logging.getLogger('unet_jax'), 'propagate', True)
+  root, workdir = tmp_path / 'data', str(tmp_path / 'run')
+  folders.write_pairs(root, folders.make_pairs(10))
+  config = folders.make_config(root, cache_dir=str(cache), batch_size=4)
+  config.data.image_size = (16, 16)
+  config.model.update(depth=0, base_features=2, norm='none')
+  config.optimizer.warmup_steps = 0
+  config.log.update(num_examples=0, tensorboard=False)
+  config.train.num_steps = 4
+  config.data.check = False
+  train.run(config, workdir)
+  parts = json.loads((tmp_path / 'run/split.json').read_text())['parts']
+  assert [len(parts[part]) for part in ('train', 'val')] == [8, 2]
+
+  root = root.rename(tmp_path / 'moved')
+  config.data.dir = str(root)
+  for gone in (parts['train'][0][0], parts['val'][0][0]):
+    (root / gone).unlink()
+    (root / gone.replace('images', 'masks')).unlink()
+  folders.write_pairs(root, {'00a': folders.make_pair(99)})
+  config.train.num_steps = 8
+  caplog.clear()
+  train.run(config, workdir)
+  said = [m for m in caplog.messages if m.startswith('warning: ')]
+  assert len(said) == 2
+  assert 'learning rate of step 4 was' in said[0]
+  assert '1 image is new (images/00a.png), 2 images are gone (' in said[1]
+  found = json.loads((tmp_path / 'run/eval.json').read_text())
+  assert found['num_examples'] == 1
+  now = json.loads((tmp_path / 'run/split.json').read_text())['parts']
+  assert now['val'] == [parts['val'][1], parts['val'][0]]
+  assert [
+    image[0] for image in now['train'] if image not in parts['train']
+  ] == ['images/00a.png']

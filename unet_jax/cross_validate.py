@@ -5,6 +5,7 @@ training run with data.fold set, which any other mode takes as well.
 """
 
 import contextlib
+import dataclasses
 import gc
 import json
 import logging
@@ -20,6 +21,7 @@ from jax.experimental import multihost_utils
 from unet_jax import evaluate, train
 from unet_jax.config import fields
 from unet_jax.config import saved as saved_lib
+from unet_jax.data import identity
 from unet_jax.evaluation import confusion, files
 from unet_jax.reports import text_table
 from unet_jax.runtime import errors, mesh, program, whole_files
@@ -70,7 +72,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     if jax.process_index() == 0:
       print(f'fold {i} of {len(folds)}, {fold_workdir}', flush=True)
     try:
-      train.run(fold_config, fold_workdir)
+      train.run(fold_config, fold_workdir, _cut(workdirs, i))
       evaluate.run(fold_config, fold_workdir)
     except errors.UserError as e:
       raise errors.UserError(f'fold {i}: {e}') from e
@@ -93,6 +95,16 @@ def _of_fold(
   return config
 
 
+def _cut(workdirs: list[str], fold: int) -> identity.Record | None:
+  """Returns how the folds that were trained cut the images, for another."""
+  for workdir in workdirs:
+    record = identity.read(workdir, continues=True)
+    # Without a checkpoint, nothing depends on it.
+    if record and any(pathlib.Path(workdir, 'checkpoints').glob('[0-9]*')):
+      return dataclasses.replace(record, held_out=f'fold_{fold}')
+  return None
+
+
 def _check_resumable(config: ml_collections.ConfigDict, workdir: str) -> None:
   """Refuses another config before any fold is trained."""
   if not os.path.isdir(os.path.join(workdir, 'checkpoints')):
@@ -102,6 +114,8 @@ def _check_resumable(config: ml_collections.ConfigDict, workdir: str) -> None:
   ) as checkpoints:
     if checkpoints.steps:
       saved = checkpoints.saved_config(checkpoints.steps[-1])
+      if identity.read(workdir) is not None:
+        identity.continued(workdir, config, saved)
       saved_lib.check_resumable(saved, config, workdir)
 
 

@@ -20,7 +20,14 @@ import numpy as np
 from jax.sharding import Mesh
 
 from unet_jax.config import fields
-from unet_jax.data import examples, prepare, prepared, rasters, sources
+from unet_jax.data import (
+  examples,
+  identity,
+  prepare,
+  prepared,
+  rasters,
+  sources,
+)
 from unet_jax.evaluation import counting, files
 from unet_jax.evaluation import split as split_lib
 from unet_jax.kernels import build
@@ -63,8 +70,10 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   mesh = mesh_lib.make_mesh(config)
   variables, ensemble, members = restore.restore(config, workdir, mesh)
   split = config.eval.split or config.data.eval_split
-  source = sources.make_source(config, split)
+  record = _record(config, members)
+  source = sources.make_source(config, split, record=record)
   _check_folds(source.split, members)
+  _check_trained(source, config, record, members)
   model = unet.create_model(config, build.choose(config, mesh))
   network = _Network(model, variables, ensemble, mesh)
   result = _choose(config)(config, source, network)
@@ -106,6 +115,49 @@ def _check_folds(split: str, members: list[dict[str, Any]]) -> None:
         f'{fold}: its scores there mean nothing. Evaluate it alone, or all on '
         'another split with --config.eval.split'
       )
+
+
+def _record(
+  config: ml_collections.ConfigDict, members: list[dict[str, Any]]
+) -> identity.Record | None:
+  """Returns the record of the first network, which says what is held out."""
+  path = members[0]['workdir']
+  record = identity.read(path)
+  if record is None and members[0]['step']:  # An imported one has none.
+    identity.say_missing(config, path)
+  return record
+
+
+def _check_trained(
+  source: examples.Source,
+  config: ml_collections.ConfigDict,
+  record: identity.Record | None,
+  members: list[dict[str, Any]],
+) -> None:
+  """Says which images of a split its networks were trained on.
+
+  Raises:
+    UserError: another network was trained on what the first one held out.
+  """
+  for path in dict.fromkeys(member['workdir'] for member in members):
+    is_first = path == members[0]['workdir']
+    found = record if is_first else identity.read(path)
+    if found is None:
+      continue
+    images = identity.images_of(source)
+    trained = found.trained(images)
+    if not trained:
+      continue
+    text = (
+      f'{path} was trained on {len(trained)} of the {len(images)} images of '
+      f'{source.split} ({identity.some(trained)})'
+    )
+    if not is_first and not config.eval.split:
+      raise errors.UserError(
+        f'{text}: their scores there mean nothing. Evaluate each network alone,'
+        ' or all on another split with --config.eval.split'
+      )
+    found.say(f'{text}: scores there do not tell how it does on new ones')
 
 
 def _choose(config: ml_collections.ConfigDict) -> Callable[..., dict[str, Any]]:

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 import unet_jax
 from unet_jax.config import fields
 from unet_jax.config import saved as saved_lib
-from unet_jax.data import pipeline, prepare
+from unet_jax.data import identity, pipeline, prepare, sources
 from unet_jax.evaluation import counting, files
 from unet_jax.inspection import findings
 from unet_jax.kernels import build
@@ -35,12 +35,17 @@ _log = logging.getLogger(__name__)
 _PARAMETER_KEY, _STEP_KEY = 0, 1
 
 
-def run(config: ml_collections.ConfigDict, workdir: str) -> None:
+def run(
+  config: ml_collections.ConfigDict,
+  workdir: str,
+  cut: identity.Record | None = None,
+) -> None:
   """Trains, or continues to train, and evaluates at the end.
 
   Args:
     workdir: absolute path; gets config.json, metrics.jsonl, tensorboard/,
-      figures/, checkpoints/ and eval.json.
+      figures/, checkpoints/, split.json and eval.json.
+    cut: for a new run, the record of another fold of the same images.
 
   Raises:
     UserError: something that the user can fix.
@@ -61,7 +66,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     checkpoints = checkpoint.Checkpoints(workdir, config, native=native)
     # Closed in any case: orbax's threads must not outlive the interpreter.
     stack.enter_context(contextlib.closing(checkpoints))
-    _train(config, workdir, mesh, model, checkpoints)
+    _train(config, workdir, mesh, model, checkpoints, cut)
 
 
 def _train(
@@ -70,15 +75,18 @@ def _train(
   mesh: Mesh,
   model: unet.UNet,
   checkpoints: checkpoint.Checkpoints,
+  cut: identity.Record | None,
 ) -> None:
   """Trains while no other run has the workdir."""
-  _check_saved(config, workdir, checkpoints)
+  record = _check_saved(config, workdir, checkpoints) or cut
   path = os.path.join(workdir, 'config.json')
   whole_files.write_json(path, config.to_dict())
-  train_set = prepare.prepare(config, config.data.train_split)
-  eval_set = prepare.prepare(config, config.data.eval_split)
+  names = config.data.train_split, config.data.eval_split
+  splits = [sources.make_source(config, s, record=record) for s in names]
+  train_set, eval_set = (prepare.prepare_source(s, config) for s in splits)
   if config.data.check:
     _check_data(train_set, eval_set, config)
+  sources.keep_record(workdir, splits, record)
   optimizer = optimizer_lib.make_optimizer(config)
   batches = pipeline.train_batches(train_set, config, mesh)
   key = jax.random.fold_in(jax.random.key(config.seed), _STEP_KEY)
@@ -128,13 +136,19 @@ def _check_saved(
   config: ml_collections.ConfigDict,
   workdir: str,
   checkpoints: checkpoint.Checkpoints,
-) -> None:
-  """Refuses to continue from a checkpoint of another config."""
+) -> identity.Record | None:
+  """Refuses to continue from a checkpoint of another config.
+
+  Returns:
+    The record of the run's images.
+  """
   if not checkpoints.steps:
-    return
+    return None
   step = checkpoints.steps[-1]
   saved = checkpoints.saved_config(step)
+  record = None
   if step:
+    record = identity.continued(workdir, config, saved)
     saved_lib.check_resumable(saved, config, workdir)
     change = optimizer_lib.rate_change(saved, config, step)
     if change and jax.process_index() == 0:
@@ -142,6 +156,7 @@ def _check_saved(
   else:
     fix = 'Choose another --workdir, or undo the change'
     saved_lib.check_evaluable(saved, config, workdir, fix)
+  return record
 
 
 def _first_state(

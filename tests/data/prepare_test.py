@@ -405,6 +405,52 @@ def test_a_process_killed_while_it_builds(tmp_path, watch, examples):
   assert meta['length'] == 8 and meta['skipped'] == []
 
 
+def _folder_config(root, **fields):
+  fields = {'cache': 'memory', 'num_classes': 2, 'resize': 'patch', **fields}
+  return _config(dir=str(root), **fields)
+
+
+def test_tags_that_turn_are_counted_once(tmp_path, caplog):
+  exif = Image.Exif()
+  exif[274] = 6
+  image, mask = np.zeros((16, 24, 3), np.uint8), np.eye(16, 24, dtype=np.uint8)
+  turned = folders.encode(image, exif=exif)
+  pairs = {name: (turned, folders.encode(mask, exif=exif)) for name in 'abcd'}
+  for split in ('train', 'val'):
+    folders.write_pairs(tmp_path / split, {**pairs, 'e': (image, mask)})
+  names = ', '.join(f'{tmp_path}/train/images/{name}.png' for name in 'abc')
+  for orientation, expected, lines in (
+    (
+      'stored',
+      mask,
+      [
+        'train: 4 of 5 pairs have tags that turn them for display '
+        f'({names}), which are not applied; --config.data.orientation=upright '
+        'applies them'
+      ],
+    ),
+    ('upright', mask.T[:, ::-1], []),
+  ):
+    caplog.clear()
+    config = _folder_config(tmp_path, orientation=orientation)
+    row = prepare.prepare(config, 'train')[0]
+    assert_array_equal(row['mask'], expected)
+    assert row['image'].shape[:2] == expected.shape
+    assert [m for m in caplog.messages if 'tags' in m] == lines
+
+
+def test_transparent_pixels_are_ignored(tmp_path):
+  rgba = np.full((16, 24, 4), 255, np.uint8)
+  rgba[:4, :, 3], rgba[4:6, :, 3] = 0, 100
+  mask = np.ones((16, 24), np.uint8)
+  folders.write_pairs(tmp_path, dict.fromkeys('ab', (rgba, mask)))
+  fields = {'num_folds': 2, 'alpha': 'nodata'}
+  row = prepare.prepare(_folder_config(tmp_path, **fields), 'train')[0]
+  expected = mask.copy()
+  expected[:4] = 255
+  assert_array_equal(row['mask'], expected)
+
+
 def _write_train(root, pairs):
   folders.write_pairs(root / 'train', pairs)
   folders.write_pairs(root / 'val', pairs)  # So that none is held out.

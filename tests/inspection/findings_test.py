@@ -188,7 +188,7 @@ def test_the_cheap_part_from_prepared_sets(tmp_path, cache):
     'masks turned': 'error',
     'constant image': 'warning',
     'ignored mask': 'warning',
-    'exact duplicates, leakage': 'warning',
+    'exact duplicates, leakage': 'error',
   }
   assert found['masks turned'].split == 'val'
   train, val = (f'{tmp_path}/data/{s}/images/07.png' for s in ('train', 'val'))

@@ -132,8 +132,8 @@ def test_a_run_that_goes_on_at_another_rate_says_so():
   assert _change(10, (10, 0, 0.0), (20, 0, 0.0)) == (
     'the learning rate of step 10 was 0.012, that of step 11 is 0.25, 20 times '
     'as high: the cosine schedule came down at step 10, now at 20. '
-    '--config.optimizer.decay_steps=10 --config.optimizer.end_factor=0.01 keeps '
-    'the old schedule, and stays at its end'
+    '--config.optimizer.decay_steps=10 --config.optimizer.end_factor=0.01 '
+    'keeps the old schedule, and stays at its end'
   )
   assert _change(5, (10, 0, 0.1), (20, 0, 0.1)).endswith(
     '. --config.optimizer.decay_steps=10 keeps the old schedule, and stays at '

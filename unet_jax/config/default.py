@@ -118,7 +118,7 @@ def get_config() -> config_dict.ConfigDict:
   # Images in an update, over all devices, processes and accumulation steps.
   data.batch_size = 16
   # `disk`: prepared arrays built once and memory-mapped; `memory`: built in
-  # memory at each start, nothing written; `none`: decoded at each access.
+  # memory at each start; `none`: decoded at each access.
   data.cache = 'disk'
   # Threads that decode and read; 0: one per core.
   data.num_workers = 0
@@ -129,6 +129,9 @@ def get_config() -> config_dict.ConfigDict:
   # classes that do not occur, masks beside the edges of their images and images
   # that are in both splits; errors stop the run (see --mode=inspect).
   data.check = True
+  # Of these checks, the ones that do not stop a run, by name: `duplicates`, an
+  # image that is trained on and evaluated.
+  data.skip_checks = ()
   # --mode=inspect: write the suggested config to WORKDIR/suggested.py.
   data.suggest = False
 

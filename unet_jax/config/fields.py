@@ -168,6 +168,9 @@ ONLY_VALUE_IN_3D = {
 }
 
 
+# Allowed entries of data.skip_checks.
+CHECKS = ('duplicates',)
+
 # Allowed entries of inference.flips.
 FLIPS = ('horizontal', 'vertical')
 

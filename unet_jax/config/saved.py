@@ -11,7 +11,8 @@ from unet_jax.config import default, fields
 from unet_jax.runtime import errors
 
 # Sections and fields that a run may change when it continues. train.num_steps
-# may only grow, see `check_resumable`.
+# may only grow, see `check_resumable`; data.dir may where the run has a record
+# of its images, see data/identity.py.
 FREE_TO_CHANGE = (
   'log',
   'eval',
@@ -23,6 +24,7 @@ FREE_TO_CHANGE = (
   'mesh',
   'cpu',
   'data.check',
+  'data.skip_checks',
   'data.suggest',
   'weights',
   'export',

@@ -38,7 +38,10 @@ class Source(Protocol):
 
   split: str  # Its name in the source, where `auto` was asked for.
   held_out: bool  # Whether the source chose the examples not trained on.
-  fingerprint: Any  # JSON-able; changes with the examples.
+
+  @property
+  def fingerprint(self) -> Any:
+    """JSON-able; changes with the examples."""
 
   @property
   def groups(self) -> np.ndarray | None:

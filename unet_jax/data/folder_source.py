@@ -1,6 +1,7 @@
 """Examples from folders of images and masks, paired by name."""
 
 import concurrent.futures
+import copy
 import os
 import pathlib
 
@@ -12,6 +13,7 @@ from unet_jax.data import (
   examples,
   file_pairs,
   folders,
+  identity,
   lists,
   pairing,
   stored,
@@ -25,7 +27,10 @@ _PAGED = ('.tif', '.tiff', '.gif', '.webp', '.png')
 
 
 class FolderSource:
-  """Images and masks in folders; configs/folder.py shows the layouts."""
+  """Images and masks in folders; configs/folder.py shows the layouts.
+
+  Where `held_out`, it has all of the pairs that `sources.make_source` cuts.
+  """
 
   def __init__(
     self,
@@ -42,17 +47,62 @@ class FolderSource:
     self.split, self.held_out, self._pairs = _find_pairs(
       str(root), split, config, problems
     )
-    stamps = [_file_stamp(path) for pair in self._pairs for path in pair]
-    self.fingerprint: list = ['folder', stamps]
+    self._root, self._digests = str(root), identity.Digests(config, root)
+    self._images: list[identity.Image] | None = None
     # Of each pair, its pages; of each example, its pair and its page.
     self._counts = [1] * len(self._pairs)
     if self._data.pages == 'images':
       self._counts = _count_pages(self._pairs, problems)
-      self.fingerprint.append(self._counts)
     self.groups = np.repeat(np.arange(len(self._pairs)), self._counts)
     ends = np.cumsum(self._counts)
     self._pages = (
       np.arange(len(self.groups)) - (ends - self._counts)[self.groups]
+    )
+
+  @property
+  def fingerprint(self) -> list:
+    numbers = np.unique(self.groups).tolist()
+    paths = [path for i in numbers for path in self._pairs[i]]
+    found = ['folder', [self._digests.stamp(path) for path in paths]]
+    if self._data.pages == 'images':
+      found.append([self._counts[i] for i in numbers])
+    return found
+
+  def select(self, rows: np.ndarray) -> 'FolderSource':
+    """Returns the source of some of its examples, ascending int [K]."""
+    part = copy.copy(self)
+    part.groups, part._pages = self.groups[rows], self._pages[rows]
+    part._images = self._images and [self._images[i] for i in rows]
+    return part
+
+  def name(self, index: int) -> str:
+    """Returns the name of an example, for people."""
+    return self._pairs[self.groups[index]][0] + self._suffix(index)
+
+  def _suffix(self, index: int) -> str:
+    # Numbered from 0, as in the libraries that write pages.
+    is_one = self._counts[self.groups[index]] == 1
+    return '' if is_one else f'[{self._pages[index]}]'
+
+  def images(self, read: bool) -> list[identity.Image] | None:
+    if self._images is None:
+      numbers = np.unique(self.groups).tolist()
+      paths = [path for i in numbers for path in self._pairs[i]]
+      digests = self._digests.of(paths, read)
+      if digests is None:
+        return None
+      self._images = [self._image(i, digests) for i in range(len(self))]
+    return self._images
+
+  def _image(self, index: int, digests: dict[str, str]) -> identity.Image:
+    image, *others = self._pairs[self.groups[index]]
+    suffix = self._suffix(index)
+    # The page stands before the ending, by which names are compared.
+    name, ending = os.path.splitext(os.path.relpath(image, self._root))
+    return identity.Image(
+      pathlib.PurePath(f'{name}{suffix}{ending}').as_posix(),
+      digests[image] + suffix,
+      '+'.join(digests[path] + suffix for path in others),
     )
 
   def __len__(self) -> int:
@@ -64,18 +114,22 @@ class FolderSource:
   def read(self, index: int) -> examples.Example:
     number, page = self.groups[index], int(self._pages[index])
     image_path, mask_path, *instance_path = self._pairs[number]
-    # Numbered from 0, as in the libraries that write pages.
-    suffix = f'[{page}]' if self._counts[number] > 1 else ''
     example = {
-      'image': _read_bytes(image_path),
-      'mask': _read_bytes(mask_path),
-      'name': image_path + suffix,
-      'mask_name': mask_path + suffix,
+      'image': self._read(image_path),
+      'mask': self._read(mask_path),
+      'name': self.name(index),
+      'mask_name': mask_path + self._suffix(index),
       'page': page,
     }
     for path in instance_path:
-      example['instances'] = _read_bytes(path)
+      example['instances'] = self._read(path)
     return example
+
+  def _read(self, path: str) -> bytes:
+    self._digests.stamp(path)
+    content = _read_bytes(path)
+    self._digests.note(path, content)
+    return content
 
 
 def _read_bytes(path: str) -> bytes:
@@ -113,14 +167,6 @@ def _count_pages(pairs: list[file_pairs.Pair], problems: Problems) -> list[int]:
     names = tuple(pairs[i][0] for i in odd)
     examples.report(examples.Problem('pages', text, names), problems)
   return [0 if len(set(found)) > 1 else found[0] for found in counts]
-
-
-def _file_stamp(path: str) -> list:
-  try:
-    stat = os.stat(path)
-  except OSError:  # Such as a link to nowhere; reading it reports that.
-    return [path, None, None]
-  return [os.path.realpath(path), stat.st_size, stat.st_mtime_ns]
 
 
 def _find_pairs(
@@ -169,8 +215,6 @@ def _find_pairs(
   assert kinds is not None, 'one of them was found'
   _report_folders(tree, list(usable.values()) or [kinds], problems)
   pairs = file_pairs.pair(kinds, patterns, listed.get(part), problems)
-  if held_out:
-    pairs = _hold_out(pairs, split, config, root)
   return split, held_out, pairs
 
 
@@ -232,23 +276,3 @@ def _report_folders(
     )
     problem = examples.Problem('passed over', text, tuple(unused), 'note')
     examples.report(problem, problems)
-
-
-def _hold_out(
-  pairs: list[file_pairs.Pair],
-  split: str,
-  config: ml_collections.ConfigDict,
-  folder: str,
-) -> list[file_pairs.Pair]:
-  """Splits pairs into train and val by data.val_fraction and data.holdout."""
-  count = max(round(len(pairs) * config.data.val_fraction), 1)
-  if count >= len(pairs):
-    raise errors.UserError(
-      f'{folder}: {len(pairs)} pair(s) leave nothing to train on once '
-      f'data.val_fraction={config.data.val_fraction} is held out; add '
-      'pairs, or evaluate on them too: --config.data.val_fraction=0 '
-      '--config.data.eval_split=train'
-    )
-  order = examples.holdout_order(len(pairs), config)
-  chosen = order[-count:] if split == 'val' else order[:-count]
-  return [pairs[i] for i in sorted(chosen)]

@@ -32,6 +32,8 @@ from unet_jax.config import fields
 from unet_jax.data import (
   array_files,
   examples,
+  folder_source,
+  identity,
   intensity,
   masks,
   prepared,
@@ -101,19 +103,22 @@ def prepare_source(
     # All folds share the files.
     rows, source = source.rows, source.whole
   folder = pathlib.Path(fields.cache_dir(config), 'prepared')
-  path = folder / cache_key(source, config, make_weights)
+  key = lambda: folder / cache_key(source, config, make_weights)
+  path = key()
   try:
     folder.mkdir(parents=True, exist_ok=True)
     with locks.lock(path.with_suffix('.lock'), f'preparing {source.split}'):
+      path = key()  # Perhaps of content that was not known before.
       if not path.exists():
-        _build(source, config, path, make_weights)
+        _build(source, config, key, make_weights)
+        path = key()
   except OSError as e:
     raise errors.UserError(
       f'{path}: cannot keep the prepared arrays there '
       f'({e.strerror or e}); free space, set --config.data.cache_dir=DIR, or '
       'use --config.data.cache=memory'
     ) from e
-  return _load(path, split, rows)
+  return _load(path, source, split, rows)
 
 
 def _memory_arrays(n: int, config: ml_collections.ConfigDict) -> dict[str, Any]:
@@ -154,11 +159,18 @@ def cache_key(
   config: ml_collections.ConfigDict,
   make_weights: weight_map.WeightMap | None,
 ) -> str:
-  """A name that changes with whatever the arrays depend on."""
+  """A name that changes with whatever the arrays depend on.
+
+  A copy of files has the same; it changes once their content is known.
+  """
+  what = source.fingerprint
+  if isinstance(source, identity.OfFiles):
+    images = source.images(read=False)
+    what = what if images is None else [image[1:] for image in images]
   depends_on = {
     'version': _VERSION,
     'libraries': [m.__version__ for m in (PIL, cv2, tifffile, imagecodecs)],
-    'source': source.fingerprint,
+    'source': what,
     **{field: config.data[field] for field in _FIELDS},
   }
   if config.data.resize == 'patch':
@@ -178,10 +190,14 @@ def cache_key(
 def _build(
   source: examples.Source,
   config: ml_collections.ConfigDict,
-  path: pathlib.Path,
+  key: Callable[[], pathlib.Path],
   make_weights: weight_map.WeightMap | None,
 ) -> None:
-  """Builds the arrays beside `path` and renames them; the lock is held."""
+  """Builds the arrays beside their place and renames them.
+
+  The lock is held. The place, `key()`, may be another once all is read.
+  """
+  path = key()
   for leftover in path.parent.glob(path.name + '.tmp-*'):
     shutil.rmtree(leftover)  # Of a run that was killed.
   temporary = pathlib.Path(
@@ -208,14 +224,17 @@ def _build(
       'palette': list(palette.items()),
     }
     (temporary / 'meta.json').write_text(json.dumps(meta, indent=2))
-    temporary.rename(path)
-  except BaseException:
+    if not (path := key()).exists():  # Another run may have had a copy.
+      temporary.rename(path)
+  finally:
     shutil.rmtree(temporary, ignore_errors=True)
-    raise
 
 
 def _load(
-  path: pathlib.Path, split: str, rows: np.ndarray | None
+  path: pathlib.Path,
+  source: examples.Source,
+  split: str,
+  rows: np.ndarray | None,
 ) -> prepared.Prepared:
   """Opens the files of `_build`: all of them, or the examples of some rows."""
   meta = json.loads((path / 'meta.json').read_text())
@@ -234,9 +253,13 @@ def _load(
     num_classes = found['class_pixels'].shape[1] - 1
     points, starts = found.pop('points'), found.pop('starts')
     pixels = prepared.ClassPixels(points, starts, num_classes)
-  stats = prepared.Stats(tuple(meta['names']), **found)
   skipped = meta['skipped']
   kept = _kept(meta['length'], skipped)
+  names = tuple(meta['names'])
+  if isinstance(source, folder_source.FolderSource):
+    # The arrays may be those of a copy elsewhere.
+    names = tuple(source.name(i) for i in kept)
+  stats = prepared.Stats(names, **found)
   palette = {v: (tuple(color), name) for v, (color, name) in meta['palette']}
   dataset = prepared.Prepared(split, arrays, kept, stats, pixels, palette)
   if rows is not None:

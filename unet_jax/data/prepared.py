@@ -12,7 +12,7 @@ import ml_collections
 import numpy as np
 
 from unet_jax.config import fields
-from unet_jax.data import examples, masks, resize, weight_map
+from unet_jax.data import examples, identity, masks, resize, weight_map
 from unet_jax.runtime import errors
 
 Arrays = dict[str, np.ndarray]
@@ -249,6 +249,10 @@ class OnTheFly(Dataset):
     self._source, self._data, self._make_weights = source, data, make_weights
     self._palettes = masks.Palettes(data)
     self.palette = self._palettes.found
+
+  def images(self) -> list[identity.Image]:
+    """Returns what each example is; files that are not known are read."""
+    return identity.images_of(self._source)
 
   def __len__(self) -> int:
     return len(self._source)

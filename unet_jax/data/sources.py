@@ -1,12 +1,24 @@
-"""The table of sources, and cross-validation folds of a source."""
+"""The table of sources, and the parts that are cut of one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import ml_collections
 import numpy as np
 
-from unet_jax.data import examples, folder_source, shapes, tfds_source
+from unet_jax.data import (
+  examples,
+  folder_source,
+  identity,
+  shapes,
+  tfds_source,
+)
 from unet_jax.runtime import errors
+
+# {part: rows, int [K], of a source, ascending}.
+Parts = dict[str, np.ndarray]
+
+# The part of images that came after the cut into folds: it is in no fold.
+_NEW = 'new'
 
 SOURCES: dict[str, Callable[..., examples.Source]] = {
   'tfds': tfds_source.TfdsSource,
@@ -16,14 +28,32 @@ SOURCES: dict[str, Callable[..., examples.Source]] = {
 
 
 class Subset:
-  """The examples `rows`, int [K], of a source, as a source."""
+  """The examples `rows`, int [K], of a source, as a source.
+
+  Where the source is cut into folds, `parts` has the rows of each.
+  """
 
   held_out = True
   groups = None
 
-  def __init__(self, whole: examples.Source, rows: np.ndarray, split: str):
+  def __init__(
+    self,
+    whole: examples.Source,
+    rows: np.ndarray,
+    split: str,
+    parts: Parts | None = None,
+  ):
     self.whole, self.rows, self.split = whole, rows, split
+    self.parts = parts or {}
     self.fingerprint = [whole.fingerprint, rows.tolist()]
+
+  def images(self, read: bool) -> list[identity.Image] | None:
+    images: list[identity.Image] | None
+    if isinstance(self.whole, identity.OfFiles):
+      images = self.whole.images(read)
+    else:
+      images = identity.images_of(self.whole)
+    return images and [images[i] for i in self.rows]
 
   def __len__(self) -> int:
     return len(self.rows)
@@ -69,10 +99,31 @@ def cut_folds(
   return [np.flatnonzero(np.isin(groups, part)) for part in parts]
 
 
+def _hold_out(groups: np.ndarray, config: ml_collections.ConfigDict) -> Parts:
+  """Cuts examples into `train` and `val`: those of a group stay together."""
+  data, numbers = config.data, np.unique(groups)
+  count = len(numbers)
+  held_out = max(round(count * data.val_fraction), 1)
+  if held_out >= count:
+    raise errors.UserError(
+      f'{data.dir}: {count} pair(s) leave nothing to train on once '
+      f'data.val_fraction={data.val_fraction} is held out; add '
+      'pairs, or evaluate on them too: --config.data.val_fraction=0 '
+      '--config.data.eval_split=train'
+    )
+  order = examples.holdout_order(count, config)
+  parts = {'train': order[:-held_out], 'val': order[-held_out:]}
+  return {
+    name: np.flatnonzero(np.isin(groups, numbers[chosen]))
+    for name, chosen in parts.items()
+  }
+
+
 def make_source(
   config: ml_collections.ConfigDict,
   split: str,
   problems: list[examples.Problem] | None = None,
+  record: identity.Record | None = None,
 ) -> examples.Source:
   """Returns the examples of a split.
 
@@ -81,25 +132,167 @@ def make_source(
       `fold_i`, `auto` is the fold data.fold, and data.train_split the rest.
     problems: collects mistakes in files as a whole, which are then skipped;
       None raises the first.
+    record: of the run that goes on or is evaluated. What it held out is the
+      part that is held out, and new images are for training.
 
   Raises:
     UserError: the data or the split is not there, or has no example.
   """
   data = config.data
-  names = [f'fold_{i}' for i in range(data.num_folds)]
-  if names and split == 'auto':
-    split = names[data.fold]
-  is_part = bool(names) and split in (data.train_split, *names)
-  whole = data.train_split if is_part else split
+  folds = [f'fold_{i}' for i in range(data.num_folds)]
+  if folds and split == 'auto':
+    split = folds[data.fold]
+  is_fold = bool(folds) and split in (data.train_split, *folds)
+  whole = data.train_split if is_fold else split
   source = SOURCES[data.source](config, whole, problems)
   if not len(source):
     raise errors.UserError(
       f'split {whole!r} of the {data.source} source has no example'
     )
-  if not is_part:
+  part: examples.Source = source
+  if is_fold:
+    cut = cut_folds(len(source), config, source.groups)
+    parts = dict(zip(folds, cut))
+    if record is not None:
+      names = dict(zip(folds, folds))
+      parts = _recorded(source, record, names, _NEW, config) or parts
+    rows = parts.get(split)
+    if rows is None:
+      held_out = parts[folds[data.fold]]
+      rows = np.setdiff1d(np.arange(len(source)), held_out)
+    part = Subset(source, rows, split, parts)
+  elif isinstance(source, folder_source.FolderSource) and source.held_out:
+    parts = _hold_out(source.groups, config)
+    if record is not None:
+      names = {record.held_out: 'val'}
+      parts = _recorded(source, record, names, 'train', config) or parts
+    part = source.select(parts[source.split])
+  elif record is not None:
+    part = _on_its_side(source, record, config)
+  if not len(part):
+    assert record is not None
+    raise errors.UserError(
+      f'none of the images of {part.split} that {record.workdir} has in '
+      f'{identity.FILE} is in {_place(config)}; give the data that have them, '
+      'or start another --workdir'
+    )
+  return part
+
+
+def _place(config: ml_collections.ConfigDict) -> str:
+  """Where the data are, for people."""
+  data = config.data
+  return data.name if data.source == 'tfds' else data.dir or data.source
+
+
+def _known(
+  placed: identity.Placed | None,
+  record: identity.Record,
+  config: ml_collections.ConfigDict,
+) -> bool:
+  """Says where the data have nothing of the record; a run cannot go on so."""
+  if placed is not None:
+    return True
+  text = f'{_place(config)} has none of the images of {record.workdir}'
+  if record.continues:
+    raise errors.UserError(
+      f'{text}; give the data that have them, or start another --workdir'
+    )
+  record.say(f'{text}: it is taken as other data')
+  return False
+
+
+def _recorded(
+  source: examples.Source,
+  record: identity.Record,
+  names: dict[str, str],
+  rest: str,
+  config: ml_collections.ConfigDict,
+) -> Parts | None:
+  """Cuts a source as a record says.
+
+  Args:
+    source: all examples.
+    record: of the run.
+    names: {part of the record: its name}.
+    rest: name of the part of all others, and of new images.
+    config: of the run.
+
+  Returns:
+    None for other data.
+  """
+  placed = record.place(identity.images_of(source), tuple(record.parts))
+  if not _known(placed, record, config):
+    return None
+  assert placed is not None
+  record.say_changes(
+    placed, 'New images are for training, what was held out stays so'
+  )
+  groups = range(len(source)) if source.groups is None else source.groups
+  # One that is new has no part, unless it is of a file that has one.
+  of_group = {g: part for g, part in zip(groups, placed.parts) if part}
+  found = np.array(
+    [
+      names.get(part or of_group.get(group, ''), rest)
+      for group, part in zip(groups, placed.parts)
+    ]
+  )
+  wanted = (*names.values(), rest)
+  return {name: np.flatnonzero(found == name) for name in wanted}
+
+
+def _on_its_side(
+  source: examples.Source,
+  record: identity.Record,
+  config: ml_collections.ConfigDict,
+) -> examples.Source:
+  """Leaves out of a split what the run has on the other side.
+
+  Nothing that was trained on becomes a part of the split that is evaluated,
+  nor the reverse. Other splits are left as they are.
+  """
+  split, held_out = source.split, record.held_out
+  trains = split == config.data.train_split
+  if not trains and split != held_out:
     return source
-  folds = cut_folds(len(source), config, source.groups)
-  if split in names:
-    return Subset(source, folds[names.index(split)], split)
-  rest = np.setdiff1d(np.arange(len(source)), folds[data.fold])
-  return Subset(source, rest, split)
+  placed = record.place(identity.images_of(source), (split,))
+  if not _known(placed, record, config):
+    return source
+  assert placed is not None
+  use = 'for training' if trains else 'evaluated too'
+  record.say_changes(placed, f'New images of {split} are {use}')
+  is_other = np.array(
+    [part is not None and (part == held_out) == trains for part in placed.parts]
+  )
+  rows = np.flatnonzero(~is_other)
+  if len(rows) == len(source):
+    return source
+  was = 'held out' if trains else 'trained on'
+  record.say(
+    f'{len(source) - len(rows)} of {len(source)} images of {split} were {was} '
+    f'by {record.workdir}: they are left out'
+  )
+  return Subset(source, rows, split)
+
+
+def keep_record(
+  workdir: str,
+  splits: Sequence[examples.Source],
+  earlier: identity.Record | None,
+) -> None:
+  """Writes which images a run trains on and which it evaluates.
+
+  Args:
+    workdir: of the run.
+    splits: the one that it trains on, and the one that it evaluates.
+    earlier: the record that these were cut by.
+  """
+  trained, evaluated = splits
+  if isinstance(trained, Subset) and trained.parts:
+    images = identity.images_of(trained.whole)
+    parts = {k: [images[i] for i in v] for k, v in trained.parts.items()}
+  else:
+    parts = {s.split: identity.images_of(s) for s in splits}
+  # Nothing is held out where the split that is trained on is evaluated.
+  held_out = evaluated.split if evaluated.split != trained.split else ''
+  identity.write(workdir, held_out, parts, earlier)

@@ -11,6 +11,11 @@ from unet_jax.inspection import records
 
 NEIGHBOURS = 'neighbours look alike'
 
+_REMEDY = (
+  'Remove them from one split, or allow them with '
+  '--config.data.skip_checks=duplicates'
+)
+
 # Least correlation of the thumbnails of near duplicates.
 _NEAR = 0.95
 # Fewest images needed to estimate typical similarity.
@@ -22,9 +27,13 @@ _Splits = Mapping[str, records.Measurements]
 _Groups = list[list[records.Measurement]]
 
 
-def find_exact(splits: _Splits) -> list[records.Finding]:
+def find_exact(
+  splits: _Splits, config: ml_collections.ConfigDict
+) -> list[records.Finding]:
   """Files in two splits, and images that are the same in every byte."""
-  return _same_files(splits) + _exact_duplicates(splits)
+  allowed = 'duplicates' in config.data.skip_checks
+  level = 'warning' if allowed else 'error'
+  return _same_files(splits, level) + _exact_duplicates(splits, level)
 
 
 def find_similar(
@@ -39,7 +48,7 @@ def find_similar(
   ]
 
 
-def _same_files(splits: _Splits) -> list[records.Finding]:
+def _same_files(splits: _Splits, level: str) -> list[records.Finding]:
   """Files that are in two splits at once: of one name and one content."""
   found: list[records.Finding] = []
   earlier: dict[str, dict[str, bytes]] = {}
@@ -50,23 +59,24 @@ def _same_files(splits: _Splits) -> list[records.Finding]:
       if both:
         text = (
           f'{both[0]} is in {other} and in {split}: {len(both)} file(s) are; '
-          'data used for training cannot be used for evaluation. Remove them '
-          'from one split'
+          'data used for training cannot be used for evaluation. ' + _REMEDY
         )
         kind = 'same files in two splits'
-        found.append(records.Finding('error', kind, '', text, tuple(both)))
+        found.append(records.Finding(level, kind, '', text, tuple(both)))
     earlier[split] = files
   return found
 
 
-def _exact_duplicates(splits: _Splits) -> list[records.Finding]:
+def _exact_duplicates(
+  splits: _Splits, leak_level: str
+) -> list[records.Finding]:
   by_digest = collections.defaultdict(list)
   for m in (m for ms in splits.values() for m in ms):
     # Nearly constant images have a finding of their own.
-    if m.digest and m.std is not None and not m.is_constant:
+    if m.digest and not m.is_constant:
       by_digest[m.digest].append(m)
   groups = [ms for ms in by_digest.values() if len(ms) > 1]
-  found = _duplicates('exact duplicates', groups)
+  found = _duplicates('exact duplicates', groups, leak_level)
   contradicting = [
     ms for ms in groups if any(_masks_differ(m, ms[0]) for m in ms)
   ]
@@ -89,14 +99,16 @@ def _masks_differ(a: records.Measurement, b: records.Measurement) -> bool:
   return not np.array_equal(a.class_pixels, b.class_pixels)
 
 
-def _duplicates(kind: str, groups: _Groups) -> list[records.Finding]:
+def _duplicates(
+  kind: str, groups: _Groups, leak_level: str = 'warning'
+) -> list[records.Finding]:
   """One finding for the groups across splits, one for those within."""
   across = [g for g in groups if len({m.split for m in g}) > 1]
   within = [g for g in groups if len({m.split for m in g}) == 1]
   found = []
   leaks = 'across splits: images of the evaluation are trained on'
   for level, name, chosen, where in (
-    ('warning', f'{kind}, leakage', across, leaks),
+    (leak_level, f'{kind}, leakage', across, leaks),
     ('note', kind, within, 'within a split'),
   ):
     if not chosen:
@@ -106,7 +118,8 @@ def _duplicates(kind: str, groups: _Groups) -> list[records.Finding]:
     if chosen is across:
       splits = collections.Counter(m.split for g in chosen for m in g)
       counts = ', '.join(f'{n} of {split}' for split, n in splits.items())
-      text += f'; images concerned: {counts}. Remove them from one split'
+      remedy = _REMEDY if level == 'error' else 'Remove them from one split'
+      text += f'; images concerned: {counts}. {remedy}'
     names = tuple(' = '.join(m.name for m in g) for g in chosen)
     found.append(records.Finding(level, name, '', text, names))
   return found

@@ -41,7 +41,7 @@ def find(
     checks.classes(is_first=split == next(iter(splits)))
     checks.fits()
     found += checks.found
-  found += duplicates.find_exact(splits)
+  found += duplicates.find_exact(splits, config)
   found += duplicates.find_similar(splits, config)
   return records.by_level(found)
 
@@ -60,7 +60,7 @@ def find_in_prepared(
       checks.classes(is_first=split == next(iter(sets)))
     checks.fit_of_the_set()
     found += checks.found
-  found += duplicates.find_exact(splits)
+  found += duplicates.find_exact(splits, config)
   found += _palettes(sets, config)
   return records.by_level(found)
 
@@ -83,7 +83,10 @@ def _prepared_measurements(
 ) -> list[records.Measurement]:
   stats = dataset.stats
   if stats is None:  # Images that are decoded at each access have none.
-    return [records.Measurement(split, i) for i in range(len(dataset))]
+    return [
+      records.Measurement(split, i, m.name, digest=m.content.encode())
+      for i, m in enumerate(dataset.images())
+    ]
   return [
     records.Measurement(
       split,

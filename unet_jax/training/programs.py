@@ -40,6 +40,7 @@ _NOT_COMPILED = (
   *('log', 'eval', 'inference', 'inspect', 'predict', 'checkpoint', 'summary'),
   *('weights', 'export', 'data.dir', 'data.cache', 'data.cache_dir'),
   *('data.num_workers', 'data.on_error', 'data.check', 'data.suggest'),
+  'data.skip_checks',
 )
 # Events of JAX's compilation cache.
 _ASKED = '/jax/compilation_cache/compile_requests_use_cache'
