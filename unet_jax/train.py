@@ -25,7 +25,7 @@ from unet_jax.kernels import build
 from unet_jax.models import unet
 from unet_jax.runtime import errors, locks, program, whole_files
 from unet_jax.runtime import mesh as mesh_lib
-from unet_jax.training import checkpoint, metric_writer, programs
+from unet_jax.training import checkpoint, continuing, metric_writer, programs
 from unet_jax.training import optimizer as optimizer_lib
 from unet_jax.training import progress as progress_lib
 from unet_jax.training import state as state_lib
@@ -150,7 +150,7 @@ def _check_saved(
   if step:
     record = identity.continued(workdir, config, saved)
     saved_lib.check_resumable(saved, config, workdir)
-    change = optimizer_lib.rate_change(saved, config, step)
+    change = continuing.rate_change(saved, config, step)
     if change and jax.process_index() == 0:
       _log.warning('warning: %s', change)
   else:

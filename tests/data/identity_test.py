@@ -4,7 +4,9 @@ import logging
 import os
 import shutil
 
+import numpy as np
 import pytest
+import tifffile
 
 from tests.data import helpers
 from tests.data.value_pairs import values, write, write_pairs
@@ -32,7 +34,7 @@ class _Run:
     if layout == 'folders':
       write_pairs(self.root / 'train', _STEMS[:7])
       write_pairs(self.root / 'val', _STEMS[7:], start=7)
-    else:
+    elif not layout:
       write_pairs(self.root, _STEMS)
 
   def config(self, **data):
@@ -212,6 +214,35 @@ def test_folds_stay_folds(tmp_path, said, cache):
     assert values(got) == [v for v in expected if v != train[0]]
 
 
+def test_pages_of_a_file_stay_together(tmp_path, said):
+  """Also those that it gets later."""
+
+  def stacks(number, start=0):
+    for i in range(start, start + 5):
+      for kind, first in (('images', 0), ('masks', 100)):
+        path = tmp_path / f'data/{kind}/s{i}.tif'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pages = [
+          np.full((2, 3), first + 10 * i + page, np.uint8)
+          for page in range(number)
+        ]
+        tifffile.imwrite(path, np.stack(pages), photometric='minisblack')
+
+  run = _Run(tmp_path, 'stacks', pages='images')
+  stacks(3)
+  train, held_out = run.start()
+  assert len(train) == 12 and len({value // 10 for value in held_out}) == 1
+  assert run.start() == [train, held_out]
+  stacks(4)
+  now = run.start()
+  assert [len(part) for part in now] == [16, 4]
+  assert {v // 10 for v in now[1]} == {v // 10 for v in held_out}
+  assert (
+    '5 images are new (' in said()[0]
+    and '15 images have changed' in (said()[0])
+  )
+
+
 def test_other_data(tmp_path, said):
   run = _Run(tmp_path)
   run.start()
@@ -283,7 +314,7 @@ def test_files_are_read_once(tmp_path, monkeypatch):
   read = []
   digest = identity._digest
   monkeypatch.setattr(
-    identity, '_digest', lambda path: read.append(path.name) or digest(path)
+    identity, '_digest', lambda path: read.append(path) or digest(path)
   )
   run.start()
   run.evaluate()
@@ -291,7 +322,7 @@ def test_files_are_read_once(tmp_path, monkeypatch):
   os.utime(run.root / 'images/p03.png', ns=(1, 1))
   run.evaluate()
   run.evaluate()
-  assert read == ['p03.png']
+  assert read == [str(run.root / 'images/p03.png')]
   # A damaged index, or none, costs a reading.
   index = next((tmp_path / 'cache/digests').iterdir())
   index.write_text('{')

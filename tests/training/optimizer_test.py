@@ -119,46 +119,6 @@ def test_schedule_that_ends_before_or_after_the_run(schedule):
       assert rate(step) == whole(step), step
 
 
-def _change(step, old, new):
-  """What is said of a cosine from 0.5 at these lengths; 0: train's."""
-  configs = [
-    _config(num_steps=n, schedule='cosine', decay_steps=d, end_factor=e)
-    for n, d, e in (old, new)
-  ]
-  return optimizer.rate_change(*configs, step)
-
-
-def test_a_run_that_goes_on_at_another_rate_says_so():
-  assert _change(10, (10, 0, 0.0), (20, 0, 0.0)) == (
-    'the learning rate of step 10 was 0.012, that of step 11 is 0.25, 20 times '
-    'as high: the cosine schedule came down at step 10, now at 20. '
-    '--config.optimizer.decay_steps=10 --config.optimizer.end_factor=0.01 '
-    'keeps the old schedule, and stays at its end'
-  )
-  assert _change(5, (10, 0, 0.1), (20, 0, 0.1)).endswith(
-    '. --config.optimizer.decay_steps=10 keeps the old schedule, and stays at '
-    'its end'
-  )
-  # Its own advice is another rate than 0, which is said too.
-  assert _change(10, (10, 0, 0.0), (20, 10, 0.01)) == (
-    'the learning rate of step 10 was 0.012, that of step 11 is 0.005, 0.41 '
-    'times as high: the cosine schedule came down at step 10, now at 10'
-  )
-
-
-@pytest.mark.parametrize(
-  'step,old,new',
-  [
-    (10, (10, 0, 0.0), (10, 0, 0.0)),
-    (10, (10, 20, 0.0), (20, 0, 0.0)),
-    (5, (10, 0, 0.1), (20, 10, 0.1)),
-    (10, (10, 0, 0.1), (20, 10, 0.1)),
-  ],
-)
-def test_a_run_that_goes_on_as_planned_says_nothing(step, old, new):
-  assert _change(step, old, new) == ''
-
-
 def test_adamw_is_that_of_torch():
   fields = dict(learning_rate=0.1, warmup_steps=4, weight_decay=0.3)
   config = _config(name='adamw', b1=0.8, b2=0.95, eps=1e-4, **fields)

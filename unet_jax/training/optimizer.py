@@ -8,16 +8,12 @@ import ml_collections
 import optax
 
 
-def _length(config: ml_collections.ConfigDict) -> int:
-  """Returns the number of steps after which the schedule has come down."""
-  return config.optimizer.decay_steps or config.train.num_steps
-
-
 def make_schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
   """Returns step -> learning rate: linear warm-up, then the schedule."""
   o = config.optimizer
   peak, end = o.learning_rate, o.learning_rate * o.end_factor
-  rest = max(_length(config) - o.warmup_steps, 1)
+  length = o.decay_steps or config.train.num_steps
+  rest = max(length - o.warmup_steps, 1)
   after = {
     'cosine': lambda: optax.cosine_decay_schedule(
       peak, rest, alpha=o.end_factor
@@ -32,40 +28,6 @@ def make_schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
     peak / o.warmup_steps, peak, max(o.warmup_steps - 1, 1)
   )
   return optax.join_schedules([warmup, after], [o.warmup_steps])
-
-
-def rate_change(
-  old: ml_collections.ConfigDict, new: ml_collections.ConfigDict, step: int
-) -> str:
-  """Returns one line where a run goes on at another learning rate; else ''.
-
-  Args:
-    old: the config that the checkpoint was saved with.
-    new: the config that continues it.
-    step: number of updates done, 1 or more.
-  """
-  # Asked first: a schedule takes the device.
-  if old.optimizer == new.optimizer and _length(old) == _length(new):
-    return ''
-  before, now = make_schedule(old), make_schedule(new)
-  planned, next_rate = float(before(step)), float(now(step))
-  if abs(planned - next_rate) <= 1e-6 * abs(planned):
-    return ''
-  last = float(before(step - 1))
-  times = f', {next_rate / last:.2g} times as high' if last else ''
-  length = _length(old)
-  text = (
-    f'the learning rate of step {step} was {last:.2g}, that of step {step + 1} '
-    f'is {next_rate:.2g}{times}: the {new.optimizer.schedule} schedule came '
-    f'down at step {length}, now at {_length(new)}'
-  )
-  if _length(new) <= length:
-    return text
-  keep = f'--config.optimizer.decay_steps={length}'
-  if not new.optimizer.end_factor:
-    # Otherwise nothing would be learned from there on.
-    keep += ' --config.optimizer.end_factor=0.01'
-  return f'{text}. {keep} keeps the old schedule, and stays at its end'
 
 
 def _decay_mask(params: Any) -> Any:

@@ -1,0 +1,44 @@
+"""What a run that goes on does otherwise than it did before."""
+
+import ml_collections
+
+from unet_jax.training import optimizer
+
+
+def _length(config: ml_collections.ConfigDict) -> int:
+  """Returns the number of steps after which the schedule has come down."""
+  return config.optimizer.decay_steps or config.train.num_steps
+
+
+def rate_change(
+  old: ml_collections.ConfigDict, new: ml_collections.ConfigDict, step: int
+) -> str:
+  """Returns one line where a run goes on at another learning rate; else ''.
+
+  Args:
+    old: the config that the checkpoint was saved with.
+    new: the config that continues it.
+    step: number of updates done, 1 or more.
+  """
+  # Asked first: a schedule takes the device.
+  if old.optimizer == new.optimizer and _length(old) == _length(new):
+    return ''
+  before, now = optimizer.make_schedule(old), optimizer.make_schedule(new)
+  planned, next_rate = float(before(step)), float(now(step))
+  if abs(planned - next_rate) <= 1e-6 * abs(planned):
+    return ''
+  last = float(before(step - 1))
+  times = f', {next_rate / last:.2g} times as high' if last else ''
+  length = _length(old)
+  text = (
+    f'the learning rate of step {step} was {last:.2g}, that of step {step + 1} '
+    f'is {next_rate:.2g}{times}: the {new.optimizer.schedule} schedule came '
+    f'down at step {length}, now at {_length(new)}'
+  )
+  if _length(new) <= length:
+    return text
+  keep = f'--config.optimizer.decay_steps={length}'
+  if not new.optimizer.end_factor:
+    # Otherwise nothing would be learned from there on.
+    keep += ' --config.optimizer.end_factor=0.01'
+  return f'{text}. {keep} keeps the old schedule, and stays at its end'
