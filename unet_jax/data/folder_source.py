@@ -98,9 +98,9 @@ class FolderSource:
     image, *others = self._pairs[self.groups[index]]
     suffix = self._suffix(index)
     # The page stands before the ending, by which names are compared.
-    name, ending = os.path.splitext(os.path.relpath(image, self._root))
+    name, ending = os.path.splitext(image.removeprefix(self._root))
     return identity.Image(
-      pathlib.PurePath(f'{name}{suffix}{ending}').as_posix(),
+      f'{name}{suffix}{ending}'.lstrip(os.sep),
       digests[image] + suffix,
       '+'.join(digests[path] + suffix for path in others),
     )
