@@ -402,11 +402,6 @@ def test_config_oxford_pets_small(tmp_path, cache):
       ['--worksdir=a'],
       "Unknown command line flag 'worksdir'. Did you mean: workdir ?",
     ),
-    (
-      ['--config.seed=1', f'--config={program.ROOT}/configs/shapes.py'],
-      f'--config={program.ROOT}/configs/shapes.py comes after --config.seed=1; '
-      'put it first',
-    ),
     (['train'], 'train: flags are written --name=value'),
   ],
 )
