@@ -65,7 +65,9 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   split = config.eval.split or config.data.eval_split
   source = sources.make_source(config, split)
   _check_folds(source.split, members)
-  model = unet.create_model(config, build.choose(config, mesh))
+  native = build.choose(config, mesh)
+  mesh_lib.log_devices(mesh, native)
+  model = unet.create_model(config, native)
   network = _Network(model, variables, ensemble, mesh)
   result = _choose(config)(config, source, network)
   seconds = time.perf_counter() - start
