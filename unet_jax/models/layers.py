@@ -190,8 +190,8 @@ class BatchNorm(nn.BatchNorm):
 
   activation: Activation | None = None
   native: bool = False
-  # flax's default, E[x^2] - E[x]^2, is lost in rounding where the mean is large
-  # beside the spread (1000 and 0.1: 27 times too large), another on each device.
+  # The default of flax, E[x^2] - E[x]^2, is lost in rounding where the mean is
+  # large beside the spread (1000 and 0.1: 27 times off), on each device anew.
   use_fast_variance: bool = False
 
   @nn.compact
