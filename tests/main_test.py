@@ -184,6 +184,7 @@ def test_evaluation_of_the_last_checkpoint_gives_the_metrics_of_the_run(
   assert first == 'step 4, ema parameters, 5 images of test'
   *table, interval = table.splitlines()
   _assert_table('\n'.join(table), before)
+  assert "XLA's convolutions" in err
   # It measures more, and the same again.
   found = _json(workdir / 'eval.json')
   runs.assert_figures(found, before)
