@@ -18,7 +18,7 @@ from tests.config import checks_test
 from tests.refusals import cases
 from unet_jax.config import checks, default, fields, values
 from unet_jax.data import prepare, windows
-from unet_jax.prediction import outputs
+from unet_jax.prediction import inputs, outputs
 from unet_jax.runtime import errors
 from unet_jax.runtime import mesh as mesh_lib
 from unet_jax.training import checkpoint
@@ -195,7 +195,8 @@ def test_predictions_beside_their_images(tmp_path):
   config.predict.output = str(tmp_path / 'data')
 
   def plan(config):
-    outputs.plan(config, str(tmp_path / 'run'))
+    images = inputs.find(config.predict.input)
+    outputs.output_folder(config, str(tmp_path / 'run'), images)
 
   messages = _follow(config, plan, {'PATH': str(tmp_path / 'data')})
   assert len(messages) == 3 and messages[-1] == ''

@@ -39,6 +39,8 @@ _TEXTS = {
   'inference.window=': (),
   'inference.window=()': (),
   'data.mean=-0.5,1e-2,+3': (-0.5, 1e-2, 3),
+  'data.nodata=-9999,nan': (-9999, 'nan'),
+  'data.nodata=NaN': ('nan',),
   'augment.affine.rotation=-180,180': (-180, 180),
   'data.class_names=road,crack': ('road', 'crack'),
   'data.class_names=road, crack,': ('road', 'crack'),
@@ -71,7 +73,7 @@ def test_texts(text):
   found = values.parse(name, value)
   assert repr(found) == repr(_TEXTS[text])
   # What `load` is given is taken as it is.
-  assert values.checked(name, found) == found
+  assert repr(values.checked(name, found)) == repr(found)
 
 
 _WHOLE = ': takes a whole number, such as '
@@ -157,6 +159,7 @@ _VALUES = [
   ('data.image_size', np.array([32, 48]), (32, 48)),
   ('data.image_size', (np.int32(32), 48), (32, 48)),
   ('data.class_names', ['a', 'b'], ('a', 'b')),
+  ('data.nodata', [0, np.float32('nan')], (0, 'nan')),
   ('data.class_names', np.array(['a', 'b']), ('a', 'b')),
   ('inference.ensemble', [pathlib.PurePosixPath('/a')], ('/a',)),
   ('data.mask_values', [[0, 0], [(1, 2, 3), 1]], ((0, 0), ((1, 2, 3), 1))),
@@ -249,9 +252,8 @@ def test_every_default_is_taken_as_it_is():
 def test_tuples_are_of_numbers_or_of_names():
   """A new field that is empty by default is listed here or in fields.NAMES."""
   empty = {name for name, value in values.known().items() if value == ()}
-  numbers = {'model.features', 'model.deep_supervision', 'loss.class_weights'}
-  assert empty - set(fields.NAMES) - {'data.mask_values'} == {
-    *numbers,
-    'inference.window',
-  }
+  numbers = 'data.bands data.intensity_range data.nodata inference.window '
+  numbers += 'loss.class_weights model.deep_supervision model.features'
+  found = empty - set(fields.NAMES) - {'data.mask_values'}
+  assert sorted(found) == numbers.split()
   assert set(fields.NAMES) <= set(values.known())

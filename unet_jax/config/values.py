@@ -20,6 +20,8 @@ from unet_jax.runtime import errors
 BOOLS = {'true': True, '1': True, 'false': False, '0': False}
 # A table of its own kind: ((value, class), ...).
 _TABLE = 'data.mask_values'
+# Numbers and the word 'nan', which unlike the number is equal to itself.
+_NODATA = 'data.nodata'
 _BITS = 31
 
 
@@ -79,6 +81,8 @@ def checked(name: str, value: Any, text: str | None = None) -> Any:
   """
   check_name(name)
   usual, value = known()[name], plain(value)
+  if name == _NODATA and isinstance(value, tuple):
+    value = tuple('nan' if str(v).lower() == 'nan' else v for v in value)
   if isinstance(usual, float) and type(value) is int and abs(value) < 2**63:
     value = float(value)
   if _fits(name, value, usual):
@@ -143,7 +147,9 @@ def _fits(name: str, value: Any, usual: Any) -> bool:
   if name in fields.NAMES:
     return value != ('None',) and all(isinstance(v, str) and v for v in value)
   return name == _TABLE or all(
-    isinstance(v, int | float) and not isinstance(v, bool) for v in value
+    (isinstance(v, int | float) and not isinstance(v, bool))
+    or (name == _NODATA and v == 'nan')
+    for v in value
   )
 
 
@@ -191,7 +197,7 @@ def _of_node(node: ast.expr) -> Any:
   if isinstance(node, ast.Tuple | ast.List):
     return tuple(map(_of_node, node.elts))
   if isinstance(node, ast.Name):
-    return math.nan if node.id.lower() == 'nan' else node.id
+    return node.id
   return ast.literal_eval(node)
 
 
