@@ -16,12 +16,13 @@ DIR is a folder as in configs/folder.py; masks of 0 (background) and 255.
 import ml_collections
 
 from unet_jax.config import default
+from unet_jax.runtime import errors
 
 
 def get_config(upsample: str = 'transpose') -> ml_collections.ConfigDict:
   """Returns the config; `upsample` is `transpose` or `bilinear`."""
   if upsample not in ('transpose', 'bilinear'):
-    raise ValueError(
+    raise errors.UserError(
       f'configs/keras_lesson.py:{upsample}: the upsampling is one of '
       'transpose, bilinear'
     )

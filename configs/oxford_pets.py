@@ -18,12 +18,13 @@ measured yet):
 import ml_collections
 
 from unet_jax.config import default
+from unet_jax.runtime import errors
 
 
 def get_config(size: str = 'large') -> ml_collections.ConfigDict:
   """Returns the config; `size` is `large` (an accelerator) or `small` (CPU)."""
   if size not in ('large', 'small'):
-    raise ValueError(
+    raise errors.UserError(
       f'configs/oxford_pets.py:{size}: the size is one of large, small'
     )
   config = default.get_config()

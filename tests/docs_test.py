@@ -7,8 +7,6 @@ import re
 import shlex
 
 import pytest
-from absl import flags
-from ml_collections import config_flags
 
 from experiments.sweep import __main__ as sweep_program
 from experiments.sweep import sweep_file
@@ -88,37 +86,16 @@ def _mode(arguments):
   return modes[-1] if modes else 'train'
 
 
-def _config(arguments, monkeypatch):
-  """Returns the config of a command line, as main.py would."""
-  path, argument = _STAND_IN, ''
-  for flag in arguments:
-    if flag.startswith('--config='):
-      path, _, argument = flag.removeprefix('--config=').partition(':')
-  spec = importlib.util.spec_from_file_location('recipe', path)
-  recipe = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(recipe)
-  config = recipe.get_config(*filter(None, [argument]))
-  # config_flags looks at sys.argv.
-  argv = ['main.py', *(a for a in arguments if a.startswith('--config.'))]
-  monkeypatch.setattr('sys.argv', argv)
-  values = flags.FlagValues()
-  config_flags.DEFINE_config_dict('config', config, flag_values=values)
-  assert values(argv) == ['main.py']
-  return values['config'].value
-
-
 @pytest.mark.parametrize('arguments', _cases('main.py'))
 def test_commands_of_main(arguments, monkeypatch):
   monkeypatch.chdir(_ROOT)
   names = {re.match(r'--([a-z_]+)', a)[1] for a in arguments}
   assert names <= {'config', 'mode', 'workdir'}
   assert _mode(arguments) in program._MODES
-  arguments = command_line.resolved(arguments)
-  checks.validate(_config(arguments, monkeypatch), _mode(arguments))
+  config = command_line.parse(arguments).config()
+  checks.validate(config, _mode(arguments))
 
 
-# ml-collections 1.1.0 loads config files by it.
-@pytest.mark.filterwarnings('ignore:the load_module:DeprecationWarning')
 @pytest.mark.parametrize('arguments', _cases('experiments.sweep'))
 def test_commands_of_sweeps(arguments, monkeypatch):
   monkeypatch.chdir(_ROOT)

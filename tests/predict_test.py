@@ -501,6 +501,7 @@ def test_main(workdir, tmp_path):
   assert out == f'1 images, 1 new: {tmp_path}/out\n'
   assert (tmp_path / 'out/masks/slice 1.png').exists()
   assert 'averaging 1 network(s), 2 view(s)' in err
+  assert "XLA's convolutions" in err
   out, err = program.run(
     '--mode=predict',
     f'--workdir={tmp_path}/none',

@@ -74,7 +74,9 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   source = sources.make_source(config, split, record=record)
   _check_folds(source.split, members)
   _check_trained(source, config, record, members)
-  model = unet.create_model(config, build.choose(config, mesh))
+  native = build.choose(config, mesh)
+  mesh_lib.log_devices(mesh, native)
+  model = unet.create_model(config, native)
   network = _Network(model, variables, ensemble, mesh)
   result = _choose(config)(config, source, network)
   seconds = time.perf_counter() - start

@@ -63,7 +63,9 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
         ensemble.members,
         ensemble.count // ensemble.members,
       )
-    model = unet.create_model(config, build.choose(config, mesh))
+    native = build.choose(config, mesh)
+    mesh_lib.log_devices(mesh, native)
+    model = unet.create_model(config, native)
     network = predictor.Predictor(config, model, variables, ensemble, mesh)
     try:
       skipped = _predict(network, left, index, config)

@@ -205,6 +205,7 @@ def _step_lines(summary: dict[str, Any]) -> list[str]:
   ]
   title = (
     f'Train step of {step["batch_size"]} images, for each of '
-    f'{step["devices"]} {step["backend"]} device(s), from the compiler:'
+    f'{step["devices"]} {step["backend"]} device(s), from the compiler, with '
+    "XLA's convolutions (native ones, cpu.kernels, take other memory):"
   )
   return [title, '', *_lines(facts)]

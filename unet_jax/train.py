@@ -54,7 +54,7 @@ def run(
   """
   program.initialize(fields.cache_dir(config))
   mesh = mesh_lib.make_mesh(config)
-  native = build.choose(config, mesh)
+  native = build.choose(config, mesh, trains=True)
   mesh_lib.log_devices(mesh, native)
   model = unet.create_model(config, native)
   program.make_workdir(workdir)

@@ -114,7 +114,7 @@ def _machine() -> dict[str, Any]:
 
 def main() -> None:
   args, rest = _parse()
-  arguments = points.last_of_each(['--config=configs/shapes.py', *rest])
+  arguments = ['--config=configs/shapes.py', *rest]
   try:
     config = points.resolve(arguments)
     checks.validate(config)

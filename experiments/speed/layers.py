@@ -216,7 +216,7 @@ def main() -> None:
   jax.config.update('jax_platforms', 'cpu')
   try:
     usual = '--config=configs/oxford_pets.py:small'
-    config = points.resolve(points.last_of_each([usual, *rest]))
+    config = points.resolve([usual, *rest])
     checks.validate(config)
     measure(config, args.repeats, args.steps)
   except errors.UserError as e:

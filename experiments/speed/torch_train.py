@@ -33,7 +33,7 @@ def _batches(
 
 def main() -> None:
   usual = '--config=configs/oxford_pets.py:small'
-  config = points.resolve(points.last_of_each([usual, *sys.argv[1:]]))
+  config = points.resolve([usual, *sys.argv[1:]])
   checks.validate(config)
   torch.manual_seed(config.seed)
   rng = np.random.default_rng(config.seed)

@@ -8,12 +8,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import ml_collections
-from absl import flags
-from ml_collections import config_flags
 
 from unet_jax.config import command_line
 from unet_jax.config import fields as fields_lib
-from unet_jax.runtime import errors
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 LEARNING_RATE = 'optimizer.learning_rate'
@@ -85,21 +82,15 @@ class Sweep:
 
   def main_arguments(self, overrides: dict[str, Any]) -> list[str]:
     """Returns the arguments of main.py for the base with overrides."""
-    return last_of_each([*self.arguments, *as_flags(overrides)])
+    return [*self.arguments, *as_flags(overrides)]
 
 
 def as_flags(overrides: dict[str, Any]) -> list[str]:
-  """Returns --config.FIELD=VALUE flags as config_flags reads them."""
+  """Returns --config.FIELD=VALUE flags as main.py reads them."""
   return [
     f'--config.{k}={v if isinstance(v, str) else repr(v)}'
     for k, v in overrides.items()
   ]
-
-
-def last_of_each(arguments: Sequence[str]) -> list[str]:
-  """Keeps the last flag of each field: config_flags would join tuples."""
-  last = {a.partition('=')[0].lstrip('-'): a for a in arguments}
-  return list(last.values())
 
 
 def short_names(fields: Sequence[str]) -> dict[str, str]:
@@ -133,17 +124,4 @@ def _word(value: Any) -> str:
 
 def resolve(arguments: Sequence[str]) -> ml_collections.ConfigDict:
   """Returns the config of --config and --config.* flags, as main.py does."""
-  argv = ['main.py', *command_line.resolved(arguments)]
-  values = flags.FlagValues()
-  try:
-    # sys_argv: it looks there for the fields, not among the flags.
-    holder = config_flags.DEFINE_config_file(
-      'config', flag_values=values, sys_argv=argv
-    )
-    values(argv)
-    command_line.check_config(holder.value)
-  except errors.UserError:
-    raise
-  except Exception as e:  # A mistake of another kind is raised again.
-    raise errors.UserError(command_line.line_of_flags(e)) from e
-  return holder.value
+  return command_line.parse(arguments).config()

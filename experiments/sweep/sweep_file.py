@@ -16,12 +16,11 @@ import types
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-
 from experiments.sweep import points as points_lib
 from experiments.sweep.points import LEARNING_RATE, Point, ROOT, Sweep, Tune
 from unet_jax.config import checks
 from unet_jax.config import fields as fields_lib
+from unet_jax.config import values as values_lib
 from unet_jax.runtime import errors
 
 # The constants of a sweep file, and their defaults.
@@ -72,7 +71,10 @@ def load(
   """
   file, _, size = name.partition(':')
   module = _import(file)
-  constants = plain({k: getattr(module, k, v) for k, v in DEFAULTS.items()})
+  # `np.geomspace(1e-3, 8e-3, 4)` is a natural way to write a field's values.
+  constants = values_lib.plain(
+    {k: getattr(module, k, v) for k, v in DEFAULTS.items()}
+  )
   with _named(file):
     _check_types({'SIZES': constants['SIZES']})
   sizes = constants.pop('SIZES')
@@ -84,13 +86,16 @@ def load(
   constants.update(sizes.get(size, {}))
   with _named(file):
     _check_types(constants)
+    _check_fields(constants['OVERRIDES'])
   base = f'--config={ROOT / constants["BASE"]}'
-  overrides = points_lib.as_flags(constants['OVERRIDES'])
-  arguments = tuple(points_lib.last_of_each([base, *overrides, *arguments]))
+  flags = points_lib.as_flags(constants['OVERRIDES'])
+  arguments = (base, *flags, *arguments)
   config = points_lib.resolve(arguments)
   checks.validate(config)
   yielded = _yielded(file, module)
   with _named(file):
+    for overrides in yielded:
+      _check_fields(overrides)
     sweep = Sweep(
       path=str(pathlib.Path(file).resolve()),
       size=size,
@@ -105,19 +110,6 @@ def load(
       raise errors.UserError(mistake)
     _check_values(sweep)
   return sweep
-
-
-def plain(value: Any) -> Any:
-  """Returns a value with Python's numbers, and tuples for arrays and lists.
-
-  `np.geomspace(1e-3, 8e-3, 4)` is a natural way to write the values of a field,
-  but no flag takes the text of NumPy's numbers.
-  """
-  if isinstance(value, np.ndarray | np.generic):
-    value = value.tolist()
-  if isinstance(value, dict):
-    return {k: plain(v) for k, v in value.items()}
-  return tuple(map(plain, value)) if isinstance(value, tuple | list) else value
 
 
 @contextlib.contextmanager
@@ -169,7 +161,7 @@ def _yielded(file: str, module: types.ModuleType) -> list[dict[str, Any]]:
         f'{file}: sweep() yields {overrides!r}; it takes a dict of overrides, '
         "{'model.depth': 2}"
       )
-  return [plain(overrides) for overrides in found]
+  return [values_lib.plain(overrides) for overrides in found]
 
 
 def _points(yielded: list[dict[str, Any]]) -> tuple[Point, ...]:
@@ -199,6 +191,8 @@ def _tune(entries: dict[str, Any] | None) -> Tune | None:
       f'TUNE has {field!r}: {values[field]!r}; it takes the values to try, '
       f'such as {TUNING[LEARNING_RATE]}'
     )
+  for value in values[field]:
+    _check_fields({field: value})
   return Tune(field, values[field], **{k: values[k] for k in known})
 
 
@@ -221,6 +215,15 @@ def _check_names(names: dict[str, Any], sizes: dict[str, Any]) -> None:
       )
 
 
+def _check_fields(overrides: dict[str, Any]) -> None:
+  """Raises UserError for no field, or a value of another type.
+
+  The values stay as they are written: points are named by them.
+  """
+  for field, value in overrides.items():
+    values_lib.checked(field, value)
+
+
 def _check_types(constants: dict[str, Any]) -> None:
   """Raises UserError for a constant of another type than its default's."""
   for name, value in constants.items():
@@ -234,19 +237,13 @@ def _check_types(constants: dict[str, Any]) -> None:
 
 def _mistakes(sweep: Sweep) -> Iterator[str]:
   """Yields mistakes that would make every point fail alike."""
-  flat, fields, tune = sweep.flat({}), sweep.fields, sweep.tune
+  fields, tune = sweep.fields, sweep.tune
   if not sweep.points:
     yield 'sweep() yields no point'
   counts = collections.Counter(point.name for point in sweep.points)
   for name, count in counts.items():
     if count > 1:
       yield f'sweep() yields {name} twice'
-  for field in (*fields, *([tune.field] if tune else [])):
-    if field not in flat:
-      yield (
-        f'there is no field {field}{fields_lib.nearest(field, flat)}; '
-        'unet_jax/config/default.py lists them all'
-      )
   all_flat = [sweep.flat(point.overrides) for point in sweep.points]
   if any(of_point['model.spatial_dims'] == 3 for of_point in all_flat):
     yield (

@@ -124,12 +124,11 @@ data.std=(0.5,0.5)
 data.std=(0.5,0.0,0.5)
   : must be above 0
 data.class_names=('a','b')
-  : takes 4 values (the classes), not 2
+  : takes 4 values (the classes; data.num_classes), not 2
 data.class_names=('a','b','c','a')
-data.class_names=(0,1,2,3)
-  : takes a different name for each class; write '("cat","dog")'
+  : takes a different name for each class, as in cat,dog
 loss.class_weights=(1.0,) data.num_classes=1
-  : takes 2 values (the classes), not 1
+  : takes 2 values (the classes; data.num_classes), not 1
 loss.class_weights=(1,1,-1,1)
 loss.class_weights=(0,0,0,0)
   : must be at least 0, and not all 0

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from tests.refusals import cases, message_of
 from unet_jax.config import default, fields
 from unet_jax.data import augment_geometry, sources
 from unet_jax.evaluation import confusion
@@ -57,19 +56,3 @@ def test_cache_dir(monkeypatch):
   assert fields.cache_dir(config) == '/cache/unet_jax'
   config.data.cache_dir = '~/mine'
   assert fields.cache_dir(config) == '/home/ada/mine'
-
-
-@pytest.mark.parametrize(
-  'name,line',
-  cases("""\
-log.num_figures
-  config.log.num_figures is now config.log.num_examples
-import_.path
-  config.import_.path is now config.weights.path
-log.num_example
-  config.log.num_example: there is no such field (did you mean
-  log.num_examples?); unet_jax/config/default.py lists them all
-"""),
-)
-def test_fields_that_cannot_be_set(name, line):
-  assert message_of(fields.set_field, default.get_config(), name, 1) == line

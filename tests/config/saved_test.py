@@ -47,7 +47,11 @@ def test_read_config_of_a_workdir(tmp_path):
   message = message_of(saved.read, str(tmp_path), {})
   assert message.startswith(f'{path} is not valid JSON (')
   assert message.endswith('; restore it, or give --config')
-  for damaged in (b'[]', b'\xff\xfe', b'{"model": {"depth": "two"}}'):
+  path.write_text('{"model": {"depth": "two"}}')
+  assert message_of(saved.read, str(tmp_path), {}) == (
+    f"{path}: --config.model.depth='two': takes a whole number, such as 3"
+  )
+  for damaged in (b'[]', b'\xff\xfe'):
     path.write_bytes(damaged)
     message = message_of(saved.read, str(tmp_path), {})
     assert message.startswith(f'{path} is no saved config (')

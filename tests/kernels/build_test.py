@@ -1,9 +1,11 @@
 """Tests of unet_jax/kernels/build.py."""
 
 import logging
+import os
 import pathlib
 import platform
 import socket
+import time
 import types
 
 import jax
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 
 from tests import program
+from tests.refusals import message_of
 from unet_jax.config import default
 from unet_jax.kernels import build
 from unet_jax.models import unet
@@ -43,9 +46,9 @@ def afresh(monkeypatch):
   monkeypatch.setattr(logging.getLogger('unet_jax'), 'propagate', True)
 
 
-def _choose(config, kernels):
+def _choose(config, kernels, trains=True):
   config.cpu.kernels = kernels
-  return build.choose(config, mesh.make_mesh(config))
+  return build.choose(config, mesh.make_mesh(config), trains)
 
 
 def test_rows_that_are_split_are_left_to_xla(config, monkeypatch):
@@ -61,6 +64,18 @@ def test_rows_that_are_split_are_left_to_xla(config, monkeypatch):
     assert build.choose(config, fake) == taken
     config.cpu.kernels = 'native'
     assert build.choose(config, fake)
+
+
+def test_bfloat16_is_left_to_xla(config, monkeypatch):
+  """The kernels are float32: `native` would be said of what is not."""
+  monkeypatch.setattr(build, 'load', lambda cache_dir: None)
+  config.model.dtype = 'bfloat16'
+  assert not _choose(config, 'auto')
+  assert not _choose(config, 'native', trains=False)
+  assert message_of(_choose, config, 'native') == (
+    '--config.cpu.kernels=native: they do not take model.dtype=bfloat16; or '
+    'set it to auto'
+  )
 
 
 def test_xla_builds_nothing(config, tmp_path):
@@ -116,7 +131,57 @@ def test_without_a_compiler(
     _choose(config, 'native')
   assert str(e.value).startswith('--config.cpu.kernels=native: ')
   assert message in str(e.value)
-  assert not list(pathlib.Path(tmp_path).glob('kernels/*'))
+  # A run that was trained with them is used without a compiler.
+  assert not _choose(config, 'native', trains=False)
+  assert not list(pathlib.Path(tmp_path).glob('kernels/*[!d]'))
+
+
+def test_a_compiler_that_failed_is_not_tried_again(tmp_path, monkeypatch):
+  """For a day, by its version; what it costs at each start is seconds."""
+  count, compiler = tmp_path / 'count', tmp_path / 'compiler'
+
+  def write(version):
+    compiler.write_text(
+      f'#!/bin/sh\n[ "$1" = --version ] && echo {version} && exit\n'
+      f'echo x >> "{count}"; echo "error: bad" >&2; exit 1'
+    )
+    compiler.chmod(0o755)
+
+  def tries():
+    count.write_text('')
+    build._library.cache_clear()
+    with pytest.raises(build.BuildError, match='error: bad') as e:
+      build._library(str(tmp_path / 'cache'))
+    return bool(count.read_text()), str(e.value)
+
+  monkeypatch.setenv('CXX', str(compiler))
+  write(1)
+  assert tries()[0]
+  (failed,) = (tmp_path / 'cache/kernels').iterdir()
+  again, message = tries()
+  assert not again
+  assert f'(not tried again for a day; remove {failed} to)' in message
+  write(2)
+  assert tries()[0]
+  write(1)
+  assert not tries()[0]
+  yesterday = failed.stat().st_mtime - 25 * 3600
+  os.utime(failed, (yesterday, yesterday))
+  assert tries()[0]
+  failed.unlink()
+  assert tries()[0]
+
+
+def test_folders_of_killed_builds_are_removed(tmp_path, monkeypatch, library):
+  monkeypatch.setenv('CXX', _copier(tmp_path, library))
+  folder = tmp_path / 'cache/kernels'
+  for name, hours in ('tmpold', 2), ('tmpnew', 0.5):
+    (folder / name).mkdir(parents=True)
+    (folder / name / 'a.o').touch()
+    then = time.time() - hours * 3600
+    os.utime(folder / name, (then, then))
+  path = build._library(str(tmp_path / 'cache'))
+  assert {p.name for p in folder.iterdir()} == {'tmpnew', path.name}
 
 
 def _copier(folder, library, at_once=1):

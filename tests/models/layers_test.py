@@ -97,6 +97,34 @@ def test_native_batch_norm_equals_the_stock_one(native_cache, size, activation):
   assert shapes(ours) == shapes(stock)
 
 
+@pytest.mark.parametrize('kind', ['batch', 'group', 'instance', 'layer'])
+@pytest.mark.parametrize('native', [False, True])
+def test_norms_of_a_large_mean_and_a_small_spread(native_cache, kind, native):
+  """Where E[x^2] - E[x]^2, the default of flax, is 27 times off."""
+  make = layers.make_norm(kind, 4, 1e-5, True, jnp.float32, native)
+  x = 1000 + 0.1 * np.asarray(_random(4, 16, 16, 8), np.float64)
+  x = x.astype(np.float32)
+  axes = {'batch': (0, 1, 2), 'instance': (1, 2)}.get(kind, (1, 2, 3))
+  parts = x.reshape(4, 16, 16, 4, 2) if kind == 'group' else x
+  axes = (1, 2, 4) if kind == 'group' else axes
+  exact = parts.astype(np.float64)
+  exact = exact - exact.mean(axes, keepdims=True)
+  exact = exact / np.sqrt((exact**2).mean(axes, keepdims=True) + 1e-5)
+  layer = make()
+  variables = layer.init(jax.random.key(0), x)
+  y, _ = layer.apply(variables, x, mutable=['batch_stats'])
+  # float32 has 1/16,000 at 1000, of a spread of 1/10.
+  assert abs(y - exact.reshape(x.shape)).max() < 0.02
+
+
+def test_dropout_in_bfloat16_drops_as_many():
+  """A probability of 0.999 in bfloat16 would be 0.996 or 1."""
+  dropped = nn.Dropout(0.001, deterministic=False).apply(
+    {}, jnp.ones(2**20, jnp.bfloat16), rngs={'dropout': jax.random.key(0)}
+  )
+  assert (dropped == 0).mean() == pytest.approx(0.001, rel=0.15)
+
+
 def test_gradients_of_a_bfloat16_bias_are_summed_in_float32():
   """Of 4,096 pixels; in bfloat16 the sum of ones would end at 256."""
   x = jnp.ones((1, 64, 64, 1), jnp.bfloat16)

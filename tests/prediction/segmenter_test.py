@@ -108,7 +108,7 @@ def test_mistakes_in_loading(workdir, tmp_path):
   for field, value, message in (
     ('inference.blend', 'mean', 'inference.blend=mean: not one of'),
     ('inference.flip', (), r'no such field \(did you mean inference.flips'),
-    ('inference.flips', 'horizontal', 'takes a tuple, such as \\(\\)'),
+    ('inference.flips', 'horizontal', "='horizontal': takes names with commas"),
   ):
     with pytest.raises(errors.UserError, match=message):
       unet_jax.load(path, {field: value})

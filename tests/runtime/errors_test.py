@@ -32,6 +32,12 @@ def test_other_errors_are_raised():
     errors.one_line(_error(errno.EBADF), 'run')
 
 
+def test_a_mistake_is_one_line_whatever_it_names(capsys):
+  with pytest.raises(SystemExit):
+    errors.exit_with('error: a\nb.png: no such file', 1)
+  assert capsys.readouterr().err == 'error: a b.png: no such file\n'
+
+
 def test_leaving_waits_for_no_compiler():
   """Whose threads are joined at the end of a program otherwise."""
   code = """

@@ -12,6 +12,7 @@ import pytest
 
 from tests import runs, tiny
 from tests.refusals import message_of
+from unet_jax.models import unet
 from unet_jax.runtime import mesh as mesh_lib
 from unet_jax.training import checkpoint
 from unet_jax.training import optimizer as optimizer_lib
@@ -156,3 +157,51 @@ def test_a_save_that_fails_while_closing_is_one_line(run, monkeypatch):
     '(RESOURCE_EXHAUSTED: Failed writing: No space left); free space there and '
     'run the same command again. Whole checkpoints: 1, 2'
   )
+
+
+@pytest.mark.parametrize('sign', ['', '-'])
+def test_an_evaluation_that_is_nan_is_not_the_best(run, tmp_path, sign):
+  workdir, config, _ = run
+  copy = tmp_path / 'run'
+  shutil.copytree(workdir, copy)
+  name = 'eval/loss'
+  for other in 'NaN', 'null':
+    for first, second in (other, '0.5'), ('0.5', other):
+      lines = [f'{{"step": 1, "{name}": {first}}}']
+      lines += [f'{{"step": 2, "{name}": {second}}}']
+      (copy / 'metrics.jsonl').write_text('\n'.join(lines) + '\n')
+      config.checkpoint.best_metric = sign + name
+      with contextlib.closing(
+        checkpoint.Checkpoints(str(copy), config, read_only=True)
+      ) as checkpoints:
+        right = 2 if second == '0.5' else 1
+        assert checkpoints.select('best', -1) == [right]
+
+
+def test_arrays_of_other_shapes_and_types_are_not_restored(run):
+  """NumPy targets would be taken unchecked; ours are abstract arrays."""
+  workdir, config, model = run
+  other = tiny.make_config(model={'base_features': 8})
+  abstract = state_lib.abstract_train_state(
+    other,
+    unet.create_model(other),
+    optimizer_lib.make_optimizer(other),
+    mesh_lib.make_mesh(other),
+  )
+  with contextlib.closing(
+    checkpoint.Checkpoints(str(workdir), config, read_only=True)
+  ) as checkpoints:
+    with pytest.raises(ValueError, match='shape'):
+      checkpoints.restore(2, abstract)
+
+
+def test_a_step_below_the_latest_is_saved_too(tmp_path):
+  """Orbax returns False for it unless it is forced."""
+  config = tiny.make_config()
+  _, states = runs.save(tmp_path, config, steps=(2,))
+  with contextlib.closing(
+    checkpoint.Checkpoints(str(tmp_path), config)
+  ) as checkpoints:
+    checkpoints.save(states[2], 1, {})
+    checkpoints.wait()
+    assert checkpoints.steps == [1, 2]

@@ -283,3 +283,11 @@ def test_losses_are_float32():
   for name in losses.LOSSES:
     loss = _loss(jnp.asarray(logits), mask, _spec(name))
     assert loss.dtype == jnp.float32 and loss.shape == ()
+
+
+@pytest.mark.parametrize('predicted,expected', [(-100.0, 0.0), (100.0, 1.0)])
+def test_soft_dice_of_an_empty_mask(predicted, expected):
+  """Right and wrong predictions: neither 0 nor 1 whatever is predicted."""
+  mask = np.zeros((2, 32, 32), np.uint8)
+  logits = np.full((2, 32, 32, 1), predicted, np.float32)
+  assert_allclose(_loss(logits, mask, _spec('dice')), expected, atol=2e-3)

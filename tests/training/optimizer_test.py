@@ -191,3 +191,14 @@ def test_clipping_is_by_the_global_norm(clip_norm, norm, factor):
   descend = lambda p, g: p - 0.5 * factor * g
   expected = jax.tree.map(descend, _params(), gradient)
   _assert_close(_train(_config(name='sgd', **fields), [gradient]), expected)
+
+
+def test_moments_of_a_bfloat16_network_are_float32():
+  """In bfloat16, Adam's second moment would stand still (b2 is 0.999)."""
+  model = unet.UNet(
+    num_classes=3, depth=1, base_features=2, dtype='bfloat16', norm='batch'
+  )
+  params = networks.shapes(model, 1, 8, 8, 3)['params']
+  state = jax.eval_shape(optimizer.make_optimizer(_config()).init, params)
+  types = {x.dtype for x in jax.tree.leaves(state) if x.shape}
+  assert types == {np.dtype('float32')}

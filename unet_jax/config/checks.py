@@ -101,7 +101,7 @@ def _tuples(config: ml_collections.ConfigDict, mode: str) -> Table:
   data, m, flat = config.data, config.model, fields.flatten(config)
   axes = {2: 'height, width', 3: 'depth, height, width of a volume'}
   channels = (data.num_channels, 'data.num_channels')
-  classes = (max(data.num_classes, 2), 'the classes')
+  classes = (max(data.num_classes, 2), 'the classes; data.num_classes')
   table = {}
   for field, (length, what) in {
     'data.image_size': (m.spatial_dims, axes[m.spatial_dims]),
@@ -125,10 +125,8 @@ def _tuples(config: ml_collections.ConfigDict, mode: str) -> Table:
     'numbers of pixels, at least 1 each': (
       not _are_counts(data.image_size, m.spatial_dims)
     ),
-    'data.class_names: takes a different name for each class; write '
-    '\'("cat","dog")\'': (
+    'data.class_names: takes a different name for each class, as in cat,dog': (
       len(set(data.class_names)) < len(data.class_names)
-      or not all(isinstance(name, str) for name in data.class_names)
     ),
     f'model.features: takes {stages} numbers of channels (model.depth={m.depth}'
     ' and the bottleneck), at least 1 each': (

@@ -11,8 +11,6 @@ from typing import Any
 
 import ml_collections
 
-from unet_jax.runtime import errors
-
 # The value of masks that counts in no loss and no metric.
 IGNORE_LABEL = 255
 
@@ -170,6 +168,16 @@ ONLY_VALUE_IN_3D = {
 
 # Allowed entries of data.skip_checks.
 CHECKS = ('duplicates',)
+# Tuples of names; the others are of numbers, and data.mask_values is a table.
+NAMES = (
+  'data.class_names',
+  'data.sample_classes',
+  'eval.foreground',
+  'inference.flips',
+  'inference.ensemble',
+  'inspect.splits',
+  'data.skip_checks',
+)
 
 # Allowed entries of inference.flips.
 FLIPS = ('horizontal', 'vertical')
@@ -246,28 +254,3 @@ def cache_dir(config: ml_collections.ConfigDict) -> str:
   home = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
   path = config.data.cache_dir or os.path.join(home, 'unet_jax')
   return os.path.abspath(os.path.expanduser(path))
-
-
-def check_name(name: str, fields: Iterable[str], prefix: str) -> None:
-  """Raises UserError unless `name` is one of the fields."""
-  new = renamed(name)
-  if new is not None:
-    raise errors.UserError(f'{prefix}{name} is now {prefix}{new}')
-  if name not in fields:
-    raise errors.UserError(
-      f'{prefix}{name}: there is no such field{nearest(name, fields)}; '
-      'unet_jax/config/default.py lists them all'
-    )
-
-
-def set_field(config: ml_collections.ConfigDict, name: str, value: Any) -> None:
-  """Sets 'section.field' of a config; raises UserError if it cannot be."""
-  fields = flatten(config)
-  check_name(name, fields, 'config.')
-  try:
-    config.update_from_flattened_dict({name: value})
-  except (TypeError, ValueError) as e:
-    kind = type(fields[name]).__name__
-    raise errors.UserError(
-      f'config.{name}={value!r}: takes a {kind}, such as {fields[name]!r}'
-    ) from e

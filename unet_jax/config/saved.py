@@ -2,12 +2,12 @@
 
 import json
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ml_collections
 
-from unet_jax.config import default, fields
+from unet_jax.config import default, fields, values
 from unet_jax.runtime import errors
 
 # Sections and fields that a run may change when it continues. train.num_steps
@@ -67,23 +67,23 @@ def from_json(text: str) -> ml_collections.ConfigDict:
   new name.
 
   Raises:
-    UserError: a field that does not exist any more.
+    UserError: a field that does not exist any more, or a value of another type.
   """
   config = default.get_config()
   saved = fields.flatten(ml_collections.ConfigDict(_tuples(json.loads(text))))
   saved = {fields.renamed(k) or k: value for k, value in saved.items()}
-  unknown = sorted(set(saved) - set(fields.flatten(config)))
+  unknown = sorted(set(saved) - set(values.known()))
   if unknown:
     raise errors.UserError(
       f'the saved config has the field {unknown[0]}, which this version does '
       'not know; use the version that it was made with'
     )
-  config.update_from_flattened_dict(saved)
+  values.update(config, saved)
   return config
 
 
 def read(
-  workdir: str, overrides: dict[str, Any]
+  workdir: str, overrides: Mapping[str, Any]
 ) -> ml_collections.ConfigDict | None:
   """Returns the config of a workdir's run; None without one.
 
@@ -98,13 +98,13 @@ def read(
     raise errors.UserError(
       f'{path} is not valid JSON ({e}); restore it, or give --config'
     ) from e
-  except errors.UserError:
-    raise
+  except errors.UserError as e:
+    raise errors.UserError(f'{path}: {e}') from e
   except (ValueError, TypeError, AttributeError) as e:
     raise errors.UserError(
       f'{path} is no saved config ({e}); restore it, or give --config'
     ) from e
-  config.update_from_flattened_dict(overrides)
+  values.update(config, overrides)
   return config
 
 

@@ -92,7 +92,8 @@ def cut_folds(
     pages = f' in {number} file(s)' if number < count else ''
     raise errors.UserError(
       f'--config.data.num_folds={data.num_folds}: the {count} example(s)'
-      f'{pages} of {data.train_split} cannot be cut into that many'
+      f'{pages} of {data.train_split} cannot be cut into that many; at '
+      f'most {number}'
     )
   order = examples.holdout_order(number, config)
   parts = np.array_split(order, data.num_folds)

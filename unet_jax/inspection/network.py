@@ -101,8 +101,8 @@ def _step(
     'expected_loss': _expected_loss(masks, weight_map, config),
     'terms': {k: v for k, v in metrics.items() if k.startswith('loss/')},
     'grad_norm': metrics['grad_norm'],
-    'input_mean': normalized.mean((0, 1, 2)).tolist(),
-    'input_std': normalized.std((0, 1, 2)).tolist(),
+    'input_mean': normalized.mean((0, 1, 2), np.float64).tolist(),
+    'input_std': normalized.std((0, 1, 2), np.float64).tolist(),
     'error': None,
   }
   return described, _pictures(augmented['image'], masks, weight_map)

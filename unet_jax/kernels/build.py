@@ -41,12 +41,19 @@ TARGETS = (
 _COMPILERS = ('c++', 'g++', 'clang++')
 _FLAGS = ('-std=c++17', '-O3', '-march=native', '-fPIC', '-w')
 _SECONDS = 120
+# How long a compiler that failed is not tried again, and after which a folder
+# that a killed build left is removed.
+_FAILED_SECONDS, _LEFT_SECONDS = 24 * 3600, 3600
 # The library of this process, once there is one.
 _LOADED: list[pathlib.Path] = []
 
 
 class BuildError(Exception):
   """Why there is no library, and what to install: one line."""
+
+
+class _CompilerError(BuildError):
+  """The compiler fails on the sources, as it would again."""
 
 
 def load(cache_dir: str) -> None:
@@ -91,7 +98,7 @@ def _library(cache_dir: str) -> pathlib.Path:
       if path.stem == f'kernels-{key}-{path.stat().st_size}':
         return path
     folder.mkdir(parents=True, exist_ok=True)
-    return _compile(command, folder, f'kernels-{key}')
+    return _compile_unless_failed(command, folder, f'kernels-{key}')
   except (OSError, subprocess.SubprocessError) as e:
     raise BuildError(f'{folder}: cannot be built in ({e})') from e
 
@@ -106,6 +113,29 @@ def _compiler() -> list[str]:
   if found is None:
     raise BuildError('no C++ compiler found; install one (apt-get install g++)')
   return [found]
+
+
+def _compile_unless_failed(
+  command: list[str], folder: pathlib.Path, name: str
+) -> pathlib.Path:
+  """Compiles; a failure, which takes seconds, is not repeated for a day."""
+  failed = folder / f'{name}.failed'
+  if failed.exists() and _age(failed) < _FAILED_SECONDS:
+    raise BuildError(
+      f'{failed.read_text()} (not tried again for a day; remove {failed} to)'
+    )
+  for left in folder.glob('tmp*'):
+    if _age(left) > _LEFT_SECONDS:
+      shutil.rmtree(left, ignore_errors=True)
+  try:
+    return _compile(command, folder, name)
+  except _CompilerError as e:
+    failed.write_text(str(e))
+    raise
+
+
+def _age(path: pathlib.Path) -> float:
+  return time.time() - path.stat().st_mtime
 
 
 def _compile(
@@ -132,9 +162,14 @@ def _compile(
 
 
 def _run(command: list[str | pathlib.Path]) -> None:
-  done = subprocess.run(
-    command, capture_output=True, text=True, timeout=_SECONDS
-  )
+  try:
+    done = subprocess.run(
+      command, capture_output=True, text=True, timeout=_SECONDS
+    )
+  except subprocess.TimeoutExpired as e:
+    raise _CompilerError(
+      f'{command[0]} took more than {_SECONDS} s; name another by CXX'
+    ) from e
   if done.returncode:
     lines = done.stderr.splitlines()
     reasons = [*(s for s in lines if 'error' in s), *lines]
@@ -142,8 +177,8 @@ def _run(command: list[str | pathlib.Path]) -> None:
     if 'No space left' in reason:
       raise BuildError(f'{reason}; free some')
     if 'the processor has' in reason:  # Of the sources' own #error.
-      raise BuildError(reason[reason.index('the processor') :].strip('"'))
-    raise BuildError(
+      raise _CompilerError(reason[reason.index('the processor') :].strip('"'))
+    raise _CompilerError(
       f'{command[0]} failed: {reason}; install a newer compiler (g++ 9, '
       'clang++ 10), or name another by CXX'
     )
@@ -163,25 +198,34 @@ def _register(path: pathlib.Path) -> None:
     )
 
 
-def choose(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> bool:
+def choose(
+  config: ml_collections.ConfigDict,
+  mesh: jax.sharding.Mesh,
+  trains: bool = False,
+) -> bool:
   """Whether the network takes native kernels; builds them if so.
 
   Args:
     config: its `cpu.kernels` says which are wanted.
     mesh: where the network runs.
+    trains: `native` is then an order. Elsewhere it may be the run's, made on
+      another machine, and XLA's take their place.
 
   Raises:
-    UserError: `native` is wanted and cannot be had.
+    UserError: `native` is wanted for a training and cannot be had.
   """
   wanted, platform = config.cpu.kernels, mesh.devices.flat[0].platform
   # Their calls gather the rows that are split over `spatial`.
-  suits = platform == 'cpu' and mesh.shape['spatial'] == 1
+  is_float32 = config.model.dtype == 'float32'
+  suits = platform == 'cpu' and mesh.shape['spatial'] == 1 and is_float32
   if wanted == 'xla' or (wanted == 'auto' and not suits):
     return False
   problem = ''
   try:
     if platform != 'cpu':
       raise BuildError(f'the devices of the mesh are {platform}s')
+    if not is_float32:
+      raise BuildError(f'they do not take model.dtype={config.model.dtype}')
     load(fields.cache_dir(config))
   except BuildError as e:
     problem = str(e)
@@ -190,7 +234,7 @@ def choose(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> bool:
     failed = multihost_utils.process_allgather(np.array(bool(problem)))
     if failed.any():
       problem = problem or f'process {failed.argmax()} cannot build them'
-  if problem and wanted == 'native':
+  if problem and wanted == 'native' and trains:
     raise errors.UserError(
       f'--config.cpu.kernels=native: {problem}; or set it to auto'
     )

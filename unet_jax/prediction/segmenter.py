@@ -36,13 +36,11 @@ def load(
       have that value.
   """
   workdir = os.path.abspath(workdir)
-  config = saved.read(workdir, {})
+  config = saved.read(workdir, fields or {})
   if config is None:
     raise errors.UserError(
       f'{workdir} has no config.json; name the workdir of a run'
     )
-  for name, value in (fields or {}).items():
-    fields_lib.set_field(config, name, value)
   checks.validate(config, 'load')
   return Segmenter(config, workdir)
 

@@ -54,7 +54,8 @@ def exit_with(line: str, code: int) -> NoReturn:
   this one; the coordinator ends them once it is gone. None waits for the
   compiler, whose threads Python cannot stop.
   """
-  print(line, file=sys.stderr)
+  # A value or a name of a file may hold line breaks.
+  print(' '.join(line.splitlines()), file=sys.stderr)
   compiles = any(t.name.startswith(COMPILING) for t in threading.enumerate())
   # Without jax, whose import takes seconds, there are no other processes.
   jax = sys.modules.get('jax')

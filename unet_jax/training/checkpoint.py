@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -79,7 +80,8 @@ def best_scores(workdir: str, best_metric: str) -> dict[int, float]:
   return {
     m['step']: sign * m[name]
     for m in metric_writer.read_metrics(workdir)
-    if m.get(name) is not None
+    # A NaN would be the best of all, or of none.
+    if m.get(name) is not None and not math.isnan(m[name])
   }
 
 

@@ -20,9 +20,6 @@ from experiments.sweep import folder as folders
 from experiments.sweep import runner, sweep_file, tables
 from unet_jax.runtime import locks
 
-# config_flags reads a config with it.
-pytestmark = pytest.mark.filterwarnings('ignore:the load_module')
-
 _ROOT = pathlib.Path(__file__).resolve().parents[3]
 
 _SWEEP = """

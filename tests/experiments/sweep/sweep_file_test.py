@@ -12,9 +12,6 @@ from experiments.sweep import folder as folders
 from experiments.sweep import points, sweep_file
 from unet_jax.runtime import errors
 
-# config_flags reads a config with it.
-pytestmark = pytest.mark.filterwarnings('ignore:the load_module')
-
 _ROOT = pathlib.Path(__file__).resolve().parents[3]
 
 
@@ -147,7 +144,7 @@ def test_sizes_replace_constants(write):
 
 _MISTAKES = {
   "yield {'model.dept': 1}": (
-    'there is no field model.dept (did you mean model.depth?); '
+    '--config.model.dept: there is no such field (did you mean model.depth?); '
     'unet_jax/config/default.py lists them all'
   ),
   'return []': 'sweep() yields no point',
@@ -187,14 +184,14 @@ _MISTAKES = {
     'instance, layer (did you mean batch?)'
   ),
   "yield {'model.depth': 'x'}": (
-    'depth=x: --config.model.depth=x: takes a whole number, such as 3'
+    "--config.model.depth='x': takes a whole number, such as 3"
   ),
   "OVERRIDES = {'data.image_size': (16, 16)}\nyield {'model.depth': 5}": (
     'depth=5: an image of 16 x 16 pixels cannot be halved 5 times '
     '(model.depth=5); use at least 32 pixels or a smaller depth'
   ),
   "TUNE = {'optimizer.learning_rate': (0.1, 'x')}": (
-    'TUNE: --config.optimizer.learning_rate=x: takes a number, such as 0.002'
+    "--config.optimizer.learning_rate='x': takes a number, such as 0.002"
   ),
   "TUNE = {'num_folds': 1}": (
     'TUNE: --config.data.num_folds=1 leaves nothing to train on; take 2 or '
@@ -253,7 +250,6 @@ def test_errors_of_a_sweep_file_s_code(write, text, message):
 
 
 def test_the_last_value_of_a_tuple_counts(write):
-  """config_flags would join them: (64, 64, 32, 32)."""
   name = write("""
     OVERRIDES = {'data.image_size': (64, 64), 'model.deep_supervision': (0.5,)}
     def sweep():

@@ -16,9 +16,6 @@ from experiments.sweep import folder as folders
 from experiments.sweep import sweep_file, tables
 from experiments.sweep.report import plots
 
-# config_flags reads a config with it.
-pytestmark = pytest.mark.filterwarnings('ignore:the load_module')
-
 _ROOT = pathlib.Path(__file__).resolve().parents[3]
 _FAST = {'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'}
 _SKIPS = f'{_ROOT}/experiments/skips/sweep.py'
