@@ -57,6 +57,7 @@ def _single_fields(config: ml_collections.ConfigDict, mode: str) -> Table:
     table[f'{field}: must hold {{stem}} once'] = (
       flat[field].count('{stem}') != is_set
     )
+  table |= fields.unknown_checks(config.data.skip_checks)
   fraction, flips = config.data.foreground_fraction, config.inference.flips
   return table | {
     'mesh.data: takes a number of devices, or -1 for all': (

@@ -129,6 +129,9 @@ def get_config() -> config_dict.ConfigDict:
   # classes that do not occur, masks beside the edges of their images and images
   # that are in both splits; errors stop the run (see --mode=inspect).
   data.check = True
+  # Checks to leave out, there and in --mode=inspect: names of fields.CHECKS,
+  # such as `moved`; each warning names its own.
+  data.skip_checks = ()
   # --mode=inspect: write the suggested config to WORKDIR/suggested.py.
   data.suggest = False
 

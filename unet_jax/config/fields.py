@@ -167,6 +167,27 @@ ONLY_VALUE_IN_3D = {
 }
 
 
+# What is looked for in data, by the names that data.skip_checks takes. Files
+# that cannot be used (broken, of other sizes, unknown values) are always found.
+CHECKS = {
+  'turned': 'masks that fit when flipped or turned',
+  'stretched': 'masks that fit when squeezed or stretched',
+  'moved': 'masks that fit when moved',
+  'shuffled': 'masks that fit the images a few places further on',
+  'unfit': 'masks that fit no better than those of other images',
+  'edges': 'single masks that do not fit, unlike the others',
+  'constant': 'images of nearly one colour',
+  'levels': 'images that lose grey levels as they are read',
+  'ignored': 'masks of which every pixel is ignored',
+  'one_class': 'masks of one class, and empty ones',
+  'absent': 'classes that do not occur',
+  'duplicates': 'images that occur twice, within a split or in two',
+  'near_duplicates': 'images that look the same',
+  'neighbours': 'a series of which a part is held out at random',
+  'files': 'kinds of files that lose something, or that vary',
+  'sizes': 'images that are distorted or shrunk a lot',
+}
+
 # Allowed entries of inference.flips.
 FLIPS = ('horizontal', 'vertical')
 
@@ -204,6 +225,15 @@ def nearest(name: str, valid: Iterable) -> str:
   names = [str(v) for v in valid]
   matches = difflib.get_close_matches(str(name), names, 1, 0.5)
   return f' (did you mean {matches[0]}?)' if matches else ''
+
+
+def unknown_checks(skipped: Iterable[str]) -> dict[str, bool]:
+  """Returns {what is wrong with data.skip_checks: whether it is}."""
+  unknown = [name for name in skipped if name not in CHECKS]
+  near = nearest(unknown[0], CHECKS) if unknown else ''
+  named, there_are = ', '.join(map(repr, unknown)), ', '.join(CHECKS)
+  text = f'data.skip_checks: no check {named}{near}; there are {there_are}'
+  return {text: bool(unknown)}
 
 
 def class_names(config: ml_collections.ConfigDict) -> tuple[str, ...]:

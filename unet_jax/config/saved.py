@@ -23,6 +23,7 @@ FREE_TO_CHANGE = (
   'mesh',
   'cpu',
   'data.check',
+  'data.skip_checks',
   'data.suggest',
   'weights',
   'export',
