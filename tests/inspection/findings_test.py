@@ -70,7 +70,7 @@ def test_dim_deep_images_are_a_matter_of_the_range(tmp_path):
   measured.write(tmp_path, train=pairs)
   found = measured.find(tmp_path, num_channels=1, mean=(0.5,), std=(0.2,))
   assert found['constant image'].level == 'warning'
-  assert 'look at data.intensity' in found['constant image'].message
+  assert 'data.intensity=range' in found['constant image'].message
 
 
 def test_tiles_of_one_of_many_classes_are_right(tmp_path):

@@ -345,18 +345,18 @@ def _moved(looks: _Known) -> Verdict | None:
   """Masks say more about their images when all are moved in one way."""
   maps = np.stack([look.moved for look in looks])
   mean, reach = maps.mean(0), appearance.REACH
-  peak = np.unravel_index(int(mean.argmax()), mean.shape)
+  peak = divmod(int(mean.argmax()), mean.shape[1])
   now = maps[:, reach, reach]
-  if not _is_better(maps[:, *peak], now, _MIN_RATIO_MOVED):
+  if not _is_better(maps[:, peak[0], peak[1]], now, _MIN_RATIO_MOVED):
     return None
-  down, right = (int(place) - reach for place in peak)
+  down, right = (place - reach for place in peak)
   # As they are they may be right, and only the objects beside stand out more:
   # then the way there leads through worse places.
   ways = np.linspace((reach, reach), peak, 2 * max(abs(down), abs(right)) + 1)
-  y, x = np.unique(ways.round().astype(int), axis=0).T
-  lowest = mean[y, x].argmin()
+  rows, columns = np.unique(ways.round().astype(int), axis=0).T
+  lowest = mean[rows, columns].argmin()
   if now.mean() > _MIN_PEAK * mean[peak] and _is_positive(
-    now - maps[:, y[lowest], x[lowest]]
+    now - maps[:, rows[lowest], columns[lowest]]
   ):
     return None
   share = np.array([right, down]) / appearance.SIDE
@@ -364,9 +364,8 @@ def _moved(looks: _Known) -> Verdict | None:
   pixels = np.median(np.abs(share * sizes), 0).max()
   if pixels < _MIN_PIXELS or np.abs(share).max() < _MIN_SHARE:
     return None
-  words = alignment.move_in_words(
-    *(100 * share).tolist(), '% of the side', '.1f'
-  )
+  x, y = (100 * share).tolist()
+  words = alignment.move_in_words(x, y, '% of the side', '.1f')
   return Verdict(
     'moved',
     f'the {len(looks)} masks that were tried would fit better, on average, '
