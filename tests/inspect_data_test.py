@@ -171,18 +171,39 @@ def test_several_processes_are_refused(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('cache', ['memory', 'none'])
-def test_training_stops_on_masks_that_do_not_fit(tmp_path, monkeypatch, cache):
+def test_training_goes_on_with_a_warning_of_masks(
+  tmp_path, monkeypatch, caplog, cache
+):
+  """An accusation that can be wrong stops nobody, and can be left out."""
   for split, seed in (('train', 0), ('val', 50)):
     pairs = folders.make_pairs(16, seed)
     flipped = {k: (i, m[:, ::-1].copy()) for k, (i, m) in pairs.items()}
     folders.write_pairs(tmp_path / 'data' / split, flipped)
-  config = make_config(tmp_path / 'data', tmp_path, cache=cache)
-  report = 'masks turned: .* flipped left to right.*2 errors in all.*data.check'
-  with pytest.raises(errors.UserError, match=report):
-    train.run(config, str(tmp_path / 'run'))
-  config.data.check = False
   goes_on = mock.Mock(side_effect=ArithmeticError)
   monkeypatch.setattr(train.optimizer_lib, 'make_optimizer', goes_on)
-  with pytest.raises(ArithmeticError):
-    train.run(config, str(tmp_path / 'run2'))
-  goes_on.assert_called_once()
+  for skipped, count in (((), 2), (('turned',), 0)):
+    config = make_config(tmp_path / 'data', tmp_path, cache=cache)
+    config.data.skip_checks = skipped
+    caplog.clear()
+    with pytest.raises(ArithmeticError):
+      train.run(config, str(tmp_path / f'run{count}'))
+    warned = [r.message for r in caplog.records if 'masks turned' in r.message]
+    assert len(warned) == count
+
+
+@pytest.mark.parametrize('check, passes', [('absent', True), ('unfit', False)])
+def test_training_stops_on_what_cannot_be_wrong(
+  tmp_path, monkeypatch, check, passes
+):
+  pairs = {k: (i, m * 0) for k, (i, m) in folders.make_pairs(4).items()}
+  for split in ('train', 'val'):
+    folders.write_pairs(tmp_path / 'data' / split, pairs)
+  config = make_config(tmp_path / 'data', tmp_path, cache='memory')
+  config.data.skip_checks = (check, 'one_class', 'duplicates')
+  goes_on = mock.Mock(side_effect=ArithmeticError)
+  monkeypatch.setattr(train.optimizer_lib, 'make_optimizer', goes_on)
+  stops = pytest.raises(
+    errors.UserError, match=r'absent class: .*data\.skip_checks=absent leaves'
+  )
+  with pytest.raises(ArithmeticError) if passes else stops:
+    train.run(config, str(tmp_path / 'run'))

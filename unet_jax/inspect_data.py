@@ -24,6 +24,7 @@ from unet_jax.inspection import (
   page,
   records,
   scan,
+  second_look,
   suggest,
 )
 from unet_jax.models import unet
@@ -123,7 +124,7 @@ def _scan(
     if split in by_split:
       continue
     by_split[split], took = scan.scan(source, config)
-    scan.find_owners(source, by_split[split], config)
+    second_look.look_again(source, by_split[split], config)
     by_source[split] = source
     seconds = {k: v + took[k] for k, v in seconds.items()}
     for p in mine:
@@ -131,7 +132,8 @@ def _scan(
       where = '' if p in problems else split
       problems[p] = records.Finding(p.level, p.kind, where, p.message, p.names)
   scan.use_colors([m for ms in by_split.values() for m in ms], config)
-  found = [*problems.values(), *findings.find(by_split, config)]
+  held_out = any(source.held_out for source in by_source.values())
+  found = [*problems.values(), *findings.find(by_split, config, held_out)]
   return by_split, by_source, found, seconds
 
 

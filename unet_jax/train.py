@@ -223,7 +223,7 @@ def _check_data(
     more = f' ({len(bad)} errors in all)' if len(bad) > 1 else ''
     raise errors.UserError(
       f'{bad[0].kind}: {bad[0].message}{more}. --mode=inspect reports more, '
-      '--config.data.check=false trains anyway'
+      '--config.data.check=false trains without any check'
     )
 
 

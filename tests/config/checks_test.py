@@ -265,6 +265,10 @@ data.fold=5 data.num_folds=5
   : with data.num_folds=5 the folds are 0 to 4
 data.fold=1
   : with data.num_folds=0 there are no folds; set data.num_folds
+data.skip_checks=('movd',)
+  : no check 'movd' (did you mean moved?); there are turned, stretched, moved,
+  shuffled, unfit, edges, constant, levels, ignored, one_class, absent,
+  duplicates, near_duplicates, neighbours, files, sizes
 inference.flips=('up',)
   : takes horizontal and vertical, or () for none
 inference.window=(8,) data.resize=patch

@@ -1,12 +1,15 @@
 """Images that occur twice, or look alike, must be reported."""
 
+import cv2
 import numpy as np
+import pytest
 from PIL import Image
 
+from experiments.data_faults import kinds
 from tests import folders
 from tests.folders import make_pairs
 from tests.inspection import measured
-from unet_jax.inspection import duplicates, records
+from unet_jax.inspection import duplicates, records, scan
 
 
 def _smooth(seed):
@@ -67,6 +70,49 @@ def test_a_stack_must_not_be_held_out_at_random(tmp_path):
     assert 'holdout=last' in found[duplicates.NEIGHBOURS].message
     found = measured.find(tmp_path, 'train', split, holdout='last', **data)
     assert duplicates.NEIGHBOURS not in found
+
+
+def test_a_series_with_a_folder_of_its_own_needs_no_other_holdout(tmp_path):
+  """`data.holdout` chooses nothing there."""
+  base = np.asarray(_smooth(3))
+  for split, first in (('train', 0), ('val', 12)):
+    pairs = {
+      f'{i:03d}': (np.roll(base, 2 * i, 1), folders.make_pair(i)[1])
+      for i in range(first, first + 12)
+    }
+    folders.write_pairs(tmp_path / split, pairs)
+  assert duplicates.NEIGHBOURS not in measured.find(tmp_path, 'train', 'val')
+  splits, config = measured.measure(tmp_path, 'train', 'val')
+  found = duplicates.find_similar(splits, config, held_out=True)
+  assert duplicates.NEIGHBOURS in {f.kind for f in found}
+
+
+def _measured(images, split):
+  measurements = []
+  for i, image in enumerate(images):
+    m = records.Measurement(split, i, f'{split}{i:02d}')
+    scan.shrink(m, image)
+    measurements.append(m)
+  return measurements
+
+
+@pytest.mark.parametrize('name', ['vessels', 'cord', 'cracks', 'lungs', 'deep'])
+def test_one_layout_makes_no_duplicates_but_copies_are_found(name):
+  """Different eyes are round and bright alike; a copy has the same vessels."""
+  images = [image for image, _ in kinds.draw(name, 24, seed=77)]
+  train = _measured(images, 'train')
+  assert duplicates.near_duplicates(train) == []
+  size = images[3].shape[1::-1]
+  smaller = cv2.resize(images[3], (size[0] * 3 // 4, size[1] * 3 // 4))
+  brighter = cv2.convertScaleAbs(images[7], alpha=1.05, beta=4)
+  copies = [smaller, brighter, images[9][:, ::-1].copy()]
+  copies = [c.reshape(*c.shape[:2], -1) for c in copies]
+  groups = duplicates.near_duplicates([*train, *_measured(copies, 'val')])
+  assert {tuple(m.name for m in g) for g in groups} == {
+    ('train03', 'val00'),
+    ('train07', 'val01'),
+    ('train09', 'val02'),
+  }
 
 
 def test_near_duplicates_of_images_that_all_look_alike():

@@ -2,7 +2,7 @@
 
 from tests import folders
 from unet_jax.data import sources
-from unet_jax.inspection import findings, scan
+from unet_jax.inspection import findings, scan, second_look
 
 
 def write(root, val=None, **splits):
@@ -19,9 +19,13 @@ def measure(root, *splits, **data):
   for split in splits or ('train',):
     source = sources.make_source(config, split, [])
     measured[split], _ = scan.scan(source, config)
+    second_look.look_again(source, measured[split], config)
   return measured, config
 
 
 def find(root, *splits, **data):
   """Returns {kind: finding} of a folder."""
-  return {f.kind: f for f in findings.find(*measure(root, *splits, **data))}
+  splits, config = measure(root, *splits, **data)
+  source = sources.make_source(config, next(iter(splits)), [])
+  found = findings.find(splits, config, source.held_out)
+  return {f.kind: f for f in found}

@@ -13,7 +13,7 @@ from tests import folders
 from tests.inspection import measured
 from unet_jax.config import default
 from unet_jax.data import intensity, sources
-from unet_jax.inspection import records, scan
+from unet_jax.inspection import records, scan, second_look
 
 
 def scan_folder(root, **data):
@@ -135,7 +135,7 @@ def test_values_without_a_range_are_measured(tmp_path):
   readable = scan.Readable(source, config.data)
   assert (len(readable), readable.split) == (2, 'train')
   assert readable[0]['image'].max() == 255
-  scan.find_owners(readable, found, config)
+  second_look.look_again(readable, found, config)
   low, high = intensity.range_of_set([m.levels for m in found])
   assert_allclose((low, high), (values.min(), values.max() + 20), atol=60)
   # What stands for no data does not hide the rest.

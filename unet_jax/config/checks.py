@@ -57,6 +57,7 @@ def _single_fields(config: ml_collections.ConfigDict, mode: str) -> Table:
     table[f'{field}: must hold {{stem}} once'] = (
       flat[field].count('{stem}') != is_set
     )
+  table |= fields.unknown_checks(config.data.skip_checks)
   fraction, flips = config.data.foreground_fraction, config.inference.flips
   return table | {
     'mesh.data: takes a number of devices, or -1 for all': (
@@ -312,11 +313,7 @@ def _data(config: ml_collections.ConfigDict, mode: str) -> Table:
 def _training(config: ml_collections.ConfigDict, mode: str) -> Table:
   """Runs that would learn nothing, or not what is asked for."""
   trains, o = mode in ('train', 'cross_validate'), config.optimizer
-  known = f'{", ".join(fields.CHECKS)}, or () for none'
   return {
-    f'data.skip_checks: takes {known}': (
-      set(config.data.skip_checks) - set(fields.CHECKS)
-    ),
     # jax.random.key takes it modulo 2**32.
     'seed: must be below 4294967296 (2**32); a larger one would give the '
     'weights of a smaller one': trains and config.seed >= 2**32,

@@ -129,8 +129,8 @@ def get_config() -> config_dict.ConfigDict:
   # classes that do not occur, masks beside the edges of their images and images
   # that are in both splits; errors stop the run (see --mode=inspect).
   data.check = True
-  # Of these checks, the ones that do not stop a run, by name: `duplicates`, an
-  # image that is trained on and evaluated.
+  # Checks to leave out, there and in --mode=inspect: names of fields.CHECKS,
+  # such as `moved`; each warning names its own.
   data.skip_checks = ()
   # --mode=inspect: write the suggested config to WORKDIR/suggested.py.
   data.suggest = False

@@ -166,8 +166,26 @@ ONLY_VALUE_IN_3D = {
 }
 
 
-# Allowed entries of data.skip_checks.
-CHECKS = ('duplicates',)
+# What is looked for in data, by the names that data.skip_checks takes. Files
+# that cannot be used (broken, of other sizes, unknown values) are always found.
+CHECKS = {
+  'turned': 'masks that fit when flipped or turned',
+  'stretched': 'masks that fit when squeezed or stretched',
+  'moved': 'masks that fit when moved',
+  'shuffled': 'masks that fit the images a few places further on',
+  'unfit': 'masks that fit no better than those of other images',
+  'edges': 'single masks that do not fit, unlike the others',
+  'constant': 'images of nearly one colour',
+  'levels': 'images that lose grey levels as they are read',
+  'ignored': 'masks of which every pixel is ignored',
+  'one_class': 'masks of one class, and empty ones',
+  'absent': 'classes that do not occur',
+  'duplicates': 'images that occur twice, within a split or in two',
+  'near_duplicates': 'images that look the same',
+  'neighbours': 'a series of which a part is held out at random',
+  'files': 'kinds of files that lose something, or that vary',
+  'sizes': 'images that are distorted or shrunk a lot',
+}
 # Tuples of names; the others are of numbers, and data.mask_values is a table.
 NAMES = (
   'data.class_names',
@@ -216,6 +234,15 @@ def nearest(name: str, valid: Iterable) -> str:
   names = [str(v) for v in valid]
   matches = difflib.get_close_matches(str(name), names, 1, 0.5)
   return f' (did you mean {matches[0]}?)' if matches else ''
+
+
+def unknown_checks(skipped: Iterable[str]) -> dict[str, bool]:
+  """Returns {what is wrong with data.skip_checks: whether it is}."""
+  unknown = [name for name in skipped if name not in CHECKS]
+  near = nearest(unknown[0], CHECKS) if unknown else ''
+  named, there_are = ', '.join(map(repr, unknown)), ', '.join(CHECKS)
+  text = f'data.skip_checks: no check {named}{near}; there are {there_are}'
+  return {text: bool(unknown)}
 
 
 def class_names(config: ml_collections.ConfigDict) -> tuple[str, ...]:

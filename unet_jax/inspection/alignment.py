@@ -41,7 +41,9 @@ EXPLAINED = (
   'turned, transposed, moved by 1.6, 4.7 and 11 % of the side, and replaced by '
   'those of other masks. Suspicion is the share by which the best of these (or '
   '1.1, if that is more) scores higher than the mask as it is, less where the '
-  'border is short; pairs above 0.044 should be looked at.'
+  'border is short; where it is above 0.044, the pixels under the mask are '
+  'compared with those under the masks of the other pairs, and pairs that fit '
+  'neither way should be looked at.'
 )
 
 # Pairs of more than this suspicion are suspicious.
@@ -306,11 +308,20 @@ def _mean_strength(
   return (total / max(mean * places.shape[-1], 1.0)).astype(np.float32)
 
 
-def is_suspicious(fit: Fit) -> bool:
-  """Whether a person should look at the pair.
+def scores(image: np.ndarray, borders: Sequence[np.ndarray]) -> list[float]:
+  """Returns the score of each `border` on an image uint8 [H, W, C]."""
+  edges, mean = _edges(image)
+  return [
+    float(_mean_strength(edges, _PLACES[0, border], mean)) for border in borders
+  ]
 
-  THRESHOLD is such that about one in a hundred right pairs is above it, see
-  experiments/data_faults.
+
+def is_suspicious(fit: Fit) -> bool:
+  """Whether the pair is worth a second look, which `verdict` takes.
+
+  THRESHOLD is such that about one in a hundred right photographs is above it,
+  but most right pairs of some kinds (thin lines, bands beside brighter bands),
+  see experiments/data_faults.
   """
   return fit.suspicion > THRESHOLD
 

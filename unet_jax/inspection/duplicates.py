@@ -3,6 +3,7 @@
 import collections
 from collections.abc import Iterable, Mapping
 
+import cv2
 import ml_collections
 import numpy as np
 
@@ -11,15 +12,20 @@ from unet_jax.inspection import records
 
 NEIGHBOURS = 'neighbours look alike'
 
-_REMEDY = (
-  'Remove them from one split, or allow them with '
-  '--config.data.skip_checks=duplicates'
-)
+_REMEDY = 'Remove them from one split'
 
 # Least correlation of the thumbnails of near duplicates.
 _NEAR = 0.95
-# Fewest images needed to estimate typical similarity.
+# Fewest images needed to estimate typical similarity, and the common layout.
 _FEW = 20
+# Least correlation of the details of near duplicates, less what is common to
+# the set; experiments/data_faults has what copies and other images reach.
+_SAME_DETAILS = 0.6
+# Side of the neighbourhood that details stand out from, in cells of 64; what is
+# added to its standard deviation, in grey levels; at most this many pairs of
+# images are compared in detail, so many at a time.
+_AROUND, _FLOOR = 9, 2.0
+_MOST_PAIRS, _AT_ONCE = 200_000, 1024
 # Neighbours of a stack or a video correlate by this much more than others.
 _ALIKE = 0.2
 
@@ -27,28 +33,31 @@ _Splits = Mapping[str, records.Measurements]
 _Groups = list[list[records.Measurement]]
 
 
-def find_exact(
-  splits: _Splits, config: ml_collections.ConfigDict
-) -> list[records.Finding]:
+def find_exact(splits: _Splits) -> list[records.Finding]:
   """Files in two splits, and images that are the same in every byte."""
-  allowed = 'duplicates' in config.data.skip_checks
-  level = 'warning' if allowed else 'error'
-  return _same_files(splits, level) + _exact_duplicates(splits, level)
+  return _same_files(splits) + _exact_duplicates(splits)
 
 
 def find_similar(
-  splits: _Splits, config: ml_collections.ConfigDict
+  splits: _Splits, config: ml_collections.ConfigDict, held_out: bool
 ) -> list[records.Finding]:
-  """Images that look the same, and stacks that were held out at random."""
+  """Images that look the same, and stacks that were held out at random.
+
+  Args:
+    splits: measurements of each.
+    config: its `data.holdout` chooses what is held out.
+    held_out: whether the program chose the examples not trained on: where they
+      are a folder or a list of their own, `data.holdout` changes nothing.
+  """
   groups = near_duplicates([m for ms in splits.values() for m in ms])
   groups = [ms for ms in groups if len({m.digest for m in ms}) > 1]
   return [
     *_duplicates('near duplicates', groups),
-    *_similar_neighbours(splits, config),
+    *(_similar_neighbours(splits, config) if held_out else ()),
   ]
 
 
-def _same_files(splits: _Splits, level: str) -> list[records.Finding]:
+def _same_files(splits: _Splits) -> list[records.Finding]:
   """Files that are in two splits at once: of one name and one content."""
   found: list[records.Finding] = []
   earlier: dict[str, dict[str, bytes]] = {}
@@ -62,21 +71,19 @@ def _same_files(splits: _Splits, level: str) -> list[records.Finding]:
           'data used for training cannot be used for evaluation. ' + _REMEDY
         )
         kind = 'same files in two splits'
-        found.append(records.Finding(level, kind, '', text, tuple(both)))
+        found.append(records.Finding('error', kind, '', text, tuple(both)))
     earlier[split] = files
   return found
 
 
-def _exact_duplicates(
-  splits: _Splits, leak_level: str
-) -> list[records.Finding]:
+def _exact_duplicates(splits: _Splits) -> list[records.Finding]:
   by_digest = collections.defaultdict(list)
   for m in (m for ms in splits.values() for m in ms):
     # Nearly constant images have a finding of their own.
     if m.digest and not m.is_constant:
       by_digest[m.digest].append(m)
   groups = [ms for ms in by_digest.values() if len(ms) > 1]
-  found = _duplicates('exact duplicates', groups, leak_level)
+  found = _duplicates('exact duplicates', groups, 'error')
   contradicting = [
     ms for ms in groups if any(_masks_differ(m, ms[0]) for m in ms)
   ]
@@ -118,52 +125,111 @@ def _duplicates(
     if chosen is across:
       splits = collections.Counter(m.split for g in chosen for m in g)
       counts = ', '.join(f'{n} of {split}' for split, n in splits.items())
-      remedy = _REMEDY if level == 'error' else 'Remove them from one split'
-      text += f'; images concerned: {counts}. {remedy}'
+      text += f'; images concerned: {counts}. {_REMEDY}'
     names = tuple(' = '.join(m.name for m in g) for g in chosen)
     found.append(records.Finding(level, name, '', text, names))
   return found
 
 
 def near_duplicates(measurements: Iterable[records.Measurement]) -> _Groups:
-  """Groups images whose thumbnails, also mirrored, are nearly the same.
+  """Groups images that are nearly the same, perhaps mirrored.
 
-  The correlation of two thumbnails must exceed 0.95, or, in a set whose images
-  all look alike, come ten times closer to 1 than the median of all pairs.
+  The correlation of two thumbnails must exceed 0.95, and in a series come ten
+  times closer to 1 than the median of neighbours. And those fine details must
+  be the same that are not common to the set: different eyes are round and
+  bright alike. Where no details are known, thumbnails must come ten times
+  closer to 1 than the median of all pairs.
   """
-  shown = [
-    m for m in measurements if m.thumbnail is not None and m.thumbnail.any()
-  ]
+  shown = sorted(
+    (m for m in measurements if m.thumbnail is not None and m.thumbnail.any()),
+    key=lambda m: examples.natural_key(m.name),
+  )
   if len(shown) < 2:
     return []
   thumbs = np.stack([m.thumbnail for m in shown])
   edge = int(thumbs.shape[1] ** 0.5)
   mirrored = thumbs.reshape(-1, edge, edge)[:, :, ::-1].reshape(thumbs.shape)
-  threshold = _NEAR
-  if len(shown) >= _FEW:  # In fewer, the duplicates themselves are typical.
-    rng = np.random.default_rng(0)
-    a, b = rng.integers(0, len(shown), (2, 20000))
-    typical = np.median(np.sum(thumbs[a] * thumbs[b], 1)[a != b])
-    threshold = max(_NEAR, 1 - 0.1 * (1 - typical))
-  from scipy import sparse  # Slow to import; training does without.
-
-  labels = np.arange(len(shown))
-  # In blocks that are joined one by one: neither the whole matrix of a large
-  # set nor all the pairs of a large group fit in memory.
+  threshold = _threshold(thumbs, shown[0].detail is not None)
+  found = []
+  # In blocks: the whole matrix of a large set does not fit in memory.
   for start in range(0, len(shown), 1024):
     block = thumbs[start : start + 1024]
-    for others in (thumbs, mirrored):
+    for others, is_mirrored in ((thumbs, False), (mirrored, True)):
       i, j = np.nonzero(block @ others[start:].T > threshold)
-      ends = (labels[i + start], labels[j + start])
-      graph = sparse.coo_matrix(
-        (np.ones(len(i), bool), ends), (len(shown),) * 2
+      kept = i < j
+      found.append(
+        np.stack([i[kept], j[kept], np.full(kept.sum(), is_mirrored)], 1)
+        + np.array([start, start, 0])
       )
-      _, joined = sparse.csgraph.connected_components(graph, directed=False)
-      labels = joined[labels]
+  pairs = np.concatenate(found)[:_MOST_PAIRS]
+  pairs = pairs[_have_same_details(shown, pairs)]
+  from scipy import sparse  # Slow to import; training does without.
+
+  graph = sparse.coo_matrix(
+    (np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), (len(shown),) * 2
+  )
+  _, labels = sparse.csgraph.connected_components(graph, directed=False)
   groups = collections.defaultdict(list)
   for m, label in zip(shown, labels.tolist()):
     groups[label].append(m)
   return [g for g in groups.values() if len(g) > 1]
+
+
+def _threshold(thumbs: np.ndarray, with_details: bool) -> float:
+  """Least correlation of near duplicates; thumbnails [n, k], by name."""
+  if len(thumbs) < _FEW:  # In fewer, the duplicates themselves are typical.
+    return _NEAR
+  rng = np.random.default_rng(0)
+  a, b = rng.integers(0, len(thumbs), (2, 20000))
+  alike = np.sum(thumbs[a] * thumbs[b], 1)[a != b]
+  typical = float(np.median(alike))
+  near = float(np.median(np.sum(thumbs[1:] * thumbs[:-1], 1)))
+  if near - typical >= _ALIKE:
+    return max(_NEAR, 1 - 0.1 * (1 - near))
+  if not with_details:
+    return max(_NEAR, 1 - 0.1 * (1 - typical))
+  # Details decide, of as many pairs as can be compared.
+  share = min(2 * _MOST_PAIRS / len(thumbs) ** 2, 1)
+  return max(_NEAR, float(np.quantile(alike, 1 - share)))
+
+
+def _have_same_details(
+  shown: records.Measurements, pairs: np.ndarray
+) -> np.ndarray:
+  """Whether images have the same details; pairs [n, 3]: two, is mirrored."""
+  concerned = np.unique(pairs[:, :2])
+  if not len(concerned) or shown[0].detail is None:
+    return np.ones(len(pairs), bool)
+  common = 0.0
+  if len(shown) >= _FEW:
+    some = np.linspace(0, len(shown) - 1, 200, dtype=int)
+    common = np.mean(
+      [_details(shown[i].detail) for i in np.unique(some).tolist()], 0
+    )
+  details = np.stack([_details(shown[i].detail) for i in concerned.tolist()])
+  turned = details[:, :, ::-1] - common
+  flat = []
+  for values in (details - common, turned):
+    values = values.reshape(len(details), -1)
+    norm = np.linalg.norm(values, axis=1, keepdims=True)
+    flat.append(values / np.maximum(norm, 1e-6))
+  where = np.searchsorted(concerned, pairs[:, :2])
+  same = []
+  for start in range(0, len(pairs), _AT_ONCE):
+    i, j = where[start : start + _AT_ONCE].T
+    is_mirrored = pairs[start : start + _AT_ONCE, 2:] > 0
+    other = np.where(is_mirrored, flat[1][j], flat[0][j])
+    same.append(np.sum(flat[0][i] * other, 1) > _SAME_DETAILS)
+  return np.concatenate(same)
+
+
+def _details(grey: np.ndarray) -> np.ndarray:
+  """What stands out from its surroundings: uint8 [S, S] to float32 [S, S]."""
+  values = grey.astype(np.float32)
+  around = (_AROUND, _AROUND)
+  mean = cv2.blur(values, around)
+  spread = cv2.blur(values * values, around) - mean * mean
+  return (values - mean) / (np.sqrt(np.maximum(spread, 0)) + _FLOOR)
 
 
 def _similar_neighbours(

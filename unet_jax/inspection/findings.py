@@ -14,22 +14,31 @@ import numpy as np
 
 from unet_jax.config import fields
 from unet_jax.data import intensity, masks
-from unet_jax.inspection import alignment, duplicates, records, verdict
+from unet_jax.inspection import (
+  alignment,
+  duplicates,
+  records,
+  second_look,
+  verdict,
+)
 from unet_jax.runtime import errors
 
 # Files of a kind of error, and values, that are listed one by one.
 _LISTED = 8
-# Pairs of a prepared set whose fit is measured, unless they are so large (in
-# pixels) that this would take long.
-_FITTED = 64
-_LARGE = 2**22
 
 
 def find(
   splits: Mapping[str, list[records.Measurement]],
   config: ml_collections.ConfigDict,
+  held_out: bool = True,
 ) -> list[records.Finding]:
-  """Returns all findings, errors first; the first split is trained on."""
+  """Returns all findings, errors first; the first split is trained on.
+
+  Args:
+    splits: measurements of each.
+    config: its `data.skip_checks` are left out.
+    held_out: whether the program chose the examples not trained on.
+  """
   found = []
   for split, measurements in splits.items():
     checks = _Checks(split, measurements, config)
@@ -41,9 +50,9 @@ def find(
     checks.classes(is_first=split == next(iter(splits)))
     checks.fits()
     found += checks.found
-  found += duplicates.find_exact(splits, config)
-  found += duplicates.find_similar(splits, config)
-  return records.by_level(found)
+  found += duplicates.find_exact(splits)
+  found += duplicates.find_similar(splits, config, held_out)
+  return records.wanted(found, config.data.skip_checks)
 
 
 def find_in_prepared(
@@ -53,16 +62,16 @@ def find_in_prepared(
   found, splits = [], {}
   for split, dataset in sets.items():
     splits[split] = measurements = _prepared_measurements(split, dataset)
-    _fit_some(dataset, measurements)
+    second_look.fit_prepared(dataset, measurements)
     checks = _Checks(split, measurements, config)
     if dataset.stats is not None:
       checks.contents()
       checks.classes(is_first=split == next(iter(sets)))
     checks.fit_of_the_set()
     found += checks.found
-  found += duplicates.find_exact(splits, config)
+  found += duplicates.find_exact(splits)
   found += _palettes(sets, config)
-  return records.by_level(found)
+  return records.wanted(found, config.data.skip_checks)
 
 
 def _palettes(
@@ -100,20 +109,6 @@ def _prepared_measurements(
     )
     for i, name in enumerate(stats.names)
   ]
-
-
-def _fit_some(dataset: Any, measurements: records.Measurements) -> None:
-  """Measures the fit of some pairs of a prepared set."""
-  # Evenly spread, since neighbours may be alike.
-  spread = np.linspace(0, len(dataset) - 1, _FITTED, dtype=int)
-  for i in np.unique(spread).tolist():
-    m = measurements[i]
-    if m.image_size is None or np.prod(m.image_size) <= _LARGE:
-      example = dataset[i]
-      image, mask = example['image'], example['mask']
-      if mask.ndim == 3:  # The middle slice of a volume.
-        image, mask = image[len(image) // 2], mask[len(mask) // 2]
-      m.fit = alignment.measure(image, mask)
 
 
 @dataclasses.dataclass
@@ -281,31 +276,44 @@ class _Checks:
         f'{names[0]} has one class only, {classes[c]}: {len(names)} of '
         f'{total} masks'
       )
-      # A few empty masks are usual, where an image shows none of the objects.
-      level = 'warning' if c else 'note'
+      # A few empty masks are usual, where an image shows none of the objects;
+      # and tiles of a map often show one of many classes.
+      level = 'warning' if c and len(classes) == 2 else 'note'
       if len(names) == total and total > 1:
         level = 'error'
       kind = 'mask of one class' if c else 'empty mask'
       self._add(level, kind, text, names)
 
   def _constant_images(self) -> None:
+    """Where masks show objects; empty ground may well be of one colour."""
     constant = [m for m in self._measurements if m.is_constant]
+    shown = [
+      m
+      for m in constant
+      if m.class_pixels is None or np.count_nonzero(m.class_pixels[:-1]) > 1
+    ]
     if not constant:
       return
-    text = f'{constant[0].name} is nearly one colour'
-    is_deep = any(m.image_file and m.image_file.is_deep for m in constant)
+    listed = shown or constant
+    text = (
+      f'{listed[0].name} is nearly one colour as it is read: {len(listed)} of '
+      f'{len(self._measurements)} images'
+    )
+    if shown:
+      text += ', whose masks show several classes'
+    is_deep = any(m.image_file and m.image_file.is_deep for m in listed)
     if is_deep and self._config.data.intensity == 'dtype':
       levels = [m.levels for m in self._measurements if m.levels]
       text += (
-        '; its values fill a small part of the range of their type: '
+        '; their values fill a small part of the range of their type: '
         '--config.data.intensity=range --config.data.intensity_range='
         + intensity.range_text(levels)
       )
-    else:
-      text += '; remove these pairs unless they are intended'
-    text += f' ({len(constant)} of {len(self._measurements)} images)'
-    names = [m.name for m in constant]
-    self._add('warning', 'constant image', text, names)
+    elif shown:
+      text += '; look at these files'
+    names = [m.name for m in listed]
+    level = 'warning' if shown else 'note'
+    self._add(level, 'constant image', text, names)
 
   def sizes(self) -> None:
     """Images that data.image_size distorts or shrinks a lot."""
@@ -353,15 +361,16 @@ class _Checks:
     """Masks that fit better if all of them are flipped, moved or renumbered."""
     measurements = self._measurements
     owners = {m.index: m.owner for m in measurements if m.owner is not None}
-    fault = verdict.summarize([m.fit for m in measurements], owners)
+    fits = [m.fit for m in measurements]
+    if not verdict.is_suspected(fits, owners):
+      return False
+    fault = verdict.summarize(fits, [m.look for m in measurements], owners)
     if fault is None:
       return False
-    # Masks may mean things without edges: a person must judge.
-    level, kind = 'error', f'masks {fault.kind}'
-    if fault.kind == 'no fit':
-      level, kind = 'warning', 'masks unfit'
+    # Masks may mean things that no pixel shows: a person must judge.
+    level, kind = 'warning', f'masks {fault.kind}'
     names = [m.mask_name for m in measurements if m.is_suspicious]
-    self._add(level, kind, fault.message, names)
+    self._add(level, kind, fault.with_odds(), names)
     return True
 
   def fits(self) -> None:
@@ -382,9 +391,9 @@ class _Checks:
     elif fit.best_score <= fit.score:
       how = f'fits its image no better than chance ({fit.score:.2f})'
     text = (
-      f'{first.mask_name} {how}; {len(odd)} of {len(fitted)} masks do not lie '
-      'on the edges of their images, or not well (about 1 in 100 right ones is '
-      'among them): look at them in the report'
+      f'{first.mask_name} {how}; {len(odd)} of {len(fitted)} masks neither lie '
+      'on the edges of their images nor on pixels like those under the other '
+      f'masks: look at them in the report ({verdict.ODDS_OF_PAIRS})'
     )
     names = [m.mask_name for m in odd]
     self._add('warning', 'mask beside the edges', text, names)

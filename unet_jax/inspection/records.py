@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from unet_jax.data import intensity
-from unet_jax.inspection import alignment
+from unet_jax.inspection import alignment, appearance
 
 # Below this standard deviation (of values in 0..1, in every channel) an image
 # shows nothing: two of 255 levels.
@@ -65,6 +65,7 @@ class Measurement:
     digest: of the image file, or of the image where there is no file.
     thumbnail: float32 [16 * 16], grey, without mean and slope, of norm 1 (0
       if nothing is left).
+    detail: uint8 [64, 64], the middle channel.
     mean, std: per channel, of values in 0..1.
     levels: what the image stores, whatever data.intensity makes of it.
     values: pixels of each value of the mask as stored, at most 300 values.
@@ -73,7 +74,11 @@ class Measurement:
     instances: int64 [classes]: the objects of each class, from the instance
       mask where there is one, else connected (8 neighbours) parts.
     fit: how well the mask's borders lie on the image's edges.
-    owner: index of the pair whose mask fits the image best, see `find_owners`.
+    owner: index of the pair whose mask fits the image best.
+    look: what the image's pixels say of the mask.
+    is_suspicious: whether a person should look at how the mask fits: its
+      borders do not, and its pixels are not like those of the other masks.
+      This and the two above are filled in by `second_look.look_again`.
   """
 
   split: str
@@ -88,6 +93,7 @@ class Measurement:
   mask_size: tuple[int, int] | Any = None
   digest: bytes | Any = None
   thumbnail: np.ndarray | Any = None
+  detail: np.ndarray | Any = None
   mean: np.ndarray | Any = None
   std: np.ndarray | Any = None
   levels: intensity.Levels | Any = None
@@ -97,16 +103,13 @@ class Measurement:
   instances: np.ndarray | Any = None
   fit: alignment.Fit | Any = None
   owner: int | None = None
+  look: appearance.Look | None = None
+  is_suspicious: bool = False
 
   @property
   def is_constant(self) -> bool:
     """Whether the image is known to be nearly one colour."""
     return self.std is not None and bool(self.std.max() < _CONSTANT)
-
-  @property
-  def is_suspicious(self) -> bool:
-    """Whether a person should look at how the mask fits."""
-    return self.fit is not None and alignment.is_suspicious(self.fit)
 
 
 Measurements = Sequence[Measurement]
@@ -115,7 +118,7 @@ Measurements = Sequence[Measurement]
 def by_suspicion(measurements: Iterable[Measurement]) -> list[Measurement]:
   """Returns the measurements that have a fit, the most suspicious first."""
   fitted = [m for m in measurements if m.fit is not None]
-  return sorted(fitted, key=lambda m: -m.fit.suspicion)
+  return sorted(fitted, key=lambda m: (not m.is_suspicious, -m.fit.suspicion))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,6 +138,57 @@ class Finding:
   split: str
   message: str
   names: tuple[str, ...] = ()
+
+
+# The check, one of `fields.CHECKS`, that finds a kind of fault. Kinds that are
+# not here (files that cannot be used) cannot be left out.
+_CHECKS = {
+  'masks turned': 'turned',
+  'masks stretched': 'stretched',
+  'masks moved': 'moved',
+  'masks shuffled': 'shuffled',
+  'masks unfit': 'unfit',
+  'mask beside the edges': 'edges',
+  'constant image': 'constant',
+  'lost levels': 'levels',
+  'stored values': 'levels',
+  'ignored mask': 'ignored',
+  'mask of one class': 'one_class',
+  'empty mask': 'one_class',
+  'absent class': 'absent',
+  'same files in two splits': 'duplicates',
+  'exact duplicates': 'duplicates',
+  'exact duplicates, leakage': 'duplicates',
+  'contradicting masks': 'duplicates',
+  'near duplicates': 'near_duplicates',
+  'near duplicates, leakage': 'near_duplicates',
+  'neighbours look alike': 'neighbours',
+  'JPEG masks': 'files',
+  'EXIF rotation': 'files',
+  'kinds of images': 'files',
+  'kinds of masks': 'files',
+  'aspect ratio': 'sizes',
+  'shrunk images': 'sizes',
+}
+
+
+def wanted(
+  findings: Iterable[Finding], skipped: Sequence[str]
+) -> list[Finding]:
+  """Returns the findings of checks that are not skipped, errors first.
+
+  Each that asks for an action names the switch of its check.
+  """
+  kept = []
+  for f in findings:
+    check = _CHECKS.get(f.kind)
+    if check in skipped:
+      continue
+    if check and f.level != 'note':
+      switch = f'; --config.data.skip_checks={check} leaves this check out'
+      f = dataclasses.replace(f, message=f.message + switch)
+    kept.append(f)
+  return by_level(kept)
 
 
 def by_level(findings: Iterable[Finding]) -> list[Finding]:

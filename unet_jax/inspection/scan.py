@@ -5,7 +5,6 @@ and, as `error`, why the rest could not be.
 """
 
 import collections
-import concurrent.futures
 import dataclasses
 import hashlib
 import time
@@ -25,11 +24,13 @@ from unet_jax.data import (
   prepare,
   prepared,
 )
-from unet_jax.inspection import alignment, records, verdict
+from unet_jax.inspection import alignment, records
 from unet_jax.runtime import errors
 
 # Edge of the thumbnails that find near duplicates, in pixels.
 _THUMBNAIL = 16
+# Edge of what tells candidates apart.
+_DETAIL = 64
 # An orthonormal basis of constant and evenly sloping light, which is removed
 # from thumbnails: float32 [16 * 16, 3].
 _PLANES = np.linalg.qr(
@@ -41,10 +42,6 @@ _PLANES = np.linalg.qr(
 _MANY_VALUES = 300
 # Masks of other images that are tried on each image.
 _TRIED = 4
-# Images for which the best mask of the set is searched.
-_OWNERS = 32
-# Above this share of suspicious pairs, the search includes unsuspicious ones.
-_MANY = 0.05
 
 
 def scan(
@@ -80,45 +77,6 @@ def scan(
     'measure': sum(measuring),
     'wall': time.perf_counter() - start,
   }
-
-
-def find_owners(
-  source: examples.Source,
-  measurements: records.Measurements,
-  config: ml_collections.ConfigDict,
-) -> None:
-  """Searches the mask that belongs to an image, where its own fits badly.
-
-  The images are those of the most suspicious pairs and, where many are
-  suspicious, others evenly spread over the set, to detect masks that are out of
-  step.
-
-  Args:
-    source: that was scanned.
-    measurements: of all its examples, in order; some get their `owner`.
-  """
-  fitted = records.by_suspicion(measurements)
-  odd = [m for m in fitted if m.is_suspicious]
-  chosen = odd[:_OWNERS]
-  if verdict.summarize([m.fit for m in measurements]) or (
-    len(odd) > _MANY * len(fitted)
-  ):
-    fitted.sort(key=lambda m: m.index)
-    spread = np.linspace(0, len(fitted) - 1, _OWNERS, dtype=int)
-    chosen += [fitted[i] for i in spread.tolist()]
-  if not chosen:
-    return
-  finder = alignment.MaskFinder(
-    [m.fit.border if m.fit else None for m in measurements]
-  )
-
-  def work(m: records.Measurement) -> None:
-    found = finder.find(source[m.index]['image'])
-    if found is not None:
-      m.owner = found[0]
-
-  with concurrent.futures.ThreadPoolExecutor(prepared.num_workers(config)) as p:
-    list(p.map(work, chosen))
 
 
 def _measure(
@@ -224,10 +182,18 @@ def _measure_image(
   if ignored is not None:
     # So that images are not alike by the shape of what they lack.
     image = np.where(ignored[..., None], mean.ravel(), image).astype(np.uint8)
+  shrink(result, image)
+
+
+def shrink(result: records.Measurement, image: np.ndarray) -> None:
+  """Fills in the thumbnail and the detail of an image uint8 [H, W, C]."""
   # Eight pixels along each edge of a thumbnail's pixel are enough.
   edges = (8 * _THUMBNAIL, 8 * _THUMBNAIL)
-  if min(result.image_size) > edges[0]:
+  if min(image.shape[:2]) > edges[0]:
     image = cv2.resize(image, edges, interpolation=cv2.INTER_NEAREST)
+  edges = (_DETAIL, _DETAIL)
+  grey = image if image.ndim == 2 or image.shape[2] == 1 else image[..., 1]
+  result.detail = cv2.resize(grey, edges, interpolation=cv2.INTER_AREA)
   edges = (_THUMBNAIL, _THUMBNAIL)
   small = cv2.resize(image, edges, interpolation=cv2.INTER_AREA)
   grey = small.reshape(_THUMBNAIL**2, -1).mean(1, dtype=np.float32)
