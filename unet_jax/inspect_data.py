@@ -14,20 +14,18 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from unet_jax.config import checks, fields
+from unet_jax.config import checks, fields, output_size
 from unet_jax.data import examples, masks, prepared, resize, sources
 from unet_jax.inspection import (
   alignment,
   duplicates,
   findings,
-  network,
   page,
   records,
   scan,
   suggest,
 )
-from unet_jax.models import unet
-from unet_jax.runtime import errors, mesh, program, whole_files
+from unet_jax.runtime import errors, processes, whole_files
 
 # Longest edge of the pictures that the page is made from, in pixels.
 _PICTURE = 480
@@ -49,15 +47,14 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
       are errors in them.
   """
   start = time.perf_counter()
-  program.initialize(fields.cache_dir(config))
-  mesh.check_processes(config, 'inspect')
-  program.make_workdir(workdir)
+  processes.refuse_several('inspect')
+  whole_files.make_workdir(workdir)
   by_split, by_source, found, seconds = _scan(config)
   suggestions = _suggest(by_split, by_source, found, config)
   split, measurements = next(iter(by_split.items()))
-  step, batch = network.try_step(by_source[split], measurements, config)
-  if not (step['error'] and any(f.level == 'error' for f in found)):
-    found += network.find(step)  # Otherwise it would repeat the errors.
+  step, batch = None, []
+  if config.inspect.network:
+    step, batch = _try_network(by_source[split], measurements, found, config)
   found = records.by_level(found)
   report: dict[str, Any] = {
     'data': {
@@ -80,7 +77,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     'seconds': {**seconds, 'total': time.perf_counter() - start},
   }
   pictures = _pictures(by_split, by_source, found, config)
-  whole_files.write_json(os.path.join(workdir, 'inspect.json'), report)
+  whole_files.write_json(os.path.join(workdir, 'inspect.json'), report, False)
   path = os.path.join(workdir, 'inspect.html')
   page.write(path, report, {'examples': pictures, 'batch': batch})
   _print_summary(report, suggestions, workdir)
@@ -97,6 +94,24 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     raise errors.UserError(
       f'{num_errors} error(s) in the data, reported above and in {path}; {fix}'
     )
+
+
+def _try_network(
+  source: examples.Source,
+  measurements: records.Measurements,
+  found: list[records.Finding],
+  config: ml_collections.ConfigDict,
+) -> tuple[dict[str, Any], list[dict[str, np.ndarray]]]:
+  """Does a training step, see `network.try_step`; adds what it finds."""
+  # Imported here: JAX and the rest take longer than to inspect a small set.
+  from unet_jax.inspection import network
+  from unet_jax.runtime import program
+
+  program.initialize(fields.cache_dir(config))
+  step, batch = network.try_step(source, measurements, config)
+  if not (step['error'] and any(f.level == 'error' for f in found)):
+    found += network.find(step)  # Otherwise it would repeat the errors.
+  return step, batch
 
 
 def _scan(
@@ -166,7 +181,7 @@ def _write_suggestion(
   config.update_from_flattened_dict({s.field: s.value for s in suggestions})
   try:
     checks.validate(config)
-    unet.create_model(config).output_size(config.data.image_size)
+    output_size.output_size(config.data.image_size, config.model)
     print(
       f'suggested config{after}: python main.py --config={shlex.quote(path)}'
     )
@@ -351,7 +366,7 @@ def _print_summary(
     where = f' [{f["split"]}]' if f['split'] else ''
     print(f'{f["level"]}: {f["kind"]}{where}: {f["message"]}')
   step = report['network']
-  if not step['error']:
+  if step and not step['error']:
     height, width, channels = step['input']
     print(
       f'network: input {height} x {width} x {channels}, output and mask '

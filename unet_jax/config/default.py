@@ -392,6 +392,10 @@ def get_config() -> config_dict.ConfigDict:
   inspect.splits = ()
   # Examples that the report shows, the most suspicious first.
   inspect.num_examples = 24
+  # Also build the network and do one step on real images, for its loss,
+  # gradient and the images as it gets them: a minute, where the rest is
+  # seconds.
+  inspect.network = False
 
   config.predict = predict = config_dict.ConfigDict()
   # --mode=predict: an image, a folder of images (or with them in images/), or a

@@ -74,8 +74,10 @@ def _sort_examples(
   for example in examples:
     name, caption = example['name'], example['caption']
     panels = pictures.example_panels(example, num_classes)
-    lacks = '; its mask cannot be drawn' if example['mask'] is None else ''
-    figure = pictures.Figure(panels, caption + lacks, name)
+    notes = [caption, pictures.stretch(example['image'])[1]]
+    if example['mask'] is None:
+      notes.append('its mask cannot be drawn')
+    figure = pictures.Figure(panels, '; '.join(filter(None, notes)), name)
     if caption in report['splits']:
       of_split.setdefault(caption, []).append(figure)
     elif caption in kinds:
@@ -184,6 +186,8 @@ def _batch(batch: _Examples, names: Sequence[str]) -> dict[str, Any] | None:
     alt = f'image {i} of the batch'
     panels = pictures.batch_panels(picture, alt, len(names), top)
     caption = str(i)
+    if note := pictures.stretch(picture['image'])[1]:
+      caption += f': {note}'
     if 'weight_map' in picture:
       weights = picture['weight_map']
       caption += f': weights {weights.min():.3g} to {weights.max():.3g}'
