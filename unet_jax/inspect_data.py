@@ -6,6 +6,7 @@ inspect.html for people.
 
 import collections
 import os
+import pathlib
 import shlex
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,20 +16,19 @@ import ml_collections
 import numpy as np
 
 from unet_jax.config import checks, fields, output_size
-from unet_jax.data import examples, masks, prepared, resize, sources
+from unet_jax.data import examples, sources
 from unet_jax.inspection import (
   alignment,
   duplicates,
   findings,
   page,
   records,
+  samples,
   scan,
+  shown,
   suggest,
 )
 from unet_jax.runtime import errors, processes, whole_files
-
-# Longest edge of the pictures that the page is made from, in pixels.
-_PICTURE = 480
 
 _BySplit = dict[str, list[records.Measurement]]
 _Sources = dict[str, examples.Source]
@@ -49,8 +49,9 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   start = time.perf_counter()
   processes.refuse_several('inspect')
   whole_files.make_workdir(workdir)
+  chosen, config = _choose_intensity(config)
   by_split, by_source, found, seconds = _scan(config)
-  suggestions = _suggest(by_split, by_source, found, config)
+  suggestions = [*chosen, *_suggest(by_split, by_source, found, config)]
   split, measurements = next(iter(by_split.items()))
   step, batch = None, []
   if config.inspect.network:
@@ -76,7 +77,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     'suggestion': _describe_suggestions(suggestions, config),
     'seconds': {**seconds, 'total': time.perf_counter() - start},
   }
-  pictures = _pictures(by_split, by_source, found, config)
+  pictures = shown.pictures(by_split, by_source, found, suggestions, config)
   whole_files.write_json(os.path.join(workdir, 'inspect.json'), report, False)
   path = os.path.join(workdir, 'inspect.html')
   page.write(path, report, {'examples': pictures, 'batch': batch})
@@ -127,11 +128,7 @@ def _scan(
   by_source: _Sources = {}
   problems: dict[examples.Problem, records.Finding] = {}
   seconds = {'decode': 0.0, 'measure': 0.0, 'wall': 0.0}
-  wanted = config.inspect.splits or (
-    config.data.train_split,
-    config.data.eval_split,
-  )
-  for name in dict.fromkeys(wanted):
+  for name in _wanted_splits(config):
     mine: list[examples.Problem] = []
     source = scan.Readable(sources.make_source(config, name, mine), config.data)
     split = source.split
@@ -150,20 +147,63 @@ def _scan(
   return by_split, by_source, found, seconds
 
 
+def _choose_intensity(
+  config: ml_collections.ConfigDict,
+) -> tuple[list[suggest.Suggestion], ml_collections.ConfigDict]:
+  """Returns what follows from the values of images, and the config with it.
+
+  With data.suggest they are inspected as they should be trained with: otherwise
+  most could not be, or would be dark.
+  """
+  if not config.data.suggest:
+    return [], config
+  source = sources.make_source(config, config.data.train_split, [])
+  values, why = samples.choose_intensity(source, config.data)
+  chosen = [
+    suggest.Suggestion(f'data.{name}', config.data[name], value, why)
+    for name, value in values.items()
+  ]
+  config = config.copy_and_resolve_references()
+  config.data.update(values)
+  for s in chosen:
+    print(f'inspected with the suggested {s.field}={s.value}')
+  return chosen, config
+
+
+def _wanted_splits(config: ml_collections.ConfigDict) -> list[str]:
+  """Returns the splits to go through; a suggested table needs all there are."""
+  data = config.data
+  wanted = config.inspect.splits or (data.train_split, data.eval_split)
+  if data.suggest and data.source == 'folder' and not config.inspect.splits:
+    root = pathlib.Path(data.dir).expanduser()
+    others = [s for s in ('val', 'test') if (root / s / 'masks').is_dir()]
+    wanted = (*wanted, *others)
+  return list(dict.fromkeys(wanted))
+
+
 def _suggest(
   by_split: _BySplit,
   by_source: _Sources,
   found: Iterable[records.Finding],
   config: ml_collections.ConfigDict,
 ) -> list[suggest.Suggestion]:
-  split, measurements = next(iter(by_split.items()))
-  suggestions = suggest.suggest(measurements, config)
+  split = next(iter(by_split))
+  sampled = samples.read_masks(by_source[split], config.data)
+  on_cpu = not (config.data.suggest and _has_accelerator())
+  suggestions = suggest.suggest(by_split, sampled, config, on_cpu)
   for f in found:
     if f.kind == duplicates.NEIGHBOURS and by_source[split].held_out:
       suggestions.append(
         suggest.Suggestion('data.holdout', 'random', 'last', f.message)
       )
   return suggestions
+
+
+def _has_accelerator() -> bool:
+  """Asks JAX, which takes a second to import."""
+  import jax
+
+  return jax.devices()[0].platform != 'cpu'
 
 
 def _write_suggestion(
@@ -281,76 +321,6 @@ def _describe_fit(by_split: _BySplit) -> dict[str, Any] | None:
   }
 
 
-def _pictures(
-  by_split: _BySplit,
-  by_source: _Sources,
-  found: Iterable[records.Finding],
-  config: ml_collections.ConfigDict,
-) -> list[dict[str, Any]]:
-  """The examples to show: the worst fits, those of findings, and the first."""
-  limit = config.inspect.num_examples
-  every = [m for ms in by_split.values() for m in ms]
-  by_name = {name: m for m in every for name in (m.name, m.mask_name)}
-  chosen: dict[tuple[str, int], tuple[records.Measurement, str]] = {}
-
-  def choose(m: records.Measurement | None, caption: str) -> None:
-    if m is not None and len(chosen) < limit:
-      chosen.setdefault((m.split, m.index), (m, caption))
-
-  for m in records.by_suspicion(every)[: limit // 2]:
-    caption = f'score {m.fit.score:.2f}; {m.fit.best}: {m.fit.best_score:.2f}'
-    if m.owner not in (None, m.index):
-      caption += f'; better: {by_split[m.split][m.owner].mask_name}'
-    choose(m, caption)
-  of_kind: collections.Counter[str] = collections.Counter()
-  for f in found:
-    # Groups of duplicates are written 'a = b'.
-    for name in [n for names in f.names for n in names.split(' = ')][:3]:
-      if of_kind[f.kind] < 3:
-        choose(by_name.get(name), f.kind)
-        of_kind[f.kind] += 1
-  for measurements in by_split.values():
-    for m in measurements[: max(limit // 8, 1)]:
-      choose(m, m.split)
-  return [
-    picture
-    for m, caption in chosen.values()
-    if (picture := _picture(by_source[m.split], m, caption, config))
-  ]
-
-
-def _picture(
-  source: examples.Source,
-  m: records.Measurement,
-  caption: str,
-  config: ml_collections.ConfigDict,
-) -> dict[str, Any] | None:
-  """An example as it is stored; None where it cannot be read."""
-  try:
-    example = source[m.index]
-  except errors.UserError:
-    return None
-  try:
-    prepared.check_sizes(example)
-    mask = masks.map_mask(
-      example['mask'],
-      config.data.mask_values,
-      config.data.num_classes,
-      m.mask_name,
-    )
-  except errors.UserError:
-    mask = None
-  image = example['image']
-  # Not much larger than in the page: two dozen scans of tissue fill a memory.
-  scale = _PICTURE / max(image.shape[:2])
-  if scale < 1:
-    size = tuple(max(round(n * scale), 1) for n in image.shape[:2])
-    blank = np.zeros(image.shape[:2], np.uint8) if mask is None else mask
-    image, small = resize.resize_pair(image, blank, size, 'stretch')
-    mask = None if mask is None else small
-  return {'name': m.name, 'caption': caption, 'image': image, 'mask': mask}
-
-
 def _print_summary(
   report: Mapping[str, Any],
   suggestions: Iterable[suggest.Suggestion],
@@ -375,6 +345,8 @@ def _print_summary(
       f'gradient norm {step["grad_norm"]:.3f}'
     )
   for s in suggestions:
+    if s.field == 'train.num_steps':
+      print(f'training with what is suggested: {s.why}')
     if s.now != s.value:
       value = shlex.quote(str(s.value))
       print(f'suggested: --config.{s.field}={value} ({s.why})')

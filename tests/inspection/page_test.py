@@ -15,7 +15,14 @@ def _example(name='a.png', caption='score 0.4', size=(40, 60)):
   rng = np.random.default_rng(len(name))
   image, mask = rng.integers(0, 256, (*size, 3), np.uint8), np.zeros(size, 'u1')
   mask[10:30, 20:45] = 1
-  return {'name': name, 'caption': caption, 'image': image, 'mask': mask}
+  return {
+    'name': name,
+    'caption': caption,
+    'note': '',
+    'image': image,
+    'mask': mask,
+    'num_classes': 3,
+  }
 
 
 def _finding(level='error', names=(), kind='unpaired'):

@@ -168,7 +168,9 @@ def test_dim_images_are_stretched():
   assert shown.min() == 0 and shown.max() == 255
   assert len(np.unique(shown)) == 12
   # Brighter stays brighter.
-  assert (np.diff(shown.ravel()[np.argsort(image.ravel())].astype(int)) >= 0).all()
+  assert (
+    np.diff(shown.ravel()[np.argsort(image.ravel())].astype(int)) >= 0
+  ).all()
   panels = pictures.example_panels({**_example(), 'image': image}, 3)
   assert _paint_arrays(panels, _IMAGE)[0].max() == 255
 

@@ -303,11 +303,11 @@ def get_config() -> config_dict.ConfigDict:
   config.optimizer = optimizer = config_dict.ConfigDict()
   # `adamw` or `sgd`.
   optimizer.name = 'adamw'
-  # Peak learning rate; warmup_steps linear steps up to it, then
-  # `cosine`, `linear` (both down to end_factor times the peak at
-  # train.num_steps) or `constant`.
+  # Peak learning rate; warmup_steps linear steps up to it (-1: 50, but at most
+  # an eighth of train.num_steps), then `cosine`, `linear` (both down to
+  # end_factor times the peak at train.num_steps) or `constant`.
   optimizer.learning_rate = 2e-3
-  optimizer.warmup_steps = 50
+  optimizer.warmup_steps = -1
   optimizer.schedule = 'cosine'
   optimizer.end_factor = 0.0
   # adamw: decay rates of the two moments, and the term in the denominator.
