@@ -251,6 +251,7 @@ def test_many_classes_and_sizes(tmp_path):
   split['sizes'] = [[100 + i, 200 + 2 * i, 3] for i in range(50)]
   example = _example()
   example['mask'] = np.arange(2400).reshape(40, 60).astype(np.uint8) % 200
+  example['num_classes'] = 200
   written = _write(tmp_path, report, [example])
   assert all(written.texts.count(n) == 2 for n in names)  # Legend and table.
   assert {'Colours of the 200 classes', '184 more'} <= set(written.texts)
