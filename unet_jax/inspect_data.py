@@ -53,7 +53,8 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   by_split, by_source, found, seconds = _scan(config)
   suggestions = [*chosen, *_suggest(by_split, by_source, found, config)]
   split, measurements = next(iter(by_split.items()))
-  step, batch = None, []
+  step: dict[str, Any] | None = None
+  batch: list[dict[str, np.ndarray]] = []
   if config.inspect.network:
     step, batch = _try_network(by_source[split], measurements, found, config)
   found = records.by_level(found)

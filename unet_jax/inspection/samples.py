@@ -123,18 +123,8 @@ def choose_intensity(
 
 def _find_no_data(levels: Sequence[intensity.Levels]) -> tuple:
   """Returns the value that stands for no data, or ()."""
-  found = []
-  for x in levels:
-    if x.unlisted is not None:
-      found.append(x.unlisted)
-    values, counts = np.unique(x.values, return_counts=True)
-    if len(values) < 3:
-      continue
-    # As far off as all others span, and in many pixels.
-    if values[1] - values[0] > values[-1] - values[1] and counts[0] > 1:
-      found.append(float(values[0]))
-    elif values[-1] - values[-2] > values[-2] - values[0] and counts[-1] > 1:
-      found.append(float(values[-1]))
+  named = [x.stray if x.unlisted is None else x.unlisted for x in levels]
+  found = [value for value in named if value is not None]
   top = collections.Counter(found).most_common(1)
   if not top or top[0][1] < _NO_DATA * len(levels):
     return ()
