@@ -6,7 +6,6 @@ inspect.html for people.
 
 import collections
 import os
-import pathlib
 import shlex
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -176,9 +175,12 @@ def _wanted_splits(config: ml_collections.ConfigDict) -> list[str]:
   data = config.data
   wanted = config.inspect.splits or (data.train_split, data.eval_split)
   if data.suggest and data.source == 'folder' and not config.inspect.splits:
-    root = pathlib.Path(data.dir).expanduser()
-    others = [s for s in ('val', 'test') if (root / s / 'masks').is_dir()]
-    wanted = (*wanted, *others)
+    for split in ('val', 'test'):
+      try:
+        sources.make_source(config, split, [])
+      except errors.UserError:
+        continue  # There is none, or it has no masks.
+      wanted = (*wanted, split)
   return list(dict.fromkeys(wanted))
 
 

@@ -180,7 +180,8 @@ def describe_time(
   """Returns in words how long a training is."""
   steps = config.train.num_steps
   epochs = steps * config.data.batch_size / max(num_images, 1)
-  text = f'{steps} steps see each of {num_images} images {epochs:.3g} times'
+  text = f'{steps} steps see each of {num_images} images '
+  text += f'{epochs:.2g} times' if epochs < 10 else f'{epochs:.0f} times'
   if on_cpu:
     seconds = steps * cpu_seconds_per_step(config)
     minutes = f'{seconds / 60:.2g}' if seconds < 6000 else f'{seconds / 60:.0f}'
