@@ -88,4 +88,5 @@ def test_dim_images_are_stretched(draw):
   picture = draw(image, np.zeros((60, 200), np.uint8))
   assert picture[0, 0].max() == 0 and picture[0, 11].min() == 255
   is_white = (picture[45:] == 255).all(-1)
-  assert is_white.any(0).sum() > 60
+  # The image itself has one white column in twelve.
+  assert is_white.any(0).sum() > 30
