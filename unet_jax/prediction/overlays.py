@@ -76,9 +76,7 @@ class OverlayFile(row_files.RowFile):
     table = colors.class_colors(self._num_classes)
     colored = table[self._classes]
     image, note = pictures.stretch(self._image)
-    blended = cv2.addWeighted(
-      image, 1 - _OPACITY, colored, _OPACITY, gamma=0
-    )
+    blended = cv2.addWeighted(image, 1 - _OPACITY, colored, _OPACITY, gamma=0)
     kernel = np.ones((3, 3), np.uint8)
     # 0 where all neighbours are of the same class.
     edge = cv2.morphologyEx(self._classes, cv2.MORPH_GRADIENT, kernel) > 0
