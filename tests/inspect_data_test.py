@@ -2,15 +2,19 @@
 
 import json
 import math
+import subprocess
+import sys
 from unittest import mock
 
-import jax
 import numpy as np
 import pytest
+import tifffile
+from PIL import Image
 
 from tests import folders
 from unet_jax import inspect_data, train
 from unet_jax.config import checks
+from unet_jax.inspection import shown
 from unet_jax.models import unet
 from unet_jax.runtime import errors
 
@@ -19,6 +23,7 @@ def make_config(root, tmp_path, **data):
   config = folders.make_config(root, **data)
   config.data.update(batch_size=8, cache_dir=str(tmp_path / 'cache'))
   config.model.update(depth=1, base_features=2)
+  config.inspect.network = True
   return config
 
 
@@ -131,6 +136,50 @@ def test_values_of_a_new_set_are_fixed_by_the_suggested_config(
   assert 'train: 4 pairs; no mask can be mapped yet' in printed
   assert 'which maps the unknown values: python' in printed
   assert read_suggested(tmp_path).data.mask_values == ((0, 0), (7, 1))
+  # They are drawn before there is a table.
+  page = (tmp_path / 'run/inspect.html').read_text()
+  assert 'classes of the suggested data.mask_values' in page
+  assert 'cannot be drawn' not in page
+
+
+def test_values_of_no_table_are_drawn():
+  """Such as those of a mask with JPEG's values, or of a class that is new."""
+  data = folders.make_config('unused').data
+  values = np.array([[7, 7, 300], [9, 7, 9]])
+  mask, number, note = shown._drawn(values, 'a.png', [data, data])
+  np.testing.assert_array_equal(mask, [[0, 0, 2], [1, 0, 1]])
+  assert number == 3 and note == 'a colour for each of 3 values'
+  photo = np.random.default_rng(0).integers(0, 256, (60, 60, 3))
+  mask, number, _ = shown._drawn(photo, 'a.png', [data])
+  assert mask.max() == number - 1 == 200
+
+
+@pytest.mark.parametrize('network', [False, True])
+def test_deep_images_are_inspected_as_they_should_be_trained_with(
+  tmp_path, network
+):
+  """As CT: int16, which `dtype` refuses."""
+  pairs = {
+    k: (10 * i[..., 0].astype(np.int16) - 1000, m)
+    for k, (i, m) in folders.make_pairs(9).items()
+  }
+  for folder in ('images', 'masks'):
+    (tmp_path / 'data' / folder).mkdir(parents=True)
+  for name, (image, mask) in pairs.items():
+    tifffile.imwrite(tmp_path / f'data/images/{name}.tif', image)
+    Image.fromarray(mask).save(tmp_path / f'data/masks/{name}.png')
+  config = make_config(tmp_path / 'data', tmp_path, suggest=True)
+  config.inspect.network = network
+  inspect_data.run(config, str(tmp_path / 'run'))
+  report = read_report(tmp_path)
+  assert report['counts']['error'] == 0
+  data = read_suggested(tmp_path).data
+  assert data.intensity == 'range'
+  values = np.concatenate([i.ravel() for i, _ in pairs.values()])
+  low, high = data.intensity_range
+  assert np.mean(values < low) < 0.01 and np.mean(values > high) < 0.01
+  assert abs(data.std[0] - report['splits']['train']['std'][0]) < 0.01
+  assert data.std[0] > 0.1
 
 
 def test_nothing_usable(tmp_path):
@@ -141,6 +190,19 @@ def test_nothing_usable(tmp_path):
     inspect_data.run(config, str(tmp_path / 'run'))
   report = read_report(tmp_path)
   assert report['network']['error'] == 'no pair of train can be used'
+
+
+def test_a_suggested_table_counts_the_test_split(tmp_path):
+  """Train and val are gone through; test may have values of its own."""
+  write_splits(tmp_path / 'data')
+  pairs = {k: (i, 5 * m) for k, (i, m) in folders.make_pairs(2, 70).items()}
+  folders.write_pairs(tmp_path / 'data/test', pairs)
+  config = make_config(tmp_path / 'data', tmp_path, suggest=True)
+  assert inspect_data._wanted_splits(config) == ['train', 'auto', 'val', 'test']
+  config.inspect.network = False
+  with pytest.raises(errors.UserError, match='suggested config maps'):
+    inspect_data.run(config, str(tmp_path / 'run'))
+  assert read_suggested(tmp_path).data.mask_values == ((0, 0), (1, 1), (5, 2))
 
 
 def test_a_problem_of_a_shared_folder_is_reported_once(tmp_path):
@@ -164,10 +226,28 @@ def test_a_broken_file_that_is_skipped_is_a_warning(tmp_path):
 
 def test_several_processes_are_refused(tmp_path, monkeypatch):
   write_splits(tmp_path / 'data')
-  monkeypatch.setattr(jax, 'process_count', lambda: 2)
+  monkeypatch.setenv('SLURM_STEP_NUM_TASKS', '2')
   config = make_config(tmp_path / 'data', tmp_path)
   with pytest.raises(errors.UserError, match='runs in one process'):
     inspect_data.run(config, str(tmp_path / 'run'))
+
+
+def test_neither_jax_nor_a_network_is_needed(tmp_path):
+  """Their import alone takes as long as to inspect a small set."""
+  write_splits(tmp_path / 'data')
+  program = f"""
+import sys
+from tests import folders
+from unet_jax import inspect_data
+config = folders.make_config({str(tmp_path / 'data')!r})
+inspect_data.run(config, {str(tmp_path / 'run')!r})
+print([name for name in ('jax', 'flax', 'grain') if name in sys.modules])
+"""
+  done = subprocess.run(
+    [sys.executable, '-c', program], capture_output=True, text=True
+  )
+  assert done.stdout.splitlines()[-1] == '[]', done.stderr
+  assert read_report(tmp_path)['network'] is None
 
 
 @pytest.mark.parametrize('cache', ['memory', 'none'])

@@ -61,6 +61,8 @@ _TESTED_IN = {
   'unet_jax.export_weights': 'import_weights_test.py',
   'unet_jax.kernels.calls': 'kernels/convolution_test.py',
   'unet_jax.inspection.network': 'inspect_data_test.py',
+  'unet_jax.inspection.plan': 'inspection/suggest_test.py',
+  'unet_jax.inspection.shown': 'inspect_data_test.py',
   'unet_jax.inspection.records': 'inspection/scan_test.py',
   'unet_jax.models.trace': 'models/graph_test.py',
   'unet_jax.prediction.kept_tags': 'prediction/row_files_test.py',

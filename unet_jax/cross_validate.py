@@ -63,7 +63,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   workdirs = [os.path.join(workdir, f'fold_{i}') for i in range(len(folds))]
   for fold_config, fold_workdir in zip(folds, workdirs):
     _check_resumable(fold_config, fold_workdir)
-  program.make_workdir(workdir)
+  whole_files.make_workdir(workdir)
   whole_files.write_json(os.path.join(workdir, 'config.json'), config.to_dict())
   for i, (fold_config, fold_workdir) in enumerate(zip(folds, workdirs)):
     if _is_evaluated(fold_config, fold_workdir):

@@ -14,24 +14,21 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from unet_jax.config import checks, fields
-from unet_jax.data import examples, masks, prepared, resize, sources
+from unet_jax.config import checks, fields, output_size
+from unet_jax.data import examples, sources
 from unet_jax.inspection import (
   alignment,
   duplicates,
   findings,
-  network,
   page,
   records,
+  samples,
   scan,
   second_look,
+  shown,
   suggest,
 )
-from unet_jax.models import unet
-from unet_jax.runtime import errors, mesh, program, whole_files
-
-# Longest edge of the pictures that the page is made from, in pixels.
-_PICTURE = 480
+from unet_jax.runtime import errors, processes, whole_files
 
 _BySplit = dict[str, list[records.Measurement]]
 _Sources = dict[str, examples.Source]
@@ -50,15 +47,16 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
       are errors in them.
   """
   start = time.perf_counter()
-  program.initialize(fields.cache_dir(config))
-  mesh.check_processes(config, 'inspect')
-  program.make_workdir(workdir)
+  processes.refuse_several('inspect')
+  whole_files.make_workdir(workdir)
+  chosen, config = _choose_intensity(config)
   by_split, by_source, found, seconds = _scan(config)
-  suggestions = _suggest(by_split, by_source, found, config)
+  suggestions = [*chosen, *_suggest(by_split, by_source, found, config)]
   split, measurements = next(iter(by_split.items()))
-  step, batch = network.try_step(by_source[split], measurements, config)
-  if not (step['error'] and any(f.level == 'error' for f in found)):
-    found += network.find(step)  # Otherwise it would repeat the errors.
+  step: dict[str, Any] | None = None
+  batch: list[dict[str, np.ndarray]] = []
+  if config.inspect.network:
+    step, batch = _try_network(by_source[split], measurements, found, config)
   found = records.by_level(found)
   report: dict[str, Any] = {
     'data': {
@@ -80,8 +78,8 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     'suggestion': _describe_suggestions(suggestions, config),
     'seconds': {**seconds, 'total': time.perf_counter() - start},
   }
-  pictures = _pictures(by_split, by_source, found, config)
-  whole_files.write_json(os.path.join(workdir, 'inspect.json'), report)
+  pictures = shown.pictures(by_split, by_source, found, suggestions, config)
+  whole_files.write_json(os.path.join(workdir, 'inspect.json'), report, False)
   path = os.path.join(workdir, 'inspect.html')
   page.write(path, report, {'examples': pictures, 'batch': batch})
   _print_summary(report, suggestions, workdir)
@@ -100,6 +98,24 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     )
 
 
+def _try_network(
+  source: examples.Source,
+  measurements: records.Measurements,
+  found: list[records.Finding],
+  config: ml_collections.ConfigDict,
+) -> tuple[dict[str, Any], list[dict[str, np.ndarray]]]:
+  """Does a training step, see `network.try_step`; adds what it finds."""
+  # Imported here: JAX and the rest take longer than to inspect a small set.
+  from unet_jax.inspection import network
+  from unet_jax.runtime import program
+
+  program.initialize(fields.cache_dir(config))
+  step, batch = network.try_step(source, measurements, config)
+  if not (step['error'] and any(f.level == 'error' for f in found)):
+    found += network.find(step)  # Otherwise it would repeat the errors.
+  return step, batch
+
+
 def _scan(
   config: ml_collections.ConfigDict,
 ) -> tuple[_BySplit, _Sources, list[records.Finding], dict[str, float]]:
@@ -113,11 +129,7 @@ def _scan(
   by_source: _Sources = {}
   problems: dict[examples.Problem, records.Finding] = {}
   seconds = {'decode': 0.0, 'measure': 0.0, 'wall': 0.0}
-  wanted = config.inspect.splits or (
-    config.data.train_split,
-    config.data.eval_split,
-  )
-  for name in dict.fromkeys(wanted):
+  for name in _wanted_splits(config):
     mine: list[examples.Problem] = []
     source = scan.Readable(sources.make_source(config, name, mine), config.data)
     split = source.split
@@ -137,20 +149,66 @@ def _scan(
   return by_split, by_source, found, seconds
 
 
+def _choose_intensity(
+  config: ml_collections.ConfigDict,
+) -> tuple[list[suggest.Suggestion], ml_collections.ConfigDict]:
+  """Returns what follows from the values of images, and the config with it.
+
+  With data.suggest they are inspected as they should be trained with: otherwise
+  most could not be, or would be dark.
+  """
+  if not config.data.suggest:
+    return [], config
+  source = sources.make_source(config, config.data.train_split, [])
+  values, why = samples.choose_intensity(source, config.data)
+  chosen = [
+    suggest.Suggestion(f'data.{name}', config.data[name], value, why)
+    for name, value in values.items()
+  ]
+  config = config.copy_and_resolve_references()
+  config.data.update(values)
+  for s in chosen:
+    print(f'inspected with the suggested {s.field}={s.value}')
+  return chosen, config
+
+
+def _wanted_splits(config: ml_collections.ConfigDict) -> list[str]:
+  """Returns the splits to go through; a suggested table needs all there are."""
+  data = config.data
+  wanted = config.inspect.splits or (data.train_split, data.eval_split)
+  if data.suggest and data.source == 'folder' and not config.inspect.splits:
+    for split in ('val', 'test'):
+      try:
+        sources.make_source(config, split, [])
+      except errors.UserError:
+        continue  # There is none, or it has no masks.
+      wanted = (*wanted, split)
+  return list(dict.fromkeys(wanted))
+
+
 def _suggest(
   by_split: _BySplit,
   by_source: _Sources,
   found: Iterable[records.Finding],
   config: ml_collections.ConfigDict,
 ) -> list[suggest.Suggestion]:
-  split, measurements = next(iter(by_split.items()))
-  suggestions = suggest.suggest(measurements, config)
+  split = next(iter(by_split))
+  sampled = samples.read_masks(by_source[split], config.data)
+  on_cpu = not (config.data.suggest and _has_accelerator())
+  suggestions = suggest.suggest(by_split, sampled, config, on_cpu)
   for f in found:
     if f.kind == duplicates.NEIGHBOURS and by_source[split].held_out:
       suggestions.append(
         suggest.Suggestion('data.holdout', 'random', 'last', f.message)
       )
   return suggestions
+
+
+def _has_accelerator() -> bool:
+  """Asks JAX, which takes a second to import."""
+  import jax
+
+  return jax.devices()[0].platform != 'cpu'
 
 
 def _write_suggestion(
@@ -168,7 +226,7 @@ def _write_suggestion(
   config.update_from_flattened_dict({s.field: s.value for s in suggestions})
   try:
     checks.validate(config)
-    unet.create_model(config).output_size(config.data.image_size)
+    output_size.output_size(config.data.image_size, config.model)
     print(
       f'suggested config{after}: python main.py --config={shlex.quote(path)}'
     )
@@ -268,76 +326,6 @@ def _describe_fit(by_split: _BySplit) -> dict[str, Any] | None:
   }
 
 
-def _pictures(
-  by_split: _BySplit,
-  by_source: _Sources,
-  found: Iterable[records.Finding],
-  config: ml_collections.ConfigDict,
-) -> list[dict[str, Any]]:
-  """The examples to show: the worst fits, those of findings, and the first."""
-  limit = config.inspect.num_examples
-  every = [m for ms in by_split.values() for m in ms]
-  by_name = {name: m for m in every for name in (m.name, m.mask_name)}
-  chosen: dict[tuple[str, int], tuple[records.Measurement, str]] = {}
-
-  def choose(m: records.Measurement | None, caption: str) -> None:
-    if m is not None and len(chosen) < limit:
-      chosen.setdefault((m.split, m.index), (m, caption))
-
-  for m in records.by_suspicion(every)[: limit // 2]:
-    caption = f'score {m.fit.score:.2f}; {m.fit.best}: {m.fit.best_score:.2f}'
-    if m.owner not in (None, m.index):
-      caption += f'; better: {by_split[m.split][m.owner].mask_name}'
-    choose(m, caption)
-  of_kind: collections.Counter[str] = collections.Counter()
-  for f in found:
-    # Groups of duplicates are written 'a = b'.
-    for name in [n for names in f.names for n in names.split(' = ')][:3]:
-      if of_kind[f.kind] < 3:
-        choose(by_name.get(name), f.kind)
-        of_kind[f.kind] += 1
-  for measurements in by_split.values():
-    for m in measurements[: max(limit // 8, 1)]:
-      choose(m, m.split)
-  return [
-    picture
-    for m, caption in chosen.values()
-    if (picture := _picture(by_source[m.split], m, caption, config))
-  ]
-
-
-def _picture(
-  source: examples.Source,
-  m: records.Measurement,
-  caption: str,
-  config: ml_collections.ConfigDict,
-) -> dict[str, Any] | None:
-  """An example as it is stored; None where it cannot be read."""
-  try:
-    example = source[m.index]
-  except errors.UserError:
-    return None
-  try:
-    prepared.check_sizes(example)
-    mask = masks.map_mask(
-      example['mask'],
-      config.data.mask_values,
-      config.data.num_classes,
-      m.mask_name,
-    )
-  except errors.UserError:
-    mask = None
-  image = example['image']
-  # Not much larger than in the page: two dozen scans of tissue fill a memory.
-  scale = _PICTURE / max(image.shape[:2])
-  if scale < 1:
-    size = tuple(max(round(n * scale), 1) for n in image.shape[:2])
-    blank = np.zeros(image.shape[:2], np.uint8) if mask is None else mask
-    image, small = resize.resize_pair(image, blank, size, 'stretch')
-    mask = None if mask is None else small
-  return {'name': m.name, 'caption': caption, 'image': image, 'mask': mask}
-
-
 def _print_summary(
   report: Mapping[str, Any],
   suggestions: Iterable[suggest.Suggestion],
@@ -353,7 +341,7 @@ def _print_summary(
     where = f' [{f["split"]}]' if f['split'] else ''
     print(f'{f["level"]}: {f["kind"]}{where}: {f["message"]}')
   step = report['network']
-  if not step['error']:
+  if step and not step['error']:
     height, width, channels = step['input']
     print(
       f'network: input {height} x {width} x {channels}, output and mask '
@@ -362,6 +350,8 @@ def _print_summary(
       f'gradient norm {step["grad_norm"]:.3f}'
     )
   for s in suggestions:
+    if s.field == 'train.num_steps':
+      print(f'training with what is suggested: {s.why}')
     if s.now != s.value:
       value = shlex.quote(str(s.value))
       print(f'suggested: --config.{s.field}={value} ({s.why})')

@@ -61,7 +61,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   text = format_summary(summary)
   if jax.process_index():
     return
-  program.make_workdir(workdir)
+  whole_files.make_workdir(workdir)
   path = lambda name: os.path.join(workdir, name)
   with whole_files.replacing(path('summary.txt')) as f:
     f.write(text + '\n')

@@ -57,7 +57,7 @@ def run(
   native = build.choose(config, mesh, trains=True)
   mesh_lib.log_devices(mesh, native)
   model = unet.create_model(config, native)
-  program.make_workdir(workdir)
+  whole_files.make_workdir(workdir)
   with contextlib.ExitStack() as stack:
     if jax.process_index() == 0:
       path = pathlib.Path(workdir, '.lock')

@@ -16,6 +16,7 @@ from typing import Any
 from experiments.sweep import folder as folders
 from experiments.sweep.children import Children, Failed
 from experiments.sweep.points import Point, ROOT, Sweep, Tune
+from unet_jax.config import fields
 from unet_jax.runtime import errors
 
 _log = logging.getLogger('unet_jax.experiments')
@@ -90,7 +91,10 @@ class Planner:
     """Returns the fields of a run of another length; warm-up changes alike."""
     flat = self.sweep.flat(overrides)
     share = num_steps / flat['train.num_steps']
-    warmup = math.ceil(flat['optimizer.warmup_steps'] * share)
+    warmup = fields.warmup_steps(
+      flat['optimizer.warmup_steps'], flat['train.num_steps']
+    )
+    warmup = math.ceil(warmup * share)
     return {'train.num_steps': num_steps, 'optimizer.warmup_steps': warmup}
 
   def _budget_share(self, point: Point) -> float:

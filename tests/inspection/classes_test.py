@@ -5,12 +5,13 @@ import pytest
 
 from tests import folders
 from tests.inspection import measured
-from unet_jax.inspection import records, suggest
+from unet_jax.inspection import records, scan, suggest
 
 
-def _suggest(measurements, config):
+def _suggest(measurements, config, sampled=()):
   """{field: suggestion}"""
-  return {s.field: s for s in suggest.suggest(measurements, config)}
+  suggestions = suggest.suggest({'train': measurements}, sampled, config)
+  return {s.field: s for s in suggestions}
 
 
 def _values(measurements, config):
@@ -73,10 +74,6 @@ def test_black_masks_among_colors(tmp_path):
   got = _values(splits['train'], config)
   assert got['data.mask_values'] == (((0, 0, 0), 0), ((200, 0, 0), 1))
   assert got['data.num_classes'] == 2
-  # All pixels are counted, those of the black mask too.
-  shares = np.mean([m[..., 0] > 0 for _, m in pairs.values() if m.ndim == 3])
-  weights = got['loss.class_weights']
-  assert weights == () or weights[1] / weights[0] > (1 - shares) / shares
 
 
 def _of_values(*masks, **known):
@@ -115,19 +112,104 @@ def test_jpeg_masks_suggest_no_table():
   assert got['data.mask_values'] == () and got['data.num_classes'] == 2
 
 
-def test_class_weights_are_median_frequencies():
-  config = folders.make_config('unused', class_names=())
-  config.data.num_classes = 3
-  measurements = _of_values({0: 900, 1: 100}, {0: 880, 1: 100, 2: 20})
-  for m in measurements:
-    m.class_pixels = np.array([m.values.get(c, 0) for c in (0, 1, 2, 255)])
-  weights = _values(measurements, config)['loss.class_weights']
-  # Frequencies 0.89, 0.1 and 20 of the 1000 pixels of the one mask that has it.
-  expected = 0.1 / np.array([0.89, 0.1, 0.02])
-  np.testing.assert_allclose(weights, expected, rtol=5e-3)
+def test_a_class_of_another_split_counts(tmp_path):
+  """Otherwise its evaluation would fail."""
+  pairs = folders.make_pairs(4)
+  val = {k: (i, 2 * m) for k, (i, m) in folders.make_pairs(2, 50).items()}
+  measured.write(tmp_path, val, train=pairs)
+  splits, config = measured.measure(tmp_path, 'train', 'val')
+  found = {s.field: s.value for s in suggest.suggest(splits, [], config)}
+  assert found['data.num_classes'] == 3
 
 
-def test_no_weight_is_huge():
-  measurements = _of_values({0: 10**7, 1: 100}, {0: 10**7, 1: 100})
-  got = _values(measurements, folders.make_config('unused'))
-  assert got['loss.class_weights'] == (0.5, 10.0)
+def _of_masks(*sampled):
+  """Measurements of masks."""
+  return [
+    records.Measurement('train', i, values=scan.count_values(mask))
+    for i, mask in enumerate(sampled)
+  ]
+
+
+def _draw_objects(number, ids, dtype=np.uint16):
+  """Squares that have numbers of their own; some touch."""
+  mask = np.zeros((64, 64), dtype)
+  for k in range(number):
+    y, x = k // 10 * 6, k % 10 * 6
+    mask[y : y + 6, x : x + 5 + k % 2] = ids[k]
+  return mask
+
+
+_SPREAD = np.random.default_rng(0).permutation(60000)[:1000] + 1
+
+
+@pytest.mark.parametrize(
+  'sampled',
+  [
+    [_draw_objects(n, range(1, 61)) for n in (5, 23, 40, 12, 31, 9)],
+    [_draw_objects(n, range(1, 61), np.uint8) for n in (5, 23, 40, 12, 31, 9)],
+    # Few in an image, and ids that go on through the set.
+    [_draw_objects(9, range(9 * i + 1, 9 * i + 10)) for i in range(20)],
+    [_draw_objects(20, _SPREAD[20 * i :]) for i in range(6)],
+    # Hundreds, of which each is in several parts.
+    [np.arange(64 * 64).reshape(64, 64) // (9 + i) for i in range(4)],
+  ],
+  ids=['from 1', 'bytes', 'through the set', 'spread', 'hundreds'],
+)
+def test_objects_are_one_class(sampled):
+  config = folders.make_config('unused')
+  table = _suggest(_of_masks(*sampled), config, sampled)['data.mask_values']
+  assert table.value == ((0, 0), ('others', 1))
+  assert 'number objects' in table.why
+
+
+def test_random_colors_are_objects():
+  rng = np.random.default_rng(0)
+  sampled = []
+  for _ in range(12):
+    table = rng.integers(1, 256, (31, 3)).astype(np.uint8)
+    table[0] = 0
+    sampled.append(table[_draw_objects(20, range(1, 31))])
+  table = _suggest(_of_masks(*sampled), folders.make_config('unused'))
+  assert table['data.mask_values'].value == (((0, 0, 0), 0), ('others', 1))
+
+
+def _draw_classes(seed, number, present):
+  """A map of patches of classes, each of several parts."""
+  rng = np.random.default_rng(seed)
+  chosen = np.append(0, 1 + rng.permutation(number - 1)[: present - 1])
+  return rng.choice(chosen, (16, 16)).repeat(4, 0).repeat(4, 1).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+  'sampled, num_classes',
+  [
+    ([_draw_classes(i, 20, 20) for i in range(8)], 20),
+    # Scenes show some of many classes.
+    ([_draw_classes(i, 100, 12) for i in range(60)], 100),
+    # Organs: each is one part, and all are in each image.
+    ([_draw_objects(12, range(1, 13)) for _ in range(6)], 13),
+    # Few objects are told from few classes by nobody.
+    ([_draw_objects(n, range(1, 4)) for n in (1, 2, 3)], 4),
+  ],
+  ids=['patches', 'scenes', 'organs', 'few'],
+)
+def test_classes_are_no_objects(sampled, num_classes):
+  config = folders.make_config('unused')
+  found = _suggest(_of_masks(*sampled), config, sampled)
+  assert found['data.num_classes'].value == num_classes
+
+
+def test_rare_classes_take_dice_and_no_large_weights():
+  config = folders.make_config('unused')
+  found = _values(
+    _of_values(
+      {0: 9000, 1: 100}, mean=np.zeros(3), std=np.ones(3), image_size=(64, 64)
+    ),
+    config,
+  )
+  assert found['loss.weights.dice'] == 1
+  assert 'loss.class_weights' not in found
+  balanced = _of_values(
+    {0: 90, 1: 60}, mean=np.zeros(3), std=np.ones(3), image_size=(64, 64)
+  )
+  assert 'loss.weights.dice' not in _values(balanced, config)

@@ -15,7 +15,14 @@ def _example(name='a.png', caption='score 0.4', size=(40, 60)):
   rng = np.random.default_rng(len(name))
   image, mask = rng.integers(0, 256, (*size, 3), np.uint8), np.zeros(size, 'u1')
   mask[10:30, 20:45] = 1
-  return {'name': name, 'caption': caption, 'image': image, 'mask': mask}
+  return {
+    'name': name,
+    'caption': caption,
+    'note': '',
+    'image': image,
+    'mask': mask,
+    'num_classes': 3,
+  }
 
 
 def _finding(level='error', names=(), kind='unpaired'):
@@ -244,6 +251,7 @@ def test_many_classes_and_sizes(tmp_path):
   split['sizes'] = [[100 + i, 200 + 2 * i, 3] for i in range(50)]
   example = _example()
   example['mask'] = np.arange(2400).reshape(40, 60).astype(np.uint8) % 200
+  example['num_classes'] = 200
   written = _write(tmp_path, report, [example])
   assert all(written.texts.count(n) == 2 for n in names)  # Legend and table.
   assert {'Colours of the 200 classes', '184 more'} <= set(written.texts)

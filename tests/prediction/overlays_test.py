@@ -54,7 +54,7 @@ def test_colors_and_outlines(draw):
 
 
 def test_grey_images_become_rgb(draw):
-  image = np.arange(12, dtype=np.uint8).reshape(3, 4, 1)
+  image = 20 * np.arange(12, dtype=np.uint8).reshape(3, 4, 1)
   picture = draw(image, np.zeros((3, 4), np.uint8))
   np.testing.assert_array_equal(picture, image.repeat(3, -1))
 
@@ -80,3 +80,13 @@ def test_classes_are_those_in_the_middle(draw, monkeypatch):
   classes[4, 4] = 1
   colored = draw(np.zeros((9, 12, 3), np.uint8), classes).any(-1)
   assert np.argwhere(colored).tolist() == [[1, 1]]
+
+
+def test_dim_images_are_stretched(draw):
+  """And a line at the bottom says so."""
+  image = np.resize(np.arange(3, 15, dtype=np.uint8), (60, 200, 1))
+  picture = draw(image, np.zeros((60, 200), np.uint8))
+  assert picture[0, 0].max() == 0 and picture[0, 11].min() == 255
+  is_white = (picture[45:] == 255).all(-1)
+  # The image itself has one white column in twelve.
+  assert is_white.any(0).sum() > 30

@@ -157,3 +157,30 @@ def test_prediction_of_a_valid_network():
   _, errors = _paint_arrays(panels, 3)
   wrong = (errors == (220, 40, 40, 255)).all(-1)
   assert wrong.sum() == 1 and wrong[0, 0]
+
+
+def test_dim_images_are_stretched():
+  """A set of few levels, as 12 of 255, is not shown black."""
+  rng = np.random.default_rng(0)
+  image = rng.integers(3, 15, (40, 60, 1), np.uint8)
+  shown, note = pictures.stretch(image)
+  assert note == 'levels 3 to 14 stretched'
+  assert shown.min() == 0 and shown.max() == 255
+  assert len(np.unique(shown)) == 12
+  # Brighter stays brighter.
+  assert (
+    np.diff(shown.ravel()[np.argsort(image.ravel())].astype(int)) >= 0
+  ).all()
+  panels = pictures.example_panels({**_example(), 'image': image}, 3)
+  assert _paint_arrays(panels, _IMAGE)[0].max() == 255
+
+
+@pytest.mark.parametrize(
+  'levels', [(0, 255), (100, 200), (7, 7), (7, 9)], ids=str
+)
+def test_other_images_are_shown_as_they_are(levels):
+  """So are images of one colour: there would be noise."""
+  image = np.resize(np.array(levels, np.uint8), (40, 60, 3))
+  shown, note = pictures.stretch(image)
+  assert_array_equal(shown, image)
+  assert note == ''

@@ -209,9 +209,6 @@ _ALONE = """\
 predict network
   --mode=predict runs in one process; start it on one machine, without
   JAX_NUM_PROCESSES or srun, for each part of the images
-inspect network
-  --mode=inspect runs in one process; start it on one machine, without
-  JAX_NUM_PROCESSES or srun
 evaluate original
   --config.eval.resolution=original runs in one process; start it without
   JAX_NUM_PROCESSES or srun, or evaluate at the resolution of the network

@@ -81,6 +81,23 @@ def test_number_of_tpu_hosts_from_the_metadata_server(environment, monkeypatch):
   assert processes._num_tasks() == 1
 
 
+@pytest.mark.parametrize(
+  'variables',
+  [
+    'JAX_COORDINATOR_ADDRESS=host:1 JAX_NUM_PROCESSES=2 JAX_PROCESS_ID=0',
+    'SLURM_STEP_NUM_TASKS=2',
+  ],
+)
+def test_a_mode_of_one_process(variables, environment):
+  environment('')
+  processes.refuse_several('inspect')
+  environment(variables)
+  assert message_of(processes.refuse_several, 'inspect') == (
+    '--mode=inspect runs in one process; start it on one machine, without '
+    'JAX_NUM_PROCESSES or srun'
+  )
+
+
 @pytest.fixture
 def joined(monkeypatch):
   """The calls of jax.distributed.initialize."""

@@ -202,3 +202,26 @@ def test_moments_of_a_bfloat16_network_are_float32():
   state = jax.eval_shape(optimizer.make_optimizer(_config()).init, params)
   types = {x.dtype for x in jax.tree.leaves(state) if x.shape}
   assert types == {np.dtype('float32')}
+
+
+@pytest.mark.parametrize(
+  'num_steps, warmup_steps',
+  # Those of the published configs are as they were with 50.
+  [(1, 0), (8, 1), (150, 18), (399, 49), (400, 50), (1000, 50), (10**5, 50)],
+)
+def test_warmup_in_proportion_to_the_run(num_steps, warmup_steps):
+  fields = dict(num_steps=num_steps, schedule='constant')
+  found = optimizer.make_schedule(_config(warmup_steps=-1, **fields))
+  expected = optimizer.make_schedule(
+    _config(warmup_steps=warmup_steps, **fields)
+  )
+  steps = np.arange(min(num_steps, 60))
+  np.testing.assert_array_equal(found(steps), expected(steps))
+
+
+@pytest.mark.parametrize('warmup_steps, warns', [(150, 1), (20, 0), (-1, 0)])
+def test_a_warmup_of_a_longer_run_is_said(warmup_steps, warns, caplog):
+  optimizer.make_optimizer(_config(num_steps=150, warmup_steps=warmup_steps))
+  assert len(caplog.records) == warns
+  if warns:
+    assert '--config.optimizer.warmup_steps=-1 takes 18' in caplog.text

@@ -306,11 +306,12 @@ def get_config() -> config_dict.ConfigDict:
   config.optimizer = optimizer = config_dict.ConfigDict()
   # `adamw` or `sgd`.
   optimizer.name = 'adamw'
-  # Peak learning rate; warmup_steps linear steps up to it, then
-  # `cosine`, `linear` (both down to end_factor times the peak at step
-  # decay_steps, and from there on constant) or `constant`.
+  # Peak learning rate; warmup_steps linear steps up to it (-1: 50, but at most
+  # an eighth of the schedule), then `cosine`, `linear` (both down to end_factor
+  # times the peak at step decay_steps, and from there on constant) or
+  # `constant`.
   optimizer.learning_rate = 2e-3
-  optimizer.warmup_steps = 50
+  optimizer.warmup_steps = -1
   optimizer.schedule = 'cosine'
   optimizer.end_factor = 0.0
   # 0: train.num_steps, with which the schedule is stretched when a run goes on
@@ -398,6 +399,10 @@ def get_config() -> config_dict.ConfigDict:
   inspect.splits = ()
   # Examples that the report shows, the most suspicious first.
   inspect.num_examples = 24
+  # Also build the network and do one step on real images, for its loss,
+  # gradient and the images as it gets them: a minute, where the rest is
+  # seconds.
+  inspect.network = False
 
   config.predict = predict = config_dict.ConfigDict()
   # --mode=predict: an image, a folder of images (or with them in images/), or a

@@ -92,7 +92,7 @@ AT_LEAST = {
   'loss.weights.dice': 0,
   'loss.border_weight': 0,
   'optimizer.learning_rate': 0,
-  'optimizer.warmup_steps': 0,
+  'optimizer.warmup_steps': -1,
   'optimizer.eps': 0,
   'optimizer.end_factor': 0,
   'optimizer.decay_steps': 0,
@@ -215,6 +215,16 @@ def stage_features(model: Any) -> tuple[int, ...]:
     min(model.base_features * 2**i, model.max_features)
     for i in range(model.depth + 1)
   )
+
+
+# Steps of warm-up where optimizer.warmup_steps is -1, and the largest share of
+# a run that they may be.
+_WARMUP, _WARMUP_SHARE = 50, 1 / 8
+
+
+def warmup_steps(warmup: int, num_steps: int) -> int:
+  """Returns the steps of warm-up of a run, from optimizer.warmup_steps."""
+  return min(_WARMUP, int(num_steps * _WARMUP_SHARE)) if warmup < 0 else warmup
 
 
 def flatten(config: ml_collections.ConfigDict) -> dict[str, Any]:

@@ -172,7 +172,12 @@ def _of_objects() -> str:
 
 def _color_mask_error(values: np.ndarray, name: str) -> errors.UserError:
   """Prints a table for an RGB mask, the most frequent colours first."""
-  found, counts = np.unique(values.reshape(-1, 3), axis=0, return_counts=True)
+  # As numbers: rows take a hundred times as long to sort.
+  numbers = values.astype(np.int64) @ _COLOR_WEIGHTS
+  numbers, counts = np.unique(numbers, return_counts=True)
+  found = np.stack(
+    [numbers >> 32, numbers >> 16 & 0xFFFF, numbers & 0xFFFF], -1
+  )
   start = f'{name}: the mask is an RGB image of {len(found)} colours, '
   if len(found) > _NO_MASK:
     return errors.UserError(

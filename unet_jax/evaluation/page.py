@@ -277,7 +277,15 @@ def _figures(examples: _Rows, names: Sequence[str]) -> list[pictures.Figure]:
   return [
     pictures.Figure(
       pictures.prediction_panels(example, len(names)),
-      f'mIoU {_show(example["score"])}',
+      '; '.join(
+        filter(
+          None,
+          [
+            f'mIoU {_show(example["score"])}',
+            pictures.stretch(pictures.predicted_part(example)[0])[1],
+          ],
+        )
+      ),
       example['name'],
     )
     for example in examples

@@ -1,13 +1,13 @@
 """The classes of a data set, from the values in its masks."""
 
 import collections
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import ml_collections
 import numpy as np
 
 from unet_jax.config import fields, mask_table
-from unet_jax.inspection import records
+from unet_jax.inspection import records, samples
 
 # If all other values are below this, 255 most likely marks ignored pixels.
 _SMALL = 64
@@ -15,16 +15,20 @@ _SMALL = 64
 # the pixels and of the masks than these is most likely a slip of the pen.
 _MOST = 0.9
 _STRAY_PIXELS, _STRAY_MASKS = 1e-3, 0.05
-# No class weighs more than this, or less than its inverse.
-_LARGEST_WEIGHT = 10
-# A class this much rarer than the most frequent one is worth a weight.
-_IMBALANCE = 5
 
 
 def find_table(
-  measurements: records.Measurements, config: ml_collections.ConfigDict
-) -> tuple[tuple, int, str, dict[records.Value, int]]:
-  """Returns mask_values, num_classes, the reason, and {value: class}."""
+  measurements: records.Measurements,
+  sampled: Sequence[np.ndarray],
+  config: ml_collections.ConfigDict,
+) -> tuple[tuple, int, str]:
+  """Returns mask_values, num_classes, and the reason.
+
+  Args:
+    measurements: of all splits.
+    sampled: some masks as stored, see `samples.read_masks`.
+    config: the present one.
+  """
   values = collections.Counter[records.Value]()
   in_masks = collections.Counter[records.Value]()
   for m in measurements:
@@ -36,14 +40,14 @@ def find_table(
     # A mask of grey pixels alone comes as one channel.
     values, in_masks = _as_colors(values), _as_colors(in_masks)
   now = config.data
-  mapped = {v: mask_table.of(now).class_of(v) for v in values}
-  order = {v: c for v, c in mapped.items() if c is not None}
-  same = lambda why: (now.mask_values, now.num_classes, why, order)
+  same = lambda why: (now.mask_values, now.num_classes, why)
   why = _why_table_fits(measurements, num_masks, len(values), now)
   if why:
     return same(why)
   if any(m.mask_file and 'JPEG' in m.mask_file.kind for m in measurements):
     return same('masks that are JPEGs have lost their values')
+  if samples.are_objects(values, in_masks, sampled):
+    return _one_foreground(values, has_colors, num_masks)
   stray = [
     v
     for v, pixels in values.items()
@@ -65,7 +69,23 @@ def find_table(
       f'{", ".join(map(str, sorted(stray)[:12]))}: fix those masks'
     )
   plain = all(v == c for v, c in order.items())
-  return (() if plain else tuple(order.items())), num_classes, why, order
+  return (() if plain else tuple(order.items())), num_classes, why
+
+
+def _one_foreground(
+  values: Mapping[records.Value, int], has_colors: bool, num_masks: int
+) -> tuple[tuple, int, str]:
+  """As `find_table`, of masks that number objects: all are one class."""
+  nothing = (0, 0, 0) if has_colors else 0
+  number = len(values) - (nothing in values)
+  what = 'colours' if has_colors else 'values'
+  why = (
+    f'{number} {what} but {nothing} in {num_masks} masks number objects: all '
+    'are one class. Objects that touch become one; copies of the masks in '
+    'instances/ keep them apart for loss.weight_map=border. If the values are '
+    'classes, list them'
+  )
+  return ((nothing, 0), (mask_table.OTHERS, 1)), 2, why
 
 
 def _why_table_fits(
@@ -122,37 +142,3 @@ def _as_colors(
   for value, count in values.items():
     colors[_as_color(value)] += count
   return colors
-
-
-def find_weights(
-  measurements: records.Measurements,
-  order: Mapping[records.Value, int],
-  num_classes: int,
-) -> tuple[tuple[float, ...], str]:
-  """Median-frequency balancing (Eigen and Fergus 2015, arXiv 1411.4734)."""
-  pixels = np.zeros(max(num_classes, 2))
-  present = np.zeros_like(pixels)  # Pixels of the masks that have the class.
-  for m in measurements:
-    mine = np.zeros_like(pixels)
-    for value, count in (m.values or {}).items():
-      c = order.get(value, order.get(_as_color(value), fields.IGNORE_LABEL))
-      if c < len(mine):
-        mine[c] += count
-    pixels += mine
-    present += np.where(mine > 0, mine.sum(), 0)
-  if not pixels.all():
-    return (), 'a class does not occur, so that there is nothing to balance'
-  imbalance = pixels.max() / pixels.min()
-  if imbalance < _IMBALANCE:
-    return (), (
-      f'the most frequent class has {imbalance:.1f} times the pixels of the '
-      f'rarest: below {_IMBALANCE}, no weights'
-    )
-  frequency = pixels / present
-  weights = np.median(frequency) / frequency
-  weights = weights.clip(1 / _LARGEST_WEIGHT, _LARGEST_WEIGHT)
-  rounded = tuple(float(f'{w:.3g}') for w in weights)
-  return rounded, (
-    f'median-frequency balancing, at most {_LARGEST_WEIGHT}; the most frequent '
-    f'class has {imbalance:.1f} times the pixels of the rarest'
-  )

@@ -25,12 +25,13 @@ def write(
       `findings`, `splits`, `fit` (or None), `network` (or None, or with an
       `error`), `suggestion`.
     shown: `examples`, as they are stored, each with `name`, `caption`, `image`
-      uint8 [H, W, C] of 1 or 3 channels and `mask` uint8 [H, W] of classes (or
-      None); and `batch`, after augmentation, each with `image` uint8 [H, W, C],
-      `mask` uint8 [H', W'], of a `valid` network the centre, and perhaps
-      `weight_map` float [H', W']. An example whose caption is the kind of a
-      finding is shown with it, one whose caption is the name of a split as an
-      example of that split, any other with the fit.
+      uint8 [H, W, C] of 1 or 3 channels, `mask` uint8 [H, W] of `num_classes`
+      classes (or None) and a `note` on it; and `batch`, after augmentation,
+      each with `image` uint8 [H, W, C], `mask` uint8 [H', W'], of a `valid`
+      network the centre, and perhaps `weight_map` float [H', W']. An example
+      whose caption is the kind of a finding is shown with it, one whose
+      caption is the name of a split as an example of that split, any other
+      with the fit.
   """
   of_finding, of_split, of_fit = _sort_examples(report, shown['examples'])
   data = report['data']
@@ -67,15 +68,16 @@ def _sort_examples(
 ]:
   """Returns {kind of finding: pictures}, {split: pictures}, other pictures."""
   kinds = {finding['kind'] for finding in report['findings']}
-  num_classes = len(report['data']['class_names'])
   of_finding: dict[str, list] = {}
   of_split: dict[str, list] = {}
   of_fit = []
   for example in examples:
     name, caption = example['name'], example['caption']
-    panels = pictures.example_panels(example, num_classes)
-    lacks = '; its mask cannot be drawn' if example['mask'] is None else ''
-    figure = pictures.Figure(panels, caption + lacks, name)
+    panels = pictures.example_panels(example, example['num_classes'])
+    notes = [caption, example['note'], pictures.stretch(example['image'])[1]]
+    if example['mask'] is None:
+      notes.append('its mask cannot be drawn')
+    figure = pictures.Figure(panels, '; '.join(filter(None, notes)), name)
     if caption in report['splits']:
       of_split.setdefault(caption, []).append(figure)
     elif caption in kinds:
@@ -184,6 +186,8 @@ def _batch(batch: _Examples, names: Sequence[str]) -> dict[str, Any] | None:
     alt = f'image {i} of the batch'
     panels = pictures.batch_panels(picture, alt, len(names), top)
     caption = str(i)
+    if note := pictures.stretch(picture['image'])[1]:
+      caption += f': {note}'
     if 'weight_map' in picture:
       weights = picture['weight_map']
       caption += f': weights {weights.min():.3g} to {weights.max():.3g}'

@@ -4,27 +4,19 @@ import collections
 import dataclasses
 import pprint
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ml_collections
 import numpy as np
 
-from unet_jax.config import default, fields
-from unet_jax.inspection import classes, records
-from unet_jax.models import unet
-from unet_jax.runtime import errors
+from unet_jax.config import default, fields, mask_table, output_size
+from unet_jax.inspection import classes, plan, records, samples
 
-# Largest edge of whole images, and edge of the windows that are cut from larger
-# ones, in pixels.
-_LARGEST_IMAGE, _WINDOW = 512, 256
-# Smallest edge at the bottom of the U, in pixels.
-_SMALLEST_BOTTOM = 4
-_LARGEST_DEPTH = 6
 # Augmentations that grey images do not have.
 _OF_COLORS = ('hue', 'saturation')
-# Mean of values in 0..1 below which deep images most likely use fewer bits.
-_DARK = 0.1
+# A class this much rarer than the most frequent one needs Dice.
+_IMBALANCE = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,39 +65,28 @@ class _Suggestions(list[Suggestion]):
     if files and grey and not needs_color:
       self.add('data.num_channels', 1, 'every image file is grey')
       mean, std = mean[:1], std[:1]
-    deep = [
-      m.mean.max() for m in known if m.image_file and m.image_file.is_deep
-    ]
-    # Most images have more than 8 bits and are nearly black.
-    fill_little = len(deep) > len(known) / 2 and np.median(deep) < _DARK
-    if self.config.data.intensity == 'dtype' and fill_little:
-      # Once each image fills its range.
-      mean, std = (0.5,) * len(mean), (0.25,) * len(std)
-      why = 'typical values; measure again with data.intensity=image'
-      self.add(
-        'data.intensity',
-        'image',
-        'the images fill a small part of the range of their type',
-      )
     self.add('data.mean', mean, why)
     self.add('data.std', std, why)
 
-  def add_sizes(self, known: records.Measurements) -> None:
-    """Size of the images, and the depth and the cache that it needs."""
-    size, resize, why = _image_size([m.image_size for m in known])
-    if self.config.augment.rotate_90 and size[0] != size[1]:
+  def add_sizes(
+    self, known: records.Measurements, sampled: Sequence[np.ndarray]
+  ) -> None:
+    """Size of the images, depth and width of the network, and its batch."""
+    config, num_images = self.as_config(), len(known)
+    found = plan.choose_size(
+      [m.image_size for m in known],
+      lambda size: samples.kept_iou(sampled, size, config.data),
+      fields.class_names(config),
+    )
+    size, resize, why = found.size, found.resize, found.why
+    if config.augment.rotate_90 and size[0] != size[1]:
       side = max(32, round((size[0] * size[1]) ** 0.5 / 32) * 32)
       size, why = (side, side), f'{why}; square for augment.rotate_90'
-    depth = int(np.log2(max(min(size) // _SMALLEST_BOTTOM, 1)))
-    depth = min(depth, _LARGEST_DEPTH)
-    reason = (
-      f'the smaller edge stays at least {_SMALLEST_BOTTOM} px; take less for '
-      'few images or little memory'
-    )
-    if self.config.model.features:  # A number for each stage.
-      depth, reason = self.config.model.depth, 'model.features fixes it'
-    if self.config.model.padding == 'valid':
-      size, depth = _valid_size(size, depth, self.config)
+    depth, reason = plan.choose_depth(size, num_images)
+    if config.model.features:  # A number for each stage.
+      depth, reason = config.model.depth, 'model.features fixes it'
+    if config.model.padding == 'valid':
+      size, depth = _valid_size(size, depth, config.model)
       # As the 2015 paper does, instead of losing the image's border.
       resize = 'patch'
       why += '; the nearest that model.padding=valid takes, in mirrored tiles'
@@ -113,57 +94,118 @@ class _Suggestions(list[Suggestion]):
     self.add('data.image_size', size, why)
     self.add('data.resize', resize, why)
     self.add('model.depth', depth, reason)
-    if resize == 'patch' and self.config.data.cache == 'none':
+    if resize == 'patch' and config.data.cache == 'none':
       self.add('data.cache', 'disk', 'windows are cut from cached arrays')
+    elif resize != 'patch' and config.data.sample_classes:
+      self.add('data.sample_classes', (), 'it chooses windows')
+
+  def add_training(self, known: records.Measurements, on_cpu: bool) -> None:
+    """Width, batch and learning rate, and the time that a training takes."""
+    config, num_images = self.as_config(), len(known)
+    width, batch = plan.choose_width(config.data.image_size, num_images, on_cpu)
+    parts = config.optimizer.accumulate_steps
+    machine = 'processors alone' if on_cpu else 'an accelerator'
+    why = f'for {num_images} images and {machine}'
+    if not config.model.features:
+      self.add('model.base_features', width, why)
+    self.add('data.batch_size', -(-batch // parts) * parts, why)
+    steps = config.train.num_steps
+    usual = default.get_config().optimizer
+    names = ('name', 'learning_rate')
+    if all(config.optimizer[n] == usual[n] for n in names):
+      why = (
+        f'for a run of {steps} steps: less for a longer one, which '
+        'optimizer.warmup_steps follows by itself'
+      )
+      self.add('optimizer.learning_rate', plan.choose_rate(steps), why)
+    why = plan.describe_time(self.as_config(), num_images, on_cpu)
+    self.add('train.num_steps', steps, why)
+
+  def add_loss(self, known: records.Measurements) -> None:
+    """Dice beside the cross-entropy where classes are rare."""
+    data = self.as_config().data
+    table = mask_table.of(data)
+    pixels = np.zeros(max(data.num_classes, 2))
+    for m in known:
+      for value, count in (m.values or {}).items():
+        c = table.class_of(value)
+        if c is not None and c < len(pixels):
+          pixels[c] += count
+    present = pixels[pixels > 0]
+    imbalance = present.max() / present.min() if len(present) else 1
+    if imbalance >= _IMBALANCE and not self.now['loss.weights.dice']:
+      self.add(
+        'loss.weights.dice',
+        1.0,
+        f'the most frequent class has {imbalance:.3g} times the pixels of the '
+        'rarest, and Dice counts classes alike',
+      )
+    if self.now['loss.class_weights']:
+      why = 'weights make rare classes too large; Dice does without'
+      self.add('loss.class_weights', (), why)
+
+  def as_config(self) -> ml_collections.ConfigDict:
+    """Returns the config with what is suggested so far."""
+    config = self.config.copy_and_resolve_references()
+    config.update_from_flattened_dict({s.field: s.value for s in self})
+    return config
 
 
 def suggest(
-  measurements: records.Measurements, config: ml_collections.ConfigDict
+  splits: Mapping[str, records.Measurements],
+  sampled: Sequence[np.ndarray],
+  config: ml_collections.ConfigDict,
+  on_cpu: bool = True,
 ) -> list[Suggestion]:
-  """Returns a value for each field that follows from the split to train on."""
+  """Returns a value for each field that follows from the data.
+
+  Args:
+    splits: measurements of each split, of which the first is trained on.
+    sampled: some of its masks as stored, see `samples.read_masks`.
+    config: the present one.
+    on_cpu: whether there is no accelerator.
+  """
   found = _Suggestions(config)
-  table, num_classes, why, order = classes.find_table(measurements, config)
+  measurements = next(iter(splits.values()))
+  every = [m for measured in splits.values() for m in measured]
+  table, num_classes, why = classes.find_table(every, sampled, config)
   found.add('data.mask_values', table, why)
   found.add('data.num_classes', num_classes, why)
   found.add_names(num_classes)
   known = [m for m in measurements if m.mean is not None]
   if known:
     found.add_normalization(known)
-    found.add_sizes(known)
-  weights, why = classes.find_weights(measurements, order, num_classes)
-  found.add('loss.class_weights', weights, why)
+    found.add_sizes(known, sampled)
+    found.add_loss(known)
+    found.add_training(known, on_cpu)
   return found
 
 
 def _valid_size(
-  size: tuple[int, int], depth: int, config: ml_collections.ConfigDict
+  size: tuple[int, int], depth: int, model: ml_collections.ConfigDict
 ) -> tuple[tuple[int, int], int]:
   """Returns the size and the depth of a network without padding.
 
   Args:
     size: wanted; the next larger edges that fit are taken.
     depth: at most.
-    config: the present one, whose depth is not exceeded either.
+    model: the present one, whose depth is not exceeded either.
   """
+  model = model.copy_and_resolve_references()
 
-  def fit(edge: int, depth: int) -> tuple[int, int]:
+  def fit(edge: int) -> tuple[int, int]:
     """Returns the next fitting edge, and that of its output."""
-    while True:
-      try:
-        output = model.clone(depth=depth).output_size((edge, edge))
-      except errors.UserError:
-        edge += 1
-      else:
-        return edge, output[0]
+    while (output := output_size.valid_output(edge, model)) is None:
+      edge += 1
+    return edge, output
 
-  model = unet.create_model(config)
-  depth = min(depth, model.depth)
-  while depth:
-    edge, output = fit(min(size), depth)
+  model.depth = min(depth, model.depth)
+  while model.depth:
+    edge, output = fit(min(size))
     if 2 * output >= edge:
       break
-    depth -= 1
-  return (fit(size[0], depth)[0], fit(size[1], depth)[0]), depth
+    model.depth -= 1
+  return (fit(size[0])[0], fit(size[1])[0]), model.depth
 
 
 def normalization(
@@ -181,39 +223,6 @@ def normalization(
   std = np.maximum(np.sqrt(np.maximum(second - mean**2, 0)), 1 / 255)
   as_tuple = lambda x: tuple(round(float(v), 3) for v in x)
   return as_tuple(mean), as_tuple(std)
-
-
-def _image_size(
-  image_sizes: Sequence[tuple[int, int]],
-) -> tuple[tuple[int, int], str, str]:
-  """Returns image_size, resize and the reason."""
-  sizes = np.array(image_sizes)
-  height, width = np.median(sizes, 0)
-  same = np.all(sizes == sizes[0])
-  about = f'{"all" if same else "median"} {width:.0f} x {height:.0f} px'
-  if min(height, width) >= 2 * _LARGEST_IMAGE:
-    return (
-      (_WINDOW, _WINDOW),
-      'patch',
-      f'{about} (width x height): windows of full resolution',
-    )
-  if same and max(height, width) <= _LARGEST_IMAGE:
-    return (
-      (int(height), int(width)),
-      'stretch',
-      f'{about} (width x height): nothing to resize',
-    )
-  # The median aspect, in multiples of 32, which all depths divide well.
-  scale = min(1, _WINDOW / np.sqrt(height * width))
-  rows, columns = (
-    max(32, int(round(n * scale / 32)) * 32) for n in (height, width)
-  )
-  size = (rows, columns)
-  ratio = (sizes[:, 1] / sizes[:, 0]) / (size[1] / size[0])
-  varied = np.mean(np.maximum(ratio, 1 / ratio) > 1.5) > 0.05
-  resize = 'pad' if varied else 'stretch'
-  reason = 'their aspect varies' if varied else 'their aspect is much the same'
-  return size, resize, f'{about} (width x height); {reason}'
 
 
 def config_text(

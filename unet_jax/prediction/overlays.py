@@ -7,7 +7,7 @@ import numpy as np
 
 from unet_jax.data import rasters, stored
 from unet_jax.prediction import row_files
-from unet_jax.reports import colors
+from unet_jax.reports import colors, pictures
 
 # Of the longest side, in pixels.
 _LARGEST = 2000
@@ -70,19 +70,26 @@ class OverlayFile(row_files.RowFile):
   def picture(self) -> np.ndarray:
     """Returns uint8 RGB [h, w, 3]; the first class is left as it is.
 
-    It is turned as a viewer shows the image.
+    It is turned as a viewer shows the image. Dim images are stretched, and a
+    line at the bottom says so.
     """
     table = colors.class_colors(self._num_classes)
     colored = table[self._classes]
-    blended = cv2.addWeighted(
-      self._image, 1 - _OPACITY, colored, _OPACITY, gamma=0
-    )
+    image, note = pictures.stretch(self._image)
+    blended = cv2.addWeighted(image, 1 - _OPACITY, colored, _OPACITY, gamma=0)
     kernel = np.ones((3, 3), np.uint8)
     # 0 where all neighbours are of the same class.
     edge = cv2.morphologyEx(self._classes, cv2.MORPH_GRADIENT, kernel) > 0
     picture = np.where(edge[..., None], colored, blended)
-    picture = np.where((self._classes > 0)[..., None], picture, self._image)
-    return stored.turn(picture, self._raster.orientation)
+    picture = np.where((self._classes > 0)[..., None], picture, image)
+    picture = stored.turn(picture, self._raster.orientation)
+    if not note:
+      return picture
+    picture = np.ascontiguousarray(picture)  # As OpenCV wants it.
+    # White on black, so that it is read on any image.
+    for color, width in ((0,) * 3, 3), ((255,) * 3, 1):
+      cv2.putText(picture, note, (4, len(picture) - 5), 0, 0.35, color, width)
+    return picture
 
   def _finish(self) -> None:
     options = [cv2.IMWRITE_JPEG_QUALITY, 90]

@@ -7,8 +7,10 @@ import numpy as np
 # Wrong pixels of a prediction.
 WRONG = (220, 40, 40)
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart. Ignored
-# pixels are white.
+# Okabe and Ito's eight colours, which colour-blind readers can tell apart, and
+# twelve that a search put far from these, from white (ignored pixels) and from
+# one another. The smallest CIEDE2000 distance of two of the 20 is 21.5, and 9.5
+# without red or green cones (Machado et al. 2009): of the eight, 21.7 and 11.6.
 _CLASSES = np.array(
   [
     [0, 0, 0],
@@ -19,6 +21,18 @@ _CLASSES = np.array(
     [0, 114, 178],
     [213, 94, 0],
     [204, 121, 167],
+    [96, 32, 0],
+    [0, 32, 224],
+    [32, 0, 64],
+    [192, 32, 64],
+    [160, 255, 160],
+    [0, 64, 64],
+    [160, 0, 128],
+    [160, 96, 255],
+    [255, 192, 192],
+    [96, 96, 96],
+    [0, 224, 224],
+    [64, 96, 0],
   ],
   np.uint8,
 )
@@ -36,7 +50,7 @@ _VIRIDIS = np.frombuffer(
 
 
 def class_colors(num_classes: int) -> np.ndarray:
-  """Returns uint8 [num_classes, 3]; beyond eight, from a colour wheel."""
+  """Returns uint8 [num_classes, 3]; beyond 20, from a colour wheel."""
   wheel = [
     colorsys.hsv_to_rgb(i * _STEP % 1, 0.85, (1, 0.8, 0.6)[i % 3])
     for i in range(len(_CLASSES), num_classes)

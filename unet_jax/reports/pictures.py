@@ -24,6 +24,9 @@ from unet_jax.reports import colors
 _VIEW = 240
 # Up to this edge, in pixels, an image is stored without loss.
 _LOSSLESS = 64
+# Levels between the darkest and the brightest percent of an image, below which
+# it is stretched; below the smaller number there is nothing but noise to see.
+_DIM, _EMPTY = 64, 3
 # Opacity, of 255, of the veil over the part of an image that has no mask, and
 # over the pixels of a prediction that are right.
 _VEIL, _PALE = 140, 190
@@ -68,6 +71,23 @@ class Figure:
   panels: list[Panel]
   caption: str = ''
   name: str = ''
+
+
+def stretch(image: np.ndarray) -> tuple[np.ndarray, str]:
+  """Returns an image of few levels with these over the whole range.
+
+  Args:
+    image: uint8 [..., C]; other images than dim ones come back as they are.
+
+  Returns:
+    uint8 [..., C], and what was done, for people; '' for nothing.
+  """
+  low, high = (int(v) for v in np.percentile(image, (1, 99)))
+  if not _EMPTY <= high - low < _DIM:
+    return image, ''
+  table = np.rint(np.linspace(0, 255, high - low + 1))
+  levels = np.clip(image, low, high) - low
+  return table.astype(np.uint8)[levels], f'levels {low} to {high} stretched'
 
 
 def example_panels(example: Mapping[str, Any], num_classes: int) -> list[Panel]:
@@ -218,8 +238,12 @@ def _nearest(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _photo(image: np.ndarray) -> tuple[tuple[int, int], Layer, Layer]:
-  """Returns the size in the page, the layer, and a reference to the layer."""
+  """Returns the size in the page, the layer, and a reference to the layer.
+
+  Dim images are stretched: a caption should have the words of `stretch`.
+  """
   size = _view_size(image.shape[:2])
+  image, _ = stretch(image)
   picture = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
   if size != image.shape[:2]:
     picture = picture.resize(

@@ -40,6 +40,8 @@ def draw_predictions(
     image, mask, prediction = part
     ignored = mask == fields.IGNORE_LABEL
     wrong = (mask != prediction) & ~ignored
+    image, note = pictures.stretch(image)
+    row[0].set_ylabel(note, fontsize=7)
     panels = (
       image if image.shape[-1] == 3 else image[..., 0],
       colors.color_mask(mask, len(names)),

@@ -29,11 +29,10 @@ def check_processes(config: ml_collections.ConfigDict, mode: str) -> None:
   """Raises UserError where a mode runs in one process and there are more."""
   if jax.process_count() == 1:
     return
-  if mode in ('predict', 'inspect'):
-    parts = ', for each part of the images' if mode == 'predict' else ''
+  if mode == 'predict':
     raise errors.UserError(
-      f'--mode={mode} runs in one process; start it on one machine, without '
-      f'JAX_NUM_PROCESSES or srun{parts}'
+      '--mode=predict runs in one process; start it on one machine, without '
+      'JAX_NUM_PROCESSES or srun, for each part of the images'
     )
   if config.eval.resolution == 'original':
     raise errors.UserError(

@@ -3,8 +3,6 @@
 import os
 import urllib.request
 
-import jax
-
 from unet_jax.runtime import errors
 
 
@@ -18,6 +16,8 @@ def initialize_distributed() -> None:
   Raises:
     UserError: the variables contradict one another, or no process answers.
   """
+  import jax  # Slow, and an inspection does without.
+
   if jax.distributed.is_initialized():
     return  # By a run before this one, in the same program.
   env = os.environ
@@ -38,6 +38,17 @@ def initialize_distributed() -> None:
       f'cannot join the other processes ({e}); set JAX_COORDINATOR_ADDRESS='
       'HOST:PORT, JAX_NUM_PROCESSES=N and JAX_PROCESS_ID=0..N-1 in each'
     ) from e
+
+
+def refuse_several(mode: str) -> None:
+  """Raises UserError where this process is one of many; does not ask JAX."""
+  by_hand = os.environ.get('JAX_COORDINATOR_ADDRESS')
+  number = os.environ.get('JAX_NUM_PROCESSES', '1') if by_hand else '1'
+  if number != '1' or _num_tasks() > 1:
+    raise errors.UserError(
+      f'--mode={mode} runs in one process; start it on one machine, without '
+      'JAX_NUM_PROCESSES or srun'
+    )
 
 
 def _num_tasks() -> int:

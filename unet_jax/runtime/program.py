@@ -149,15 +149,3 @@ class Interrupt:
     if multihost_utils.reached_preemption_sync_point(step):
       self.signal = signal.SIGTERM
     return self.signal is not None
-
-
-def make_workdir(workdir: str) -> None:
-  """Makes a folder that can be written to; raises UserError if it cannot."""
-  try:
-    os.makedirs(workdir, exist_ok=True)
-    if not os.access(workdir, os.W_OK):
-      raise PermissionError(None, 'Permission denied')
-  except OSError as e:
-    raise errors.UserError(
-      f'--workdir={workdir}: cannot be written ({e.strerror}); choose another'
-    ) from e

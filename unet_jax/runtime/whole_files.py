@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all.
+"""Files that are written whole or not at all, and the folder they are in.
 
 Process 0 of a run writes; in the others, calls do nothing. Programs that are
 no part of a run pass `asks_jax=False`: asking it takes the devices.
@@ -16,7 +16,21 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from unet_jax.runtime import errors
+
 Path = str | os.PathLike
+
+
+def make_workdir(workdir: str) -> None:
+  """Makes a folder that can be written to; raises UserError if it cannot."""
+  try:
+    os.makedirs(workdir, exist_ok=True)
+    if not os.access(workdir, os.W_OK):
+      raise PermissionError(None, 'Permission denied')
+  except OSError as e:
+    raise errors.UserError(
+      f'--workdir={workdir}: cannot be written ({e.strerror}); choose another'
+    ) from e
 
 
 @contextlib.contextmanager

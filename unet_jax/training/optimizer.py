@@ -1,5 +1,6 @@
 """Optimiser and learning-rate schedule of a config, from optax."""
 
+import logging
 from typing import Any
 
 import jax
@@ -7,13 +8,21 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
+from unet_jax.config import fields
+
+_log = logging.getLogger(__name__)
+
+# Share of a run above which its warm-up is most likely that of a longer one.
+_LONG_WARMUP = 0.3
+
 
 def make_schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
   """Returns step -> learning rate: linear warm-up, then the schedule."""
   o = config.optimizer
   peak, end = o.learning_rate, o.learning_rate * o.end_factor
   length = o.decay_steps or config.train.num_steps
-  rest = max(length - o.warmup_steps, 1)
+  warmup_steps = fields.warmup_steps(o.warmup_steps, length)
+  rest = max(length - warmup_steps, 1)
   after = {
     'cosine': lambda: optax.cosine_decay_schedule(
       peak, rest, alpha=o.end_factor
@@ -21,13 +30,13 @@ def make_schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
     'linear': lambda: optax.linear_schedule(peak, end, rest),
     'constant': lambda: optax.constant_schedule(peak),
   }[o.schedule]()
-  if not o.warmup_steps:
+  if not warmup_steps:
     return after
   # From peak / warmup_steps at step 0, so that the first step does something.
   warmup = optax.linear_schedule(
-    peak / o.warmup_steps, peak, max(o.warmup_steps - 1, 1)
+    peak / warmup_steps, peak, max(warmup_steps - 1, 1)
   )
-  return optax.join_schedules([warmup, after], [o.warmup_steps])
+  return optax.join_schedules([warmup, after], [warmup_steps])
 
 
 def _decay_mask(params: Any) -> Any:
@@ -53,6 +62,15 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
   """Returns the chain: clip, moments, decoupled decay of kernels, schedule."""
   o = config.optimizer
+  num_steps = config.train.num_steps
+  if o.warmup_steps > _LONG_WARMUP * num_steps:
+    _log.warning(
+      'optimizer.warmup_steps=%d: the learning rate rises for a large part of '
+      'train.num_steps=%d; --config.optimizer.warmup_steps=-1 takes %d',
+      o.warmup_steps,
+      num_steps,
+      fields.warmup_steps(-1, num_steps),
+    )
   parts = []
   if o.clip_norm:
     parts.append(_clip(o.clip_norm))
