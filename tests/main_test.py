@@ -28,6 +28,7 @@ _SHAPES = (
   '--config.data.num_train=16',
   '--config.data.num_eval=5',
   '--config.train.num_steps=4',
+  '--config.optimizer.warmup_steps=50',
   '--config.eval.every=2',
 )
 
@@ -88,6 +89,7 @@ def test_workdir_of_a_run(trained):
     'eval.json',
     'figures',
     'metrics.jsonl',
+    'split.json',
     'tensorboard',
   ]
   config = _json(workdir / 'config.json')

@@ -91,7 +91,8 @@ def _train(
   batches = pipeline.train_batches(train_set, config, mesh)
   key = jax.random.fold_in(jax.random.key(config.seed), _STEP_KEY)
   total = config.train.num_steps
-  run = programs.start(config, model, optimizer, mesh, key)
+  steps_left = max(checkpoints.steps, default=0) < total
+  run = programs.start(config, model, optimizer, mesh, key, steps_left)
   state = _first_state(
     config, run, model, optimizer, mesh, checkpoints, batches
   )

@@ -53,7 +53,8 @@ class Programs(NamedTuple):
   Attributes:
     abstract: shapes, types and shardings of the state.
     draw: key -> state at step 0.
-    step: its `result()` waits for `steps.make_train_step`'s function.
+    step: its `result()` waits for `steps.make_train_step`'s function; for ever
+      where no step is left.
   """
 
   abstract: state_lib.TrainState
@@ -67,11 +68,14 @@ def start(
   optimizer: optax.GradientTransformation,
   mesh: Mesh,
   key: jax.Array,
+  steps_left: bool = True,
 ) -> Programs:
   """Loads the programs of a run, or compiles the step in a thread.
 
   Args:
+    config, model, optimizer, mesh: of the run.
     key: as the programs take it.
+    steps_left: whether there is a step to compile.
   """
   path = _path(config, model, mesh)
   step = _load(path, 'step')
@@ -83,9 +87,8 @@ def start(
     abstract = state_lib.abstract_train_state(config, model, optimizer, mesh)
     function = steps.make_train_step(config, model, optimizer, mesh, abstract)
     batch = pipeline.abstract_batch(config, mesh)
-    compiled = program.in_thread(
-      lambda: _compile(path, 'step', function, abstract, batch, key)
-    )
+    compile = lambda: _compile(path, 'step', function, abstract, batch, key)
+    compiled = program.in_thread(compile) if steps_left else futures.Future()
   drawing = state_lib.drawing(config, model, optimizer, abstract, mesh)
 
   def draw(key: jax.Array) -> state_lib.TrainState:
