@@ -6,9 +6,9 @@ import logging
 import pathlib
 import shutil
 
+import jax
 import jaxlib
 import PIL
-import jax
 import pytest
 
 from tests import runs, tiny
