@@ -107,7 +107,7 @@ seed=4294967296
   smaller one
 optimizer.decay_steps=399
   : the learning rate is 0 from there on, and train.num_steps=400; set
-  --config.optimizer.end_factor, such as 0.01
+  --config.optimizer.end_factor=0.01 or the like
 mesh.data=0
   : takes a number of devices, or -1 for all
 data.image_size=(16,16,16)

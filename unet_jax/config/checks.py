@@ -319,7 +319,7 @@ def _training(config: ml_collections.ConfigDict, mode: str) -> Table:
     'weights of a smaller one': trains and config.seed >= 2**32,
     'optimizer.decay_steps: the learning rate is 0 from there on, and '
     f'train.num_steps={config.train.num_steps}; set --config.optimizer.'
-    'end_factor, such as 0.01': (
+    'end_factor=0.01 or the like': (
       trains
       and 0 < o.decay_steps < config.train.num_steps
       and o.schedule != 'constant'
