@@ -95,7 +95,7 @@ def test_more_folds_than_examples(tmp_path):
   assert len(make(tmp_path, 'train', num_folds=3)) == 2
   assert error(tmp_path, num_folds=4) == (
     '--config.data.num_folds=4: the 3 example(s) of train cannot be cut into '
-    'that many'
+    'that many; at most 3'
   )
 
 

@@ -278,7 +278,12 @@ def test_loader_is_measured_on_one_core(folder):
   [
     ('data', 'source', 'shapes', 'data.source=shapes, which has no files'),
     ('data', 'resize', 'pad', 'data.resize=pad'),
-    ('data', 'mask_values', (((1, 2, 3), 0),), 'colours or others in data.mask_values'),
+    (
+      'data',
+      'mask_values',
+      (((1, 2, 3), 0),),
+      'colours or others in data.mask_values',
+    ),
     ('loss', 'weight_map', 'border', 'loss.weight_map=border'),
   ],
 )
