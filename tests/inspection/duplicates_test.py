@@ -3,6 +3,7 @@
 import cv2
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from experiments.data_faults import kinds
@@ -85,6 +86,28 @@ def test_a_series_with_a_folder_of_its_own_needs_no_other_holdout(tmp_path):
   splits, config = measured.measure(tmp_path, 'train', 'val')
   found = duplicates.find_similar(splits, config, held_out=True)
   assert duplicates.NEIGHBOURS in {f.kind for f in found}
+
+
+def test_pages_of_a_file_may_look_alike(tmp_path):
+  """They are held out together; files that look alike still leak."""
+  for alike, folder in ((False, tmp_path / 'a'), (True, tmp_path / 'b')):
+    for kind in ('images', 'masks'):
+      (folder / kind).mkdir(parents=True)
+    for i in range(10):
+      base = _smooth(3 if alike else i)
+      turn = lambda page: np.roll(base, 2 * page + 2 * alike * i, 1)
+      tifffile.imwrite(
+        folder / f'images/{i}.tif',
+        np.stack([turn(page) for page in range(4)]),
+        photometric='rgb',
+      )
+      masks = np.stack([folders.make_pair(i)[1]] * 4)
+      kind = dict(photometric='minisblack')
+      tifffile.imwrite(folder / f'masks/{i}.tif', masks, **kind)
+    for data in ({}, {'num_folds': 3}):
+      split = 'fold_0' if data else 'val'
+      found = measured.find(folder, 'train', split, pages='images', **data)
+      assert (duplicates.NEIGHBOURS in found) == alike
 
 
 def _measured(images, split):

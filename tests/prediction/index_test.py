@@ -53,6 +53,7 @@ def test_parameters_are_known_by_their_values():
 def test_settings_are_fields_that_change_the_result():
   one = _network()
   same = dict(data__dir='x', data__on_error='skip', inference__batch_size=2)
+  same |= dict(data__skip_checks=('moved',))
   same |= dict(predict__overlay=True, train__num_steps=1, cpu__kernels='xla')
   assert _network(**same) == one
   found = _network(data__mask_values=((0, 0), (9, 1)), inference__overlap=0.25)

@@ -34,7 +34,6 @@ class Subset:
   """
 
   held_out = True
-  groups = None
 
   def __init__(
     self,
@@ -46,6 +45,7 @@ class Subset:
     self.whole, self.rows, self.split = whole, rows, split
     self.parts = parts or {}
     self.fingerprint = [whole.fingerprint, rows.tolist()]
+    self.groups = None if whole.groups is None else whole.groups[rows]
 
   def images(self, read: bool) -> list[identity.Image] | None:
     images: list[identity.Image] | None

@@ -242,6 +242,9 @@ def _similar_neighbours(
     (m for ms in splits.values() for m in ms if m.thumbnail is not None),
     key=lambda m: examples.natural_key(m.name),
   )
+  # Pages of a file stay on one side: one stands for all.
+  files = {(m.split, m.group): m for m in everything}
+  everything = list(files.values())
   if len(everything) < 8:
     return []
   thumbs = np.stack([m.thumbnail for m in everything[:2000]])

@@ -66,6 +66,7 @@ _WITHOUT_EFFECT = (
   'data.image_pattern',
   'data.mask_pattern',
   'data.check',
+  'data.skip_checks',
   'data.suggest',
   'model.remat',
   'model.dropout',
