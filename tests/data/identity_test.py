@@ -178,6 +178,13 @@ def test_images_that_are_moved_to_the_other_side_are_left_out(tmp_path, said):
     f'1 of 3 images of val were trained on by {name}: they are left out' in m
     for m in said()
   )
+  record = identity.read(name)
+  images = {image.name for part in record.parts.values() for image in part}
+  assert images == {
+    f'{part}/images/p{i:02}.png'
+    for part, numbers in (('train', range(7)), ('val', range(7, 10)))
+    for i in numbers
+  }
 
 
 def test_a_layout_may_change(tmp_path):
@@ -200,6 +207,9 @@ def test_a_layout_may_change(tmp_path):
 def test_folds_stay_folds(tmp_path, said, cache):
   run = _Run(tmp_path, num_folds=3, fold=1, cache=cache)
   train, held_out = run.start()
+  fold = sources.make_source(run.config(), 'auto')
+  names = [image.name for image in identity.images_of(fold)]
+  assert names == [f'images/p{value:02}.png' for value in held_out]
   folds = [
     values(sources.make_source(run.config(), f'fold_{i}')) for i in (0, 2)
   ]

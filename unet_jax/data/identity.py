@@ -50,9 +50,6 @@ class Image(NamedTuple):
 class OfFiles(Protocol):
   """A source whose examples may change one by one."""
 
-  def name(self, index: int) -> str:
-    """Returns the name of an example, for people."""
-
   def images(self, read: bool) -> list[Image] | None:
     """Returns what each example is.
 
