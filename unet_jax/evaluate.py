@@ -152,7 +152,7 @@ def _check_trained(
       continue
     text = (
       f'{path} was trained on {len(trained)} of the {len(images)} images of '
-      f'{source.split} ({identity.some(trained)})'
+      f'{source.split} ({errors.some(trained)})'
     )
     if not is_first and not config.eval.split:
       raise errors.UserError(

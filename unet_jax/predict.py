@@ -188,7 +188,7 @@ def _predict(
         for path in item.paths.files(item.num_pages):  # Of whole pages.
           path.unlink(missing_ok=True)
   if run.tagged:
-    shown = ', '.join(sorted(path.name for path in run.tagged)[:3])
+    shown = errors.some(sorted(path.name for path in run.tagged))
     _log.warning(
       '%d images have a tag by which a viewer turns them (%s); it is not '
       'applied, as in training, and their masks have it too; to apply it, '

@@ -17,7 +17,6 @@ from jax.sharding import Mesh
 
 import unet_jax
 from unet_jax.config import fields
-from unet_jax.config import saved as saved_lib
 from unet_jax.data import identity, pipeline, prepare, sources
 from unet_jax.evaluation import counting, files
 from unet_jax.inspection import findings
@@ -78,7 +77,7 @@ def _train(
   cut: identity.Record | None,
 ) -> None:
   """Trains while no other run has the workdir."""
-  record = _check_saved(config, workdir, checkpoints) or cut
+  record = continuing.check_saved(config, workdir, checkpoints) or cut
   path = os.path.join(workdir, 'config.json')
   whole_files.write_json(path, config.to_dict())
   names = config.data.train_split, config.data.eval_split
@@ -131,33 +130,6 @@ def _train(
     # It came in the last evaluation: this run is complete, but the program must
     # not start anything after it.
     sys.exit(128 + interrupt.signal)
-
-
-def _check_saved(
-  config: ml_collections.ConfigDict,
-  workdir: str,
-  checkpoints: checkpoint.Checkpoints,
-) -> identity.Record | None:
-  """Refuses to continue from a checkpoint of another config.
-
-  Returns:
-    The record of the run's images.
-  """
-  if not checkpoints.steps:
-    return None
-  step = checkpoints.steps[-1]
-  saved = checkpoints.saved_config(step)
-  record = None
-  if step:
-    record = identity.continued(workdir, config, saved)
-    saved_lib.check_resumable(saved, config, workdir)
-    change = continuing.rate_change(saved, config, step)
-    if change and jax.process_index() == 0:
-      _log.warning('warning: %s', change)
-  else:
-    fix = 'Choose another --workdir, or undo the change'
-    saved_lib.check_evaluable(saved, config, workdir, fix)
-  return record
 
 
 def _first_state(

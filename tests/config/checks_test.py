@@ -167,8 +167,6 @@ data.intensity_range=(0,1)
   is for --config.data.intensity=range
 data.intensity_range=(5,5) data.intensity=range
   : takes two numbers, the lower one first, such as 0,4095
-data.nodata=(0,'nun')
-  : takes numbers, or 'nan' as a word, such as (-9999, 'nan')
 eval.foreground=('clas_1',)
   = --config.eval.foreground: no class is named 'clas_1' (did you mean
   class_1?); the classes are class_0, class_1, class_2, class_3
@@ -303,19 +301,12 @@ def test_values_that_are_refused(values, message):
   assert _refused(_config(values)) == _line(values, message)
 
 
-def test_nan_is_a_word():
-  config = default.get_config()
-  config.data.nodata = (float('nan'),)
-  assert "takes numbers, or 'nan' as a word" in _refused(config)
-
-
 @pytest.mark.parametrize(
   'values',
   [
     'data.mask_values=(((255,0,0),1),(7,255))',
     "data.nodata=('nan',-9999) data.intensity=range "
     'data.intensity_range=(-1.5,9)',
-    "data.nodata=('nan,-9999',)",
     "data.mask_values=((0,0),('others',1),(0,0),((9,9,9),2),(9,2))",
     'data.source=tfds data.num_classes=1 loss.class_weights=(1,2.5) '
     "data.class_names=('ground','cell') eval.foreground=('cell',) "

@@ -41,6 +41,7 @@ _TEXTS = {
   'data.mean=-0.5,1e-2,+3': (-0.5, 1e-2, 3),
   'data.nodata=-9999,nan': (-9999, 'nan'),
   'data.nodata=NaN': ('nan',),
+  'data.nodata=inf,-inf': ('inf', '-inf'),
   'augment.affine.rotation=-180,180': (-180, 180),
   'data.class_names=road,crack': ('road', 'crack'),
   'data.class_names=road, crack,': ('road', 'crack'),
@@ -111,6 +112,9 @@ model.remat=yes
 data.dir=None
 data.dir='None'
   : takes text, '' for none
+data.nodata=0,nun
+data.nodata=-0,-nan
+  : takes numbers with commas between them, such as -9999,nan
 data.image_size=64x64
 data.image_size=64 64
 data.image_size=64;64
@@ -160,6 +164,7 @@ _VALUES = [
   ('data.image_size', (np.int32(32), 48), (32, 48)),
   ('data.class_names', ['a', 'b'], ('a', 'b')),
   ('data.nodata', [0, np.float32('nan')], (0, 'nan')),
+  ('data.nodata', [-np.inf, 1], ('-inf', 1)),
   ('data.class_names', np.array(['a', 'b']), ('a', 'b')),
   ('inference.ensemble', [pathlib.PurePosixPath('/a')], ('/a',)),
   ('data.mask_values', [[0, 0], [(1, 2, 3), 1]], ((0, 0), ((1, 2, 3), 1))),

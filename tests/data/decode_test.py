@@ -238,7 +238,7 @@ def test_values_that_are_not_finite(bad, intensity):
   limits = (0, 1) if intensity == 'range' else ()
   message = _error(data, intensity=intensity, intensity_range=limits)
   assert message.startswith('x holds values that are not finite (NaN or ')
-  found = decode.decode_image(data, 'x', _config(nodata=('nan,inf',)))
+  found = decode.decode_image(data, 'x', _config(nodata=('nan', 'inf')))
   assert found.ignored.tolist() == [[False, True]]
   # Filled with the mean.
   assert found.array[0].tolist() == [[0] * 3, [128] * 3]

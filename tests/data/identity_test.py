@@ -77,7 +77,9 @@ def test_what_was_held_out_stays_so(tmp_path, said, layout, cache, holdout):
   now = [[50, 51, 52, *train[:1], *train[2:], 53], held_out[1:]]
   assert run.evaluate() == run.start() == now
   where = 'train/images' if layout else 'images'
-  new = f'4 images are new ({where}/a.png, {where}/b.png, {where}/c.png, ...)'
+  new = (
+    f'4 images are new ({where}/a.png, {where}/b.png, {where}/c.png and 1 more)'
+  )
   lines = ' '.join(said())
   assert new in lines and 'gone' in lines
   # What came later is no longer new, and what was gone comes back to its side.

@@ -8,7 +8,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from tests.data import helpers
 from tests.refusals import message_of
-from unet_jax.config import checks
+from unet_jax.config import checks, values
 from unet_jax.data import intensity
 
 _INTEGERS = (np.uint8, np.int8, np.uint16, np.int16, np.int32, np.uint32)
@@ -25,14 +25,9 @@ def _of_range(low, high, **fields):
 def _follow(message, **fields):
   """The config with what a message says to set."""
   for name, value in re.findall(
-    r'--config\.data\.(\w+)=([^\s;,]+(?:,[-\d.e]+)*)', message
+    r'--config\.data\.(\w+)=([^\s;,]+(?:,[-\w.]+)*)', message
   ):
-    if name == 'nodata':
-      fields[name] = (value,)
-    elif name == 'intensity_range':
-      fields[name] = tuple(map(float, value.split(',')))
-    else:
-      fields[name] = value
+    fields[name] = values.parse(f'data.{name}', value)
   config = helpers.make_config(**fields)
   checks.validate(config)
   return config.data
@@ -125,7 +120,6 @@ def test_each_image_by_its_own():
   [
     (np.float32, -9999, -9999),
     (np.float32, np.nan, 'nan'),
-    (np.float32, np.nan, '7,nan'),
     (np.float32, -3.4028234663852886e38, -3.4028234663852886e38),
     (np.float64, np.inf, 'inf'),
     (np.int16, -32768, -32768),
@@ -191,6 +185,9 @@ def test_what_stands_for_no_data_is_named():
     'a holds values that are not finite (NaN or infinity); '
     '--config.data.nodata=nan ignores these pixels, if they are no data'
   )
+  assert intensity.find_no_data(pixels, _follow(message)).sum() == 12
+  pixels[:, :2] = [-np.inf, np.inf]
+  message = message_of(intensity.to_uint8, pixels, _data(), 'a')
   assert intensity.find_no_data(pixels, _follow(message)).sum() == 12
   # NaN has no place in a range either.
   assert 'not finite' in message_of(

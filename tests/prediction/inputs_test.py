@@ -64,7 +64,8 @@ def test_what_a_folder_has_besides_is_named(tmp_path, caplog):
     (tmp_path / name).write_text('x')
   text = (
     f'--config.predict.input={tmp_path}: passes over 2 folders (p1, p2) and 4 '
-    f"files (c.heic, d.jp2, e.txt, ...); with all folders: '{tmp_path}/**/*'"
+    'files (c.heic, d.jp2, e.txt and 1 more); with all folders: '
+    f"'{tmp_path}/**/*'"
   )
   assert inputs.find(str(tmp_path)) == [tmp_path / 'a.png']
   assert [r.getMessage() for r in caplog.records] == [text]

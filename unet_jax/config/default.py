@@ -125,9 +125,9 @@ def get_config() -> config_dict.ConfigDict:
   # A file that cannot be decoded: `stop`, or `skip` (the pair is skipped and
   # listed).
   data.on_error = 'stop'
-  # Before training: look at the prepared arrays for masks that say nothing,
-  # classes that do not occur, masks beside the edges of their images and images
-  # that are in both splits; errors stop the run (see --mode=inspect).
+  # Before training: look at the prepared arrays. Images that are in both splits
+  # and sets of which all masks are of one class stop the run; masks that seem
+  # flipped, moved or another image's are warned of (see --mode=inspect).
   data.check = True
   # Checks to leave out, there and in --mode=inspect: names of fields.CHECKS,
   # such as `moved`; each warning names its own.

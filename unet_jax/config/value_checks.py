@@ -72,22 +72,12 @@ def _written_masks(config: ml_collections.ConfigDict, mode: str) -> Table:
   }
 
 
-def _is_number(entry: Any) -> bool:
-  try:
-    float(entry)
-  except (TypeError, ValueError):
-    return False
-  return not isinstance(entry, bool)
-
-
 def _intensity(config: ml_collections.ConfigDict, mode: str) -> Table:
   """Values of images."""
   data = config.data
   limits, is_range = data.intensity_range, data.intensity == 'range'
   are_numbers = all(isinstance(n, int | float) for n in limits)
   is_pair = are_numbers and len(limits) == 2 and limits[0] < limits[1]
-  # On the command line, `nan,0` is one word.
-  words = [word for entry in data.nodata for word in str(entry).split(',')]
   return {
     'data.intensity needs the stored values that become 0 and 255, such as '
     '--config.data.intensity_range=0,4095; --mode=inspect with another '
@@ -96,10 +86,6 @@ def _intensity(config: ml_collections.ConfigDict, mode: str) -> Table:
     '0,4095': limits and not is_pair,
     'data.intensity_range is for --config.data.intensity=range': (
       limits and not is_range
-    ),
-    # As a number, it would differ from itself when the run goes on.
-    "data.nodata: takes numbers, or 'nan' as a word, such as (-9999, 'nan')": (
-      any(n != n for n in data.nodata) or not all(map(_is_number, words))
     ),
   }
 

@@ -20,8 +20,9 @@ from unet_jax.runtime import errors
 BOOLS = {'true': True, '1': True, 'false': False, '0': False}
 # A table of its own kind: ((value, class), ...).
 _TABLE = 'data.mask_values'
-# Numbers and the word 'nan', which unlike the number is equal to itself.
-_NODATA = 'data.nodata'
+# Numbers, and words for those that JSON lacks and that may differ from
+# themselves.
+_NODATA, _NOT_FINITE = 'data.nodata', ('nan', 'inf', '-inf')
 _BITS = 31
 
 
@@ -82,7 +83,8 @@ def checked(name: str, value: Any, text: str | None = None) -> Any:
   check_name(name)
   usual, value = known()[name], plain(value)
   if name == _NODATA and isinstance(value, tuple):
-    value = tuple('nan' if str(v).lower() == 'nan' else v for v in value)
+    words = [str(v).lower() for v in value]
+    value = tuple(w if w in _NOT_FINITE else v for v, w in zip(value, words))
   if isinstance(usual, float) and type(value) is int and abs(value) < 2**63:
     value = float(value)
   if _fits(name, value, usual):
@@ -148,7 +150,7 @@ def _fits(name: str, value: Any, usual: Any) -> bool:
     return value != ('None',) and all(isinstance(v, str) and v for v in value)
   return name == _TABLE or all(
     (isinstance(v, int | float) and not isinstance(v, bool))
-    or (name == _NODATA and v == 'nan')
+    or (name == _NODATA and v in _NOT_FINITE)
     for v in value
   )
 
@@ -167,7 +169,8 @@ def _takes(name: str, usual: Any) -> str:
     return "takes pairs (value, class); write '((0,0),(255,1))'"
   if name in fields.NAMES:
     return 'takes names with commas between them, such as one,two'
-  example = ','.join(map(str, usual)) or '1,2'
+  example = '-9999,nan' if name == _NODATA else '1,2'
+  example = ','.join(map(str, usual)) or example
   return f'takes numbers with commas between them, such as {example}'
 
 
@@ -198,6 +201,8 @@ def _of_node(node: ast.expr) -> Any:
     return tuple(map(_of_node, node.elts))
   if isinstance(node, ast.Name):
     return node.id
+  if isinstance(node, ast.UnaryOp) and isinstance(node.operand, ast.Name):
+    return f'-{node.operand.id}'
   return ast.literal_eval(node)
 
 

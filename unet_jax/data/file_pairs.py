@@ -1,7 +1,6 @@
 """The pairs of files of one split, and what is said of the rest."""
 
 import os
-from collections.abc import Sequence
 
 from unet_jax.data import decode, examples, folders, lists, pairing
 from unet_jax.runtime import errors
@@ -10,12 +9,6 @@ from unet_jax.runtime import errors
 Pair = tuple[str, ...]
 Problems = list[examples.Problem] | None
 Kinds = dict[str, folders.Folder]
-
-
-def some(names: Sequence[str], limit: int = 3) -> str:
-  """Returns the first names, and how many more there are."""
-  more = f' and {len(names) - limit} more' if len(names) > limit else ''
-  return ', '.join(names[:limit]) + more
 
 
 def pair(
@@ -37,7 +30,7 @@ def pair(
   """
   for folder in kinds.values():
     if not folder.files:
-      counts = some(_counts(folder.others), 6)
+      counts = errors.some(_counts(folder.others), 6)
       raise errors.UserError(
         f'{folder.path}: has no image files ({", ".join(decode.EXTENSIONS)})'
         + (f' but {counts}; convert them' if counts else '')
@@ -109,8 +102,8 @@ def _report_others(kinds: Kinds, problems: Problems) -> None:
   names = tuple(path for paths in others.values() for path in paths)
   text = (
     f'{kinds["images"].path} and {os.path.basename(kinds["masks"].path)}/: '
-    f'{len(names)} file(s) passed over, {some(_counts(others), 6)}, such as '
-    f'{some(firsts)}; '
+    f'{len(names)} file(s) passed over, {errors.some(_counts(others), 6)}, '
+    f'such as {errors.some(firsts)}; '
     f'those that are images are read as {", ".join(decode.EXTENSIONS)}'
   )
   problem = examples.Problem('passed over', text, names, 'note')
@@ -162,9 +155,10 @@ def _report_images_alone(
     return
   names = tuple(kinds['images'].files[key][0] for key in alone)
   if kind == 'masks' and found.masks:
+    shown = errors.some([os.path.basename(n) for n in names])
     text = (
       f'{len(alone)} of {len(images)} images of {kinds["images"].path} have no '
-      f'mask and are left out: {some([os.path.basename(n) for n in names])}'
+      f'mask and are left out: {shown}'
     )
     problem = examples.Problem('unpaired', text, names, 'warning')
     examples.report(problem, problems)

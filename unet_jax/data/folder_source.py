@@ -244,8 +244,7 @@ def _patterns(data: ml_collections.ConfigDict) -> pairing.Patterns | None:
 def _nothing(tree: folders.Tree) -> str:
   """Returns why a folder has no pairs."""
   names = sorted(os.listdir(tree.root))
-  more = f' and {len(names) - 6} more' if len(names) > 6 else ''
-  contents = f'it has {", ".join(names[:6])}{more}' if names else 'it is empty'
+  contents = f'it has {errors.some(names, 6)}' if names else 'it is empty'
   if folders.meaning(os.path.basename(tree.root))[1]:
     contents += '; give the folder above it?'
   elif loose := tree.loose():
@@ -272,7 +271,7 @@ def _report_folders(
     names = [os.path.relpath(path, tree.root) for path in sorted(unused)]
     text = (
       f'{tree.root}: not used, by their names no images and masks of a split: '
-      + file_pairs.some(names)
+      + errors.some(names)
     )
     problem = examples.Problem('passed over', text, tuple(unused), 'note')
     examples.report(problem, problems)

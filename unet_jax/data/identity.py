@@ -29,7 +29,6 @@ from unet_jax.runtime import errors, whole_files
 _log = logging.getLogger(__name__)
 
 FILE = 'split.json'
-_NAMES = 3  # That a line lists.
 
 
 class Image(NamedTuple):
@@ -281,7 +280,7 @@ class Record:
     """Says what is new, gone or changed, and what becomes of new images."""
     gone = [name for _, name in placed.gone]
     listed = [
-      f'{len(names)} {one if len(names) == 1 else many} ({some(names)})'
+      f'{len(names)} {one if len(names) == 1 else many} ({errors.some(names)})'
       for names, one, many in (
         (placed.new, 'image is new', 'images are new'),
         (gone, 'image is gone', 'images are gone'),
@@ -328,12 +327,6 @@ def say_missing(config: ml_collections.ConfigDict, workdir: str) -> None:
       workdir,
       FILE,
     )
-
-
-def some(names: Sequence[str]) -> str:
-  """Joins the first three names."""
-  more = ', ...' if len(names) > _NAMES else ''
-  return ', '.join(names[:_NAMES]) + more
 
 
 def read(workdir: str, continues: bool = False) -> Record | None:

@@ -73,15 +73,13 @@ class Levels:
 
 
 def no_data(data: ml_collections.ConfigDict) -> tuple[float, ...]:
-  """Returns the numbers of data.nodata, whose `nan` is a word."""
+  """Returns the numbers of data.nodata, whose `nan` and `inf` are words."""
   return _numbers(data.nodata)
 
 
 @functools.cache  # Each image needs it.
 def _numbers(entries: tuple) -> tuple[float, ...]:
-  # On the command line, `nan,0` is one word.
-  words = [word for entry in entries for word in str(entry).split(',')]
-  return tuple(float(word) for word in words)
+  return tuple(map(float, entries))
 
 
 def find_no_data(

@@ -334,10 +334,10 @@ def _fill(
     [levels[index] for index in sorted(levels)], config.data
   )
   if turned and config.data.orientation == 'stored':
-    names = [turned[index] for index in sorted(turned)[:3]]
+    names = [turned[index] for index in sorted(turned)]
     lines.append(
       f'{len(turned)} of {len(source)} pairs have tags that '
-      f'turn them for display ({", ".join(names)}), which are not applied; '
+      f'turn them for display ({errors.some(names)}), which are not applied; '
       '--config.data.orientation=upright applies them'
     )
   about = prepared.collect([found[index] for index in sorted(found)], config)

@@ -9,6 +9,7 @@ import numpy as np
 
 from unet_jax.data import examples
 from unet_jax.inspection import records
+from unet_jax.runtime import errors
 
 NEIGHBOURS = 'neighbours look alike'
 
@@ -120,7 +121,7 @@ def _duplicates(
   ):
     if not chosen:
       continue
-    first = records.some([f'{m.name} ({m.split})' for m in chosen[0]])
+    first = errors.some([f'{m.name} ({m.split})' for m in chosen[0]])
     text = f'{len(chosen)} group(s) of {kind} {where}; the first: {first}'
     if chosen is across:
       splits = collections.Counter(m.split for g in chosen for m in g)

@@ -351,7 +351,7 @@ class _Checks:
     absent = [name for name, n in zip(names, np.sum(pixels, 0)) if not n]
     if absent:
       text = (
-        f'no pixel of {self._split} is of class {records.some(absent, 8)}; '
+        f'no pixel of {self._split} is of class {errors.some(absent, 8)}; '
         'look at data.num_classes and data.mask_values'
       )
       fails = is_first and len(absent) >= len(names) - 1

@@ -196,10 +196,3 @@ def wanted(
 def by_level(findings: Iterable[Finding]) -> list[Finding]:
   """Returns the findings, errors first."""
   return sorted(findings, key=lambda f: LEVELS.index(f.level))
-
-
-def some(names: Sequence[str], limit: int = 3) -> str:
-  """Returns 'a, b, c and 4 more'."""
-  shown = ', '.join(names[:limit])
-  more = len(names) - limit
-  return f'{shown} and {more} more' if more > 0 else shown

@@ -135,7 +135,7 @@ def _decode(
     raise
   except errors.UserError as e:
     data = data.copy_and_resolve_references()
-    data.update(intensity='image', nodata=(*data.nodata, 'nan,inf,-inf'))
+    data.update(intensity='image', nodata=(*data.nodata, 'nan', 'inf', '-inf'))
     # Raises again if it is something else.
     example = examples.decode_example(files, data)
     levels = example['image_file'].levels

@@ -239,7 +239,7 @@ class Index:
         '%d images have the stems of others, so their files are named by '
         'folder or suffix too: %s',
         len(new),
-        _three(new),
+        errors.some(new),
       )
     return chosen
 
@@ -248,9 +248,9 @@ class Index:
     if unknown:
       raise errors.UserError(
         f'{self._folder} has files of {len(unknown)} images '
-        f'({_three(unknown)}), and no {self._path.name} says of which content '
-        'and checkpoint they are; remove them, or set --config.predict.output '
-        'to another folder'
+        f'({errors.some(unknown)}), and no {self._path.name} says of which '
+        'content and checkpoint they are; remove them, or set '
+        '--config.predict.output to another folder'
       )
 
   def _all_changes(
@@ -350,10 +350,6 @@ def _num_pages(source: pathlib.Path, data: ml_collections.ConfigDict) -> int:
     return 1  # What opens it says why.
 
 
-def _three(texts: Sequence[str]) -> str:
-  return ', '.join(texts[:3]) + ', ...' * (len(texts) > 3)
-
-
 def _say_again(reasons: Mapping[str, str], num_removed: int) -> None:
   """Logs which images are predicted again, {name: why}."""
   if reasons:
@@ -361,7 +357,7 @@ def _say_again(reasons: Mapping[str, str], num_removed: int) -> None:
     _log.info(
       'predicting %d images again (%s): %s%s',
       len(reasons),
-      _three(list(reasons)),
+      errors.some(list(reasons)),
       '; '.join(dict.fromkeys(reasons.values())),
       removed if num_removed else '',
     )

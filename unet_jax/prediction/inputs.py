@@ -64,8 +64,7 @@ def _passed_over(folder: pathlib.Path, files: list[pathlib.Path]) -> str:
     # Hidden ones are those of the system.
     names = [path.name for path in paths if not path.name.startswith('.')]
     if names:
-      some = ', '.join(names[:3]) + ', ...' * (len(names) > 3)
-      lines.append(f'{len(names)} {kind} ({some})')
+      lines.append(f'{len(names)} {kind} ({errors.some(names)})')
   pattern = shlex.quote(f'{glob.escape(str(folder))}/**/*')
   advice = f'; with all folders: {pattern}' if folders else ''
   return f': passes over {" and ".join(lines)}{advice}' if lines else ''

@@ -4,6 +4,7 @@ import errno
 import os
 import sys
 import threading
+from collections.abc import Sequence
 from typing import NoReturn
 
 # Threads that compile have names that begin so.
@@ -26,6 +27,13 @@ class UserError(ValueError):
 
 class DecodeError(UserError):
   """A file that no decoder can read (skipped with `data.on_error = skip`)."""
+
+
+def some(names: Sequence[str], limit: int = 3) -> str:
+  """Returns the first names, as in `a, b, c and 4 more`."""
+  shown = ', '.join(names[:limit])
+  more = len(names) - limit
+  return f'{shown} and {more} more' if more > 0 else shown
 
 
 def one_line(e: UserError | OSError, where: str) -> str:

@@ -1,8 +1,42 @@
-"""What a run that goes on does otherwise than it did before."""
+"""What a run that goes on may not, and what it does otherwise than before."""
 
+import logging
+
+import jax
 import ml_collections
 
-from unet_jax.training import optimizer
+from unet_jax.config import saved as saved_lib
+from unet_jax.data import identity
+from unet_jax.training import checkpoint, optimizer
+
+_log = logging.getLogger(__name__)
+
+
+def check_saved(
+  config: ml_collections.ConfigDict,
+  workdir: str,
+  checkpoints: checkpoint.Checkpoints,
+) -> identity.Record | None:
+  """Refuses to continue from a checkpoint of another config.
+
+  Returns:
+    The record of the run's images.
+  """
+  if not checkpoints.steps:
+    return None
+  step = checkpoints.steps[-1]
+  saved = checkpoints.saved_config(step)
+  record = None
+  if step:
+    record = identity.continued(workdir, config, saved)
+    saved_lib.check_resumable(saved, config, workdir)
+    change = rate_change(saved, config, step)
+    if change and jax.process_index() == 0:
+      _log.warning('warning: %s', change)
+  else:
+    fix = 'Choose another --workdir, or undo the change'
+    saved_lib.check_evaluable(saved, config, workdir, fix)
+  return record
 
 
 def _length(config: ml_collections.ConfigDict) -> int:
