@@ -150,7 +150,7 @@ def _count_pages(pairs: list[file_pairs.Pair], problems: Problems) -> list[int]:
     if os.path.splitext(path)[1].lower() not in _PAGED:
       return 1
     try:
-      return stored.count_pages(_read_bytes(path), path)
+      return stored.count_pages(path)
     except errors.DecodeError:  # Decoding it says so, or skips it.
       return 1
 

@@ -304,17 +304,3 @@ def _open_tiff(
     raster = TiffRaster(images, image, data)
     stack.pop_all()
     return raster
-
-
-def count_images(path: pathlib.Path) -> int:
-  """Returns how many images a file holds, without decoding pixels.
-
-  Raises:
-    DecodeError: it cannot be read.
-  """
-  with open(path, 'rb') as f:
-    is_tiff = f.read(4) in tiff.MAGIC
-  if is_tiff:
-    with tiff.Images(path, str(path)) as images:
-      return len(images)
-  return stored.count_pages(path.read_bytes(), str(path))

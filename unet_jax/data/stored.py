@@ -11,11 +11,13 @@ files; OpenCV decodes sound JPEG and PNG files to the same pixels in less time,
 and PNGs of 16 bits, which Pillow reduces to 8.
 """
 
+import contextlib
 import dataclasses
 import io
+import os
 import struct
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import cv2
 import numpy as np
@@ -114,8 +116,15 @@ def read(data: bytes, name: str, page: int = 0) -> Stored:
     with tiff.Images(data, name) as images:
       image = images[page]
       return of_tiff(image, len(images), 0, image.size[0])
-  try:
+  with _named(name):
     return _read_with_pillow(data, name, page)
+
+
+@contextlib.contextmanager
+def _named(name: str) -> Iterator[None]:
+  """Raises DecodeError, which names the file, for one that is damaged."""
+  try:
+    yield
   except errors.UserError:
     raise
   except UnidentifiedImageError as e:
@@ -142,23 +151,19 @@ def of_tiff(
   )
 
 
-def count_pages(data: bytes, name: str) -> int:
-  """Returns `Stored.pages` without decoding pixels.
+def count_pages(path: str | os.PathLike) -> int:
+  """Returns `Stored.pages` of a file without decoding pixels.
 
   Raises:
-    DecodeError: see `read`.
+    DecodeError: it cannot be read.
   """
-  if data[:4] in tiff.MAGIC:
-    with tiff.Images(data, name) as images:
-      return len(images)
-  try:
-    return len(_frames(_open(data, name)))
-  except errors.UserError:
-    raise
-  except UnidentifiedImageError as e:
-    raise broken(name, 'cannot identify image file') from e
-  except _DAMAGE as e:
-    raise broken(name, e) from e
+  name = os.fspath(path)
+  with _named(name), open(path, 'rb') as f:
+    head = f.read(4)
+    if head in tiff.MAGIC:
+      with tiff.Images(path, name) as images:
+        return len(images)
+    return len(_frames(_open(head + f.read(), name)))
 
 
 def turn(array: np.ndarray, orientation: int) -> np.ndarray:

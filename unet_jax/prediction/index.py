@@ -29,7 +29,7 @@ import ml_collections
 import numpy as np
 
 from unet_jax.config import default, fields
-from unet_jax.data import prepared, rasters
+from unet_jax.data import prepared, stored
 from unet_jax.prediction import names, outputs
 from unet_jax.runtime import errors, locks, progress, whole_files
 
@@ -345,7 +345,7 @@ def _num_pages(source: pathlib.Path, data: ml_collections.ConfigDict) -> int:
   if data.pages == 'one':
     return 1  # Others are refused when they are opened.
   try:
-    return rasters.count_images(source)
+    return stored.count_pages(source)
   except errors.DecodeError:
     return 1  # What opens it says why.
 

@@ -39,11 +39,6 @@ def check_saved(
   return record
 
 
-def _length(config: ml_collections.ConfigDict) -> int:
-  """Returns the number of steps after which the schedule has come down."""
-  return config.optimizer.decay_steps or config.train.num_steps
-
-
 def rate_change(
   old: ml_collections.ConfigDict, new: ml_collections.ConfigDict, step: int
 ) -> str:
@@ -54,8 +49,9 @@ def rate_change(
     new: the config that continues it.
     step: number of updates done, 1 or more.
   """
+  length, new_length = map(optimizer.schedule_length, (old, new))
   # Asked first: a schedule takes the device.
-  if old.optimizer == new.optimizer and _length(old) == _length(new):
+  if old.optimizer == new.optimizer and length == new_length:
     return ''
   before, now = optimizer.make_schedule(old), optimizer.make_schedule(new)
   planned, next_rate = float(before(step)), float(now(step))
@@ -63,13 +59,12 @@ def rate_change(
     return ''
   last = float(before(step - 1))
   times = f', {next_rate / last:.2g} times as high' if last else ''
-  length = _length(old)
   text = (
     f'the learning rate of step {step} was {last:.2g}, that of step {step + 1} '
     f'is {next_rate:.2g}{times}: the {new.optimizer.schedule} schedule came '
-    f'down at step {length}, now at {_length(new)}'
+    f'down at step {length}, now at {new_length}'
   )
-  if _length(new) <= length:
+  if new_length <= length:
     return text
   keep = f'--config.optimizer.decay_steps={length}'
   if not new.optimizer.end_factor:

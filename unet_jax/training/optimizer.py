@@ -16,11 +16,16 @@ _log = logging.getLogger(__name__)
 _LONG_WARMUP = 0.3
 
 
+def schedule_length(config: ml_collections.ConfigDict) -> int:
+  """Returns the number of steps after which the schedule has come down."""
+  return config.optimizer.decay_steps or config.train.num_steps
+
+
 def make_schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
   """Returns step -> learning rate: linear warm-up, then the schedule."""
   o = config.optimizer
   peak, end = o.learning_rate, o.learning_rate * o.end_factor
-  length = o.decay_steps or config.train.num_steps
+  length = schedule_length(config)
   warmup_steps = fields.warmup_steps(o.warmup_steps, length)
   rest = max(length - warmup_steps, 1)
   after = {
@@ -69,7 +74,7 @@ def make_optimizer(
       'train.num_steps=%d; --config.optimizer.warmup_steps=-1 takes %d',
       o.warmup_steps,
       num_steps,
-      fields.warmup_steps(-1, num_steps),
+      fields.warmup_steps(-1, schedule_length(config)),
     )
   parts = []
   if o.clip_norm:
