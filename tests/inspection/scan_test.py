@@ -99,6 +99,8 @@ def test_count_values():
   rgb = np.zeros((2, 3, 3), np.uint8)
   rgb[0, 0] = 1, 2, 3
   assert scan.count_values(rgb) == {(0, 0, 0): 5, (1, 2, 3): 1}
+  rgb = rgb.astype(np.uint16) * 300
+  assert scan.count_values(rgb) == {(0, 0, 0): 5, (300, 600, 900): 1}
   deep = np.array([[1000, 1000, 3]], np.int32)
   assert scan.count_values(deep) == {3: 1, 1000: 2}
 

@@ -16,12 +16,19 @@ from unet_jax.runtime import errors
 # {index: (colour, name of the first mask that has it)}.
 Palette = dict[int, tuple[tuple[int, ...], str]]
 
-# Turns a colour into one number.
-_COLOR_WEIGHTS = np.array([1 << 32, 1 << 16, 1])
-
 # With more unknown values than this, a mask may number objects, or be blurred;
 # with more colours, it is none.
 _MANY, _NO_MASK = 8, 256
+
+
+def color_numbers(colors: np.ndarray) -> np.ndarray:
+  """Returns a number for each colour: integers [..., 3] to int64 [...]."""
+  return colors.astype(np.int64) @ np.array([1 << 32, 1 << 16, 1])
+
+
+def color_of(number: int) -> tuple[int, int, int]:
+  """The inverse of `color_numbers`, of colours of 0..65535."""
+  return number >> 32, number >> 16 & 0xFFFF, number & 0xFFFF
 
 
 def map_mask(
@@ -46,7 +53,7 @@ def map_mask(
   if values.ndim == 3:
     if not table.has_colors and table.others is None:
       raise _color_mask_error(values, name)
-    numbers = values.astype(np.int64) @ _COLOR_WEIGHTS
+    numbers = color_numbers(values)
     classes = _numbered(entries, num_classes)
   else:
     numbers, classes = values, table.grey_classes()
@@ -68,7 +75,7 @@ def map_mask(
 def _numbered(entries: Entries, num_classes: int) -> dict[int, int]:
   """{number of a colour: class}"""
   colors = mask_table.make(entries, num_classes).color_classes()
-  return {int(np.array(v) @ _COLOR_WEIGHTS): c for v, c in colors.items()}
+  return {int(color_numbers(np.array(v))): c for v, c in colors.items()}
 
 
 def _look_up(
@@ -124,7 +131,7 @@ def _unknown_value_error(
   worst = int(np.where(known, 0, counts).argmax())
   value: Value = numbers[worst]
   if is_color:
-    value = (value >> 32, value >> 16 & 0xFFFF, value & 0xFFFF)
+    value = color_of(value)
   which = f'CLASS in 0..{max(num_classes, 2) - 1} or 255 to ignore'
   count = len(found) - np.count_nonzero(known)
   top = {numbers[i] for i in np.argsort(-counts, kind='stable')[:2]}
@@ -173,21 +180,17 @@ def _of_objects() -> str:
 def _color_mask_error(values: np.ndarray, name: str) -> errors.UserError:
   """Prints a table for an RGB mask, the most frequent colours first."""
   # As numbers: rows take a hundred times as long to sort.
-  numbers = values.astype(np.int64) @ _COLOR_WEIGHTS
-  numbers, counts = np.unique(numbers, return_counts=True)
-  found = np.stack(
-    [numbers >> 32, numbers >> 16 & 0xFFFF, numbers & 0xFFFF], -1
-  )
-  start = f'{name}: the mask is an RGB image of {len(found)} colours, '
-  if len(found) > _NO_MASK:
+  numbers, counts = np.unique(color_numbers(values), return_counts=True)
+  start = f'{name}: the mask is an RGB image of {len(numbers)} colours, '
+  if len(numbers) > _NO_MASK:
     return errors.UserError(
       f'{start}more than there are classes; replace it if it is a photograph '
       'or was blurred by JPEG, or, if each colour is an object on black, set '
       '--config.data.mask_values="((0,0),(\'others\',1))"'
     )
   order = np.argsort(-counts, kind='stable')[:6]
-  colors = [tuple(found[k].tolist()) for k in order]
-  more = ' and so on' if len(found) > len(order) else ''
+  colors = [color_of(n) for n in numbers[order].tolist()]
+  more = ' and so on' if len(numbers) > len(order) else ''
   return errors.UserError(
     f'{start}not a map of classes; give each colour its class, such as '
     f"--config.data.mask_values='{_numbered_table(colors)}'{more}"

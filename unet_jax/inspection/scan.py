@@ -281,7 +281,7 @@ def count_values(values: np.ndarray) -> records.Values:
   """
   is_color = values.ndim == 3
   if is_color:
-    values = values.astype(np.int64) @ np.array([1 << 16, 1 << 8, 1])
+    values = masks.color_numbers(values)
   if values.dtype == np.uint8:
     counts = masks.histogram(values)
     found = np.flatnonzero(counts)
@@ -293,7 +293,7 @@ def count_values(values: np.ndarray) -> records.Values:
     found, counts = found[order], counts[order]
   keys: list[records.Value] = found.tolist()
   if is_color:
-    keys = [(v >> 16, v >> 8 & 255, v & 255) for v in keys]
+    keys = [masks.color_of(v) for v in keys]
   return dict(zip(keys, counts.tolist()))
 
 

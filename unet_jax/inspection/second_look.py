@@ -90,7 +90,7 @@ def _any_classes(
     )
   except errors.UserError:
     if values.ndim == 3:
-      values = values.astype(np.int64) @ np.array([1 << 16, 1 << 8, 1])
+      values = masks.color_numbers(values)
     # The same in all masks of the set; a prime, so that few values collide.
     classes = (values % 251).astype(np.uint8)
   if ignored is not None:

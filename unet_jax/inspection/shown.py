@@ -117,9 +117,7 @@ def _drawn(
     except errors.UserError:
       continue
     return mask, max(data.num_classes, 2), note
-  numbers = values
-  if values.ndim == 3:
-    numbers = values.astype(np.int64) @ np.array([1 << 32, 1 << 16, 1])
+  numbers = masks.color_numbers(values) if values.ndim == 3 else values
   _, inverse, counts = np.unique(
     numbers, return_inverse=True, return_counts=True
   )
