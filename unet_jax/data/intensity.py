@@ -324,10 +324,8 @@ def measure(
   )
 
 
-def range_of_set(
-  images: Sequence[Levels], tail: float = TAIL
-) -> tuple[float, float] | None:
-  """Returns the range that all but a `tail` of the pixels at each end are in.
+def range_of_set(images: Sequence[Levels]) -> tuple[float, float] | None:
+  """Returns the range that all but TAIL of the pixels at each end are in.
 
   Values that are `unlisted` or `stray` have no part in it.
   Whole numbers of integers; None where there is no pixel with data.
@@ -347,8 +345,8 @@ def range_of_set(
   order = np.argsort(values, kind='stable')
   values, below = values[order], np.cumsum(shares[order])
   total = below[-1]
-  low = values[np.searchsorted(below, tail * total, 'right')]
-  high = values[np.searchsorted(below, (1 - tail) * total, 'left')]
+  low = values[np.searchsorted(below, TAIL * total, 'right')]
+  high = values[np.searchsorted(below, (1 - TAIL) * total, 'left')]
   if all(image.kind.startswith(('int', 'uint')) for image in images):
     return int(low), int(max(high, low + 1))
   low, high = (float(f'{v:.4g}') for v in (low, high))
