@@ -84,7 +84,7 @@ def get_config() -> config_dict.ConfigDict:
   # measures a range.
   data.intensity = 'dtype'
   data.intensity_range = ()
-  # Values of images that are no data, such as -9999 or nan: such pixels are
+  # Values of images that are no data, such as -9999, nan, inf: such pixels are
   # ignored in the mask, left out of statistics and of the sums of `augment`
   # (as are all ignored pixels then), and filled with data.mean.
   data.nodata = ()
