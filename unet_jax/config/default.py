@@ -84,8 +84,8 @@ def get_config() -> config_dict.ConfigDict:
   # measures a range.
   data.intensity = 'dtype'
   data.intensity_range = ()
-  # Values of images that are no data, such as -9999 or nan: such pixels are
-  # ignored in the mask, left out of statistics and of the sums of `augment`
+  # Values of images that are no data, such as -9999, nan or inf: such pixels
+  # are ignored in the mask, left out of statistics and of the sums of `augment`
   # (as are all ignored pixels then), and filled with data.mean.
   data.nodata = ()
   # Files of several images (pages of a TIFF, frames of an animation): `one`

@@ -3,6 +3,7 @@
 Tables as in checks.py, which runs them.
 """
 
+import math
 from typing import Any
 
 import ml_collections
@@ -84,7 +85,9 @@ def _intensity(config: ml_collections.ConfigDict, mode: str) -> Table:
   """Values of images."""
   data = config.data
   limits, is_range = data.intensity_range, data.intensity == 'range'
-  are_numbers = all(isinstance(n, int | float) for n in limits)
+  are_numbers = all(
+    isinstance(n, int | float) and math.isfinite(n) for n in limits
+  )
   is_pair = are_numbers and len(limits) == 2 and limits[0] < limits[1]
   # On the command line, `nan,0` is one word.
   words = [word for entry in data.nodata for word in str(entry).split(',')]

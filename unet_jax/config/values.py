@@ -20,8 +20,8 @@ from unet_jax.runtime import errors
 BOOLS = {'true': True, '1': True, 'false': False, '0': False}
 # A table of its own kind: ((value, class), ...).
 _TABLE = 'data.mask_values'
-# Numbers and the word 'nan', which unlike the number is equal to itself.
-_NODATA = 'data.nodata'
+# Numbers and these words: the number NaN is not equal to itself.
+_NODATA, _NODATA_WORDS = 'data.nodata', ('nan', 'inf', '-inf')
 _BITS = 31
 
 
@@ -82,7 +82,8 @@ def checked(name: str, value: Any, text: str | None = None) -> Any:
   check_name(name)
   usual, value = known()[name], plain(value)
   if name == _NODATA and isinstance(value, tuple):
-    value = tuple('nan' if str(v).lower() == 'nan' else v for v in value)
+    words = [str(v).lower() for v in value]
+    value = tuple(w if w in _NODATA_WORDS else v for w, v in zip(words, value))
   if isinstance(usual, float) and type(value) is int and abs(value) < 2**63:
     value = float(value)
   if _fits(name, value, usual):
@@ -148,7 +149,7 @@ def _fits(name: str, value: Any, usual: Any) -> bool:
     return value != ('None',) and all(isinstance(v, str) and v for v in value)
   return name == _TABLE or all(
     (isinstance(v, int | float) and not isinstance(v, bool))
-    or (name == _NODATA and v == 'nan')
+    or (name == _NODATA and v in _NODATA_WORDS)
     for v in value
   )
 
@@ -198,6 +199,8 @@ def _of_node(node: ast.expr) -> Any:
     return tuple(map(_of_node, node.elts))
   if isinstance(node, ast.Name):
     return node.id
+  if isinstance(node, ast.UnaryOp) and isinstance(node.operand, ast.Name):
+    return ast.unparse(node)  # As in `-inf`.
   return ast.literal_eval(node)
 
 

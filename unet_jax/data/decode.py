@@ -210,7 +210,7 @@ def to_channels(
   is_color = found.kind in ('rgb', 'palette')
   if number == data.num_channels or number == 1 or is_color and number == 3:
     return pixels, ignored
-  first = ','.join(str(i + 1) for i in range(min(number, data.num_channels)))
+  first = ','.join(str(i % number + 1) for i in range(data.num_channels))
   raise errors.UserError(
     f'{name} has {number} bands, the network {data.num_channels} channel(s); '
     f'choose bands with --config.data.bands={first}'
