@@ -204,7 +204,9 @@ def to_channels(
       )
     pixels = pixels.dtype.type(2**found.bits - 1) - pixels
   if data.bands:
-    return _chosen(pixels, found, name, data), None
+    # Asked for both, so alpha is not only dropped as a band that is not chosen.
+    ignored = _ignored(found, name, data, 0) if data.alpha == 'nodata' else None
+    return _chosen(pixels, found, name, data), ignored
   number = pixels.shape[2] if pixels.ndim == 3 else 1
   ignored = _ignored(found, name, data, number)
   is_color = found.kind in ('rgb', 'palette')

@@ -32,10 +32,8 @@ _CUSTOMARY = (-9999, -99999, -999, -32768, -32767)
 _FAR = 10
 # Parts of messages, which an inspection replaces by what it measured.
 LOW_HIGH, MEASURE = 'LOW,HIGH', '; --mode=inspect measures it'
-_RANGE_ADVICE = (
-  '--config.data.intensity=range --config.data.intensity_range='
-  f'{LOW_HIGH}{MEASURE}'
-)
+_RANGE = '--config.data.intensity=range --config.data.intensity_range='
+_RANGE_ADVICE = f'{_RANGE}{LOW_HIGH}{MEASURE}'
 # An image that has fewer levels than this has lost some that it had.
 _FEW = 64
 
@@ -373,19 +371,22 @@ def lines_on_set(
     data: the section of a config.
   """
   known = [image for image in images if image is not None]
-  few = [image for image in known if image.are_few]
   lines = []
-  # Single images may be dark by nature.
-  if 2 * len(few) > len(known):
-    stored, left = (
-      int(np.median([getattr(image, name) for image in few]))
-      for name in ('stored', 'left')
-    )
+  for kind in sorted({image.kind for image in known}):
+    group = [image for image in known if image.kind == kind]
+    few = [image for image in group if image.are_few]
+    # Single images may be dark by nature.
+    if 2 * len(few) <= len(group):
+      continue
+    stored = np.median([image.stored for image in few])
+    left = np.median([image.left for image in few])
+    advice = f'{_RANGE}{range_text(few)} keeps more'
+    if len(group) < len(images):
+      advice = f'others hold no {kind}: store all in one type and unit'
     lines.append(
-      f'{len(few)} of {len(images)} images keep few of their levels '
-      f'with data.intensity={data.intensity}, {left} of {stored} on the '
-      f'median; --config.data.intensity=range '
-      f'--config.data.intensity_range={range_text(few)} keeps more'
+      f'{len(few)} of {len(images)} images keep few of their levels with '
+      f'data.intensity={data.intensity}, {left:.0f} of {stored:.0f} on the '
+      f'median; {advice}'
     )
   unlisted = [image.unlisted for image in known if image.unlisted is not None]
   if unlisted:
