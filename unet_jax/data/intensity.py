@@ -219,11 +219,10 @@ def _refusal(
   values = pixels if ignored is None else pixels[~ignored]
   low, high = limits or find_limits(values)
   if not np.isfinite([low, high]).all():
-    hint = '--config.data.nodata=nan ignores these pixels, if they are no data'
-    if not np.isnan([low, high]).any():
-      hint = hint.replace('nan', 'inf,-inf')
     return errors.UserError(
-      f'{name} holds values that are not finite (NaN or infinity); {hint}'
+      f'{name} holds values that are not finite (NaN or infinity); '
+      '--config.data.nodata=nan,inf,-inf ignores these pixels, if they are no '
+      'data'
     )
   text = (
     f'{name} holds {pixels.dtype} values from {_shown(low)} to '
