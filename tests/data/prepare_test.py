@@ -585,7 +585,7 @@ def test_no_data(cache, tmp_path):
   assert '--config.data.nodata=nan' in message
   message = message_of(_rows, tmp_path, {**fields, 'nodata': ('nan',)})
   assert (
-    'If -9999 stands for no data, set --config.data.nodata=-9999' in message
+    'If -9999 stands for no data, set --config.data.nodata=nan,-9999' in message
   )
 
 

@@ -146,7 +146,7 @@ def to_uint8(
   elif pixels.dtype.kind == 'f':
     low, high = 0.0, 1.0
   elif pixels.dtype.kind != 'u' or bits > 16:
-    raise _refusal(pixels, name, ignored, limits, tag)
+    raise _refusal(pixels, data, name, ignored, limits, tag)
   if pixels.dtype.kind == 'f':
     lowest, highest = limits or find_limits(pixels, ignored)
     is_finite = np.isfinite([lowest, highest]).all()
@@ -154,7 +154,7 @@ def to_uint8(
     if lowest > highest:  # There is no data.
       return np.zeros(pixels.shape, np.uint8)
     if is_out or not is_finite:
-      raise _refusal(pixels, name, ignored, limits, tag)
+      raise _refusal(pixels, data, name, ignored, limits, tag)
   if pixels.dtype == np.uint8 and (low, high) == (0, 255):
     return pixels
   if pixels.dtype.kind in 'iu' and pixels.dtype.itemsize <= 2:
@@ -210,6 +210,7 @@ def fill(
 
 def _refusal(
   pixels: np.ndarray,
+  data: ml_collections.ConfigDict,
   name: str,
   ignored: np.ndarray | None,
   limits: tuple[float, float] | None,
@@ -224,6 +225,7 @@ def _refusal(
       '--config.data.nodata=nan,inf,-inf ignores these pixels, if they are no '
       'data'
     )
+  listed = ''.join(f'{text_of(value)},' for value in no_data(data))
   text = (
     f'{name} holds {pixels.dtype} values from {_shown(low)} to '
     f'{_shown(high)}; data.intensity=dtype takes uint8, uint16 and floats of '
@@ -232,14 +234,14 @@ def _refusal(
   if tag is not None and np.any(values == tag):
     return errors.UserError(
       f'{text}. The file names {text_of(tag)} as its value of no data: set '
-      f'--config.data.nodata={text_of(tag)}'
+      f'--config.data.nodata={listed}{text_of(tag)}'
     )
   stray = _stray(values)
   if stray is not None:
     return errors.UserError(
       f'{text}. If {text_of(stray)} stands for no data, set '
-      f'--config.data.nodata={text_of(stray)}; otherwise give one range for '
-      f'the whole set, {_RANGE_ADVICE}'
+      f'--config.data.nodata={listed}{text_of(stray)}; otherwise give one '
+      f'range for the whole set, {_RANGE_ADVICE}'
     )
   return errors.UserError(
     f'{text}. Give one range for the whole set, {_RANGE_ADVICE}'
@@ -377,8 +379,7 @@ def lines_on_set(
     # Single images may be dark by nature.
     if 2 * len(few) <= len(group):
       continue
-    stored = np.median([image.stored for image in few])
-    left = np.median([image.left for image in few])
+    stored, left = np.median([(x.stored, x.left) for x in few], axis=0)
     advice = f'{_RANGE}{range_text(few)} keeps more'
     if len(group) < len(images):
       advice = f'others hold no {kind}: store all in one type and unit'
@@ -390,9 +391,10 @@ def lines_on_set(
   unlisted = [image.unlisted for image in known if image.unlisted is not None]
   if unlisted:
     value = text_of(unlisted[0])
+    listed = ''.join(f'{text_of(v)},' for v in no_data(data))
     lines.append(
       f'{len(unlisted)} of {len(images)} images name {value} as their '
       'value of no data and have such pixels, which are taken as data; '
-      f'--config.data.nodata={value} ignores them'
+      f'--config.data.nodata={listed}{value} ignores them'
     )
   return lines
