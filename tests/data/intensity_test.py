@@ -189,7 +189,8 @@ def test_what_stands_for_no_data_is_named():
   message = message_of(intensity.to_uint8, pixels, _data(), 'a')
   assert message == (
     'a holds values that are not finite (NaN or infinity); '
-    '--config.data.nodata=nan,inf,-inf ignores these pixels, if they are no data'
+    '--config.data.nodata=nan,inf,-inf ignores these pixels, if they are no '
+    'data'
   )
   assert intensity.find_no_data(pixels, _follow(message)).sum() == 12
   # NaN has no place in a range either.
