@@ -167,6 +167,14 @@ data.intensity_range=(0,1)
   is for --config.data.intensity=range
 data.intensity_range=(5,5) data.intensity=range
   : takes two numbers, the lower one first, such as 0,4095
+data.intensity_range=(0,1e999) data.intensity=range
+  : takes two numbers, the lower one first, such as 0,4095
+data.bands=(1.0,2,3)
+  : takes numbers of bands, the first of which is 1
+data.bands=(0,1,2)
+  : takes numbers of bands, the first of which is 1
+data.nodata=(0,'nun')
+  : takes numbers, or 'nan' as a word, such as (-9999, 'nan')
 eval.foreground=('clas_1',)
   = --config.eval.foreground: no class is named 'clas_1' (did you mean
   class_1?); the classes are class_0, class_1, class_2, class_3

@@ -254,6 +254,14 @@ def test_every_default_is_taken_as_it_is():
     assert repr(values.parse(name, text)) == repr(value)
 
 
+@pytest.mark.parametrize('text', ['inf,-inf', '(inf, -inf)', "('inf','-inf')"])
+def test_words_for_no_data(text):
+  assert values.parse('data.nodata', text) == ('inf', '-inf')
+  numbers = (float('inf'), -float('inf'), float('nan'), -9999)
+  words = ('inf', '-inf', 'nan', -9999)
+  assert values.checked('data.nodata', numbers) == words
+
+
 def test_tuples_are_of_numbers_or_of_names():
   """A new field that is empty by default is listed here or in fields.NAMES."""
   empty = {name for name, value in values.known().items() if value == ()}

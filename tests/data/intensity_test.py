@@ -183,7 +183,8 @@ def test_what_stands_for_no_data_is_named():
   message = message_of(intensity.to_uint8, pixels, _data(), 'a')
   assert message == (
     'a holds values that are not finite (NaN or infinity); '
-    '--config.data.nodata=nan ignores these pixels, if they are no data'
+    '--config.data.nodata=nan,inf,-inf ignores these pixels, if they are no '
+    'data'
   )
   assert intensity.find_no_data(pixels, _follow(message)).sum() == 12
   pixels[:, :2] = [-np.inf, np.inf]
@@ -275,9 +276,9 @@ def test_range_of_a_set():
 def test_lines_on_a_set():
   few = _levels(np.array([[300, 1500, 1590, 3700]] * 9, np.uint16))
   rich = _levels(np.arange(65536, dtype=np.uint16).reshape(256, 256))
-  (line,) = intensity.lines_on_set([few, few, rich, None], _data())
+  (line,) = intensity.lines_on_set([few, few, rich], _data())
   assert line == (
-    '2 of 4 images keep few of their levels with data.intensity=dtype, 3 of 4 '
+    '2 of 3 images keep few of their levels with data.intensity=dtype, 3 of 4 '
     'on the median; --config.data.intensity=range '
     '--config.data.intensity_range=300,3700 keeps more'
   )
@@ -286,6 +287,17 @@ def test_lines_on_a_set():
   assert intensity.lines_on_set([again] * 2, data) == []
   assert intensity.lines_on_set([few, rich], _data()) == []
   assert intensity.lines_on_set([None, None], _data()) == []
+
+
+def test_a_range_is_not_advised_for_other_types():
+  few = _levels(np.array([[300, 1500, 1590, 3700]] * 9, np.uint16))
+  rich = _levels(np.uint8(np.arange(256).reshape(16, 16)))
+  for others in ([None] * 2, [rich] * 2):
+    (line,) = intensity.lines_on_set([few, *others], _data())
+    assert line == (
+      '1 of 3 images keep few of their levels with data.intensity=dtype, 3 of '
+      '4 on the median; others hold no uint16: store all in one type and unit'
+    )
 
 
 def test_values_of_no_data_that_are_not_listed():

@@ -242,6 +242,25 @@ def test_a_changed_file_is_prepared_anew(tmp_path):
     assert _prepare(tmp_path / 'cache', **options)[0][key].max() == 2
 
 
+def test_files_that_trade_names_are_prepared_anew(tmp_path):
+  """Where size and date are the same, as after unpacking an archive."""
+  one = np.ones((5, 5), np.uint8)
+  pairs = {'a': (one, one), 'b': (2 * one, one)}
+  root = tmp_path / 'set/train'
+  folders.write_pairs(root, pairs)
+  folders.write_pairs(tmp_path / 'set/val', {'a': (one, one)})
+  a, b = (root / f'images/{name}.png' for name in pairs)
+  options = {'dir': str(tmp_path / 'set')}
+  for path in (a, b):
+    os.utime(path, ns=(1, 1))
+  assert a.stat().st_size == b.stat().st_size
+  assert _prepare(tmp_path / 'cache', **options)[0]['image'].max() == 1
+  a.rename(root / 'c')
+  b.rename(a)
+  (root / 'c').rename(b)
+  assert _prepare(tmp_path / 'cache', **options)[0]['image'].max() == 2
+
+
 def test_statistics(tmp_path, examples):
   """Of the examples that are left, also when they are read again."""
   examples.bad = {2: errors.DecodeError('2.png cannot be decoded')}
@@ -566,7 +585,7 @@ def test_no_data(cache, tmp_path):
   assert '--config.data.nodata=nan' in message
   message = message_of(_rows, tmp_path, {**fields, 'nodata': ('nan',)})
   assert (
-    'If -9999 stands for no data, set --config.data.nodata=-9999' in message
+    'If -9999 stands for no data, set --config.data.nodata=nan,-9999' in message
   )
 
 

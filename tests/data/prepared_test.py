@@ -1,12 +1,15 @@
 """Tests of unet_jax/data/prepared.py: one example, and sampled pixels."""
 
+import io
+
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
+from PIL import Image
 
 from tests.data import helpers
 from tests.refusals import message_of
-from unet_jax.data import array_files, masks, prepared
+from unet_jax.data import array_files, examples, masks, prepared
 
 
 def _data(**fields):
@@ -34,6 +37,31 @@ def test_sizes_that_differ(mask_size, shown, hint):
     f'images/a.jpg is 5 x 2 pixels, masks/a.png {shown} (width x height); make '
     f'the mask of the image as it is stored{hint}'
   )
+
+
+def test_a_tag_that_was_applied_to_one():
+  """The setting that the line names pairs them."""
+  mask, tag = np.zeros((4, 6), np.uint8), Image.Exif()
+  mask[0] = 1
+  tag[0x112] = 6
+  example = {'name': 'a.png', 'mask_name': 'm.png'}
+  turned = mask.T[:, ::-1]
+  for key, array, exif in (('image', mask, tag), ('mask', turned, None)):
+    file = io.BytesIO()
+    Image.fromarray(array).save(file, 'PNG', exif=exif)
+    example[key] = file.getvalue()
+  data = _data(orientation='stored')
+  decoded = examples.decode_example(example, data)
+  message = message_of(prepared.check_sizes, decoded)
+  assert message.startswith(
+    'a.png is 6 x 4 pixels, m.png 4 x 6 (width x height); the tags that turn '
+    'them for display are 6 and 1'
+  )
+  assert 'set data.orientation to the other of stored and upright' in message
+  data = _data(orientation='upright')
+  decoded = examples.decode_example(example, data)
+  prepared.check_sizes(decoded)
+  assert_array_equal(decoded['image'][..., 0] > 0, decoded['mask'] == 1)
 
 
 def test_instances_of_another_size():

@@ -257,6 +257,10 @@ def test_transparent_rows(tmp_path):
     assert raster.streams
     assert_array_equal(raster.ignored(0, _SIZE[0]), alpha == 0)
     assert (raster.read(5, 9) == 128).all()
+  chosen = _data(alpha='nodata', bands=(3, 1, 2))
+  with rasters.open_image(path, chosen) as raster:
+    assert_array_equal(raster.ignored(0, _SIZE[0]), alpha == 0)
+    assert_array_equal(raster.read(9, 20), _RGB[9:20][..., [2, 0, 1]])
   with rasters.open_image(path, _data(alpha='drop')) as raster:
     assert raster.ignored(0, _SIZE[0]) is None
     assert_array_equal(raster.read(5, 9), _RGB[5:9])

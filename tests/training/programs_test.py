@@ -1,5 +1,8 @@
 """Tests of training/programs.py: what is kept is what would be compiled."""
 
+import errno
+import os
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -118,6 +121,20 @@ def test_a_damaged_file_is_compiled_again(folder):
     path.write_bytes(path.read_bytes()[:1000])
   for got, expected in zip(_train(_start(folder)), first, strict=True):
     np.testing.assert_array_equal(got, expected)
+
+
+def test_a_full_disk_keeps_no_parts(tmp_path, monkeypatch):
+  def write(*_):
+    raise OSError(errno.ENOSPC, 'No space left on device')
+
+  monkeypatch.setattr(
+    programs.serialize_executable, 'serialize', lambda compiled: compiled
+  )
+  programs._save(tmp_path, 'step', 'a program')
+  assert [path.name for path in tmp_path.iterdir()] == ['step']
+  monkeypatch.setattr(os, 'replace', write)
+  programs._save(tmp_path, 'draw', 'a program')
+  assert [path.name for path in tmp_path.iterdir()] == ['step']
 
 
 def test_what_jax_has_kept_is_not_kept_twice(folder):

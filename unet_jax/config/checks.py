@@ -122,6 +122,9 @@ def _tuples(config: ml_collections.ConfigDict, mode: str) -> Table:
   are_scales = _are_numbers(scales) and all(0.1 <= s <= 10 for s in scales)
   weights, stages = m.deep_supervision, m.depth + 1
   return table | {
+    'data.bands: takes numbers of bands, the first of which is 1': (
+      not _are_counts(data.bands, len(data.bands))
+    ),
     f'data.image_size: takes {({2: "two", 3: "three"})[m.spatial_dims]} '
     'numbers of pixels, at least 1 each': (
       not _are_counts(data.image_size, m.spatial_dims)

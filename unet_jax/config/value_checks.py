@@ -3,6 +3,7 @@
 Tables as in checks.py, which runs them.
 """
 
+import math
 from typing import Any
 
 import ml_collections
@@ -76,7 +77,9 @@ def _intensity(config: ml_collections.ConfigDict, mode: str) -> Table:
   """Values of images."""
   data = config.data
   limits, is_range = data.intensity_range, data.intensity == 'range'
-  are_numbers = all(isinstance(n, int | float) for n in limits)
+  are_numbers = all(
+    isinstance(n, int | float) and math.isfinite(n) for n in limits
+  )
   is_pair = are_numbers and len(limits) == 2 and limits[0] < limits[1]
   return {
     'data.intensity needs the stored values that become 0 and 255, such as '

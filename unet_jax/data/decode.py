@@ -204,13 +204,15 @@ def to_channels(
       )
     pixels = pixels.dtype.type(2**found.bits - 1) - pixels
   if data.bands:
-    return _chosen(pixels, found, name, data), None
+    # Asked for both, so alpha is not only dropped as a band that is not chosen.
+    ignored = _ignored(found, name, data, 0) if data.alpha == 'nodata' else None
+    return _chosen(pixels, found, name, data), ignored
   number = pixels.shape[2] if pixels.ndim == 3 else 1
   ignored = _ignored(found, name, data, number)
   is_color = found.kind in ('rgb', 'palette')
   if number == data.num_channels or number == 1 or is_color and number == 3:
     return pixels, ignored
-  first = ','.join(str(i + 1) for i in range(min(number, data.num_channels)))
+  first = ','.join(str(i % number + 1) for i in range(data.num_channels))
   raise errors.UserError(
     f'{name} has {number} bands, the network {data.num_channels} channel(s); '
     f'choose bands with --config.data.bands={first}'

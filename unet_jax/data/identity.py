@@ -75,7 +75,7 @@ def images_of(source: examples.Source) -> list[Image]:
 class Digests:
   """Digests of files, each of which is read once.
 
-  They are kept under `digests/` of the cache by path, size and time of change.
+  They are kept under `digests/` of the cache by path, size and times of change.
   """
 
   def __init__(self, config: ml_collections.ConfigDict, root: pathlib.Path):
@@ -84,8 +84,8 @@ class Digests:
       fields.cache_dir(config), 'digests', f'{key}.json'
     )
     self._workers = config.data.num_workers or len(os.sched_getaffinity(0))
-    # [path, size, time] of each file that was asked for, and the digests by
-    # path with the size and time of then.
+    # [path, size, times] of each file that was asked for, and the digests by
+    # path with the size and times of then.
     self._stamps: dict[str, list] = {}
     self._kept: dict[str, list] = {}
     self._is_saved = True
@@ -107,7 +107,9 @@ class Digests:
         stat, name = os.lstat(path), f'{self._resolved(folder)}/{name}'
         if stat_lib.S_ISLNK(stat.st_mode):
           stat, name = os.stat(path), os.path.realpath(path)
-        found = [name, stat.st_size, stat.st_mtime_ns]
+        # Of two files that trade names, nothing else may differ: unpacked
+        # archives have one time for many files of one size.
+        found = [name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
       except OSError:  # Such as a link to nowhere; reading it reports that.
         found = [path, None, None]
       self._stamps[path] = found

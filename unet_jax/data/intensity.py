@@ -32,10 +32,8 @@ _CUSTOMARY = (-9999, -99999, -999, -32768, -32767)
 _FAR = 10
 # Parts of messages, which an inspection replaces by what it measured.
 LOW_HIGH, MEASURE = 'LOW,HIGH', '; --mode=inspect measures it'
-_RANGE_ADVICE = (
-  '--config.data.intensity=range --config.data.intensity_range='
-  f'{LOW_HIGH}{MEASURE}'
-)
+_RANGE = '--config.data.intensity=range --config.data.intensity_range='
+_RANGE_ADVICE = f'{_RANGE}{LOW_HIGH}{MEASURE}'
 # An image that has fewer levels than this has lost some that it had.
 _FEW = 64
 
@@ -146,7 +144,7 @@ def to_uint8(
   elif pixels.dtype.kind == 'f':
     low, high = 0.0, 1.0
   elif pixels.dtype.kind != 'u' or bits > 16:
-    raise _refusal(pixels, name, ignored, limits, tag)
+    raise _refusal(pixels, data, name, ignored, limits, tag)
   if pixels.dtype.kind == 'f':
     lowest, highest = limits or find_limits(pixels, ignored)
     is_finite = np.isfinite([lowest, highest]).all()
@@ -154,7 +152,7 @@ def to_uint8(
     if lowest > highest:  # There is no data.
       return np.zeros(pixels.shape, np.uint8)
     if is_out or not is_finite:
-      raise _refusal(pixels, name, ignored, limits, tag)
+      raise _refusal(pixels, data, name, ignored, limits, tag)
   if pixels.dtype == np.uint8 and (low, high) == (0, 255):
     return pixels
   if pixels.dtype.kind in 'iu' and pixels.dtype.itemsize <= 2:
@@ -210,6 +208,7 @@ def fill(
 
 def _refusal(
   pixels: np.ndarray,
+  data: ml_collections.ConfigDict,
   name: str,
   ignored: np.ndarray | None,
   limits: tuple[float, float] | None,
@@ -219,12 +218,12 @@ def _refusal(
   values = pixels if ignored is None else pixels[~ignored]
   low, high = limits or find_limits(values)
   if not np.isfinite([low, high]).all():
-    hint = '--config.data.nodata=nan ignores these pixels, if they are no data'
-    if not np.isnan([low, high]).any():
-      hint = hint.replace('nan', 'inf,-inf')
     return errors.UserError(
-      f'{name} holds values that are not finite (NaN or infinity); {hint}'
+      f'{name} holds values that are not finite (NaN or infinity); '
+      '--config.data.nodata=nan,inf,-inf ignores these pixels, if they are no '
+      'data'
     )
+  listed = ''.join(f'{text_of(value)},' for value in no_data(data))
   text = (
     f'{name} holds {pixels.dtype} values from {_shown(low)} to '
     f'{_shown(high)}; data.intensity=dtype takes uint8, uint16 and floats of '
@@ -233,14 +232,14 @@ def _refusal(
   if tag is not None and np.any(values == tag):
     return errors.UserError(
       f'{text}. The file names {text_of(tag)} as its value of no data: set '
-      f'--config.data.nodata={text_of(tag)}'
+      f'--config.data.nodata={listed}{text_of(tag)}'
     )
   stray = _stray(values)
   if stray is not None:
     return errors.UserError(
       f'{text}. If {text_of(stray)} stands for no data, set '
-      f'--config.data.nodata={text_of(stray)}; otherwise give one range for '
-      f'the whole set, {_RANGE_ADVICE}'
+      f'--config.data.nodata={listed}{text_of(stray)}; otherwise give one '
+      f'range for the whole set, {_RANGE_ADVICE}'
     )
   return errors.UserError(
     f'{text}. Give one range for the whole set, {_RANGE_ADVICE}'
@@ -369,26 +368,29 @@ def lines_on_set(
     data: the section of a config.
   """
   known = [image for image in images if image is not None]
-  few = [image for image in known if image.are_few]
   lines = []
-  # Single images may be dark by nature.
-  if 2 * len(few) > len(known):
-    stored, left = (
-      int(np.median([getattr(image, name) for image in few]))
-      for name in ('stored', 'left')
-    )
+  for kind in sorted({image.kind for image in known}):
+    group = [image for image in known if image.kind == kind]
+    few = [image for image in group if image.are_few]
+    # Single images may be dark by nature.
+    if 2 * len(few) <= len(group):
+      continue
+    stored, left = np.median([(x.stored, x.left) for x in few], axis=0)
+    advice = f'{_RANGE}{range_text(few)} keeps more'
+    if len(group) < len(images):
+      advice = f'others hold no {kind}: store all in one type and unit'
     lines.append(
-      f'{len(few)} of {len(images)} images keep few of their levels '
-      f'with data.intensity={data.intensity}, {left} of {stored} on the '
-      f'median; --config.data.intensity=range '
-      f'--config.data.intensity_range={range_text(few)} keeps more'
+      f'{len(few)} of {len(images)} images keep few of their levels with '
+      f'data.intensity={data.intensity}, {left:.0f} of {stored:.0f} on the '
+      f'median; {advice}'
     )
   unlisted = [image.unlisted for image in known if image.unlisted is not None]
   if unlisted:
     value = text_of(unlisted[0])
+    listed = ''.join(f'{text_of(v)},' for v in no_data(data))
     lines.append(
       f'{len(unlisted)} of {len(images)} images name {value} as their '
       'value of no data and have such pixels, which are taken as data; '
-      f'--config.data.nodata={value} ignores them'
+      f'--config.data.nodata={listed}{value} ignores them'
     )
   return lines

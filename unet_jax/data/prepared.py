@@ -48,13 +48,22 @@ def check_sizes(example: examples.Example) -> None:
   for mask, name in named:
     if image.shape[:-1] == mask.shape[: image.ndim - 1]:
       continue
-    hint = ''
+    hint = 'make the mask of the image as it is stored'
     if image.shape[:2] == mask.shape[1::-1]:
-      hint = '; one is the other turned: an EXIF rotation, applied to one?'
+      files = [example.get('image_file'), example.get('mask_file')]
+      tags = [file.orientation if file else 1 for file in files]
+      # Other tags than these keep height and width.
+      if (tags[0] > 4) != (tags[1] > 4):
+        hint = (
+          f'the tags that turn them for display are {tags[0]} and {tags[1]}, '
+          'and one of the two was made by a program that applies its tag: set '
+          f'data.orientation to the other of stored and upright, or {hint}'
+        )
+      else:
+        hint += '; one is the other turned: an EXIF rotation, applied to one?'
     raise errors.UserError(
       f'{example["name"]} is {image.shape[1]} x {image.shape[0]} pixels, '
-      f'{name} {mask.shape[1]} x {mask.shape[0]} (width x '
-      f'height); make the mask of the image as it is stored{hint}'
+      f'{name} {mask.shape[1]} x {mask.shape[0]} (width x height); {hint}'
     )
 
 

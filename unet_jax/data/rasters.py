@@ -143,7 +143,7 @@ class TiffRaster(Raster):
     self._lock = threading.Lock()
     self._limits: tuple[float, float] | None = None
     self._may_ignore = bool(data.nodata) or (
-      image.has_alpha and data.alpha == 'nodata' and not data.bands
+      image.has_alpha and data.alpha == 'nodata'
     )
     try:
       self._limits = self._find_limits()

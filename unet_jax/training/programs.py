@@ -197,7 +197,12 @@ def _save(path: pathlib.Path, name: str, compiled: Any) -> None:
     data = pickle.dumps(serialize_executable.serialize(compiled))
     path.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path, delete=False) as f:
-      f.write(data)
-    os.replace(f.name, path / name)
+      try:
+        f.write(data)
+        f.flush()
+        os.replace(f.name, path / name)
+      except OSError:  # Such as a full disk, which must not get fuller.
+        os.unlink(f.name)
+        raise
   except (OSError, ValueError, NotImplementedError, RuntimeError):
     return  # It is compiled at each start then, as without a cache.
