@@ -491,6 +491,20 @@ def test_masks(kind):
 def test_mask_of_floats(bad):
   data = _tiff(np.float32([[0, 1, bad]]))
   assert message_of(_mask, data) == (
-    'm.tif: the mask holds floats that are no integers; store classes as '
-    'integers'
+    'm.tif: the mask holds floats that are no integers, such as '
+    f'{np.float32(bad)} (1 of 3 values); store classes as integers, and 255 '
+    'where there is no label'
   )
+
+
+def test_files_that_change_values():
+  image, alpha, options = Image.fromarray(_RGB), _rgba(), {'lossless': False}
+  for expected, files in (
+    (True, (_save(im, 'WEBP', **options) for im in (image, alpha))),
+    (True, (_save(image, 'JPEG'), _save(image, 'TIFF', compression='jpeg'))),
+    (False, (_save(image, 'WEBP'), _save(image, 'PNG'))),
+    (False, (_save(alpha, 'WEBP'), _save(image, 'TIFF'))),
+  ):
+    for data in files:
+      data = decode.decode_mask(data, 'm', _config(alpha='drop'))
+      assert decode.is_lossy(data.kind) == expected, data.kind

@@ -77,6 +77,7 @@ class Stored:
     orientation: 1 to 8, EXIF's and TIFF's tag of how to turn for display.
     nodata: the value that GDAL's tag names, or None.
     pages: images in the file that are no reduced copies, masks or thumbnails.
+    is_lossy: whether the pixels are near those that were written, not equal.
   """
 
   pixels: np.ndarray
@@ -88,6 +89,7 @@ class Stored:
   orientation: int = 1
   nodata: float | None = None
   pages: int = 1
+  is_lossy: bool = False
 
   def describe(self) -> str:
     """Returns colours and bits, such as `RGB with alpha 8 bit`."""
@@ -115,7 +117,8 @@ def read(data: bytes, name: str, page: int = 0) -> Stored:
       image = images[page]
       return of_tiff(image, len(images), 0, image.size[0])
   try:
-    return _read_with_pillow(data, name, page)
+    found = _read_with_pillow(data, name, page)
+    return dataclasses.replace(found, is_lossy=_is_lossy(data))
   except errors.UserError:
     raise
   except UnidentifiedImageError as e:
@@ -139,6 +142,7 @@ def of_tiff(
     image.orientation,
     image.nodata,
     pages,
+    image.is_lossy,
   )
 
 
@@ -181,6 +185,15 @@ def turn_back(array: np.ndarray, orientation: int) -> np.ndarray:
 def format_of(data: bytes) -> str:
   """Returns the name of a file's format by its first bytes."""
   return _STARTS.get(data[:2], 'TIFF')
+
+
+def _is_lossy(data: bytes) -> bool:
+  # Of WebP's two codings, VP8L is the exact one; a third name begins a file
+  # that has alpha or metadata, whatever its coding.
+  is_vp8 = data[12:16] == b'VP8 ' or (
+    data[12:16] == b'VP8X' and b'VP8L' not in data
+  )
+  return format_of(data) == 'JPEG' or (format_of(data) == 'WebP' and is_vp8)
 
 
 def _open(data: bytes, name: str) -> ImageFile.ImageFile:
