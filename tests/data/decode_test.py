@@ -328,6 +328,16 @@ def test_files_that_are_no_images(data):
   assert expected == message_of(_mask, data, 'a/x.png', kind=kind)
 
 
+def test_pointers_in_place_of_images():
+  text = 'version https://git-lfs.github.com/spec/v1\noid sha256:0a\nsize 9\n'
+  reason = 'a pointer of Git LFS; `git lfs pull` gets the file'
+  for read in (_image, _mask):
+    message = message_of(
+      read, text.encode(), name='x.tif', kind=errors.DecodeError
+    )
+    assert message == helpers.cannot_decode('x.tif', reason)
+
+
 _NOISE = np.random.default_rng(0).integers(0, 256, (40, 30, 3), np.uint8)
 _NOISE_FILES = {
   **{kind: _save(Image.fromarray(_NOISE), kind) for kind in _FORMATS},

@@ -187,6 +187,10 @@ def test_values_that_a_file_changed():
 
 def test_greys_to_look_at_are_no_numbers_of_classes():
   assert 'num_classes' not in _error([[0, 128]], (), 2)
+  # What is below 0 stands for no label; it is no object either.
+  assert _error([[-1, 0, 1, 1]], (), 3).endswith(
+    "='((-1,CLASS),(0,0),(1,1),)', CLASS in 0..2 or 255 to ignore"
+  )
   assert 'or set --config.data.num_classes=34;' in _error([[0, 33]], (), 2)
 
 

@@ -143,7 +143,7 @@ def _unknown_value_error(
     hint = (
       f"give each its class with --config.data.mask_values='({table})', {which}"
     )
-    if numbers[-1] < _MANY_CLASSES:
+    if 0 <= numbers[0] and numbers[-1] < _MANY_CLASSES:
       hint += f', or set --config.data.num_classes={numbers[-1] + 1}'
   if num_classes <= 2 and not is_color and set(numbers) <= {0, 255}:
     hint = (
@@ -165,7 +165,7 @@ def _unknown_value_error(
       f'for all of them, {which}, or make the masks anew if JPEG or smoothing '
       'made these colours'
     )
-  elif not is_color and not entries:
+  elif not is_color and not entries and numbers[0] >= 0:
     hint += f'; {_of_objects()}'
   return errors.UserError(
     f'{name}: value {value} in {counts[worst]} of {values.size} pixels is not '

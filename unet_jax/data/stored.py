@@ -122,7 +122,7 @@ def read(data: bytes, name: str, page: int = 0) -> Stored:
   except errors.UserError:
     raise
   except UnidentifiedImageError as e:
-    raise broken(name, 'cannot identify image file') from e
+    raise _unidentified(data, name) from e
   except _DAMAGE as e:
     raise broken(name, e) from e
 
@@ -160,7 +160,7 @@ def count_pages(data: bytes, name: str) -> int:
   except errors.UserError:
     raise
   except UnidentifiedImageError as e:
-    raise broken(name, 'cannot identify image file') from e
+    raise _unidentified(data, name) from e
   except _DAMAGE as e:
     raise broken(name, e) from e
 
@@ -185,6 +185,12 @@ def turn_back(array: np.ndarray, orientation: int) -> np.ndarray:
 def format_of(data: bytes) -> str:
   """Returns the name of a file's format by its first bytes."""
   return _STARTS.get(data[:2], 'TIFF')
+
+
+def _unidentified(data: bytes, name: str) -> errors.DecodeError:
+  if data.startswith(b'version https://git-lfs'):
+    return broken(name, 'a pointer of Git LFS; `git lfs pull` gets the file')
+  return broken(name, 'cannot identify image file')
 
 
 def _is_lossy(data: bytes) -> bool:
