@@ -70,6 +70,7 @@ def find_in_prepared(
     checks.fit_of_the_set()
     found += checks.found
   found += duplicates.find_exact(splits)
+  found += duplicates.find_series(splits, sets, config)
   found += _palettes(sets, config)
   return records.wanted(found, config.data.skip_checks)
 
