@@ -328,6 +328,16 @@ def test_files_that_are_no_images(data):
   assert expected == message_of(_mask, data, 'a/x.png', kind=kind)
 
 
+def test_pointers_in_place_of_images():
+  text = 'version https://git-lfs.github.com/spec/v1\noid sha256:0a\nsize 9\n'
+  reason = 'a pointer of Git LFS; `git lfs pull` gets the file'
+  for read in (_image, _mask):
+    message = message_of(
+      read, text.encode(), name='x.tif', kind=errors.DecodeError
+    )
+    assert message == helpers.cannot_decode('x.tif', reason)
+
+
 _NOISE = np.random.default_rng(0).integers(0, 256, (40, 30, 3), np.uint8)
 _NOISE_FILES = {
   **{kind: _save(Image.fromarray(_NOISE), kind) for kind in _FORMATS},
@@ -491,6 +501,20 @@ def test_masks(kind):
 def test_mask_of_floats(bad):
   data = _tiff(np.float32([[0, 1, bad]]))
   assert message_of(_mask, data) == (
-    'm.tif: the mask holds floats that are no integers; store classes as '
-    'integers'
+    'm.tif: the mask holds floats that are no integers, such as '
+    f'{np.float32(bad)} (1 of 3 values); store classes as integers, and 255 '
+    'where there is no label'
   )
+
+
+def test_files_that_change_values():
+  image, alpha, options = Image.fromarray(_RGB), _rgba(), {'lossless': False}
+  for expected, files in (
+    (True, (_save(im, 'WEBP', **options) for im in (image, alpha))),
+    (True, (_save(image, 'JPEG'), _save(image, 'TIFF', compression='jpeg'))),
+    (False, (_save(image, 'WEBP'), _save(image, 'PNG'))),
+    (False, (_save(alpha, 'WEBP'), _save(image, 'TIFF'))),
+  ):
+    for data in files:
+      data = decode.decode_mask(data, 'm', _config(alpha='drop'))
+      assert decode.is_lossy(data.kind) == expected, data.kind

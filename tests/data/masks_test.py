@@ -32,6 +32,12 @@ def _error(values, table=(), num_classes=3, name='m.png'):
   )
 
 
+def _lossy_error(values, table=(), num_classes=3):
+  return message_of(
+    masks.map_mask, np.asarray(values), table, num_classes, 'm', is_lossy=True
+  )
+
+
 def _add(value, count, total, name='m.png'):
   return (
     f'{name}: value {value} in {count} of {total} pixels is not in '
@@ -162,6 +168,30 @@ def test_blurred_masks():
       'such values between 0 and 255, as JPEG and smoothing leave them; make '
       'the masks anew, stored as PNG and resized by nearest'
     )
+
+
+def test_values_that_a_file_changed():
+  """Neither classes nor objects, however many there are."""
+  colors = np.zeros((1, 3, 3), np.uint8)
+  colors[0, 1:] = (250, 3, 1), (255, 0, 0)
+  for values in ([[0, 1, 3]], [range(128)], colors):
+    for table in ((), _COLORS):
+      message = _lossy_error(values, table)
+      assert message.endswith(
+        '; its kind of file changes values (JPEG and the like): round them to '
+        'those of the classes and store the masks as PNG'
+      )
+  # Which is exactly what was written.
+  assert "((0,0),(255,1))'" in _lossy_error([[0, 255]], (), 2)
+
+
+def test_greys_to_look_at_are_no_numbers_of_classes():
+  assert 'num_classes' not in _error([[0, 128]], (), 2)
+  # What is below 0 stands for no label; it is no object either.
+  assert _error([[-1, 0, 1, 1]], (), 3).endswith(
+    "='((-1,CLASS),(0,0),(1,1),)', CLASS in 0..2 or 255 to ignore"
+  )
+  assert 'or set --config.data.num_classes=34;' in _error([[0, 33]], (), 2)
 
 
 @pytest.mark.parametrize('num_classes', [1, 2])

@@ -1,5 +1,6 @@
 """Tests of unet_jax/data/pairing.py."""
 
+import hashlib
 import unicodedata
 
 import pytest
@@ -124,6 +125,13 @@ def test_patterns_are_suggested():
   images, masks = ['a', 'b', 'c', 'd'], ['a_mask', 'b_mask', 'z_mask']
   assert pairing.likely_patterns(images, masks) == ('{stem}', '{stem}_mask')
   assert pairing.likely_patterns(['a', 'b'], ['a', 'c']) is None
+
+
+def test_names_of_random_letters_follow_no_rule():
+  names = [hashlib.sha256(bytes([i])).hexdigest() for i in range(40)]
+  images = [f'{name}/{name}' for name in names[:10]]
+  masks = [f'{name}/{other}' for name, other in zip(names[:10], names[10:])]
+  assert pairing.likely_patterns(images, masks) is None
 
 
 @pytest.mark.parametrize(

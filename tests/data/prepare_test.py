@@ -21,7 +21,7 @@ from PIL import Image
 from tests import folders, program
 from tests.data import helpers
 from tests.refusals import message_of
-from unet_jax.data import prepare, prepared, sources, weight_map
+from unet_jax.data import masks, prepare, prepared, sources, weight_map
 from unet_jax.runtime import errors
 
 
@@ -456,6 +456,19 @@ def test_tags_that_turn_are_counted_once(tmp_path, caplog):
     assert_array_equal(row['mask'], expected)
     assert row['image'].shape[:2] == expected.shape
     assert [m for m in caplog.messages if 'tags' in m] == lines
+
+
+def test_masks_that_their_files_changed_are_counted(tmp_path, caplog):
+  image, mask = np.zeros((16, 24, 3), np.uint8), np.eye(16, 24, dtype=np.uint8)
+  jpeg = folders.encode(np.zeros_like(mask), 'JPEG')
+  pairs = dict.fromkeys('ab', (image, jpeg)) | {'c': (image, mask)}
+  for split in ('train', 'val'):
+    folders.write_pairs(tmp_path / split, pairs)
+  prepare.prepare(_folder_config(tmp_path), 'train')
+  name = f'{tmp_path}/train/masks/a.png'
+  assert [m for m in caplog.messages if 'JPEG' in m] == [
+    f'train: {masks.line_on_loss([name, name], 3)}'
+  ]
 
 
 def test_transparent_pixels_are_ignored(tmp_path):

@@ -306,6 +306,20 @@ def test_alpha(kind):
     assert_array_equal(mask.ignored, _GREY > 99)
 
 
+def test_what_is_transparent_in_a_mask():
+  """Background, no label, or all that the mask says."""
+  grey = np.where(_GREY > 99, 0, 255).astype(np.uint8)
+  for value, is_all in ((grey, False), (np.zeros_like(grey), True)):
+    for channels in (1, 3):
+      array = np.dstack([value] * channels + [grey])
+      content = files.png(array, 8, 4 if channels == 1 else 6)
+      message = message_of(decode.decode_mask, content, 'x', _data())
+      assert '=nodata (not where these are background)' in message
+      assert ('if alpha is the mask, store it' in message) == is_all
+      image = message_of(decode.decode_image, content, 'x', _data(channels))
+      assert 'background' not in image and 'is the mask' not in image
+
+
 def test_bands():
   content = files.tiff(
     np.dstack([_RGB, _RGB]), photometric='minisblack', planarconfig='contig'
@@ -333,10 +347,13 @@ def test_bands():
   two = files.tiff(
     _RGB[..., :2], photometric='minisblack', planarconfig='contig'
   )
-  for channels in (1, 3):
-    assert '2 bands' in message_of(
-      decode.decode_image, two, 'x', _data(channels)
-    )
+  for channels, bands in ((1, (1,)), (3, (1, 2, 2))):
+    message = message_of(decode.decode_image, two, 'x', _data(channels))
+    assert '2 bands' in message
+    # What is advised is taken.
+    assert message.rpartition('=')[2].strip(',') == ','.join(map(str, bands))
+    image = decode.decode_image(two, 'x', _data(channels, bands=bands)).array
+    assert_array_equal(image, _RGB[..., [band - 1 for band in bands]])
 
 
 def test_planes_are_no_mask():

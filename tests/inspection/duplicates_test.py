@@ -10,7 +10,8 @@ from experiments.data_faults import kinds
 from tests import folders
 from tests.folders import make_pairs
 from tests.inspection import measured
-from unet_jax.inspection import duplicates, records, scan
+from unet_jax.data import prepare
+from unet_jax.inspection import duplicates, findings, records, scan
 
 
 def _smooth(seed):
@@ -71,6 +72,32 @@ def test_a_stack_must_not_be_held_out_at_random(tmp_path):
     assert 'holdout=last' in found[duplicates.NEIGHBOURS].message
     found = measured.find(tmp_path, 'train', split, holdout='last', **data)
     assert duplicates.NEIGHBOURS not in found
+
+
+def test_frames_of_a_video_that_are_trained_on_and_held_out(tmp_path):
+  """A training says so, too; not of lists, folders or other images."""
+  base = np.asarray(_smooth(3))
+  frames = [np.roll(base, 2 * i, 1) for i in range(24)]
+  others = [np.asarray(_smooth(i)) for i in range(24)]
+  for name, images in ('video', frames), ('others', others):
+    pairs = {
+      f'{i}': (im, folders.make_pair(i)[1]) for i, im in enumerate(images)
+    }
+    folders.write_pairs(tmp_path / name, pairs)
+
+  def find(name, **data):
+    config = folders.make_config(tmp_path / name, cache='memory', **data)
+    sets = {s: prepare.prepare(config, s) for s in ('train', 'val')}
+    return {f.kind for f in findings.find_in_prepared(sets, config)}
+
+  assert duplicates.NEIGHBOURS in find('video')
+  assert duplicates.NEIGHBOURS not in find('video', holdout='last')
+  assert duplicates.NEIGHBOURS not in find('video', skip_checks=('neighbours',))
+  assert duplicates.NEIGHBOURS not in find('others')
+  for split, numbers in ('train', range(12)), ('val', range(12, 24)):
+    names = '\n'.join(map(str, numbers))
+    (tmp_path / f'video/{split}.txt').write_text(names)
+  assert duplicates.NEIGHBOURS not in find('video')
 
 
 def test_a_series_with_a_folder_of_its_own_needs_no_other_holdout(tmp_path):

@@ -31,7 +31,8 @@ class Decoded:
     array: an image uint8 [H, W, C], or a mask's values: integers [H, W], or RGB
       [H, W, 3].
     ignored: bool [H, W], pixels that hold no data; None where all do.
-    kind: colours, bits and format, such as `RGB 8 bit JPEG`.
+    kind: colours, bits and format, such as `RGB 8 bit JPEG` or `grey 8 bit
+      lossy WebP`.
     orientation: the file's tag, whether it was applied or not.
     pages: images in the file.
     levels: of an image whose values are not those of 8 bits.
@@ -69,6 +70,11 @@ def decode_image(
   return _decoded(array, ignored, found, content, data, levels=levels)
 
 
+def is_lossy(kind: str) -> bool:
+  """Whether files of a `Decoded.kind` hold other values than were written."""
+  return kind.endswith('JPEG') or 'lossy' in kind
+
+
 def measure(
   found: stored.Stored, name: str, data: ml_collections.ConfigDict
 ) -> intensity.Levels:
@@ -98,10 +104,12 @@ def decode_mask(
   if found.kind == 'palette' and mask_table.of(data).has_colors:
     values, palette = _look_up(found, name), None
   if values.dtype.kind == 'f':
-    if not np.all(np.isfinite(values) & (values == np.rint(values))):
+    bad = ~(np.isfinite(values) & (values == np.rint(values)))
+    if bad.any():
       raise errors.UserError(
-        f'{name}: the mask holds floats that are no integers; store classes '
-        'as integers'
+        f'{name}: the mask holds floats that are no integers, such as '
+        f'{values[bad][0]} ({np.count_nonzero(bad)} of {values.size} values); '
+        'store classes as integers, and 255 where there is no label'
       )
     values = values.astype(np.int64)
   if values.ndim == 3:
@@ -139,7 +147,10 @@ def _decoded(
     array = stored.turn(array, found.orientation)
     if ignored is not None:
       ignored = stored.turn(ignored, found.orientation)
-  kind = f'{found.describe()} {stored.format_of(content)}'
+  format_ = stored.format_of(content)
+  if found.is_lossy and format_ != 'JPEG':
+    format_ = f'lossy {format_}'
+  kind = f'{found.describe()} {format_}'
   return Decoded(
     array, ignored, kind, found.orientation, found.pages, **measured
   )
@@ -212,7 +223,8 @@ def to_channels(
   is_color = found.kind in ('rgb', 'palette')
   if number == data.num_channels or number == 1 or is_color and number == 3:
     return pixels, ignored
-  first = ','.join(str(i % number + 1) for i in range(data.num_channels))
+  # Of too few, the last one several times.
+  first = ','.join(str(min(i + 1, number)) for i in range(data.num_channels))
   raise errors.UserError(
     f'{name} has {number} bands, the network {data.num_channels} channel(s); '
     f'choose bands with --config.data.bands={first}'
@@ -263,12 +275,17 @@ def _ignored(
     return ignored if ignored.any() else None
   count = int(np.count_nonzero(transparent(found.alpha)))
   if count:
-    raise alpha_error(name, count, found.alpha.shape, channels)
+    is_flat = not channels and bool(np.all(found.pixels == found.pixels[0, 0]))
+    raise alpha_error(name, count, found.alpha.shape, channels, is_flat)
   return None
 
 
 def alpha_error(
-  name: str, count: int, size: tuple[int, int], channels: int
+  name: str,
+  count: int,
+  size: tuple[int, int],
+  channels: int,
+  is_flat: bool = False,
 ) -> errors.UserError:
   """Returns the error for an image that is not opaque everywhere.
 
@@ -277,8 +294,13 @@ def alpha_error(
     count: pixels that are not opaque.
     size: height and width.
     channels: without alpha; 0 of a mask, which takes no bands.
+    is_flat: whether all pixels have one value.
   """
-  band = ''
+  # Of masks, what is transparent is often the background.
+  band = ' (not where these are background)'
+  if is_flat:
+    band += '; all its pixels are of one value: if alpha is the mask, store it'
+    band += ' as a grey image'
   if channels:
     band = f'; as a channel it is number {channels + 1} of --config.data.bands'
   return errors.UserError(

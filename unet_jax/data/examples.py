@@ -124,6 +124,12 @@ def decode_example(
   return result
 
 
+def has_lossy_mask(example: Example) -> bool:
+  """Whether the file of the mask changes values, see `decode.is_lossy`."""
+  file = example.get('mask_file')
+  return file is not None and decode.is_lossy(file.kind)
+
+
 def natural_key(name: str) -> list:
   """Sort key that puts slice_2 before slice_10."""
   parts = re.split(r'(\d+)', name)

@@ -2,14 +2,14 @@
 
 import functools
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import cv2
 import ml_collections
 import numpy as np
 
-from unet_jax.config import fields, mask_table
+from unet_jax.config import mask_table
 from unet_jax.config.mask_table import Entries, Value
 from unet_jax.runtime import errors
 
@@ -19,6 +19,8 @@ Palette = dict[int, tuple[tuple[int, ...], str]]
 # With more unknown values than this, a mask may number objects, or be blurred;
 # with more colours, it is none.
 _MANY, _NO_MASK = 8, 256
+# Values above this are seldom numbers of classes: 128 is a grey to look at.
+_MANY_CLASSES = 64
 
 
 def color_numbers(colors: np.ndarray) -> np.ndarray:
@@ -32,7 +34,11 @@ def color_of(number: int) -> tuple[int, int, int]:
 
 
 def map_mask(
-  values: np.ndarray, entries: Entries, num_classes: int, name: str
+  values: np.ndarray,
+  entries: Entries,
+  num_classes: int,
+  name: str,
+  is_lossy: bool = False,
 ) -> np.ndarray:
   """Returns the classes of a mask's values.
 
@@ -41,6 +47,7 @@ def map_mask(
     entries: data.mask_values, see `mask_table.MaskTable`.
     num_classes: 1 (then classes are 0 and 1) or more.
     name: of the file, for messages.
+    is_lossy: whether the file changed the values that were written.
 
   Returns:
     uint8 [H, W] of 0..num_classes-1 or 255 (ignored).
@@ -52,7 +59,7 @@ def map_mask(
   table = mask_table.make(entries, num_classes)
   if values.ndim == 3:
     if not table.has_colors and table.others is None:
-      raise _color_mask_error(values, name)
+      raise _color_mask_error(values, name, is_lossy)
     numbers = color_numbers(values)
     classes = _numbered(entries, num_classes)
   else:
@@ -66,7 +73,7 @@ def map_mask(
   if any_unknown:
     is_color = values.ndim == 3
     raise _unknown_value_error(
-      numbers, classes, is_color, entries, num_classes, name
+      numbers, classes, is_color, entries, num_classes, name, is_lossy
     )
   return mapped
 
@@ -117,13 +124,14 @@ def _unknown_value_error(
   entries: Entries,
   num_classes: int,
   name: str,
+  is_lossy: bool,
 ) -> errors.UserError:
   """Names the most frequent value that is not in the table, and a way out.
 
   Args:
     values: numbers [H, W], of colours or grey.
     classes: {number: class} of the known ones.
-    entries, num_classes, name: as for `map_mask`.
+    entries, num_classes, name, is_lossy: as for `map_mask`.
   """
   found, counts = np.unique(values, return_counts=True)
   numbers = found.tolist()
@@ -142,13 +150,15 @@ def _unknown_value_error(
     hint = (
       f"give each its class with --config.data.mask_values='({table})', {which}"
     )
-    if numbers[-1] < fields.IGNORE_LABEL:
+    if 0 <= numbers[0] and numbers[-1] < _MANY_CLASSES:
       hint += f', or set --config.data.num_classes={numbers[-1] + 1}'
   if num_classes <= 2 and not is_color and set(numbers) <= {0, 255}:
     hint = (
       "a mask of 0 and 255 needs --config.data.mask_values='((0,0),(255,1))', "
       "or '((0,0),(1,1),(255,255))' where 255 is to be ignored"
     )
+  elif is_lossy:
+    hint = _of_loss()
   elif count > _MANY and not is_color and top == {0, 255}:
     hint = (
       f'it has {count} such values between 0 and 255, as JPEG and smoothing '
@@ -162,7 +172,7 @@ def _unknown_value_error(
       f'for all of them, {which}, or make the masks anew if JPEG or smoothing '
       'made these colours'
     )
-  elif not is_color and not entries:
+  elif not is_color and not entries and numbers[0] >= 0:
     hint += f'; {_of_objects()}'
   return errors.UserError(
     f'{name}: value {value} in {counts[worst]} of {values.size} pixels is not '
@@ -177,11 +187,31 @@ def _of_objects() -> str:
   )
 
 
-def _color_mask_error(values: np.ndarray, name: str) -> errors.UserError:
+def _of_loss() -> str:
+  return (
+    'its kind of file changes values (JPEG and the like): round them to those '
+    'of the classes and store the masks as PNG'
+  )
+
+
+def line_on_loss(names: Sequence[str], total: int) -> str:
+  """Returns what to warn of where `names` of `total` masks are lossy."""
+  return (
+    f'{len(names)} of {total} masks, such as {names[0]}, are JPEGs or other '
+    'files that change the values of a mask along its borders, where classes '
+    'of near values are mixed up; make them anew as PNG'
+  )
+
+
+def _color_mask_error(
+  values: np.ndarray, name: str, is_lossy: bool
+) -> errors.UserError:
   """Prints a table for an RGB mask, the most frequent colours first."""
   # As numbers: rows take a hundred times as long to sort.
   numbers, counts = np.unique(color_numbers(values), return_counts=True)
   start = f'{name}: the mask is an RGB image of {len(numbers)} colours, '
+  if is_lossy:
+    return errors.UserError(f'{start}not a map of classes; {_of_loss()}')
   if len(numbers) > _NO_MASK:
     return errors.UserError(
       f'{start}more than there are classes; replace it if it is a photograph '

@@ -114,7 +114,11 @@ def likely_patterns(
   images: Sequence[str], masks: Sequence[str]
 ) -> Patterns | None:
   """Returns the patterns that pair more files than equal names; or None."""
-  best, count = None, len(set(images) & set(masks))
+  # What pairs less than half of the files is chance, as among random names.
+  best = None
+  count = max(
+    len(set(images) & set(masks)), (min(len(images), len(masks)) - 1) // 2
+  )
   for patterns in _likely_patterns(images, masks):
     matched = len(_match(images, masks, patterns, _simple) or ())
     if matched > count:

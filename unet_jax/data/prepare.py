@@ -304,6 +304,7 @@ def _fill(
   palettes, levels = masks.Palettes(config.data), {}
   found: dict[int, dict] = {}
   turned: dict[int, str] = {}
+  lossy: dict[int, str] = {}
   # Pixels are sampled by these, so that all kinds of cache hold the same.
   rows = np.arange(len(source))
   if isinstance(source, sources.Subset):
@@ -323,6 +324,8 @@ def _fill(
     files = [example.get('image_file'), example.get('mask_file')]
     if any(file and file.orientation != 1 for file in files):
       turned[index] = example['name']
+    if examples.has_lossy_mask(example):
+      lossy[index] = example['mask_name']
     levels[index] = files[0] and files[0].levels
     palettes.add(example)
     found[index] = prepared.describe(
@@ -340,6 +343,9 @@ def _fill(
       f'turn them for display ({errors.some(names)}), which are not applied; '
       '--config.data.orientation=upright applies them'
     )
+  if lossy:
+    names = [lossy[index] for index in sorted(lossy)]
+    lines.append(masks.line_on_loss(names, len(source)))
   about = prepared.collect([found[index] for index in sorted(found)], config)
   skipped.sort(key=lambda s: s['index'])
   notes = [f'{source.split}: {line}' for line in lines]

@@ -84,6 +84,7 @@ def original_mask(
     data.mask_values,
     data.num_classes,
     example['mask_name'],
+    examples.has_lossy_mask(example),
   )
   if 'ignored' in example:
     mask[example['ignored']] = fields.IGNORE_LABEL

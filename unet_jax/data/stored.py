@@ -79,6 +79,7 @@ class Stored:
     orientation: 1 to 8, EXIF's and TIFF's tag of how to turn for display.
     nodata: the value that GDAL's tag names, or None.
     pages: images in the file that are no reduced copies, masks or thumbnails.
+    is_lossy: whether the pixels are near those that were written, not equal.
   """
 
   pixels: np.ndarray
@@ -90,6 +91,7 @@ class Stored:
   orientation: int = 1
   nodata: float | None = None
   pages: int = 1
+  is_lossy: bool = False
 
   def describe(self) -> str:
     """Returns colours and bits, such as `RGB with alpha 8 bit`."""
@@ -116,19 +118,20 @@ def read(data: bytes, name: str, page: int = 0) -> Stored:
     with tiff.Images(data, name) as images:
       image = images[page]
       return of_tiff(image, len(images), 0, image.size[0])
-  with _named(name):
-    return _read_with_pillow(data, name, page)
+  with _named(name, data):
+    found = _read_with_pillow(data, name, page)
+    return dataclasses.replace(found, is_lossy=_is_lossy(data))
 
 
 @contextlib.contextmanager
-def _named(name: str) -> Iterator[None]:
+def _named(name: str, data: bytes) -> Iterator[None]:
   """Raises DecodeError, which names the file, for one that is damaged."""
   try:
     yield
   except errors.UserError:
     raise
   except UnidentifiedImageError as e:
-    raise broken(name, 'cannot identify image file') from e
+    raise _unidentified(data, name) from e
   except _DAMAGE as e:
     raise broken(name, e) from e
 
@@ -148,6 +151,7 @@ def of_tiff(
     image.orientation,
     image.nodata,
     pages,
+    image.is_lossy,
   )
 
 
@@ -158,12 +162,14 @@ def count_pages(path: str | os.PathLike) -> int:
     DecodeError: it cannot be read.
   """
   name = os.fspath(path)
-  with _named(name), open(path, 'rb') as f:
-    head = f.read(4)
-    if head in tiff.MAGIC:
+  with _named(name, b''), open(path, 'rb') as f:
+    data = f.read(4)
+    if data in tiff.MAGIC:
       with tiff.Images(path, name) as images:
         return len(images)
-    return len(_frames(_open(head + f.read(), name)))
+    data += f.read()
+  with _named(name, data):
+    return len(_frames(_open(data, name)))
 
 
 def turn(array: np.ndarray, orientation: int) -> np.ndarray:
@@ -186,6 +192,21 @@ def turn_back(array: np.ndarray, orientation: int) -> np.ndarray:
 def format_of(data: bytes) -> str:
   """Returns the name of a file's format by its first bytes."""
   return _STARTS.get(data[:2], 'TIFF')
+
+
+def _unidentified(data: bytes, name: str) -> errors.DecodeError:
+  if data.startswith(b'version https://git-lfs'):
+    return broken(name, 'a pointer of Git LFS; `git lfs pull` gets the file')
+  return broken(name, 'cannot identify image file')
+
+
+def _is_lossy(data: bytes) -> bool:
+  # Of WebP's two codings, VP8L is the exact one; a third name begins a file
+  # that has alpha or metadata, whatever its coding.
+  is_vp8 = data[12:16] == b'VP8 ' or (
+    data[12:16] == b'VP8X' and b'VP8L' not in data
+  )
+  return format_of(data) == 'JPEG' or (format_of(data) == 'WebP' and is_vp8)
 
 
 def _open(data: bytes, name: str) -> ImageFile.ImageFile:

@@ -64,6 +64,7 @@ class Image:
     bits: of a sample as stored, such as 1, 4 or 12.
     kind, palette, white_is_zero, orientation, nodata: as of `stored.Stored`.
     has_alpha: whether `read` returns it.
+    is_lossy: whether the file was compressed by JPEG.
     step: rows that are decoded together.
     is_mapped: whether the file's pixels are mapped into memory as they are.
     by_rows: whether some rows can be read without most of the others.
@@ -106,6 +107,7 @@ class Image:
     value = page.tags.valueof(274)
     self.orientation = value if value in range(1, 9) else 1
     self.nodata = tiff_tags.nodata(page)
+    self.is_lossy = page.compression == tiff_tags.JPEG
     self.step = page.tilelength
     if not page.is_tiled:
       height = max(min(page.rowsperstrip, self.size[0]), 1)

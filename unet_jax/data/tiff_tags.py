@@ -12,7 +12,7 @@ _COMPRESSIONS = {
   *(1, 2, 3, 4, 5, 7, 8, 32946, 32773, 33005, 34887, 34712, 34925, 34933),
   *(50000, 50001, 50002, 52546),
 }
-_JPEG = 7
+JPEG = 7
 
 # Tags that say how pixels are stored and what they mean.
 _NEEDED = {
@@ -66,10 +66,10 @@ def unreadable(page: tifffile.TiffPage, planes: int) -> str:
     return f'a TIFF volume of {page.imagedepth} slices in one page'
   if kind in _OTHER_COLORS:
     return f'a TIFF of {_OTHER_COLORS[kind]}'
-  if kind == _YCBCR and (page.compression != _JPEG or page.planarconfig != 1):
+  if kind == _YCBCR and (page.compression != JPEG or page.planarconfig != 1):
     return 'a TIFF of YCbCr colours without JPEG'
   if kind == _CMYK and (
-    (page.dtype != np.uint8 or page.compression == _JPEG or planes > 1)
+    (page.dtype != np.uint8 or page.compression == JPEG or planes > 1)
     or channels - (alpha_index(page) is not None) != 4
   ):
     return f'a TIFF of inks ({channels} channels of {bits} bits)'

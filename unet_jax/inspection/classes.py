@@ -7,6 +7,7 @@ import ml_collections
 import numpy as np
 
 from unet_jax.config import fields, mask_table
+from unet_jax.data import decode
 from unet_jax.inspection import records, samples
 
 # If all other values are below this, 255 most likely marks ignored pixels.
@@ -44,8 +45,10 @@ def find_table(
   why = _why_table_fits(measurements, num_masks, len(values), now)
   if why:
     return same(why)
-  if any(m.mask_file and 'JPEG' in m.mask_file.kind for m in measurements):
-    return same('masks that are JPEGs have lost their values')
+  if any(
+    m.mask_file and decode.is_lossy(m.mask_file.kind) for m in measurements
+  ):
+    return same('masks that are JPEGs or the like have lost their values')
   if samples.are_objects(values, in_masks, sampled):
     return _one_foreground(values, has_colors, num_masks)
   stray = [

@@ -1,14 +1,17 @@
 """Findings across the splits: images that occur twice, or look alike."""
 
 import collections
+import heapq
+import os
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import cv2
 import ml_collections
 import numpy as np
 
-from unet_jax.data import examples
-from unet_jax.inspection import records
+from unet_jax.data import examples, lists
+from unet_jax.inspection import records, scan
 from unet_jax.runtime import errors
 
 NEIGHBOURS = 'neighbours look alike'
@@ -29,6 +32,8 @@ _AROUND, _FLOOR = 9, 2.0
 _MOST_PAIRS, _AT_ONCE = 200_000, 1024
 # Neighbours of a stack or a video correlate by this much more than others.
 _ALIKE = 0.2
+# Images of prepared sets that are looked at for this.
+_FIRST = 256
 
 _Splits = Mapping[str, records.Measurements]
 _Groups = list[list[records.Measurement]]
@@ -56,6 +61,34 @@ def find_similar(
     *_duplicates('near duplicates', groups),
     *(_similar_neighbours(splits, config) if held_out else ()),
   ]
+
+
+def find_series(
+  splits: _Splits, sets: Mapping[str, Any], config: ml_collections.ConfigDict
+) -> list[records.Finding]:
+  """Looks for stacks that were held out at random, in prepared sets.
+
+  Args:
+    splits: measurements of each; the first by name get their thumbnail.
+    sets: of the same splits, and in the same order.
+    config: see `find_similar`.
+  """
+  folders = [{os.path.dirname(m.name) for m in ms} for ms in splits.values()]
+  if (
+    any(dataset.stats is None for dataset in sets.values())
+    or config.data.source != 'folder'
+    or not set.intersection(*folders)  # Each split has a folder of its own.
+    or lists.find(os.path.expanduser(config.data.dir))
+  ):
+    return []
+  first = heapq.nsmallest(
+    _FIRST,
+    (m for ms in splits.values() for m in ms),
+    key=lambda m: examples.natural_key(m.name),
+  )
+  for m in first:
+    scan.shrink(m, sets[m.split][m.index]['image'])
+  return _similar_neighbours(splits, config)
 
 
 def _same_files(splits: _Splits) -> list[records.Finding]:

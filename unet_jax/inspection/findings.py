@@ -13,7 +13,7 @@ import ml_collections
 import numpy as np
 
 from unet_jax.config import fields
-from unet_jax.data import intensity, masks
+from unet_jax.data import decode, intensity, masks
 from unet_jax.inspection import (
   alignment,
   duplicates,
@@ -70,6 +70,7 @@ def find_in_prepared(
     checks.fit_of_the_set()
     found += checks.found
   found += duplicates.find_exact(splits)
+  found += duplicates.find_series(splits, sets, config)
   found += _palettes(sets, config)
   return records.wanted(found, config.data.skip_checks)
 
@@ -204,12 +205,9 @@ class _Checks:
     read = [m for m in self._measurements if m.image_file]
     images = [(m.name, m.image_file) for m in read]
     mask_files = [(m.mask_name, m.mask_file) for m in read]
-    lossy = [n for n, file in mask_files if file.kind.endswith('JPEG')]
+    lossy = [n for n, file in mask_files if decode.is_lossy(file.kind)]
     if lossy:
-      text = (
-        f'{lossy[0]} is a JPEG, which changes the values of a mask along its '
-        f'borders: {len(lossy)} mask(s); make them anew as PNG'
-      )
+      text = masks.line_on_loss(lossy, len(read))
       self._add('warning', 'JPEG masks', text, lossy)
     if self._config.data.orientation == 'stored':
       self._orientations(read)

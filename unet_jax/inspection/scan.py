@@ -218,7 +218,11 @@ def _measure_mask(
   classes = None
   try:
     classes = masks.map_mask(
-      values, config.data.mask_values, config.data.num_classes, result.mask_name
+      values,
+      config.data.mask_values,
+      config.data.num_classes,
+      result.mask_name,
+      examples.has_lossy_mask(example),
     )
   except errors.UserError as e:
     result.error = ('unknown values', str(e))
