@@ -32,10 +32,8 @@ _CUSTOMARY = (-9999, -99999, -999, -32768, -32767)
 _FAR = 10
 # Parts of messages, which an inspection replaces by what it measured.
 LOW_HIGH, MEASURE = 'LOW,HIGH', '; --mode=inspect measures it'
-_RANGE_ADVICE = (
-  '--config.data.intensity=range --config.data.intensity_range='
-  f'{LOW_HIGH}{MEASURE}'
-)
+_RANGE = '--config.data.intensity=range --config.data.intensity_range='
+_RANGE_ADVICE = f'{_RANGE}{LOW_HIGH}{MEASURE}'
 # An image that has fewer levels than this has lost some that it had.
 _FEW = 64
 
@@ -52,8 +50,7 @@ class Levels:
     stored, left: number of different values, as stored and in 0..255.
     unlisted: the value that the file names as no data, where pixels have it and
       data.nodata has not; or None.
-    stray: a value so far off all others that it must stand for no data, or
-      None.
+    stray: a value so far off all others that it must be no data, or None.
   """
 
   kind: str
@@ -159,9 +156,14 @@ def to_uint8(
       raise _refusal(pixels, name, ignored, limits, tag)
   if pixels.dtype == np.uint8 and (low, high) == (0, 255):
     return pixels
-  if pixels.dtype.kind in 'iu' and pixels.dtype.itemsize <= 2:
+  if pixels.dtype == np.uint16 and (low, high) == (0, 2**16 - 1):
+    # Exact, since no value lies half way; a fourth of the time of a table.
+    scaled = cv2.convertScaleAbs(pixels.reshape(-1, 1), alpha=255 / high)
+    return scaled.reshape(pixels.shape)
+  is_short = pixels.dtype.kind in 'iu' and pixels.dtype.itemsize <= 2
+  # A table of one image's own range must be worth its making.
+  if is_short and (data.intensity != 'image' or pixels.size > 2**16):
     table = _table(pixels.dtype, float(low), float(high))
-    # Twice as fast as indexing.
     return table.take(pixels.view(f'u{pixels.dtype.itemsize}'))
   if ignored is not None:
     pixels = np.where(ignored[(..., *[None] * (pixels.ndim - 2))], low, pixels)
@@ -169,8 +171,11 @@ def to_uint8(
 
 
 def _scale(pixels: np.ndarray, low: float, high: float) -> np.ndarray:
-  scaled = (pixels.astype(np.float64) - low) * (255 / max(high - low, 1e-12))
-  return np.rint(scaled.clip(0, 255)).astype(np.uint8)
+  # In place: new memory for each step takes longer than the step.
+  scaled = np.subtract(pixels, low, dtype=np.float64)
+  scaled *= 255 / max(high - low, 1e-12)
+  np.rint(np.clip(scaled, 0, 255, out=scaled), out=scaled)
+  return scaled.astype(np.uint8)
 
 
 @functools.lru_cache(maxsize=64)
@@ -256,16 +261,13 @@ def _stray(values: np.ndarray, factor: float = 1) -> float | None:
     values: finite ones.
     factor: times the range of the others that it lies off at least.
   """
-  low, high = find_limits(values)
-  for value in (low, high):
+  for value in find_limits(values):
     rest = values[values != value]
     if not rest.size or values.size - rest.size < 2:
       continue
     lowest, highest = find_limits(rest)
     distance = max(lowest - value, value - highest)
-    far = (
-      highest - lowest if value in _CUSTOMARY else factor * (highest - lowest)
-    )
+    far = (highest - lowest) * (1 if value in _CUSTOMARY else factor)
     if distance > far > 0:
       return value
   return None
@@ -364,34 +366,34 @@ def range_text(images: Sequence[Levels]) -> str:
 
 
 def lines_on_set(
-  images: Sequence[Levels | None], data: ml_collections.ConfigDict
+  images: Sequence[Levels | None],
+  data: ml_collections.ConfigDict,
+  total: int | None = None,
 ) -> list[str]:
   """Returns a line for each thing to warn of in a set.
 
   Args:
     images: of the set, or None for those whose levels are all kept.
     data: the section of a config.
+    total: images of the set, where those without a tag of no data are sampled.
   """
   known = [image for image in images if image is not None]
   few = [image for image in known if image.are_few]
-  lines = []
+  lines, total = [], total or len(images)
+  sampled = '' if total == len(images) else ' that were measured'
   # Single images may be dark by nature.
   if 2 * len(few) > len(known):
-    stored, left = (
-      int(np.median([getattr(image, name) for image in few]))
-      for name in ('stored', 'left')
-    )
+    stored, left = np.median([(x.stored, x.left) for x in few], 0).astype(int)
     lines.append(
-      f'{len(few)} of {len(images)} images keep few of their levels '
+      f'{len(few)} of {len(images)} images{sampled} keep few of their levels '
       f'with data.intensity={data.intensity}, {left} of {stored} on the '
-      f'median; --config.data.intensity=range '
-      f'--config.data.intensity_range={range_text(few)} keeps more'
+      f'median; {_RANGE}{range_text(few)} keeps more'
     )
-  unlisted = [image.unlisted for image in known if image.unlisted is not None]
+  unlisted = [x.unlisted for x in known if x.unlisted is not None]
   if unlisted:
     value = text_of(unlisted[0])
     lines.append(
-      f'{len(unlisted)} of {len(images)} images name {value} as their '
+      f'{len(unlisted)} of {total} images name {value} as their '
       'value of no data and have such pixels, which are taken as data; '
       f'--config.data.nodata={value} ignores them'
     )
