@@ -261,6 +261,7 @@ def test_objects(data, tmp_path):
 def test_folds_are_not_evaluated_by_what_was_trained_on_them(data, tmp_path):
   root, _ = data
   config = _config(root, data={'num_folds': 2, 'eval_split': 'auto'})
+  config.log.num_examples = 0
   for fold in range(2):
     config.data.fold = fold
     runs.save(tmp_path / f'fold_{fold}', config)
@@ -277,6 +278,7 @@ def test_what_was_trained_on_is_said_or_refused(
   monkeypatch.setattr(logging.getLogger('unet_jax'), 'propagate', True)
   config = _config(data[0], data={'eval_split': 'auto', 'val_fraction': 0.4})
   config.data.cache_dir = str(tmp_path / 'cache')
+  config.log.num_examples = 0
   held_out = []
   for seed in range(2):
     config.seed = seed
@@ -336,6 +338,7 @@ def test_lines_at_intervals(
     log, 'info', lambda text, *args: lines.append(text % args)
   )
   config = _config(data[0], data={'resize': resize, 'batch_size': 2})
+  config.log.num_examples = 0
   runs.save(tmp_path, config)
   config = saved.read(str(tmp_path), {'eval.resolution': resolution})
   evaluate.run(config, str(tmp_path))

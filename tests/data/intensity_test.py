@@ -273,6 +273,12 @@ def test_range_of_a_set():
   assert intensity.range_of_set([_levels(np.int16([[4, 4]]))]) == (4, 5)
 
 
+def test_every_value_of_16_bits_is_rounded_exactly():
+  values = np.arange(65536, dtype=np.uint16).reshape(64, -1, 2)
+  got = intensity.to_uint8(values, _data(), 'x')
+  assert_array_equal(got, np.rint(values * (255 / 65535)))
+
+
 def test_lines_on_a_set():
   few = _levels(np.array([[300, 1500, 1590, 3700]] * 9, np.uint16))
   rich = _levels(np.arange(65536, dtype=np.uint16).reshape(256, 256))
@@ -282,6 +288,8 @@ def test_lines_on_a_set():
     'on the median; --config.data.intensity=range '
     '--config.data.intensity_range=300,3700 keeps more'
   )
+  (sampled,) = intensity.lines_on_set([few, few], _data(), 90)
+  assert sampled.startswith('2 of 2 images that were measured keep few of ')
   data = _follow(line)
   again = _levels(np.array([[300, 1500, 1590, 3700]] * 9, np.uint16), data)
   assert intensity.lines_on_set([again] * 2, data) == []

@@ -284,6 +284,13 @@ def test_palettes_that_differ():
   assert 'c.png: index 0' in message_of(palettes.add_values, *moved)
 
 
+@pytest.mark.parametrize('num_names', [2, 8, 9, 20])
+def test_pixels_of_classes(num_names):
+  mask = np.uint8([*range(num_names), 1, 1, 255]).reshape(1, -1)
+  expected = [1, 3, *[1] * (num_names - 2), 1]
+  assert masks.class_pixels(mask, num_names).tolist() == expected
+
+
 def test_histogram_of_a_large_mask():
   """More pixels than float32 counts one by one."""
   mask = np.full((2**13, 2**12 + 1), 7, np.uint8)

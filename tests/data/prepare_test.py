@@ -573,6 +573,24 @@ def test_levels_that_are_lost(cache, tmp_path, caplog):
   assert not [m for m in caplog.messages if 'levels' in m]
 
 
+def test_levels_of_some_images_and_all_tags(tmp_path, caplog, monkeypatch):
+  """The image that is read between the sampled ones keeps all levels."""
+  monkeypatch.setattr(prepare, '_MEASURED', 2)
+  _, mask = folders.make_pair()
+  rich = np.arange(mask.size, dtype=np.uint16).reshape(mask.shape) * 30
+  few = np.where(mask > 0, 1500, np.uint16([300] * 47 + [310])).astype('u2')
+  tag = {'extratags': [(42113, 's', 0, '310', True)]}
+  files = {'a': _tiff(few), 'b': _tiff(rich), 'c': _tiff(few)}
+  _write_train(tmp_path, {name: (file, mask) for name, file in files.items()})
+  fields = {'dir': str(tmp_path), 'cache': 'memory', 'image_size': (40, 48)}
+  prepare.prepare(_config(tmp_path, **fields), 'train')
+  assert '2 of 2 images that were measured keep few' in caplog.messages[-1]
+  files = {'a': _tiff(rich), 'b': _tiff(few, **tag), 'c': _tiff(rich)}
+  _write_train(tmp_path, {name: (file, mask) for name, file in files.items()})
+  prepare.prepare(_config(tmp_path, **fields), 'train')
+  assert '1 of 3 images name 310 as their value' in caplog.messages[-1]
+
+
 @_CACHES
 def test_no_data(cache, tmp_path):
   """Ignored in the mask, filled with the mean, left out of the deviation."""

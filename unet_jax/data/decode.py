@@ -7,6 +7,8 @@ turns neither, or both, by data.orientation.
 """
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import ml_collections
@@ -35,8 +37,10 @@ class Decoded:
       lossy WebP`.
     orientation: the file's tag, whether it was applied or not.
     pages: images in the file.
-    levels: of an image whose values are not those of 8 bits.
+    nodata: the value that the file names as no data, or None.
     palette: uint8 RGB [N, 3], of a mask whose values are its indices.
+    measure: returns the levels of an image whose values are not those of 8
+      bits.
   """
 
   array: np.ndarray
@@ -44,8 +48,13 @@ class Decoded:
   kind: str
   orientation: int
   pages: int
-  levels: intensity.Levels | None = None
+  nodata: float | None = None
   palette: np.ndarray | None = None
+  measure: Callable[[], intensity.Levels] | None = None
+
+  @functools.cached_property
+  def levels(self) -> intensity.Levels | None:
+    return self.measure and self.measure()
 
 
 def decode_image(
@@ -63,11 +72,11 @@ def decode_image(
   """
   found = _read(content, name, data, page)
   array, ignored = to_network(found, name, data)
-  levels = None
   is_plain = found.pixels.dtype == np.uint8
+  later = None
   if not is_plain or found.nodata is not None or data.intensity != 'dtype':
-    levels = measure(found, name, data)
-  return _decoded(array, ignored, found, content, data, levels=levels)
+    later = functools.partial(measure, found, name, data)
+  return _decoded(array, ignored, found, content, data, measure=later)
 
 
 def is_lossy(kind: str) -> bool:
@@ -141,7 +150,7 @@ def _decoded(
   found: stored.Stored,
   content: bytes,
   data: ml_collections.ConfigDict,
-  **measured: Any,
+  **more: Any,
 ) -> Decoded:
   if data.orientation == 'upright' and found.orientation != 1:
     array = stored.turn(array, found.orientation)
@@ -152,7 +161,7 @@ def _decoded(
     format_ = f'lossy {format_}'
   kind = f'{found.describe()} {format_}'
   return Decoded(
-    array, ignored, kind, found.orientation, found.pages, **measured
+    array, ignored, kind, found.orientation, found.pages, found.nodata, **more
   )
 
 

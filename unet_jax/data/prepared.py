@@ -334,8 +334,8 @@ def describe(
   size = mask.shape
   if len(size) == 3:
     image, mask = _flat_planes(image), _flat_planes(mask)
-  counts = masks.histogram(mask)
   num_names = max(config.data.num_classes, 2)
+  counts = masks.class_pixels(mask, num_names)
   # With data.nodata, ignored pixels have no share in statistics.
   counted = None
   if config.data.nodata:
@@ -345,12 +345,12 @@ def describe(
   result = {
     'names': name,
     'sizes': size,
-    'class_pixels': np.append(counts[:num_names], counts[fields.IGNORE_LABEL]),
+    'class_pixels': counts,
     'digests': np.frombuffer(digest, np.uint8),
     'stds': cv2.meanStdDev(image, mask=counted)[1].max(),
   }
   if config.data.resize == 'patch':
-    result['pixels'] = _sample_pixels(mask, counts[:num_names], index)
+    result['pixels'] = _sample_pixels(mask, counts[:-1], index)
   return result
 
 

@@ -1,5 +1,6 @@
 """Image and mask to one size."""
 
+import functools
 import itertools
 from collections.abc import Sequence
 
@@ -108,6 +109,8 @@ def resize_labels(
   old, size = labels.shape, scaled_size(labels.shape, target, resize)
   if size != old:
     (rows, row_ties), (columns, column_ties) = map(_centres, old, size)
+    if not (row_ties.any() or column_ties.any()):
+      return _fit(labels[rows][:, columns], target, fill)
     i, j = map(np.arange, size)
     new = np.empty(size, labels.dtype)
     # All four neighbours of a corner are taken equally often.
@@ -121,6 +124,7 @@ def resize_labels(
   return _fit(labels, target, fill)
 
 
+@functools.lru_cache(maxsize=256)
 def _centres(old: int, new: int) -> tuple[np.ndarray, np.ndarray]:
   """Returns the old pixel at the centre of each new one along an axis.
 

@@ -7,6 +7,7 @@ planes.
 """
 
 import io
+import json
 import math
 import os
 from typing import Self
@@ -93,7 +94,8 @@ def _find_images(
   """Returns the planes of each image, and the page that masks it or None."""
   if any(getattr(first, name) for name in _SLIDES):
     return [([tiff_image.Plane(first)], None)]
-  if any(getattr(first, name) for name in _DESCRIBED):
+  writers = [name for name in _DESCRIBED if getattr(first, name)]
+  if writers and not (writers == ['is_shaped'] and _is_alone(tiff, first)):
     described = _described_images(tiff)
     # Others are ordered by their pages alone.
     if any(len(planes) > 1 or planes[0].offset for planes in described):
@@ -117,6 +119,14 @@ def _find_images(
       if max(sub.shape) >= max(page.shape):
         return []  # Cameras' raw pixels lie below a small picture.
   return images
+
+
+def _is_alone(tiff: tifffile.TiffFile, first: tifffile.TiffPage) -> bool:
+  """Whether tifffile wrote one page of one plane; series take long to make."""
+  if len(tiff.pages) > 1 or not first.description.startswith('{'):
+    return False
+  shape = json.loads(first.description).get('shape', ())
+  return math.prod(shape) == first.size > 0
 
 
 def _is_reduced(page: tifffile.TiffPage, whole: tifffile.TiffPage) -> bool:

@@ -143,8 +143,9 @@ def _decode(
     if stray is not None:
       data.nodata = (*data.nodata, stray)
       example = examples.decode_example(files, data)
-      file = dataclasses.replace(example['image_file'], levels=levels)
-      example['image_file'] = file
+      example['image_file'] = dataclasses.replace(
+        example['image_file'], measure=lambda: levels
+      )
     return example, str(e)
 
 

@@ -6,6 +6,13 @@ import urllib.request
 from unet_jax.runtime import errors
 
 
+def is_first() -> bool:
+  """Whether this process is the first of a run, or the only one."""
+  import jax  # Slow, and an inspection does without.
+
+  return jax.process_index() == 0
+
+
 def initialize_distributed() -> None:
   """Joins the other processes where this one is one of many.
 
