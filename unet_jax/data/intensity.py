@@ -389,8 +389,8 @@ def lines_on_set(
       advice = f'others hold no {kind}: store all in one type and unit'
     lines.append(
       f'{len(few)} of {len(images)} images{sampled} keep few of their levels '
-      f'with data.intensity={data.intensity}, {left:.0f} of {stored:.0f} on the '
-      f'median; {advice}'
+      f'with data.intensity={data.intensity}, {left:.0f} of {stored:.0f} on '
+      f'the median; {advice}'
     )
   unlisted = [x.unlisted for x in known if x.unlisted is not None]
   if unlisted:
