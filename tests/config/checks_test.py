@@ -173,8 +173,6 @@ data.bands=(1.0,2,3)
   : takes numbers of bands, the first of which is 1
 data.bands=(0,1,2)
   : takes numbers of bands, the first of which is 1
-data.nodata=(0,'nun')
-  : takes numbers, or 'nan' as a word, such as (-9999, 'nan')
 eval.foreground=('clas_1',)
   = --config.eval.foreground: no class is named 'clas_1' (did you mean
   class_1?); the classes are class_0, class_1, class_2, class_3

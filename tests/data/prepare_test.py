@@ -444,8 +444,8 @@ def test_tags_that_turn_are_counted_once(tmp_path, caplog):
       mask,
       [
         'train: 4 of 5 pairs have tags that turn them for display '
-        f'({names}), which are not applied; --config.data.orientation=upright '
-        'applies them'
+        f'({names} and 1 more), which are not applied; '
+        '--config.data.orientation=upright applies them'
       ],
     ),
     ('upright', mask.T[:, ::-1], []),

@@ -337,7 +337,7 @@ def test_bands():
     _RGB[..., :2], photometric='minisblack', planarconfig='contig'
   )
   message = message_of(decode.decode_image, two, 'x', _data(3))
-  assert message.endswith('--config.data.bands=1,2,1')
+  assert message.endswith('--config.data.bands=1,2,2')
   for bad in (7, 0):
     data = _data(1, bands=(bad,))
     assert message_of(decode.decode_image, content, 'a.tif', data) == (

@@ -3,6 +3,7 @@
 import collections
 import heapq
 import os
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -276,8 +277,8 @@ def _similar_neighbours(
     (m for ms in splits.values() for m in ms if m.thumbnail is not None),
     key=lambda m: examples.natural_key(m.name),
   )
-  # Pages of a file stay on one side: one stands for all.
-  files = {(m.split, m.group): m for m in everything}
+  # Pages of a file, FILE[PAGE], stay on one side: one stands for all.
+  files = {re.sub(r'\[\d+\]$', '', m.name): m for m in everything}
   everything = list(files.values())
   if len(everything) < 8:
     return []

@@ -58,7 +58,6 @@ class Measurement:
   Attributes:
     split: its name in the source.
     index: in the split.
-    group: a number that pages of a file share, see `examples.Source.groups`.
     name, mask_name: for people.
     error: (kind, message) of the fault that makes it unusable.
     image_file, mask_file: headers, where there are files.
@@ -106,7 +105,6 @@ class Measurement:
   owner: int | None = None
   look: appearance.Look | None = None
   is_suspicious: bool = False
-  group: int = 0
 
   @property
   def is_constant(self) -> bool:

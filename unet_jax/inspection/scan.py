@@ -90,7 +90,6 @@ def _measure(
   The borders are {index: border of its mask}; those of other pairs are tried.
   """
   result = records.Measurement(source.split, index, f'{source.split}[{index}]')
-  result.group = index if source.groups is None else int(source.groups[index])
   start = decoded = time.thread_time()
   try:
     files = source.read(index)
