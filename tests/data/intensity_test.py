@@ -182,9 +182,8 @@ def test_what_stands_for_no_data_is_named():
   pixels[:, :2] = np.nan
   message = message_of(intensity.to_uint8, pixels, _data(), 'a')
   assert message == (
-    'a holds values that are not finite (NaN or infinity); '
-    '--config.data.nodata=nan,inf,-inf ignores these pixels, if they are no '
-    'data'
+    'a holds values that are not finite (NaN or infinity); if they are no '
+    'data, --config.data.nodata=nan,inf,-inf ignores these pixels'
   )
   assert intensity.find_no_data(pixels, _follow(message)).sum() == 12
   pixels[:, :2] = [-np.inf, np.inf]

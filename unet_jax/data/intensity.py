@@ -226,9 +226,8 @@ def _refusal(
   low, high = limits or find_limits(values)
   if not np.isfinite([low, high]).all():
     return errors.UserError(
-      f'{name} holds values that are not finite (NaN or infinity); '
-      '--config.data.nodata=nan,inf,-inf ignores these pixels, if they are no '
-      'data'
+      f'{name} holds values that are not finite (NaN or infinity); if they are '
+      'no data, --config.data.nodata=nan,inf,-inf ignores these pixels'
     )
   listed = ''.join(f'{text_of(value)},' for value in no_data(data))
   text = (
@@ -241,16 +240,14 @@ def _refusal(
       f'{text}. The file names {text_of(tag)} as its value of no data: set '
       f'--config.data.nodata={listed}{text_of(tag)}'
     )
-  stray = _stray(values)
+  stray, hint = _stray(values), 'Give one'
   if stray is not None:
-    return errors.UserError(
-      f'{text}. If {text_of(stray)} stands for no data, set '
-      f'--config.data.nodata={listed}{text_of(stray)}; otherwise give one '
-      f'range for the whole set, {_RANGE_ADVICE}'
+    hint = (
+      f'If {text_of(stray)} stands for no data, set --config.data.nodata='
+      f'{listed}{text_of(stray)}; otherwise give one'
     )
-  return errors.UserError(
-    f'{text}. Give one range for the whole set, {_RANGE_ADVICE}'
-  )
+  text += f'. {hint} range for the whole set, {_RANGE_ADVICE}'
+  return errors.UserError(text)
 
 
 def _stray(values: np.ndarray, factor: float = 1) -> float | None:
@@ -330,8 +327,8 @@ def measure(
 def range_of_set(images: Sequence[Levels]) -> tuple[float, float] | None:
   """Returns the range that all but TAIL of the pixels at each end are in.
 
-  Values that are `unlisted` or `stray` have no part in it.
-  Whole numbers of integers; None where there is no pixel with data.
+  Values that are `unlisted` or `stray` have no part in it. Whole numbers of
+  integers; None where no pixel has data.
   """
   images = [image for image in images if image.num_pixels]
   # Each value stands for the pixels half way to its neighbours.
@@ -347,9 +344,8 @@ def range_of_set(images: Sequence[Levels]) -> tuple[float, float] | None:
   values, shares = np.array(found).T
   order = np.argsort(values, kind='stable')
   values, below = values[order], np.cumsum(shares[order])
-  total = below[-1]
-  low = values[np.searchsorted(below, TAIL * total, 'right')]
-  high = values[np.searchsorted(below, (1 - TAIL) * total, 'left')]
+  low = values[np.searchsorted(below, TAIL * below[-1], 'right')]
+  high = values[np.searchsorted(below, (1 - TAIL) * below[-1], 'left')]
   if all(image.kind.startswith(('int', 'uint')) for image in images):
     return int(low), int(max(high, low + 1))
   low, high = (float(f'{v:.4g}') for v in (low, high))
@@ -383,7 +379,7 @@ def lines_on_set(
     # Single images may be dark by nature.
     if 2 * len(few) <= len(group):
       continue
-    stored, left = np.median([(x.stored, x.left) for x in few], axis=0)
+    stored, left = np.median([(x.stored, x.left) for x in few], 0)
     advice = f'{_RANGE}{range_text(few)} keeps more'
     if len(group) < len(images):
       advice = f'others hold no {kind}: store all in one type and unit'
