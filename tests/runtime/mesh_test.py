@@ -48,6 +48,8 @@ def _create(config, mesh):
 class _Examples(list):
   """A set that is read as prepared ones are."""
 
+  split = 'test'
+
   def read_batch(self, indices):
     examples = [self[i] for i in indices]
     return {k: np.stack([e[k] for e in examples]) for k in examples[0]}

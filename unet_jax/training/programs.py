@@ -128,7 +128,9 @@ def _key(
   files = {getattr(m, '__file__', None) for m in list(sys.modules.values())}
   digest = hashlib.sha256()
   for file in sorted(filter(None, files)):
-    if file.startswith(_LIBRARIES) and not file.startswith(_PACKAGE):
+    if not os.path.isfile(file):  # PyTorch has a module of no file.
+      digest.update(file.encode())
+    elif file.startswith(_LIBRARIES) and not file.startswith(_PACKAGE):
       stat = os.stat(file)
       digest.update(f'{file} {stat.st_size} {stat.st_mtime_ns}\n'.encode())
     else:
