@@ -82,16 +82,17 @@ def _train(
   whole_files.write_json(path, config.to_dict())
   names = config.data.train_split, config.data.eval_split
   splits = [sources.make_source(config, s, record=record) for s in names]
+  optimizer = optimizer_lib.make_optimizer(config)
+  key = jax.random.fold_in(jax.random.key(config.seed), _STEP_KEY)
+  total = config.train.num_steps
+  steps_left = max(checkpoints.steps, default=0) < total
+  # First, since the step is compiled while the data are prepared.
+  run = programs.start(config, model, optimizer, mesh, key, steps_left)
   train_set, eval_set = (prepare.prepare_source(s, config) for s in splits)
   if config.data.check:
     _check_data(train_set, eval_set, config)
   sources.keep_record(workdir, splits, record)
-  optimizer = optimizer_lib.make_optimizer(config)
   batches = pipeline.train_batches(train_set, config, mesh)
-  key = jax.random.fold_in(jax.random.key(config.seed), _STEP_KEY)
-  total = config.train.num_steps
-  steps_left = max(checkpoints.steps, default=0) < total
-  run = programs.start(config, model, optimizer, mesh, key, steps_left)
   state = _first_state(
     config, run, model, optimizer, mesh, checkpoints, batches
   )
