@@ -261,6 +261,7 @@ def test_training_goes_on_with_a_warning_of_masks(
     folders.write_pairs(tmp_path / 'data' / split, flipped)
   goes_on = mock.Mock(side_effect=ArithmeticError)
   monkeypatch.setattr(train.pipeline, 'train_batches', goes_on)
+  monkeypatch.setattr(train.programs, 'start', mock.Mock())
   for skipped, count in (((), 2), (('turned',), 0)):
     config = make_config(tmp_path / 'data', tmp_path, cache=cache)
     config.data.skip_checks = skipped
@@ -282,6 +283,7 @@ def test_training_stops_on_what_cannot_be_wrong(
   config.data.skip_checks = (check, 'one_class', 'duplicates')
   goes_on = mock.Mock(side_effect=ArithmeticError)
   monkeypatch.setattr(train.pipeline, 'train_batches', goes_on)
+  monkeypatch.setattr(train.programs, 'start', mock.Mock())
   stops = pytest.raises(
     errors.UserError, match=r'absent class: .*data\.skip_checks=absent leaves'
   )

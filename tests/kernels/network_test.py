@@ -108,10 +108,13 @@ def test_variants_of_the_network(fields):
 
   results = []
   for model in (xla, native):
-    value = functools.partial(loss, model)
-    gradient = jax.jit(jax.value_and_grad(value))(variables['params'])
-    logits = jax.jit(lambda m=model: m.apply(variables, x, train=False))()
-    results.append(jax.tree.leaves((gradient, logits)))
+
+    @jax.jit
+    def both(params, model=model):
+      gradient = jax.value_and_grad(functools.partial(loss, model))(params)
+      return gradient, model.apply(variables, x, train=False)
+
+    results.append(jax.tree.leaves(both(variables['params'])))
   for a, b in zip(*results, strict=True):
     scale = np.abs(a).max() + 1e-3
     np.testing.assert_allclose(a / scale, b / scale, atol=1e-3)

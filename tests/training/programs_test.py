@@ -65,7 +65,8 @@ def _kept(folder):
 
 
 def test_a_kept_program_does_what_the_compiled_one_did(folder, monkeypatch):
-  first = _train(_start(folder))
+  run = _start(folder)
+  drawn, first = run.abstract, _train(run)
   assert _kept(folder) == ['draw', 'step']
 
   def compile(*_):
@@ -73,14 +74,9 @@ def test_a_kept_program_does_what_the_compiled_one_did(folder, monkeypatch):
 
   monkeypatch.setattr(programs, '_compile', compile)
   run = _start(folder, log={'every': 7})  # No program depends on it.
+  assert run.abstract == drawn
   for got, expected in zip(_train(run), first, strict=True):
     np.testing.assert_array_equal(got, expected)
-
-
-def test_the_kept_state_has_the_shapes_of_the_drawn_one(folder):
-  drawn = _start(folder).abstract
-  _train(_start(folder))
-  assert _start(folder).abstract == drawn
 
 
 @pytest.mark.parametrize(
@@ -154,5 +150,5 @@ def test_what_jax_has_kept_is_not_kept_twice(folder):
 
 def test_only_commands_keep_programs(folder, monkeypatch):
   monkeypatch.undo()
-  _train(_start(folder))
+  _start(folder).step.result()
   assert not _kept(folder)
