@@ -7,15 +7,27 @@
 namespace unet {
 namespace {
 
-constexpr int kBlock = kWinogradChannels;
-// The register tile that so many output channels make.
-constexpr int kWide = kBlock / kLanes, kTile = TileRows(kWide);
 // Floats between the 16 components of a transform, beyond their size: powers
 // of two would fall into the same lines of the cache.
 constexpr int kSkew = 16;
 
-// Blocks of output channels; zeros fill the last one.
-int OutputBlocks(int F) { return (F + kBlock - 1) / kBlock; }
+// Output channels at a time: two vectors of them load least for each product,
+// and zeros fill the last block.
+constexpr int kNarrow = kWinogradChannels, kWide = std::max(16, 2 * kLanes);
+int OutputBlocks(int F, int block) { return (F + block - 1) / block; }
+
+struct Free {
+  void operator()(float* p) const { free(p); }
+};
+using Floats = std::unique_ptr<float[], Free>;
+
+// Whole lines of the cache, which vectors do not straddle.
+Floats Allocate(size_t floats) {
+  const size_t size = (floats * sizeof(float) + 63) / 64 * 64;
+  Floats array((float*)aligned_alloc(64, size));
+  if (!array) throw std::bad_alloc();
+  return array;
+}
 
 // 2x2 blocks of output pixels, in the order of the images and their rows.
 struct Blocks {
@@ -44,12 +56,12 @@ struct Block {
 
 alignas(64) const float kZeros[1024] = {};
 
-// B^T d B of the pixels (i, j) at pixel(i, j): [16][channels], `step` floats
-// apart.
+// B^T d B of the pixels (i, j) at pixel(i, j): [16], `step` floats apart, of
+// vectors of channels, `next` floats apart.
 template <class Pixel>
 INLINE void TransformBlock(const Pixel& pixel, int channels, float* out,
-                           size_t step) {
-  for (int c = 0; c < channels; c += kLanes) {
+                           size_t next, size_t step) {
+  for (int c = 0; c < channels; c += kLanes, out += next) {
     Vector m[4][4];
     UNROLL for (int j = 0; j < 4; j++) {
       const Vector d0 = Load(pixel(0, j) + c), d1 = Load(pixel(1, j) + c);
@@ -58,7 +70,7 @@ INLINE void TransformBlock(const Pixel& pixel, int channels, float* out,
       m[2][j] = d2 - d1, m[3][j] = d1 - d3;
     }
     UNROLL for (int i = 0; i < 4; i++) {
-      float* o = out + i * 4 * step + c;
+      float* o = out + i * 4 * step;
       Store(o, m[i][0] - m[i][2]);
       Store(o + step, m[i][1] + m[i][2]);
       Store(o + 2 * step, m[i][2] - m[i][1]);
@@ -67,13 +79,19 @@ INLINE void TransformBlock(const Pixel& pixel, int channels, float* out,
   }
 }
 
+// Where the transform of an input has the same channels of the next block, the
+// next vector of channels, and the next of its 16 components.
+struct Steps {
+  size_t block, vector, component;
+};
+
 // B^T d B of the 4x4 input pixels below blocks t0 to t1, of `channels` of the C
-// channels of x: [16][block][all channels], `step` floats apart.
+// channels of x.
 void TransformInput(const float* x, int C, const Shape& s, const Blocks& blocks,
-                    int t0, int t1, int channels, float* out, int all,
-                    size_t step) {
+                    int t0, int t1, int channels, float* out,
+                    const Steps& steps) {
   Block block(blocks, t0);
-  for (int t = t0; t < t1; t++, out += all, block.Next(blocks)) {
+  for (int t = t0; t < t1; t++, out += steps.block, block.Next(blocks)) {
     const float* image = x + (size_t)block.b * s.H * s.W * C;
     const int top = block.h - s.pad, left = block.w - s.pad;
     if (top >= 0 && left >= 0 && top + 4 <= s.H && left + 4 <= s.W) {
@@ -82,7 +100,7 @@ void TransformInput(const float* x, int C, const Shape& s, const Blocks& blocks,
       const auto pixel = [=](int i, int j) INLINE_LAMBDA {
         return first + i * down + j * right;
       };
-      TransformBlock(pixel, channels, out, step);
+      TransformBlock(pixel, channels, out, steps.vector, steps.component);
       continue;
     }
     const float* d[16];
@@ -92,15 +110,16 @@ void TransformInput(const float* x, int C, const Shape& s, const Blocks& blocks,
       d[i] = inside ? image + ((size_t)h * s.W + w) * C : kZeros;
     }
     TransformBlock([&](int i, int j) INLINE_LAMBDA { return d[4 * i + j]; },
-                   channels, out, step);
+                   channels, out, steps.vector, steps.component);
   }
 }
 
-// G g G^T of a kernel: [3, 3, C, F] to [F / 16][16][C][16].
+// G g G^T of a kernel: [3, 3, C, F] to [F / kBlock][16][C][kBlock].
+template <int kBlock>
 void TransformKernel(const Pool& pool, const float* kernel, const Shape& s,
                      float* out) {
   const size_t step = (size_t)s.C * kBlock;
-  ParallelFor(pool, OutputBlocks(s.F), [&](int fb) {
+  ParallelFor(pool, OutputBlocks(s.F, kBlock), [&](int fb) {
     float* packed = Scratch(0, 9 * step);
     PackKernel(kernel, 3, s, fb * kBlock, kBlock, packed);
     for (size_t i = 0; i < step; i += kLanes) {
@@ -123,16 +142,18 @@ void TransformKernel(const Pool& pool, const float* kernel, const Shape& s,
   });
 }
 
-// A^T m A of a block: [16][kBlock], `step` floats apart, to 2x2 pixels.
+// A^T m A of a block: [16][kBlock], `step` floats apart, to 2x2 pixels of the
+// channels from f on.
+template <int kBlock>
 INLINE void StoreBlock(const float* m, size_t step, const Shape& s,
-                       const Block& block, int fb, const Epilogue& epilogue,
+                       const Block& block, int f, const Epilogue& epilogue,
                        float* y) {
   const size_t down = (size_t)s.OW * s.F;
   const bool right = block.w + 1 < s.OW, below = block.h + 1 < s.OH;
   float* out = y + (((size_t)block.b * s.OH + block.h) * s.OW + block.w) * s.F;
-  out += fb * kBlock;
+  out += f;
   UNROLL for (int v = 0; v < kBlock; v += kLanes) {
-    if (fb * kBlock + v >= s.F) break;
+    if (f + v >= s.F) break;
     Vector r[2][4];
     UNROLL for (int j = 0; j < 4; j++) {
       const Vector m0 = Load(m + j * step + v);
@@ -142,7 +163,7 @@ INLINE void StoreBlock(const float* m, size_t step, const Shape& s,
       r[0][j] = m0 + m1 + m2, r[1][j] = m1 - m2 - m3;
     }
     auto store = [&](size_t at, Vector sum) {
-      Store(out + at + v, epilogue(sum, fb * kBlock + v));
+      Store(out + at + v, epilogue(sum, f + v));
     };
     store(0, r[0][0] + r[0][1] + r[0][2]);
     if (right) store(s.F, r[0][1] - r[0][2] - r[0][3]);
@@ -151,57 +172,70 @@ INLINE void StoreBlock(const float* m, size_t step, const Shape& s,
   }
 }
 
-}  // namespace
-
-void WinogradForward(const Pool& pool, const float* x, const float* x2,
-                     const float* kernel, const Epilogue& epilogue, float* y,
-                     const Shape& s) {
+template <int kBlock>
+void Forward(const Pool& pool, const float* x, const float* x2,
+             const float* kernel, const Epilogue& epilogue, float* y,
+             const Shape& s) {
+  constexpr int kVectors = kBlock / kLanes, kTile = TileRows(kVectors);
   const Blocks blocks(s);
-  const size_t size = (size_t)16 * s.C * OutputBlocks(s.F) * kBlock;
-  // All of it is written: no zeros first.
-  const std::unique_ptr<float[]> transformed(new float[size]);
-  TransformKernel(pool, kernel, s, transformed.get());
+  const int outputs = OutputBlocks(s.F, kBlock);
+  const Floats transformed = Allocate((size_t)16 * s.C * outputs * kBlock);
+  TransformKernel<kBlock>(pool, kernel, s, transformed.get());
   // Blocks at a time: whole tiles, whose transformed input stays in a core's
-  // cache.
-  constexpr int chunk = 24;
+  // cache. Its rows of a vector of channels, so that the steps between the
+  // numbers of a tile are known to the compiler.
+  constexpr int chunk = 24, row = chunk * kLanes;
   ParallelFor(pool, (blocks.count + chunk - 1) / chunk, [&](int task) {
     const int t0 = task * chunk, t1 = std::min(blocks.count, t0 + chunk);
-    const size_t in_step = (size_t)chunk * s.C + kSkew;
+    const Steps steps{kLanes, row, (size_t)chunk * s.C + kSkew};
     const size_t out_step = (size_t)chunk * kBlock + kSkew;
-    float* in = Scratch(0, 16 * in_step);
+    float* in = Scratch(0, 16 * steps.component);
     float* out = Scratch(1, 16 * out_step);
     const int C = s.C - s.C2;
-    TransformInput(x, C, s, blocks, t0, t1, C, in, s.C, in_step);
+    TransformInput(x, C, s, blocks, t0, t1, C, in, steps);
     if (s.C2) {
-      TransformInput(x2, s.C2, s, blocks, t0, t1, s.C2, in + C, s.C, in_step);
+      TransformInput(x2, s.C2, s, blocks, t0, t1, s.C2, in + C * chunk, steps);
     }
     const int tiles = (t1 - t0 + kTile - 1) / kTile;
-    for (int fb = 0; fb < OutputBlocks(s.F); fb++) {
+    for (int fb = 0; fb < outputs; fb++) {
       for (int k = 0; k < 16; k++) {
-        const float* b = &transformed[((size_t)fb * 16 + k) * s.C * kBlock];
+        const float* g = &transformed[((size_t)fb * 16 + k) * s.C * kBlock];
         for (int i = 0; i < tiles; i++) {
           const int p0 = Cut(t1 - t0, i, tiles);
           const int p1 = Cut(t1 - t0, i + 1, tiles);
           WithConstant<kTile>(p1 - p0, [&](auto n) {
-            Vector sum[n][kWide] = {};
-            MultiplyAdd(sum, in + k * in_step + (size_t)p0 * s.C, s.C, 1, b,
-                        s.C);
+            Vector sum[n][kVectors] = {};
+            const float *a = in + k * steps.component + p0 * kLanes, *b = g;
+            for (int c = 0; c < s.C; c += kLanes) {
+              MultiplyAdd(sum, a, kLanes, 1, b, kLanes);
+              a += row, b += kLanes * kBlock;
+            }
             StoreTile(sum, out + k * out_step + p0 * kBlock, kBlock);
           });
         }
       }
       Block block(blocks, t0);
       for (int t = t0; t < t1; t++, block.Next(blocks)) {
-        StoreBlock(out + (t - t0) * kBlock, out_step, s, block, fb, epilogue,
-                   y);
+        StoreBlock<kBlock>(out + (t - t0) * kBlock, out_step, s, block,
+                           fb * kBlock, epilogue, y);
       }
     }
   });
 }
 
+}  // namespace
+
+void WinogradForward(const Pool& pool, const float* x, const float* x2,
+                     const float* kernel, const Epilogue& epilogue, float* y,
+                     const Shape& s) {
+  auto* f = s.F % kWide ? Forward<kNarrow> : Forward<kWide>;
+  f(pool, x, x2, kernel, epilogue, y, s);
+}
+
 namespace {
 
 // A dy A^T of blocks t0 to t1, channels f to f + kBlock: [16][block][kBlock].
+template <int kBlock>
 void TransformGradient(const float* dy, const Shape& s, const Blocks& blocks,
                        int t0, int t1, int f, float* out, size_t step) {
   Block block(blocks, t0);
@@ -255,10 +289,10 @@ INLINE void StoreTaps(const float* sums, size_t part_step, int parts,
   }
 }
 
-}  // namespace
-
-void WinogradKernelGradient(const Pool& pool, const float* x, const float* dy,
-                            float* gradient, const Shape& s) {
+template <int kBlock>
+void KernelGradient(const Pool& pool, const float* x, const float* dy,
+                    float* gradient, const Shape& s) {
+  constexpr int kVectors = kBlock / kLanes, kTile = TileRows(kVectors);
   const Blocks blocks(s);
   // Squares of the gradient that stay in a core's cache.
   const int cs = s.C % 64 == 0 ? 64 : s.C, fs = s.F % 64 == 0 ? 64 : s.F;
@@ -267,30 +301,31 @@ void WinogradKernelGradient(const Pool& pool, const float* x, const float* dy,
   const int chunks = (blocks.count + chunk - 1) / chunk;
   const int parts = std::max(1, std::min(chunks, 16 / squares));
   const size_t step = (size_t)cs * kBlock;
-  const size_t square = 16 * step * OutputBlocks(fs);
-  std::vector<float> sums(square * squares * parts);
+  const size_t square = 16 * step * OutputBlocks(fs, kBlock);
+  const Floats sums = Allocate(square * squares * parts);
   ParallelFor(pool, parts * squares, [&](int task) {
     const int part = task / squares, ci = task % squares / (s.F / fs);
     const int fi = task % (s.F / fs);
-    const size_t in_step = (size_t)chunk * cs + kSkew;
+    const Steps steps{(size_t)cs, kLanes, (size_t)chunk * cs + kSkew};
     const size_t out_step = (size_t)chunk * kBlock + kSkew;
-    float* in = Scratch(0, 16 * in_step);
+    float* in = Scratch(0, 16 * steps.component);
     float* out = Scratch(1, 16 * out_step);
+    std::fill_n(&sums[task * square], square, 0.0f);
     for (int i = Cut(chunks, part, parts); i < Cut(chunks, part + 1, parts);
          i++) {
       const int t0 = i * chunk, t1 = std::min(blocks.count, t0 + chunk);
-      TransformInput(x + ci * cs, s.C, s, blocks, t0, t1, cs, in, cs, in_step);
-      for (int fb = 0; fb < OutputBlocks(fs); fb++) {
-        TransformGradient(dy, s, blocks, t0, t1, fi * fs + fb * kBlock, out,
-                          out_step);
+      TransformInput(x + ci * cs, s.C, s, blocks, t0, t1, cs, in, steps);
+      for (int fb = 0; fb < OutputBlocks(fs, kBlock); fb++) {
+        TransformGradient<kBlock>(dy, s, blocks, t0, t1, fi * fs + fb * kBlock,
+                                  out, out_step);
         for (int j = 0; j < 16 * tiles; j++) {
           const int k = j / tiles, c0 = Cut(cs, j % tiles, tiles);
           const int c1 = Cut(cs, j % tiles + 1, tiles);
           float* to = &sums[task * square + (fb * 16 + k) * step + c0 * kBlock];
           WithConstant<kTile>(c1 - c0, [&](auto n) {
-            Vector sum[n][kWide] = {};
-            MultiplyAdd(sum, in + k * in_step + c0, 1, cs, out + k * out_step,
-                        t1 - t0);
+            Vector sum[n][kVectors] = {};
+            MultiplyAdd(sum, in + k * steps.component + c0, 1, cs,
+                        out + k * out_step, t1 - t0);
             AddTile(sum, to);
           });
         }
@@ -299,7 +334,7 @@ void WinogradKernelGradient(const Pool& pool, const float* x, const float* dy,
   });
   ParallelFor(pool, squares, [&](int i) {
     const int ci = i / (s.F / fs), fi = i % (s.F / fs);
-    for (int fb = 0; fb < OutputBlocks(fs); fb++) {
+    for (int fb = 0; fb < OutputBlocks(fs, kBlock); fb++) {
       for (size_t j = 0; j < step; j += kLanes) {
         const int c = ci * cs + j / kBlock;
         const int f = fi * fs + fb * kBlock + j % kBlock;
@@ -310,6 +345,14 @@ void WinogradKernelGradient(const Pool& pool, const float* x, const float* dy,
       }
     }
   });
+}
+
+}  // namespace
+
+void WinogradKernelGradient(const Pool& pool, const float* x, const float* dy,
+                            float* gradient, const Shape& s) {
+  auto* f = s.F % kWide ? KernelGradient<kNarrow> : KernelGradient<kWide>;
+  f(pool, x, dy, gradient, s);
 }
 
 }  // namespace unet
