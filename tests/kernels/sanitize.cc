@@ -6,6 +6,7 @@
 #include <random>
 #include <thread>
 
+#include "../../unet_jax/kernels/adamw.h"
 #include "../../unet_jax/kernels/batch_norm.h"
 #include "../../unet_jax/kernels/convolution.h"
 
@@ -93,8 +94,15 @@ Floats Compute(const unet::Pool& pool, const Case& t) {
   unet::Moments(pool, y.data(), pixels, t.f, moments.data());
   unet::GradientSums(pool, y.data(), y.data(), pixels, t.f, moments.data(),
                      bias.data(), bias.data(), true, sums.data());
+  Floats value = y, first = y, second(y.size()), average = y;
+  unet::AdamW step{0.9, 0.999, 1e-8f, 1, 0.1f, 0.1f, 0.1f, 0.1f};
+  step.Update(pool, {{y.data(), value.data(), first.data(), second.data(),
+                      average.data(), (int64_t)y.size(), 0.1f},
+                     {bias.data(), moments.data(), sums.data(), sums.data(),
+                      nullptr, 0, 0}});
   Floats all;
-  for (const Floats& part : {y, dkernel, dx, moments, sums}) {
+  for (const Floats& part :
+       {y, dkernel, dx, moments, sums, value, first, second, average}) {
     all.insert(all.end(), part.begin(), part.end());
   }
   return all;

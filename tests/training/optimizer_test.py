@@ -173,7 +173,7 @@ def test_decay_is_on_kernels_alone(name):
 def test_every_kernel_of_the_network_is_decayed_and_nothing_else(norm):
   model = unet.UNet(num_classes=3, depth=1, base_features=2, norm=norm)
   params = networks.shapes(model, 1, 8, 8, 3)['params']
-  decayed = jax.tree.leaves(optimizer._decay_mask(params))
+  decayed = jax.tree.leaves(optimizer.decays(params, 1))
   ranks = [len(x.shape) for x in jax.tree.leaves(params)]
   # Kernels are [H, W, C, F]; all else is a vector.
   assert decayed == [r == 4 for r in ranks]

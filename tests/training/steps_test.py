@@ -12,7 +12,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from tests import tiny
 from unet_jax.models import unet
 from unet_jax.runtime import mesh
-from unet_jax.training import losses, optimizer, steps
+from unet_jax.training import losses, optimizer, steps, update
 
 _KEY = jax.random.key(7)
 
@@ -226,7 +226,8 @@ def test_augmentation_changes_with_the_step_and_has_its_own_key():
     seen.append(key)
     return batch
 
-  fixed = dict(model=model, optimizer=tx, augmentation=spy)
+  apply = update.make_update(config, tx)
+  fixed = dict(model=model, update=apply, augmentation=spy)
   fixed |= dict(schedule=lambda step: 0.0, loss_spec=losses.make_spec(config))
   fixed |= dict(mean=config.data.mean, std=config.data.std)
 

@@ -118,7 +118,9 @@ def draw(
     direction = _direction(rng, dims, 2 * np.pi)
     # Only the pixels that the shape may reach, as a bar does with its corners.
     reach = 1.45 * radius + 1
-    near = tuple(slice(max(0, int(c - reach)), int(c + reach) + 1) for c in center)
+    near = tuple(
+      slice(max(0, int(c - reach)), int(c + reach) + 1) for c in center
+    )
     here = grid[:, *near]
     offsets = [x - c for x, c in zip(here, center)]
     distance = _signed_distance(kind, offsets, radius, direction)

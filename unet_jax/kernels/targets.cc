@@ -1,4 +1,5 @@
 // The targets of XLA's FFI.
+#include "adamw.h"
 #include "batch_norm.h"
 #include "convolution.h"
 #include "pages.h"
@@ -102,6 +103,38 @@ ffi::Error GradientSumsTarget(ffi::ThreadPool pool, Buffer x, Buffer dy,
   return ffi::Error::Success();
 }
 
+// Arguments: the rates; of all parameters, gradients, values, first and second
+// moments and, perhaps, averages. Results: the norm, and what has changed.
+ffi::Error AdamWTarget(ffi::ThreadPool pool, ffi::RemainingArgs in,
+                       ffi::RemainingRets out, ffi::Span<const float> decay,
+                       double b1, double b2, float epsilon, float max_norm) {
+  const size_t count = decay.size(), groups = (out.size() - 1) / count;
+  const float* rates = in.get<Buffer>(0)->typed_data();
+  std::vector<Leaf> leaves(count);
+  for (size_t i = 0; i < count; i++) {
+    const Buffer gradient = *in.get<Buffer>(1 + i);
+    float* changed[4] = {};
+    for (size_t j = 0; j < groups; j++) {
+      const Buffer old = *in.get<Buffer>(1 + (j + 1) * count + i);
+      changed[j] = (*out.get<Buffer>(1 + j * count + i))->typed_data();
+      if (changed[j] != old.typed_data()) {
+        memcpy(changed[j], old.typed_data(), old.size_bytes());
+      }
+    }
+    leaves[i] = {gradient.typed_data(),
+                 changed[0],
+                 changed[1],
+                 changed[2],
+                 changed[3],
+                 (int64_t)gradient.element_count(),
+                 decay[i]};
+  }
+  const AdamW step{b1,       b2,       epsilon,  max_norm,
+                   rates[0], rates[1], rates[2], rates[3]};
+  *(*out.get<Buffer>(0))->typed_data() = step.Update(MakePool(pool), leaves);
+  return ffi::Error::Success();
+}
+
 // Context and arrays of a target.
 template <int N>
 auto Bind() {
@@ -129,5 +162,14 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(UnetMoments, MomentsTarget,
                               Bind<1>().Ret<Buffer>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(UnetNormGradientSums, GradientSumsTarget,
                               Bind<5>().Ret<Buffer>().Attr<bool>("relu"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(UnetAdamW, AdamWTarget,
+                              Bind<0>()
+                                  .RemainingArgs()
+                                  .RemainingRets()
+                                  .Attr<ffi::Span<const float>>("decay")
+                                  .Attr<double>("b1")
+                                  .Attr<double>("b2")
+                                  .Attr<float>("epsilon")
+                                  .Attr<float>("max_norm"));
 
 }  // namespace unet

@@ -44,10 +44,10 @@ def make_schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
   return optax.join_schedules([warmup, after], [warmup_steps])
 
 
-def _decay_mask(params: Any) -> Any:
-  """True for kernels: biases and norm parameters are not decayed."""
+def decays(params: Any, rate: float) -> Any:
+  """Of each parameter: kernels decay, biases and parameters of norms do not."""
   return jax.tree.map_with_path(
-    lambda path, _: path[-1].key == 'kernel', params
+    lambda path, _: rate if path[-1].key == 'kernel' else 0.0, params
   )
 
 
@@ -84,6 +84,7 @@ def make_optimizer(
   else:
     parts.append(optax.trace(decay=o.momentum, nesterov=o.nesterov))
   if o.weight_decay:
-    parts.append(optax.add_decayed_weights(o.weight_decay, mask=_decay_mask))
+    is_decayed = lambda params: jax.tree.map(bool, decays(params, 1))
+    parts.append(optax.add_decayed_weights(o.weight_decay, mask=is_decayed))
   parts.append(optax.scale_by_learning_rate(make_schedule(config)))
   return optax.chain(*parts)

@@ -22,6 +22,7 @@ from unet_jax.runtime import mesh as mesh_lib
 from unet_jax.runtime import program
 from unet_jax.training import losses
 from unet_jax.training import optimizer as optimizer_lib
+from unet_jax.training import update as update_lib
 from unet_jax.training.state import PyTree, TrainState
 
 Array = jax.Array
@@ -46,13 +47,14 @@ def make_train_step(
     functools.partial(
       train_step,
       model=model,
-      optimizer=optimizer,
+      update=update_lib.make_update(
+        config, optimizer, model.native and mesh.size == 1
+      ),
       schedule=optimizer_lib.make_schedule(config),
       augmentation=augment.make_augmentation(config),
       loss_spec=losses.make_spec(config),
       mean=config.data.mean,
       std=config.data.std,
-      ema_decay=config.optimizer.ema_decay,
       accumulate_steps=config.optimizer.accumulate_steps,
     ),
     out_shardings=(shardings, mesh_lib.replicated(mesh)),
@@ -67,13 +69,12 @@ def train_step(
   key: Array,
   *,
   model: unet.UNet,
-  optimizer: optax.GradientTransformation,
+  update: update_lib.Update,
   schedule: optax.Schedule,
   augmentation: augment.Augmentation,
   loss_spec: losses.LossSpec,
   mean: Sequence[float],
   std: Sequence[float],
-  ema_decay: float = 0.0,
   accumulate_steps: int = 1,
 ) -> tuple[TrainState, dict[str, Array]]:
   """Updates the parameters once.
@@ -83,11 +84,10 @@ def train_step(
     batch: `image`, `mask` and perhaps `weight_map`, which weighs the loss.
     key: root key of the run; all randomness depends on it and the step alone.
     model: its logits are trained.
-    optimizer: applied to the gradient of the mean loss of the batch.
+    update: applies the gradient of the mean loss of the batch.
     schedule: the optimiser's, to report its learning rate.
     augmentation: applied to image and mask together.
     mean, std: per channel, of values in 0..1.
-    ema_decay: 0 where the state keeps no average.
     accumulate_steps: parts of the batch, run one after the other.
 
   Returns:
@@ -102,19 +102,10 @@ def train_step(
   grads, total, batch_stats = _accumulated_gradients(
     loss_fn, state, (image, *target), dropout_key, accumulate_steps
   )
-  updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-  params = optax.apply_updates(state.params, updates)
-  new_state = state.replace(
-    step=state.step + 1,
-    params=params,
-    batch_stats=batch_stats,
-    opt_state=opt_state,
-  )
-  if ema_decay:
-    new_state = _update_ema(new_state, state.step, ema_decay)
+  new_state, norm = update(state, grads, batch_stats)
   metrics = {
     'loss': losses.weighted_sum(total, count, loss_spec),
-    'grad_norm': optax.tree.norm(grads),
+    'grad_norm': norm,
     'learning_rate': jnp.asarray(schedule(state.step), jnp.float32),
     **_loss_terms(total, count, loss_spec),
   }
@@ -267,22 +258,6 @@ def _accumulated_gradients(
   carry = (zeros(state.params), zeros(total), state.batch_stats)
   carry, _ = jax.lax.scan(body, carry, part)
   return carry
-
-
-def _update_ema(state: TrainState, step: Array, decay: float) -> TrainState:
-  """Moves the averages towards the state's new values.
-
-  The rate grows with the step, so that the initial values are soon forgotten.
-  """
-  step = step.astype(jnp.float32)
-  rate = jnp.minimum(decay, (1 + step) / (10 + step))
-  average = lambda old, new: jax.tree.map(
-    lambda a, b: a + (1 - rate) * (b - a), old, new
-  )
-  return state.replace(
-    ema_params=average(state.ema_params, state.params),
-    ema_batch_stats=average(state.ema_batch_stats, state.batch_stats),
-  )
 
 
 def _loss_terms(
