@@ -1,6 +1,7 @@
 """Tests of training/programs.py: what is kept is what would be compiled."""
 
 import errno
+import math
 import os
 import sys
 import types
@@ -24,6 +25,8 @@ _KEY = 0
 def folder(tmp_path, monkeypatch):
   """The cache folder of a command, with JAX's own cache in it."""
   monkeypatch.setattr(programs, '_is_command', lambda: True)
+  # Other tests import files that they write.
+  monkeypatch.setattr(programs, '_STARTED', math.inf)
   values = {
     'jax_compilation_cache_dir': str(tmp_path / 'xla'),
     'jax_persistent_cache_min_compile_time_secs': 0,
@@ -117,10 +120,30 @@ def test_changed_code_has_another_key(folder, tmp_path, monkeypatch):
   assert len(keys) == 2
 
 
+def test_code_that_changed_after_the_start_is_not_trusted(
+  folder, tmp_path, monkeypatch
+):
+  config = tiny.make_config(data={'cache_dir': str(folder)})
+  model, mesh = unet.create_model(config, False), mesh_lib.make_mesh(config)
+  file = tmp_path / 'edited.py'
+  file.write_text('FACTOR = 1')
+  module = types.ModuleType('edited')
+  module.__file__ = str(file)
+  monkeypatch.setitem(sys.modules, 'edited', module)
+  assert programs._path(config, model, mesh)
+  monkeypatch.setattr(programs, '_STARTED', file.stat().st_ctime - 0.1)
+  assert programs._path(config, model, mesh) is None
+
+
 def test_a_damaged_file_is_compiled_again(folder):
   first = _train(_start(folder))
   for path in folder.glob('programs/*/*'):
-    path.write_bytes(path.read_bytes()[:1000])
+    content = path.read_bytes()
+    flipped = bytearray(content)
+    flipped[len(content) // 2] ^= 1
+    for damaged in (content[:1000], flipped):
+      path.write_bytes(damaged)
+      assert programs._load(path.parent, path.name) is None
   for got, expected in zip(_train(_start(folder)), first, strict=True):
     np.testing.assert_array_equal(got, expected)
 
