@@ -4,6 +4,7 @@ import errno
 import math
 import os
 import sys
+import time
 import types
 
 import jax
@@ -19,14 +20,14 @@ from unet_jax.training import optimizer as optimizer_lib
 from unet_jax.training import programs
 
 _KEY = 0
+# Later than all code, since tests import files that they write.
+_STARTED = math.inf
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
   """The cache folder of a command, with JAX's own cache in it."""
   monkeypatch.setattr(programs, '_is_command', lambda: True)
-  # Other tests import files that they write.
-  monkeypatch.setattr(programs, '_STARTED', math.inf)
   values = {
     'jax_compilation_cache_dir': str(tmp_path / 'xla'),
     'jax_persistent_cache_min_compile_time_secs': 0,
@@ -47,7 +48,8 @@ def _start(folder, **sections):
   model = unet.create_model(config, False)
   optimizer = optimizer_lib.make_optimizer(config)
   # Another object each time: nothing is in the memory of this process.
-  return programs.start(config, model, optimizer, mesh, jax.random.key(_KEY))
+  key = jax.random.key(_KEY)
+  return programs.start(config, model, optimizer, mesh, key, _STARTED)
 
 
 def _train(run):
@@ -130,9 +132,10 @@ def test_code_that_changed_after_the_start_is_not_trusted(
   module = types.ModuleType('edited')
   module.__file__ = str(file)
   monkeypatch.setitem(sys.modules, 'edited', module)
-  assert programs._path(config, model, mesh)
-  monkeypatch.setattr(programs, '_STARTED', file.stat().st_ctime - 0.1)
-  assert programs._path(config, model, mesh) is None
+  # As where the process began after the file was written, and before.
+  for started, is_kept in ((math.inf, True), (time.perf_counter() - 9, False)):
+    path = programs._path(config, model, mesh, started)
+    assert (path is not None) == is_kept
 
 
 def test_a_damaged_file_is_compiled_again(folder):

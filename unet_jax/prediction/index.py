@@ -156,7 +156,7 @@ class Item:
 
 
 class Index:
-  """The index of a folder, as one run changes it, which closes it in the end."""
+  """The index of a folder, as one run changes it, which closes it after."""
 
   def __init__(self, folder: pathlib.Path, predicts: Network):
     self._folder, self._network = folder, predicts

@@ -26,7 +26,6 @@ import optax
 from jax.experimental import serialize_executable
 from jax.sharding import Mesh
 
-import unet_jax
 from unet_jax.config import fields
 from unet_jax.data import pipeline
 from unet_jax.models import unet
@@ -44,8 +43,6 @@ _NOT_COMPILED = (
   *('data.num_workers', 'data.on_error', 'data.check', 'data.suggest'),
   'data.skip_checks',
 )
-# When this process began, as files tell the time.
-_STARTED = time.time() - (time.perf_counter() - unet_jax.STARTED)
 # Of the digest with which a file begins.
 _DIGEST_BYTES = hashlib.sha256().digest_size
 # Events of JAX's compilation cache.
@@ -74,6 +71,7 @@ def start(
   optimizer: optax.GradientTransformation,
   mesh: Mesh,
   key: jax.Array,
+  started: float,
   steps_left: bool = True,
 ) -> Programs:
   """Loads the programs of a run, or compiles the step in a thread.
@@ -81,9 +79,10 @@ def start(
   Args:
     config, model, optimizer, mesh: of the run.
     key: as the programs take it.
+    started: when this process began to import (`time.perf_counter`).
     steps_left: whether there is a step to compile.
   """
-  path = _path(config, model, mesh)
+  path = _path(config, model, mesh, started)
   step = _load(path, 'step')
   if step:
     abstract = state_lib.with_shardings(step.args_info[0][0], mesh)
@@ -104,7 +103,10 @@ def start(
 
 
 def _path(
-  config: ml_collections.ConfigDict, model: unet.UNet, mesh: Mesh
+  config: ml_collections.ConfigDict,
+  model: unet.UNet,
+  mesh: Mesh,
+  started: float,
 ) -> pathlib.Path | None:
   """Returns where the programs are kept; None where that is not safe.
 
@@ -114,7 +116,8 @@ def _path(
   """
   if mesh.size > 1 or not _is_command():
     return None
-  if any(os.stat(file).st_ctime > _STARTED for file in _files()):
+  since = time.time() - (time.perf_counter() - started)
+  if any(os.stat(file).st_ctime > since for file in _files()):
     return None
   folder = pathlib.Path(fields.cache_dir(config), 'programs')
   return folder / _key(config, model, mesh)
