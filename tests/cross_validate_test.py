@@ -13,6 +13,7 @@ from tests import folders, program, runs
 from tests.refusals import message_of
 from unet_jax import cross_validate, evaluate, train
 from unet_jax.config import fields
+from unet_jax.data import sources
 from unet_jax.evaluation import files
 from unet_jax.runtime import errors
 from unet_jax.training import progress
@@ -190,6 +191,26 @@ def test_a_later_evaluation_of_something_else_is_replaced(
   cross_validate.run(config, str(tmp_path))
   assert [d[:2] for d in fake] == [('train', 1), ('evaluate', 1)]
   assert _read(path) == before
+
+
+def test_folds_whose_masks_changed_are_evaluated_anew(tmp_path, fake):
+  root, work = tmp_path / 'set', tmp_path / 'work'
+  folders.write_pairs(root, {str(i): folders.make_pair(i) for i in range(6)})
+  config = _config(root, tmp_path / 'cache')
+  cross_validate.run(config, str(work))
+  for fold in range(2):
+    of_fold = cross_validate._of_fold(config, fold)
+    splits = [sources.make_source(of_fold, s) for s in ('train', 'auto')]
+    sources.keep_record(str(work / f'fold_{fold}'), splits, None)
+  fake.clear()
+  cross_validate.run(config, str(work))
+  assert not fake
+  # One that one fold holds out is one that the other was trained on.
+  (root / 'masks/0.png').write_bytes(folders.encode(folders.make_pair(7)[1]))
+  cross_validate.run(config, str(work))
+  assert [d[:2] for d in fake] == [
+    (what, fold) for fold in range(2) for what in ('train', 'evaluate')
+  ]
 
 
 def test_other_eval_settings_are_evaluated_anew(tmp_path, fake):

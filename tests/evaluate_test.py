@@ -20,7 +20,7 @@ from unet_jax.data import resize as resize_lib
 from unet_jax.evaluation import confusion, counting, files
 from unet_jax.models import ensemble
 from unet_jax.prediction import predictor
-from unet_jax.runtime import errors, progress
+from unet_jax.runtime import errors, progress, whole_files
 
 _NAMES = ('sky', 'sea', 'land')
 _SIZES = [(20, 33), (16, 16), (41, 24), (9, 60), (16, 20), (24, 24)]
@@ -198,6 +198,18 @@ def test_tiles_are_counted(data, tmp_path, caplog, monkeypatch):
   assert found['num_examples'] == 5 and found['intervals'] == {}
   assert 'need --config.eval.resolution=original' in caplog.text
   assert not (tmp_path / 'eval.csv').exists()
+
+
+def test_a_workdir_that_cannot_be_written_is_found_at_once(
+  data, tmp_path, monkeypatch
+):
+  config = _config(data[0])
+  runs.save(tmp_path, config)
+  # Not by a mode, which does not stop the superuser.
+  monkeypatch.setattr(whole_files.os, 'access', lambda *_: False)
+  monkeypatch.setattr(sources, 'make_source', lambda *_, **__: pytest.fail())
+  with pytest.raises(errors.UserError, match='cannot be written'):
+    evaluate.run(config, str(tmp_path))
 
 
 def test_broken_files(tmp_path):

@@ -454,7 +454,7 @@ def test_workdir_that_cannot_be_written(tmp_path):
   (tmp_path / 'file').touch()
   assert _error(f'--workdir={tmp_path}/file/run') == (
     f'--workdir={tmp_path}/file/run: cannot be written (Not a directory); '
-    'choose another'
+    'change that, or choose another'
   )
 
 

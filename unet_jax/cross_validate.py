@@ -21,7 +21,7 @@ from jax.experimental import multihost_utils
 from unet_jax import evaluate, train
 from unet_jax.config import fields
 from unet_jax.config import saved as saved_lib
-from unet_jax.data import identity
+from unet_jax.data import identity, sources
 from unet_jax.evaluation import confusion, files
 from unet_jax.reports import text_table
 from unet_jax.runtime import errors, mesh, program, whole_files
@@ -136,8 +136,20 @@ def _is_evaluated(config: ml_collections.ConfigDict, workdir: str) -> bool:
   }
   # Not a comparison of sets: settings are dicts themselves.
   done = all(found.get(name) == value for name, value in expected.items())
+  done = done and not _has_changed(config, workdir)
   # As process 0 sees it, which writes the file; all go the same way.
   return bool(multihost_utils.broadcast_one_to_all(np.int32(done)))
+
+
+def _has_changed(config: ml_collections.ConfigDict, workdir: str) -> bool:
+  """Whether images or masks are others than when a fold was evaluated."""
+  record = identity.read(workdir)
+  if record is None:  # Of an older version.
+    return False
+  source = sources.make_source(config, 'auto')
+  assert isinstance(source, sources.Subset)
+  placed = record.place(identity.images_of(source.whole))
+  return placed is None or bool(placed.changed or placed.remasked)
 
 
 def summarize(

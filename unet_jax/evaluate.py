@@ -34,7 +34,7 @@ from unet_jax.kernels import build
 from unet_jax.models import unet
 from unet_jax.models.ensemble import Ensemble
 from unet_jax.prediction import predictor, probabilities, restore, sinks
-from unet_jax.runtime import errors, program, progress
+from unet_jax.runtime import errors, program, progress, whole_files
 from unet_jax.runtime import mesh as mesh_lib
 
 _log = logging.getLogger(__name__)
@@ -69,6 +69,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   mesh_lib.check_processes(config, 'evaluate')
   mesh = mesh_lib.make_mesh(config)
   variables, ensemble, members = restore.restore(config, workdir, mesh)
+  whole_files.make_workdir(workdir)  # Before hours of work.
   split = config.eval.split or config.data.eval_split
   record = _record(config, members)
   source = sources.make_source(config, split, record=record)

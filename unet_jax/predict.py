@@ -1,5 +1,6 @@
 """Masks of images from a run's workdir alone: --mode=predict."""
 
+import contextlib
 import logging
 import pathlib
 import threading
@@ -47,31 +48,32 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   mesh = mesh_lib.make_prediction_mesh(config)
   variables, ensemble, about = restore.restore(config, workdir, mesh, members)
   index = index_lib.Index(folder, index_lib.network(config, variables, about))
-  planned = index.plan(images, config)
-  left = [item for item in planned if not item.is_done]
-  if len(left) < len(planned):
-    _log.info(
-      '%d images are done already, from the same content, checkpoint and '
-      'settings',
-      len(planned) - len(left),
-    )
-  skipped = 0
-  if left:
-    if ensemble.count > 1:
+  with contextlib.closing(index):
+    planned = index.plan(images, config)
+    left = [item for item in planned if not item.is_done]
+    if len(left) < len(planned):
       _log.info(
-        'averaging %d network(s), %d view(s)',
-        ensemble.members,
-        ensemble.count // ensemble.members,
+        '%d images are done already, from the same content, checkpoint and '
+        'settings',
+        len(planned) - len(left),
       )
-    native = build.choose(config, mesh)
-    mesh_lib.log_devices(mesh, native)
-    model = unet.create_model(config, native)
-    network = predictor.Predictor(config, model, variables, ensemble, mesh)
-    try:
-      skipped = _predict(network, left, index, config)
-    except OSError as e:
-      e.filename = e.filename or folder  # A full disk has no name.
-      raise
+    skipped = 0
+    if left:
+      if ensemble.count > 1:
+        _log.info(
+          'averaging %d network(s), %d view(s)',
+          ensemble.members,
+          ensemble.count // ensemble.members,
+        )
+      native = build.choose(config, mesh)
+      mesh_lib.log_devices(mesh, native)
+      model = unet.create_model(config, native)
+      network = predictor.Predictor(config, model, variables, ensemble, mesh)
+      try:
+        skipped = _predict(network, left, index, config)
+      except OSError as e:
+        e.filename = e.filename or folder  # A full disk has no name.
+        raise
   more = f', {skipped} skipped' if skipped else ''
   print(
     f'{len(planned) - skipped} images, {len(left) - skipped} new{more}: '

@@ -87,7 +87,9 @@ def _train(
   total = config.train.num_steps
   steps_left = max(checkpoints.steps, default=0) < total
   # First, since the step is compiled while the data are prepared.
-  run = programs.start(config, model, optimizer, mesh, key, steps_left)
+  run = programs.start(
+    config, model, optimizer, mesh, key, unet_jax.STARTED, steps_left
+  )
   train_set, eval_set = (prepare.prepare_source(s, config) for s in splits)
   if config.data.check:
     _check_data(train_set, eval_set, config)

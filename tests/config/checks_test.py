@@ -138,6 +138,9 @@ data.mask_values=(0,1)
 data.mask_values=((0,'a'),)
   = --config.data.mask_values: (0, 'a') is not a pair (value, class); write
   '((0,0),(255,1))'
+data.mask_values=((18446744073709551616,1),)
+  = --config.data.mask_values: (18446744073709551616, 1) is not a pair (value,
+  class); write '((0,0),(255,1))'
 data.mask_values=(((0,0),1),)
   = --config.data.mask_values: ((0, 0), 1) is not a pair (value, class);
   write '((0,0),(255,1))'
@@ -166,8 +169,6 @@ data.intensity=range
 data.intensity_range=(0,1)
   is for --config.data.intensity=range
 data.intensity_range=(5,5) data.intensity=range
-  : takes two numbers, the lower one first, such as 0,4095
-data.intensity_range=(0,1e999) data.intensity=range
   : takes two numbers, the lower one first, such as 0,4095
 data.bands=(1.0,2,3)
   : takes numbers of bands, the first of which is 1

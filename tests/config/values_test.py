@@ -126,8 +126,12 @@ data.image_size=big,small
 data.image_size=((64,64),)
 data.image_size={{64,64}}
 data.image_size=064,064
+data.image_size=18446744073709551616,64
   {_NUMBERS}64,64
+data.std=1,1,1e999
+  {_NUMBERS}0.25,0.25,0.25
 model.features=a,b
+data.intensity_range=0,1e999
   {_NUMBERS}1,2
 data.class_names=None
 data.class_names=("road","crack"
@@ -195,6 +199,9 @@ _REFUSED_VALUES = [
   ('optimizer.learning_rate', math.nan, ': takes a number, such as 0.002'),
   ('optimizer.learning_rate', np.float16('inf'), ': takes a number, such as'),
   ('optimizer.learning_rate', 10**400, ': takes a number, such as 0.002'),
+  ('data.std', (1, math.inf, 1), _NUMBERS + '0.25,0.25,0.25'),
+  ('data.mean', (1, np.float32('nan'), 1), _NUMBERS + '0.5,0.5,0.5'),
+  ('data.intensity_range', (0, 10**400), _NUMBERS + '1,2'),
   ('model.remat', 1, ': takes True or False'),
   ('model.remat', 'True', ': takes True or False'),
   ('data.dir', None, ": takes text, '' for none"),

@@ -192,6 +192,15 @@ def test_links(tmp_path):
   assert _keys(tree, '') == {'images': 'p1/a', 'masks': 'p1/a'}
 
 
+def test_a_link_to_itself_is_named(tmp_path):
+  (tmp_path / 'images').mkdir()
+  (tmp_path / 'images/a.png').symlink_to('a.png')
+  assert message_of(folders.Tree, str(tmp_path)) == (
+    f'{tmp_path}/images/a.png cannot be read (Too many levels of symbolic '
+    'links); allow it, or move it away'
+  )
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason='root may read everything')
 def test_a_folder_that_cannot_be_read(tmp_path):
   (tmp_path / 'images').mkdir(mode=0)

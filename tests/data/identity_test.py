@@ -154,13 +154,17 @@ def test_a_changed_file_stays_on_its_side_in_another_format(tmp_path):
   assert run.start() == run.start() == [train, [70, 71]]
 
 
-def test_a_copy_of_an_image_is_on_its_side(tmp_path):
+def test_a_copy_of_an_image_is_on_its_side(tmp_path, said):
   run = _Run(tmp_path)
   train, held_out = run.start()
   write_pairs(run.root, ['x'], start=held_out[0])
   write_pairs(run.root, ['y'], start=train[0])
   now = run.start()
   assert now == [[*train, train[0]], [*held_out, held_out[0]]]
+  assert said() == [
+    f'warning: since {run.work} was trained, 2 images are copies '
+    '(images/x.png, images/y.png)'
+  ]
 
 
 def test_images_that_are_moved_to_the_other_side_are_left_out(tmp_path, said):

@@ -324,6 +324,17 @@ def _assert_cannot_keep(cache_dir, reason):
   )
 
 
+def test_what_is_kept_needs_no_right_to_write(tmp_path, examples, monkeypatch):
+  expected = _prepare(tmp_path)[3]['image']
+
+  def lock(*_):
+    raise PermissionError(errno.EACCES, 'Permission denied')
+
+  monkeypatch.setattr(prepare.locks, 'lock', lock)
+  np.testing.assert_array_equal(_prepare(tmp_path)[3]['image'], expected)
+  assert '(Permission denied)' in _error(tmp_path, resize='pad')
+
+
 def test_cache_that_cannot_be_written(tmp_path, examples):
   (tmp_path / 'file').touch()
   _assert_cannot_keep(tmp_path / 'file', 'Not a directory')

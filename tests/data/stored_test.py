@@ -463,6 +463,25 @@ def test_a_tag_that_is_cut_off_is_damage():
   ) == helpers.cannot_decode('x', 'tag 258 cannot be read')
 
 
+@pytest.mark.parametrize('array', [_GREY, _GREY * np.uint16(257)], ids=len)
+@pytest.mark.parametrize(
+  'chunk',
+  [
+    # Significant bits: fewer than stored, none, too many, of another image.
+    *((b'sBIT', bits) for bits in (b'\5', b'\0', b'\x99', b'\5\6\5')),
+    (b'gAMA', bytes(4)),
+    (b'cHRM', bytes(32)),
+    (b'bKGD', b''),
+    (b'pHYs', bytes(9)),
+  ],
+  ids=str,
+)
+def test_chunks_of_display_say_nothing_of_pixels(array, chunk, capfd):
+  content = files.png(array, 8 * array.itemsize, 0, (chunk,))
+  assert_array_equal(stored.read(content, 'x').pixels, array)
+  assert capfd.readouterr() == ('', '')
+
+
 # Ignored in a program; here every warning is an error.
 @pytest.mark.filterwarnings('ignore::UserWarning:PIL')
 def test_nothing_is_printed(capfd, tmp_path):

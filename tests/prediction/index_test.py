@@ -86,13 +86,54 @@ def test_two_runs_share_a_folder(tmp_path):
     'content': index_lib.digest_of(a),
     'network': again._key,
   }
-  assert found['images']['b'] == {'source': str(b)}
+  assert found['images']['b'] == {'source': str(b), 'run': again._run}
   assert found['networks'][again._key] == {
     'parameters': _network().parameters,
     'steps': [3],
     'workdirs': ['/run'],
     'settings': {},
   }
+
+
+def test_two_runs_do_not_make_one_image(tmp_path):
+  paths = _images(tmp_path / 'in', 'a.png', 'b.png', 'c.png')
+  make = lambda: index_lib.Index(
+    tmp_path / 'out', _network(inference__overlap=0.25)
+  )
+  one, refused = index_lib.Index(tmp_path / 'out', _network()), make()
+  item, *_ = _plan(one, paths[:2])
+  with pytest.raises(errors.UserError) as e:
+    _plan(refused, paths)
+  assert str(e.value) == (
+    f'predicting a, b into {tmp_path / "out"}: another run does it; wait for '
+    'it, or stop it'
+  )
+  third, others = make(), make()
+  assert not any(item.is_done for item in _plan(third, paths[2:]))
+  _make(item)
+  one.finish(item, index_lib.digest_of(item.source))
+  one.write()
+  one.close()  # As the system does where it is killed.
+  assert not any(item.is_done for item in _plan(others, paths[:2]))
+  for index in (third, others):
+    index.close()
+  found = [path.name for path in (tmp_path / 'out').glob('.*')]
+  assert found == ['.index.lock']
+
+
+def test_files_that_are_added_are_made_by_one_run(tmp_path):
+  paths = _images(tmp_path / 'in', 'a.png')
+  for name in 'one', 'other':
+    index = index_lib.Index(tmp_path / 'out', _network())
+    (item,) = _plan(index, paths)
+    assert not item.is_done
+    if name == 'one':
+      index.finish(item, index_lib.digest_of(item.source))
+      index.write()
+      index.close()
+  # Its files are missing, and so it is made again.
+  with pytest.raises(errors.UserError, match='another run does it'):
+    _plan(index_lib.Index(tmp_path / 'out', _network()), paths)
 
 
 def test_finished_images_are_written_at_intervals(tmp_path, monkeypatch):
@@ -104,7 +145,7 @@ def test_finished_images_are_written_at_intervals(tmp_path, monkeypatch):
     now[0] += 1
     _make(item)
     index.finish(item, index_lib.digest_of(item.source))
-  # Here the run is killed.
+  index.close()  # Here the run is killed.
   again = index_lib.Index(tmp_path / 'out', _network())
   assert 20 <= sum(item.is_done for item in _plan(again, paths)) < 30
 

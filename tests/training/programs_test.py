@@ -1,8 +1,10 @@
 """Tests of training/programs.py: what is kept is what would be compiled."""
 
 import errno
+import math
 import os
 import sys
+import time
 import types
 
 import jax
@@ -18,6 +20,8 @@ from unet_jax.training import optimizer as optimizer_lib
 from unet_jax.training import programs
 
 _KEY = 0
+# Later than all code, since tests import files that they write.
+_STARTED = math.inf
 
 
 @pytest.fixture
@@ -44,7 +48,8 @@ def _start(folder, **sections):
   model = unet.create_model(config, False)
   optimizer = optimizer_lib.make_optimizer(config)
   # Another object each time: nothing is in the memory of this process.
-  return programs.start(config, model, optimizer, mesh, jax.random.key(_KEY))
+  key = jax.random.key(_KEY)
+  return programs.start(config, model, optimizer, mesh, key, _STARTED)
 
 
 def _train(run):
@@ -117,10 +122,31 @@ def test_changed_code_has_another_key(folder, tmp_path, monkeypatch):
   assert len(keys) == 2
 
 
+def test_code_that_changed_after_the_start_is_not_trusted(
+  folder, tmp_path, monkeypatch
+):
+  config = tiny.make_config(data={'cache_dir': str(folder)})
+  model, mesh = unet.create_model(config, False), mesh_lib.make_mesh(config)
+  file = tmp_path / 'edited.py'
+  file.write_text('FACTOR = 1')
+  module = types.ModuleType('edited')
+  module.__file__ = str(file)
+  monkeypatch.setitem(sys.modules, 'edited', module)
+  # As where the process began after the file was written, and before.
+  for started, is_kept in ((math.inf, True), (time.perf_counter() - 9, False)):
+    path = programs._path(config, model, mesh, started)
+    assert (path is not None) == is_kept
+
+
 def test_a_damaged_file_is_compiled_again(folder):
   first = _train(_start(folder))
   for path in folder.glob('programs/*/*'):
-    path.write_bytes(path.read_bytes()[:1000])
+    content = path.read_bytes()
+    flipped = bytearray(content)
+    flipped[len(content) // 2] ^= 1
+    for damaged in (content[:1000], flipped):
+      path.write_bytes(damaged)
+      assert programs._load(path.parent, path.name) is None
   for got, expected in zip(_train(_start(folder)), first, strict=True):
     np.testing.assert_array_equal(got, expected)
 

@@ -31,6 +31,7 @@ FREE_TO_CHANGE = (
   'data.cache',
   'data.cache_dir',
   'data.num_workers',
+  'data.on_error',
   'model.remat',
   'optimizer.decay_steps',
   'optimizer.end_factor',

@@ -3,12 +3,11 @@
 Tables as in checks.py, which runs them.
 """
 
-import math
 from typing import Any
 
 import ml_collections
 
-from unet_jax.config import fields, mask_table
+from unet_jax.config import fields, mask_table, values
 
 Table = dict[str, Any]
 
@@ -21,7 +20,9 @@ def _is_table_entry(entry: Any) -> bool:
   if value == mask_table.OTHERS:
     return isinstance(label, int)
   numbers = value if isinstance(value, tuple) and len(value) == 3 else (value,)
-  return all(isinstance(n, int) for n in (*numbers, label))
+  return all(
+    isinstance(n, int) and values.is_number(n) for n in (*numbers, label)
+  )
 
 
 def _mask_values(config: ml_collections.ConfigDict, mode: str) -> Table:
@@ -77,10 +78,7 @@ def _intensity(config: ml_collections.ConfigDict, mode: str) -> Table:
   """Values of images."""
   data = config.data
   limits, is_range = data.intensity_range, data.intensity == 'range'
-  are_numbers = all(
-    isinstance(n, int | float) and math.isfinite(n) for n in limits
-  )
-  is_pair = are_numbers and len(limits) == 2 and limits[0] < limits[1]
+  is_pair = len(limits) == 2 and limits[0] < limits[1]
   return {
     'data.intensity needs the stored values that become 0 and 255, such as '
     '--config.data.intensity_range=0,4095; --mode=inspect with another '

@@ -149,10 +149,15 @@ def _fits(name: str, value: Any, usual: Any) -> bool:
   if name in fields.NAMES:
     return value != ('None',) and all(isinstance(v, str) and v for v in value)
   return name == _TABLE or all(
-    (isinstance(v, int | float) and not isinstance(v, bool))
-    or (name == _NODATA and v in _NOT_FINITE)
-    for v in value
+    is_number(v) or (name == _NODATA and v in _NOT_FINITE) for v in value
   )
+
+
+def is_number(value: Any) -> bool:
+  """Whether a value is finite, and an integer that files may store."""
+  if isinstance(value, float):
+    return math.isfinite(value)
+  return type(value) is int and abs(value) < 2**64
 
 
 def _takes(name: str, usual: Any) -> str:

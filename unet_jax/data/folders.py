@@ -201,7 +201,7 @@ class Tree:
       names = [e.name for e in entries if e.is_dir()]
     except OSError as e:
       raise errors.UserError(
-        f'{folder} cannot be read ({e.strerror}); allow it, or move it away'
+        f'{e.filename} cannot be read ({e.strerror}); allow it, or move it away'
       ) from e
     if (stat.st_dev, stat.st_ino) in self._above:
       return  # A link to a folder that it is in.

@@ -179,13 +179,15 @@ class Placed:
 
   Attributes:
     parts: the part of each image; None of a new one.
-    new, changed, remasked: names of images that the record lacks; that have
-      another content under their name; and whose mask is another.
+    new, copied, changed, remasked: names of images that the record lacks; that
+      are further copies of one that is there; that have another content under
+      their name; and whose mask is another.
     gone: (part, name) of the record's images that are not there.
   """
 
   parts: list[str | None]
   new: list[str]
+  copied: list[str]
   changed: list[str]
   remasked: list[str]
   gone: list[tuple[str, str]]
@@ -265,7 +267,13 @@ class Record:
       if part in parts and image.content not in there
       if _stem(image.name) not in replaced
     ]
-    return Placed(found, new, changed, remasked, gone)
+    kept = {image.content for image in images if image[:2] in by_pair}
+    copied = [
+      image.name
+      for image in images
+      if image[:2] not in by_pair and image.content in kept
+    ]
+    return Placed(found, new, copied, changed, remasked, gone)
 
   def trained(self, images: Iterable[Image]) -> list[str]:
     """Returns the names of those images that the run was trained on."""
@@ -284,6 +292,7 @@ class Record:
       f'{len(names)} {one if len(names) == 1 else many} ({errors.some(names)})'
       for names, one, many in (
         (placed.new, 'image is new', 'images are new'),
+        (placed.copied, 'image is a copy', 'images are copies'),
         (gone, 'image is gone', 'images are gone'),
         (placed.changed, 'image has changed', 'images have changed'),
         (placed.remasked, 'mask has changed', 'masks have changed'),

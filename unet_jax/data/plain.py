@@ -31,15 +31,12 @@ def decode(image: ImageFile.ImageFile, data: bytes) -> np.ndarray | None:
   if (
     image.format == 'PNG'
     and data[24] == 8
-    # OpenCV would warn of every file with some old profiles.
-    and not image.info.keys() & {'transparency', 'icc_profile'}
+    and 'transparency' not in image.info
     and png.is_sound(data)
   ):
     color = cv2.IMREAD_COLOR_RGB if is_color else cv2.IMREAD_GRAYSCALE
     try:
-      return cv2.imdecode(
-        np.frombuffer(data, np.uint8), color | cv2.IMREAD_IGNORE_ORIENTATION
-      )
+      return cv2.imdecode(np.frombuffer(png.bare(data), np.uint8), color)
     except cv2.error:
       return None
   return None

@@ -35,6 +35,18 @@ def is_sound(data: bytes) -> bool:
   return False
 
 
+def bare(data: bytes) -> bytes:
+  """Returns a file without the chunks that say how pixels are shown.
+
+  Of those libpng prints what it finds wrong.
+  """
+  return _SIGNATURE + b''.join(
+    data[start : start + length + 12]
+    for code, start, length in chunks(data)
+    if code in _PIXEL_CHUNKS
+  )
+
+
 def decode_deep(data: bytes) -> np.ndarray:
   """Returns uint16 [H, W] or [H, W, C], which Pillow would reduce to 8 bit.
 
@@ -45,12 +57,8 @@ def decode_deep(data: bytes) -> np.ndarray:
   """
   if not is_sound(data):
     raise ValueError('a checksum is wrong, or the end is missing')
-  plain = _SIGNATURE + b''.join(
-    data[start : start + length + 12]
-    for code, start, length in chunks(data)
-    if code in _PIXEL_CHUNKS
-  )
-  array = cv2.imdecode(np.frombuffer(plain, np.uint8), cv2.IMREAD_UNCHANGED)
+  plain = np.frombuffer(bare(data), np.uint8)
+  array = cv2.imdecode(plain, cv2.IMREAD_UNCHANGED)
   if array is None or array.dtype != np.uint16:
     raise ValueError('unknown kind of 16-bit image')
   if array.ndim == 3:

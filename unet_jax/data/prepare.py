@@ -109,12 +109,13 @@ def prepare_source(
   key = lambda: folder / cache_key(source, config, make_weights)
   path = key()
   try:
-    folder.mkdir(parents=True, exist_ok=True)
-    with locks.lock(path.with_suffix('.lock'), f'preparing {source.split}'):
-      path = key()  # Perhaps of content that was not known before.
-      if not path.exists():
-        _build(source, config, key, make_weights)
-        path = key()
+    if not path.exists():  # What is there can be read by who cannot write.
+      folder.mkdir(parents=True, exist_ok=True)
+      with locks.lock(path.with_suffix('.lock'), f'preparing {source.split}'):
+        path = key()  # Perhaps of content that was not known before.
+        if not path.exists():
+          _build(source, config, key, make_weights)
+          path = key()
   except OSError as e:
     raise errors.UserError(
       f'{path}: cannot keep the prepared arrays there '

@@ -7,10 +7,12 @@
 }
 
 An image is done for a content, parameters and settings; its files exist whole
-or not at all. While it is predicted its entry has neither content nor network,
-so that what a killed run leaves is made again. Several runs may share a folder.
+or not at all. While it is predicted its entry has neither content nor network
+but a `run`, which holds the lock of that name: what a killed run leaves is made
+again, and of several runs in a folder no two make one image at once.
 """
 
+import collections
 import concurrent.futures
 import contextlib
 import dataclasses
@@ -21,7 +23,8 @@ import os
 import pathlib
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -153,7 +156,7 @@ class Item:
 
 
 class Index:
-  """The index of a folder, as one run sees and changes it."""
+  """The index of a folder, as one run changes it, which closes it after."""
 
   def __init__(self, folder: pathlib.Path, predicts: Network):
     self._folder, self._network = folder, predicts
@@ -164,6 +167,7 @@ class Index:
     self._images: dict[str, dict[str, str]] = {}
     self._changed: dict[str, dict[str, str]] = {}
     self._written = time.monotonic()
+    self._run, self._claim = uuid.uuid4().hex, contextlib.ExitStack()
 
   def plan(
     self,
@@ -173,12 +177,13 @@ class Index:
     """Names the images, says which are done, and notes the others as begun.
 
     Raises:
-      UserError: the folder has files of these names that no index knows, or
-        there is no name for an image.
+      UserError: the folder has files of these names that no index knows,
+        another run is making one of the images, or there is no name for one.
     """
     with self._held():
       self._read()
       chosen = self._names(sources)
+      self._refuse_running(chosen.values())
       found = self._files(list(chosen.values()))
       self._refuse_unknown([n for n in found if found[n]])
       changes = self._all_changes(chosen, prepared.num_workers(config))
@@ -191,7 +196,10 @@ class Index:
         is_done = not why and asked <= there
         item = Item(source, name, count, paths, is_done, stale)
         items.append(item)
-        self._note(item, None if why else self._images[name]['content'])
+        content = None if why else self._images[name]['content']
+        self._note(item, content, is_done)
+      if not all(item.is_done for item in items):
+        self._claim.enter_context(self._lock_of(self._run, 'predicting'))
       again = {n: changes[n] for n in found if found[n] and changes[n]}
       _say_again(again, sum(len(item.stale) for item in items))
       self._write()
@@ -253,6 +261,27 @@ class Index:
         '--config.predict.output to another folder'
       )
 
+  @contextlib.contextmanager
+  def _lock_of(self, run: str, what: str) -> Iterator[None]:
+    """Holds a run's lock, whose file is removed then."""
+    path = self._folder / f'.{run}.lock'
+    with locks.lock(path, what, wait=False):
+      try:
+        yield
+      finally:
+        path.unlink(missing_ok=True)
+
+  def _refuse_running(self, chosen: Iterable[str]) -> None:
+    """Raises UserError where another run that is alive makes an image."""
+    runs: dict[str, list[str]] = collections.defaultdict(list)
+    for name in chosen:
+      if run := self._images.get(name, {}).get('run'):
+        runs[run].append(name)
+    for run, names_ in runs.items():
+      what = f'predicting {errors.some(names_)} into {self._folder}'
+      with self._lock_of(run, what):
+        pass
+
   def _all_changes(
     self, chosen: Mapping[pathlib.Path, str], workers: int
   ) -> dict[str, str]:
@@ -286,17 +315,19 @@ class Index:
     other = [f for f in {**old, **now} if old.get(f) != now.get(f)]
     return ', '.join([*found, *(f'{field} changed' for field in other)])
 
-  def _note(self, item: Item, content: str | None) -> None:
-    """Changes the entry of an image; without content it is being made."""
+  def _note(self, item: Item, content: str | None, is_done: bool) -> None:
+    """Changes the entry of an image; without content all files are made."""
     entry = {'source': os.path.abspath(item.source)}
     if content is not None:
       entry |= {'content': content, 'network': self._key}
+    if not is_done:
+      entry['run'] = self._run
     self._changed[item.name] = entry
 
   def finish(self, item: Item, content: str) -> None:
     """Notes that all files of an image are written."""
     with self._lock:
-      self._note(item, content)
+      self._note(item, content, True)
       is_due = time.monotonic() > self._written + _INTERVAL
     if is_due:
       self.write()
@@ -306,6 +337,10 @@ class Index:
     with self._lock, self._held():
       self._read()
       self._write()
+
+  def close(self) -> None:
+    """Leaves the images to other runs."""
+    self._claim.close()
 
   def _held(self) -> contextlib.AbstractContextManager[None]:
     # Other runs may predict into the same folder.

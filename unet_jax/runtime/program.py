@@ -8,6 +8,7 @@ import os
 import pathlib
 import platform
 import signal
+import warnings
 from collections.abc import Callable
 from concurrent import futures
 from typing import Any
@@ -33,6 +34,11 @@ def initialize(cache_dir: str) -> None:
   if 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS' not in os.environ:
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 
+
+# It costs time alone where the folder cannot be written, such as a shared one.
+warnings.filterwarnings(
+  'ignore', r'Error (reading|writing) persistent compilation cache entry'
+)
 
 # XLA's CPU compiler gives convolutions to YNNPACK, which is the slower one at
 # the widths of a U-Net; sums stay with it. Measured: 9 % of a training step.

@@ -29,7 +29,8 @@ def make_workdir(workdir: str) -> None:
       raise PermissionError(None, 'Permission denied')
   except OSError as e:
     raise errors.UserError(
-      f'--workdir={workdir}: cannot be written ({e.strerror}); choose another'
+      f'--workdir={workdir}: cannot be written ({e.strerror}); change '
+      'that, or choose another'
     ) from e
 
 

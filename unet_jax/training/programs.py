@@ -15,6 +15,7 @@ import sys
 import sysconfig
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from concurrent import futures
 from typing import Any, NamedTuple
@@ -42,6 +43,8 @@ _NOT_COMPILED = (
   *('data.num_workers', 'data.on_error', 'data.check', 'data.suggest'),
   'data.skip_checks',
 )
+# Of the digest with which a file begins.
+_DIGEST_BYTES = hashlib.sha256().digest_size
 # Events of JAX's compilation cache.
 _ASKED = '/jax/compilation_cache/compile_requests_use_cache'
 _FOUND = '/jax/compilation_cache/cache_hits'
@@ -68,6 +71,7 @@ def start(
   optimizer: optax.GradientTransformation,
   mesh: Mesh,
   key: jax.Array,
+  started: float,
   steps_left: bool = True,
 ) -> Programs:
   """Loads the programs of a run, or compiles the step in a thread.
@@ -75,9 +79,10 @@ def start(
   Args:
     config, model, optimizer, mesh: of the run.
     key: as the programs take it.
+    started: when this process began to import (`time.perf_counter`).
     steps_left: whether there is a step to compile.
   """
-  path = _path(config, model, mesh)
+  path = _path(config, model, mesh, started)
   step = _load(path, 'step')
   if step:
     abstract = state_lib.with_shardings(step.args_info[0][0], mesh)
@@ -98,14 +103,21 @@ def start(
 
 
 def _path(
-  config: ml_collections.ConfigDict, model: unet.UNet, mesh: Mesh
+  config: ml_collections.ConfigDict,
+  model: unet.UNet,
+  mesh: Mesh,
+  started: float,
 ) -> pathlib.Path | None:
   """Returns where the programs are kept; None where that is not safe.
 
   Only a command may keep them: other programs can change what a step does in
   ways that no file shows. On several devices, arguments may need to be moved.
+  Code that was edited while this process starts may not be what it has loaded.
   """
   if mesh.size > 1 or not _is_command():
+    return None
+  since = time.time() - (time.perf_counter() - started)
+  if any(os.stat(file).st_ctime > since for file in _files()):
     return None
   folder = pathlib.Path(fields.cache_dir(config), 'programs')
   return folder / _key(config, model, mesh)
@@ -117,6 +129,13 @@ def _is_command() -> bool:
   return getattr(main, '__module__', '') in ('unet_jax.__main__', '__main__')
 
 
+def _files() -> list[str]:
+  """Returns the files of all modules."""
+  files = {getattr(m, '__file__', None) for m in list(sys.modules.values())}
+  # PyTorch has a module of no file.
+  return sorted(file for file in files if file and os.path.isfile(file))
+
+
 def _key(
   config: ml_collections.ConfigDict, model: unet.UNet, mesh: Mesh
 ) -> str:
@@ -125,12 +144,9 @@ def _key(
   That is the code (the files of all modules, the config's own among them), the
   config, and the machine with its settings.
   """
-  files = {getattr(m, '__file__', None) for m in list(sys.modules.values())}
   digest = hashlib.sha256()
-  for file in sorted(filter(None, files)):
-    if not os.path.isfile(file):  # PyTorch has a module of no file.
-      digest.update(file.encode())
-    elif file.startswith(_LIBRARIES) and not file.startswith(_PACKAGE):
+  for file in _files():
+    if file.startswith(_LIBRARIES) and not file.startswith(_PACKAGE):
       stat = os.stat(file)
       digest.update(f'{file} {stat.st_size} {stat.st_mtime_ns}\n'.encode())
     else:
@@ -185,10 +201,14 @@ def _compile(
 def _load(path: pathlib.Path | None, name: str) -> Any:
   """Returns a kept program; None where it is not there or unusable."""
   try:
-    data = (path / name).read_bytes() if path else None
-    return data and serialize_executable.deserialize_and_load(
-      *pickle.loads(data)
-    )
+    if path is None:
+      return None
+    content = (path / name).read_bytes()
+    digest, data = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
+    # XLA loads most programs with a wrong bit, and would run them.
+    if hashlib.sha256(data).digest() != digest:
+      return None
+    return serialize_executable.deserialize_and_load(*pickle.loads(data))
   # Whatever is wrong with a file, compiling makes it again.
   except Exception:
     return None
@@ -200,7 +220,7 @@ def _save(path: pathlib.Path, name: str, compiled: Any) -> None:
     path.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path, delete=False) as f:
       try:
-        f.write(data)
+        f.write(hashlib.sha256(data).digest() + data)
         f.flush()
         os.replace(f.name, path / name)
       except OSError:  # Such as a full disk, which must not get fuller.
