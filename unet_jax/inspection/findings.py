@@ -139,20 +139,29 @@ class _Checks:
     for kind, bad in by_kind.items():
       skips = kind == 'broken' and self._config.data.on_error == 'skip'
       level = 'warning' if skips else 'error'
-      # Each has its own reason; the last one listed stands for the rest.
-      last = min(len(bad), _LISTED) - 1
-      rest = bad[last][1]
-      if len(bad) > _LISTED:
-        rest += f' (and {len(bad) - _LISTED} more files)'
+      of_kind, whole = [name for *_, name in bad], ''
       if kind == 'unknown values':
-        last, rest = 0, self._unknown_values([m for m, *_ in bad])
+        whole = self._unknown_values([m for m, *_ in bad])
       elif kind == 'palettes differ':
-        last, rest = 0, f'{bad[0][1]} ({len(bad)} masks with palettes)'
+        whole = f'{bad[0][1]} ({len(bad)} masks with palettes)'
       elif kind == 'range of values':
-        last, rest = 0, self._with_range(bad[0][1], len(bad))
-      for _, message, name in bad[:last]:
-        self._add(level, kind, message, [name])
-      self._add(level, kind, rest, [name for *_, name in bad[last:]])
+        whole = self._with_range(bad[0][1], len(bad))
+      if whole:
+        self._add(level, kind, whole, of_kind)
+        continue
+      # A finding for each reason; the last one listed stands for the rest.
+      reasons: dict[str, list[tuple[str, str]]] = {}
+      for m, message, name in bad:
+        reason = message.replace(m.name, '').replace(m.mask_name, '')
+        if reason not in reasons and len(reasons) == _LISTED:
+          reason = next(reversed(reasons))
+        reasons.setdefault(reason, []).append((message, name))
+      for same in reasons.values():
+        message = same[0][0]
+        names = [name for _, name in same]
+        if len(same) > 1:
+          message += f' (and {len(same) - 1} more: {errors.some(names[1:])})'
+        self._add(level, kind, message, names)
 
   def _unknown_values(self, bad: records.Measurements) -> str:
     """Returns the unknown values, how often they occur, and where first."""
@@ -226,7 +235,7 @@ class _Checks:
         text = (
           f'{names[0]}: viewers show it {words[image]}, its mask '
           f'{words[mask]}; both are read as stored. If the mask was drawn on '
-          'what a viewer shows, store the image that way '
+          'what a viewer shows, set --config.data.orientation=upright '
           f'({len(names)} file(s))'
         )
         self._add('warning', 'EXIF rotation', text, names)
