@@ -12,12 +12,13 @@ from typing import Any
 
 import jax
 import ml_collections
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
 import unet_jax
 from unet_jax.config import fields
-from unet_jax.data import identity, pipeline, prepare, resize, sources
+from unet_jax.data import identity, pipeline, prepare, sources
 from unet_jax.evaluation import counting, files
 from unet_jax.inspection import findings
 from unet_jax.kernels import build
@@ -90,7 +91,8 @@ def _train(
   run = programs.start(config, model, optimizer, mesh, key, steps_left)
   train_set, eval_set = (prepare.prepare_source(s, config) for s in splits)
   if train_set.stats is not None:
-    checkpoints.edges = resize.edges(train_set.stats.sizes)
+    edges = np.percentile(train_set.stats.edges, (0, 50, 100))
+    checkpoints.edges = tuple(edges.round(1).tolist())
   if config.data.check:
     _check_data(train_set, eval_set, config)
   sources.keep_record(workdir, splits, record)

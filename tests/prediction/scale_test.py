@@ -3,7 +3,6 @@
 import pytest
 
 from tests import tiny
-from unet_jax.data import resize
 from unet_jax.prediction import scale
 
 
@@ -30,7 +29,3 @@ def test_usual_and_unknown_sizes_are_not_warned_of():
   assert not _warning([(101, 101), (590, 590)])
   assert not _warning([(3000, 3000)], edges=())
   assert not _warning([(3000, 3000)], resize='patch')
-
-
-def test_edges_of_a_set():
-  assert resize.edges([(100, 100), (100, 400), (900, 400)]) == (100, 200, 600)

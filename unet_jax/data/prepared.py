@@ -136,6 +136,7 @@ class Stats:
     names: of the examples, for people.
     sizes: int64 [N, 2]: height and width in pixels; [N, 3] of volumes, with the
       depth first.
+    edges: float32 [N]: of the image as it is stored, the geometric mean.
     class_pixels: int64 [N, C + 1]: pixels of each class, and last those that
       are ignored.
     digests: uint8 [N, 16] of the image's bytes: equal for equal images.
@@ -145,6 +146,7 @@ class Stats:
 
   names: tuple[str, ...]
   sizes: np.ndarray
+  edges: np.ndarray
   class_pixels: np.ndarray
   digests: np.ndarray
   stds: np.ndarray
@@ -368,6 +370,7 @@ def collect(
   stats = Stats(
     names=tuple(entry['names'] for entry in found),
     sizes=column('sizes', np.int64, len(config.data.image_size)),
+    edges=column('edges', np.float32),
     class_pixels=column('class_pixels', np.int64, num_names + 1),
     digests=column('digests', np.uint8, 16),
     stds=column('stds', np.float32),

@@ -21,16 +21,6 @@ def scaled_size(
   return tuple(pick(max(round(s * ratio), 1), t) for s, t in zip(size, target))
 
 
-def edges(sizes: np.ndarray) -> tuple[float, ...]:
-  """Returns the smallest, median and largest edge of images of a set.
-
-  Args:
-    sizes: int [N, 2] or, of volumes, [N, 3]; an edge is their geometric mean.
-  """
-  every = np.exp(np.log(sizes).mean(1))
-  return tuple(np.percentile(every, (0, 50, 100)).round(1).tolist())
-
-
 def _fit(array: np.ndarray, target: Sequence[int], fill: int) -> np.ndarray:
   """Pads with `fill` or crops [H, W, ...] at the centre to `target`."""
   for axis, t in enumerate(target):

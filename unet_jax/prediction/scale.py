@@ -14,8 +14,8 @@ class Scales:
 
   Args:
     config: of the run.
-    edges: of the images that it was trained on, see `resize.edges`; () if they
-      are not known.
+    edges: smallest, median and largest of the images that it was trained on,
+      in pixels; () if they are not known.
   """
 
   def __init__(self, config: ml_collections.ConfigDict, edges: Sequence[float]):
