@@ -139,28 +139,15 @@ class _Checks:
     for kind, bad in by_kind.items():
       skips = kind == 'broken' and self._config.data.on_error == 'skip'
       level = 'warning' if skips else 'error'
-      of_kind, whole = [name for *_, name in bad], ''
+      reasons = records.by_reason(bad, _LISTED)
+      names = [name for *_, name in bad]
       if kind == 'unknown values':
-        whole = self._unknown_values([m for m, *_ in bad])
+        reasons = [(self._unknown_values([m for m, *_ in bad]), names)]
       elif kind == 'palettes differ':
-        whole = f'{bad[0][1]} ({len(bad)} masks with palettes)'
+        reasons = [(f'{bad[0][1]} ({len(bad)} masks with palettes)', names)]
       elif kind == 'range of values':
-        whole = self._with_range(bad[0][1], len(bad))
-      if whole:
-        self._add(level, kind, whole, of_kind)
-        continue
-      # A finding for each reason; the last one listed stands for the rest.
-      reasons: dict[str, list[tuple[str, str]]] = {}
-      for m, message, name in bad:
-        reason = message.replace(m.name, '').replace(m.mask_name, '')
-        if reason not in reasons and len(reasons) == _LISTED:
-          reason = next(reversed(reasons))
-        reasons.setdefault(reason, []).append((message, name))
-      for same in reasons.values():
-        message = same[0][0]
-        names = [name for _, name in same]
-        if len(same) > 1:
-          message += f' (and {len(same) - 1} more: {errors.some(names[1:])})'
+        reasons = [(self._with_range(bad[0][1], len(bad)), names)]
+      for message, names in reasons:
         self._add(level, kind, message, names)
 
   def _unknown_values(self, bad: records.Measurements) -> str:
