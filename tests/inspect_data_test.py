@@ -95,6 +95,9 @@ def test_folds_of_a_stack(tmp_path):
   assert report['network']['error'] is None
   data = read_suggested(tmp_path).data
   assert (data.num_folds, data.fold, data.holdout) == (4, 1, 'last')
+  fields = report['suggestion']['fields']
+  (why,) = (why for field, *_, why in fields if field == 'data.holdout')
+  assert why.endswith('a part held out at random leaks')
 
 
 def test_errors_are_reported_after_the_report(tmp_path, capsys):

@@ -3,6 +3,7 @@
 import errno
 import json
 import logging
+import re
 
 import cv2
 import numpy as np
@@ -13,7 +14,7 @@ from PIL import Image
 import unet_jax
 from tests import program, runs, tiny
 from unet_jax import predict
-from unet_jax.config import checks, saved
+from unet_jax.config import checks, command_line, saved
 from unet_jax.data import rasters, stored
 from unet_jax.prediction import index, outputs, predictor
 from unet_jax.runtime import errors
@@ -256,6 +257,37 @@ def test_scaled_images_keep_their_size(tmp_path, capsys):
     mask = cv2.imread(path, -1)
     assert mask.shape == image.shape[:2]
     assert set(np.unique(mask)) <= {10, 20, 30}
+
+
+def test_images_of_another_scale_are_said_once_with_what_to_do(
+  tmp_path, caplog
+):
+  caplog.set_level(logging.WARNING)
+
+  def said():
+    found = [r.getMessage() for r in caplog.records]
+    caplog.clear()
+    return [line for line in found if 'another size' in line]
+
+  run = tmp_path / 'run'
+  runs.save(run, _make_config('stretch'), edges=(20.0, 24.0, 30.0))
+  names = ('a.png', 'b.png', 'c.tif')  # 20 x 33, 29 x 25 and 38 x 17 pixels.
+  _images(tmp_path / 'in', names)
+  _predict(run, tmp_path)
+  assert not said()
+  big = np.zeros((90, 80, 3), np.uint8)
+  Image.fromarray(big).save(tmp_path / 'in/map.png')
+  _predict(run, tmp_path)
+  (line,) = said()
+  assert '1 image(s), one of 90 x 80 pixels' in line
+  assert 'is 3.5 times as small' in line
+  asked = command_line.parse(re.findall(r'--config\S+', line))
+  _predict(run, tmp_path, **asked.overrides)
+  assert not said()
+  segment = unet_jax.load(run)
+  for _ in range(2):
+    segment(big)
+  assert len(said()) == 1
 
 
 def test_large_images_by_rows(workdir, tmp_path, monkeypatch):

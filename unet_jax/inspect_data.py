@@ -86,7 +86,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   num_errors = report['counts']['error']
   fix = 'fix them before training'
   if config.data.suggest:
-    after = ', once the errors are fixed' if num_errors else ''
+    after = ', once all is fixed and inspected again' if num_errors else ''
     if {f.kind for f in found if f.level == 'error'} == {'unknown values'}:
       # Of a new set: the suggested table is the fix.
       after = ', which maps the unknown values'
@@ -199,7 +199,9 @@ def _suggest(
   for f in found:
     if f.kind == duplicates.NEIGHBOURS and by_source[split].held_out:
       suggestions.append(
-        suggest.Suggestion('data.holdout', 'random', 'last', f.message)
+        suggest.Suggestion(
+          'data.holdout', 'random', 'last', f.message.partition('; use ')[0]
+        )
       )
   return suggestions
 

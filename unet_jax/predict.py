@@ -20,6 +20,7 @@ from unet_jax.prediction import (
   outputs,
   predictor,
   restore,
+  scale,
   sinks,
 )
 from unet_jax.runtime import errors, program, progress
@@ -70,7 +71,8 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
       model = unet.create_model(config, native)
       network = predictor.Predictor(config, model, variables, ensemble, mesh)
       try:
-        skipped = _predict(network, left, index, config)
+        scales = scale.Scales(config, about[0]['edges'])
+        skipped = _predict(network, left, index, config, scales)
       except OSError as e:
         e.filename = e.filename or folder  # A full disk has no name.
         raise
@@ -97,8 +99,10 @@ class _Run:
     items: list[index_lib.Item],
     index: index_lib.Index,
     config: ml_collections.ConfigDict,
+    scales: scale.Scales,
   ):
     self._index, self._config, self._lock = index, config, threading.Lock()
+    self._scales = scales
     self.skipped: set[index_lib.Item] = set()
     # Images whose tag turns them for display, and is not applied.
     self.tagged: set[pathlib.Path] = set()
@@ -122,6 +126,7 @@ class _Run:
         path.unlink(missing_ok=True)
       self._contents[item] = index_lib.digest_of(item.source)
     raster = rasters.open_image(item.source, data, page.number)
+    self._scales.see(raster.size)
     try:
       if raster.orientation != 1 and raster.turned == 1:
         self.tagged.add(item.source)
@@ -176,9 +181,10 @@ def _predict(
   items: list[index_lib.Item],
   index: index_lib.Index,
   config: ml_collections.ConfigDict,
+  scales: scale.Scales,
 ) -> int:
   """Predicts images; returns how many were skipped."""
-  run = _Run(items, index, config)
+  run = _Run(items, index, config, scales)
   with run.progress:
     try:
       network.run(run.pages(), run.open_image, run.skip)
@@ -198,4 +204,6 @@ def _predict(
       len(run.tagged),
       shown,
     )
+  if line := scales.warning():
+    _log.warning('%s', line)
   return len(run.skipped)

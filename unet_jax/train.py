@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import ml_collections
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -91,6 +92,9 @@ def _train(
     config, model, optimizer, mesh, key, unet_jax.STARTED, steps_left
   )
   train_set, eval_set = (prepare.prepare_source(s, config) for s in splits)
+  if train_set.stats is not None:
+    edges = np.percentile(train_set.stats.edges, (0, 50, 100))
+    checkpoints.edges = tuple(edges.round(1).tolist())
   if config.data.check:
     _check_data(train_set, eval_set, config)
   sources.keep_record(workdir, splits, record)

@@ -360,7 +360,8 @@ def test_files_of_which_none_is_read(tmp_path):
     (tmp_path / name).touch()
   assert error(tmp_path) == (
     f'{tmp_path}/imagesTr: has no image files ({", ".join(decode.EXTENSIONS)}) '
-    'but 2 .gz; convert them'
+    'but 2 .gz; convert them, volumes to TIFFs of their slices, with '
+    'data.pages=images'
   )
 
 
@@ -446,6 +447,10 @@ train a.png a_1st.png b.png b_1st.png c.png c_2nd.png
   images/ and masks/ in it (it has a.png, a_1st.png, b.png, b_1st.png,
   c.png, c_2nd.png; to tell masks from images beside them:
   --config.data.mask_pattern='{{stem}}_1st')
+train labels/a.png raw/a.png
+  --config.data.dir=ROOT: has neither images/ and masks/, nor train/ with
+  images/ and masks/ in it (it has labels, raw; rename the folder of the images
+  to images)
 train photos/a.png photos/b.png
   --config.data.dir=ROOT: has neither images/ and masks/, nor train/ with
   images/ and masks/ in it (it has photos)

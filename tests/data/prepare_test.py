@@ -107,6 +107,10 @@ def _assert_stats(dataset, rows):
   """That the statistics are those of these examples of `_Examples`."""
   stats, got = dataset.stats, helpers.rows_of(dataset)
   assert stats.names == tuple(f'{row}.png' for row in rows)
+  stored = [
+    np.sqrt(np.prod(_Examples()[row]['image'].shape[:2])) for row in rows
+  ]
+  assert_allclose(stats.edges, stored, rtol=1e-6)  # Before they are resized.
   assert stats.class_pixels.dtype == np.int64
   for i, (image, mask) in enumerate(zip(got['image'], got['mask'])):
     expected = [np.sum(mask == c) for c in (0, 1, 2, 255)]

@@ -52,15 +52,15 @@ def test_a_tag_that_was_applied_to_one():
     example[key] = file.getvalue()
   data = _data(orientation='stored')
   decoded = examples.decode_example(example, data)
-  message = message_of(prepared.check_sizes, decoded)
+  message = message_of(prepared.check_sizes, decoded, data)
   assert message.startswith(
     'a.png is 6 x 4 pixels, m.png 4 x 6 (width x height); the tags that turn '
     'them for display are 6 and 1'
   )
-  assert 'set data.orientation to the other of stored and upright' in message
+  assert 'set --config.data.orientation=upright, or' in message
   data = _data(orientation='upright')
   decoded = examples.decode_example(example, data)
-  prepared.check_sizes(decoded)
+  prepared.check_sizes(decoded, data)
   assert_array_equal(decoded['image'][..., 0] > 0, decoded['mask'] == 1)
 
 

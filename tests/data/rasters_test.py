@@ -426,7 +426,8 @@ def test_array_of_another_shape():
   array = np.zeros((4, 5, 6), np.uint8)
   assert message_of(rasters.ArrayRaster, array, _data()) == (
     'the array has the shape (4, 5, 6); an image is [H, W], [H, W, 1] or '
-    '[H, W, 3], with alpha [H, W, 4]; of others, data.bands chooses'
+    '[H, W, 3], with alpha [H, W, 4]; of others, data.bands chooses, and '
+    'of a stack, list(stack) is its images'
   )
 
 

@@ -328,8 +328,8 @@ def test_bands():
   assert_array_equal(image, _RGB[..., [2, 1, 1]])
   message = message_of(decode.decode_image, content, 'a.tif', _data(3))
   assert message == (
-    'a.tif has 6 bands, the network 3 channel(s); choose bands with '
-    '--config.data.bands=1,2,3'
+    'a.tif has 6 bands, the network 3 channel(s), of at most 3; choose those '
+    'it sees with --config.data.bands=1,2,3'
   )
   message = message_of(decode.decode_image, content, 'x', _data(1))
   assert message.endswith('--config.data.bands=1,')

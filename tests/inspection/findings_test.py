@@ -1,5 +1,6 @@
 """Each injected fault must be reported."""
 
+import copy
 import io
 import re
 
@@ -131,13 +132,16 @@ def test_broken_and_unpaired_files_are_all_named(tmp_path):
   (values,) = [f for f in found if f.kind == 'unknown values']
   assert values.level == 'error'
   assert values.names == (_mask(tmp_path, '04'),)
-  # Of many, the rest is reported together.
-  for m in splits['train']:
-    m.error = ('broken', f'{m.name} cannot be decoded')
-  splits['train'] *= 3
-  broken = [f for f in findings.find(splits, config) if f.kind == 'broken']
-  assert len(broken) == 8 and len(broken[-1].names) == 8
-  assert broken[-1].message.endswith('(and 7 more files)')
+  # Of many, the rest is reported together, and so are files of one reason.
+  splits['train'] = [copy.copy(m) for m in splits['train'] * 3]
+  for reasons, counts in ((15, [1] * 7 + [8]), (2, [8, 7])):
+    for i, m in enumerate(splits['train']):
+      m.error = ('broken', f'{m.name} lacks {i % reasons}, as {m.mask_name}')
+    broken = [f for f in findings.find(splits, config) if f.kind == 'broken']
+    assert [len(f.names) for f in broken] == counts
+    first, *others = broken[-1].names
+    assert broken[-1].message.startswith(f'{first} lacks ')
+    assert f'(and {len(others)} more: {others[0]}, ' in broken[-1].message
 
 
 def test_unknown_values_are_reported_one_by_one(tmp_path):

@@ -201,6 +201,17 @@ def test_pictures_are_where_they_belong(tmp_path):
   )
 
 
+def test_classes_that_are_only_suggested_are_in_the_legend(tmp_path):
+  report = _report()
+  report['data']['class_names'] = ['class_0', 'class_1']
+  report['splits']['train']['classes'] = []
+  assert (
+    'class_1 class_2 ignored' in _write(tmp_path, report, [_example()]).text
+  )
+  report['suggestion']['fields'][0][2] = 2
+  assert 'class_2' not in _write(tmp_path, report, [_example()]).text
+
+
 def test_batch_of_a_valid_network(tmp_path):
   example = _example()
   weights = np.linspace(0, 8, 20 * 40).reshape(20, 40)

@@ -72,6 +72,17 @@ def test_no_data_is_no_end_of_the_range(tmp_path):
   assert -0.01 < low < 0.01 and 0.19 < high < 0.21
 
 
+def test_of_stacks_no_page_stands_for_the_others(tmp_path):
+  stack = np.stack(
+    [_noise(-1000, top, np.int16) for top in (96, 50, 900, 60, 3000)]
+  )
+  (tmp_path / 'a').mkdir()
+  assert _choose(tmp_path / 'a', [stack] * 4) == {}  # It is refused as yet.
+  (tmp_path / 'b').mkdir()
+  found = _choose(tmp_path / 'b', [stack] * 4, pages='images')
+  assert found['intensity_range'][1] > 2000
+
+
 def test_what_was_chosen_by_somebody_stays(tmp_path):
   images = [_noise(0, 4095, np.uint16)] * 4
   assert _choose(tmp_path, images, intensity='image') == {}

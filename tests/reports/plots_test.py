@@ -100,6 +100,12 @@ def test_curves(best, drawn, tmp_path):
   assert points(right_axis) == right
 
 
+def test_a_single_point_is_seen(drawn, tmp_path):
+  lines = [{'step': 20, 'train/loss': 3.0}]
+  plots.draw_curves(str(tmp_path / 'a.png'), lines, 'eval/dataset_miou')
+  assert drawn[0].axes[0].lines[0].get_marker() == 'o'
+
+
 def test_curves_of_a_run_without_metrics(drawn, tmp_path):
   plots.draw_curves(str(tmp_path / 'curves.png'), [], 'eval/dataset_miou')
   assert not drawn[0].axes[0].lines

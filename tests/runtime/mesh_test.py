@@ -70,6 +70,10 @@ def _train(config, mesh):
   evaluator = counting.Evaluator(config, model, dataset, mesh)
   result, _, examples = evaluator.run(state.variables('ema'))
   assert evaluator.num_examples == _NUM_EVAL
+  # Those of the plot are from all over the set.
+  spread = np.linspace(0, _NUM_EVAL - 1, config.log.num_examples, dtype=int)
+  for i, example in zip(spread, examples, strict=True):
+    assert_array_equal(example['image'], dataset[i]['image'])
   return history, state, result, examples
 
 

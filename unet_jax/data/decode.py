@@ -235,8 +235,8 @@ def to_channels(
   # Of too few, the last one several times.
   first = ','.join(str(min(i + 1, number)) for i in range(data.num_channels))
   raise errors.UserError(
-    f'{name} has {number} bands, the network {data.num_channels} channel(s); '
-    f'choose bands with --config.data.bands={first}'
+    f'{name} has {number} bands, the network {data.num_channels} channel(s), '
+    f'of at most 3; choose those it sees with --config.data.bands={first}'
     + ('' if data.num_channels == 3 else ',')
   )
 

@@ -9,6 +9,8 @@ from unet_jax.runtime import errors
 Pair = tuple[str, ...]
 Problems = list[examples.Problem] | None
 Kinds = dict[str, folders.Folder]
+# Endings of NIfTI, DICOM, MetaImage and NRRD.
+_VOLUMES = {'.gz', '.nii', '.dcm', '.mha', '.nrrd'}
 
 
 def pair(
@@ -31,9 +33,12 @@ def pair(
   for folder in kinds.values():
     if not folder.files:
       counts = errors.some(_counts(folder.others), 6)
+      ways = ''
+      if _VOLUMES & folder.others.keys():
+        ways = ', volumes to TIFFs of their slices, with data.pages=images'
       raise errors.UserError(
         f'{folder.path}: has no image files ({", ".join(decode.EXTENSIONS)})'
-        + (f' but {counts}; convert them' if counts else '')
+        + (f' but {counts}; convert them{ways}' if counts else '')
       )
   _report_others(kinds, problems)
   files = kinds['images'].files

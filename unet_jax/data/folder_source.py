@@ -253,6 +253,12 @@ def _nothing(tree: folders.Tree) -> str:
       '; to tell masks from images beside them: '
       f"--config.data.mask_pattern='{pattern}'"
     )
+  else:
+    inside = [n for n in names if os.path.isdir(os.path.join(tree.root, n))]
+    known = sorted(folders.meaning(name) for name in inside)
+    for kind, other in (('images', 'masks'), ('masks', 'images')):
+      if known == [('', ''), ('', other)]:
+        contents += f'; rename the folder of the {kind} to {kind}'
   return (
     f'--config.data.dir={tree.root}: has neither images/ and masks/, nor '
     f'train/ with images/ and masks/ in it ({contents})'

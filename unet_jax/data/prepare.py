@@ -13,6 +13,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import math
 import os
 import pathlib
 import shutil
@@ -45,7 +46,7 @@ from unet_jax.runtime import errors, locks, progress
 _log = logging.getLogger(__name__)
 
 # Raise it when the same sources and config would give other arrays.
-_VERSION = 5
+_VERSION = 6
 # Fields that prepared arrays depend on, besides the source's fingerprint.
 _FIELDS = (
   'image_size',
@@ -335,9 +336,11 @@ def _fill(
     if index % step == 0 or files[0] and files[0].nodata is not None:
       levels[index] = files[0] and files[0].levels
     palettes.add(example)
-    found[index] = prepared.describe(
-      row, example['name'], int(rows[index]), config
-    )
+    size = example['image'].shape[:-1]
+    found[index] = {
+      'edges': math.prod(size) ** (1 / len(size)),
+      **prepared.describe(row, example['name'], int(rows[index]), config),
+    }
 
   in_threads(work, len(source), config, f'preparing {source.split}')
   lines = intensity.lines_on_set(

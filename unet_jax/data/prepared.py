@@ -38,7 +38,9 @@ def num_workers(config: ml_collections.ConfigDict) -> int:
   return config.data.num_workers or len(os.sched_getaffinity(0))
 
 
-def check_sizes(example: examples.Example) -> None:
+def check_sizes(
+  example: examples.Example, data: ml_collections.ConfigDict
+) -> None:
   """Raises UserError where image, mask and instances differ in size."""
   image = example['image']
   named = [(example['mask'], example['mask_name'])]
@@ -54,10 +56,11 @@ def check_sizes(example: examples.Example) -> None:
       tags = [file.orientation if file else 1 for file in files]
       # Other tags than these keep height and width.
       if (tags[0] > 4) != (tags[1] > 4):
+        other = 'stored' if data.orientation == 'upright' else 'upright'
         hint = (
           f'the tags that turn them for display are {tags[0]} and {tags[1]}, '
           'and one of the two was made by a program that applies its tag: set '
-          f'data.orientation to the other of stored and upright, or {hint}'
+          f'--config.data.orientation={other}, or {hint}'
         )
       else:
         hint += '; one is the other turned: an EXIF rotation, applied to one?'
@@ -75,7 +78,7 @@ def original_mask(
   Raises:
     UserError: sizes differ, or a mask value is not in the table.
   """
-  check_sizes(example)
+  check_sizes(example, data)
   values = example['mask']
   is_volume = len(data.image_size) == 3
   # To map_mask, three axes are an RGB image.
@@ -133,6 +136,7 @@ class Stats:
     names: of the examples, for people.
     sizes: int64 [N, 2]: height and width in pixels; [N, 3] of volumes, with the
       depth first.
+    edges: float32 [N]: of the image as it is stored, the geometric mean.
     class_pixels: int64 [N, C + 1]: pixels of each class, and last those that
       are ignored.
     digests: uint8 [N, 16] of the image's bytes: equal for equal images.
@@ -142,6 +146,7 @@ class Stats:
 
   names: tuple[str, ...]
   sizes: np.ndarray
+  edges: np.ndarray
   class_pixels: np.ndarray
   digests: np.ndarray
   stds: np.ndarray
@@ -365,6 +370,7 @@ def collect(
   stats = Stats(
     names=tuple(entry['names'] for entry in found),
     sizes=column('sizes', np.int64, len(config.data.image_size)),
+    edges=column('edges', np.float32),
     class_pixels=column('class_pixels', np.int64, num_names + 1),
     digests=column('digests', np.uint8, 16),
     stds=column('stds', np.float32),

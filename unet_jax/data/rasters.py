@@ -81,7 +81,8 @@ class ArrayRaster(Raster):
     if not is_known:
       raise errors.UserError(
         f'{name} has the shape {array.shape}; an image is [H, W], [H, W, 1] or '
-        '[H, W, 3], with alpha [H, W, 4]; of others, data.bands chooses'
+        '[H, W, 3], with alpha [H, W, 4]; of others, data.bands chooses, and '
+        'of a stack, list(stack) is its images'
       )
     alpha = None
     if not data.bands and array.shape[2:] in ((2,), (4,)):

@@ -89,15 +89,18 @@ class Evaluator:
 
     Returns:
       The metrics `eval/...`, the confusion counts of all images together,
-      int64 [C, C], and the first `log.num_examples` examples with `image`,
-      `mask` and `prediction`; None if it ended early.
+      int64 [C, C], and `log.num_examples` examples, evenly spread, with
+      `image`, `mask` and `prediction`; None if it ended early.
     """
     start, self.seconds_waiting = time.perf_counter(), 0.0
     variables = self._fold(variables)
     results: list[dict[str, Any]] = []
-    shown, pending = [], None
+    shown: list[dict[str, np.ndarray]] = []
+    pending = None
     batches = pipeline.eval_batches(self._dataset, self._config, self._mesh)
     total = len(pipeline.eval_examples(self._dataset, self._config))
+    # Of a stack, the first slices show little.
+    spread = np.linspace(0, total - 1, self._config.log.num_examples, dtype=int)
     unit = 'tile' if 'example' in self._row_keys else 'image'
     with (
       contextlib.closing(batches),
@@ -107,9 +110,10 @@ class Evaluator:
         if stop():
           return None
         result = self._step(variables, batch)
-        if pending is None:
-          shown = self._examples(batch, result['prediction'])
-        else:
+        first = len(batch['weight']) * (len(results) + (pending is not None))
+        rows = spread[spread >= first] - first
+        shown += self._examples(batch, result['prediction'], np.unique(rows))
+        if pending is not None:
           # Of the batch before: the device never waits for the host.
           results.append(self._fetch(pending, len(results), take))
           bar.update(int(results[-1]['weight'].sum()))
@@ -182,14 +186,18 @@ class Evaluator:
     return len(self._dataset)
 
   def _examples(
-    self, batch: dict[str, jax.Array], prediction: jax.Array
+    self, batch: dict[str, jax.Array], prediction: jax.Array, rows: np.ndarray
   ) -> list[dict[str, np.ndarray]]:
-    """Returns some examples of a batch with their predictions, for a plot."""
-    count = self._config.log.num_examples
-    if not count:
+    """Returns examples of a batch with their predictions, for a plot.
+
+    Args:
+      rows: ascending; those beyond the batch are left out.
+    """
+    rows = rows[rows < len(batch['weight'])]
+    if not len(rows):
       return []
     whole = multihost_utils.process_allgather(
       {**batch, 'prediction': prediction}, tiled=True
     )
-    real = np.flatnonzero(whole.pop('weight'))[:count]
+    real = np.flatnonzero(whole.pop('weight'))[rows]
     return [{k: np.asarray(v[i]) for k, v in whole.items()} for i in real]

@@ -139,20 +139,16 @@ class _Checks:
     for kind, bad in by_kind.items():
       skips = kind == 'broken' and self._config.data.on_error == 'skip'
       level = 'warning' if skips else 'error'
-      # Each has its own reason; the last one listed stands for the rest.
-      last = min(len(bad), _LISTED) - 1
-      rest = bad[last][1]
-      if len(bad) > _LISTED:
-        rest += f' (and {len(bad) - _LISTED} more files)'
+      reasons = records.by_reason(bad, _LISTED)
+      names = [name for *_, name in bad]
       if kind == 'unknown values':
-        last, rest = 0, self._unknown_values([m for m, *_ in bad])
+        reasons = [(self._unknown_values([m for m, *_ in bad]), names)]
       elif kind == 'palettes differ':
-        last, rest = 0, f'{bad[0][1]} ({len(bad)} masks with palettes)'
+        reasons = [(f'{bad[0][1]} ({len(bad)} masks with palettes)', names)]
       elif kind == 'range of values':
-        last, rest = 0, self._with_range(bad[0][1], len(bad))
-      for _, message, name in bad[:last]:
-        self._add(level, kind, message, [name])
-      self._add(level, kind, rest, [name for *_, name in bad[last:]])
+        reasons = [(self._with_range(bad[0][1], len(bad)), names)]
+      for message, names in reasons:
+        self._add(level, kind, message, names)
 
   def _unknown_values(self, bad: records.Measurements) -> str:
     """Returns the unknown values, how often they occur, and where first."""
@@ -226,7 +222,7 @@ class _Checks:
         text = (
           f'{names[0]}: viewers show it {words[image]}, its mask '
           f'{words[mask]}; both are read as stored. If the mask was drawn on '
-          'what a viewer shows, store the image that way '
+          'what a viewer shows, set --config.data.orientation=upright '
           f'({len(names)} file(s))'
         )
         self._add('warning', 'EXIF rotation', text, names)

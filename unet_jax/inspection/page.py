@@ -10,6 +10,7 @@ from unet_jax.reports.html import parts
 
 # Above this many different sizes of images: histograms instead of a list.
 _LISTED_SIZES = 4
+_NUM_CLASSES = 'data.num_classes'
 _MARKS = {'error': '✖', 'warning': '▲', 'note': '●', 'good': '✔'}
 
 _Examples = Sequence[Mapping[str, Any]]
@@ -44,6 +45,7 @@ def write(
     subject=title,
     report=report,
     names=names,
+    drawn=_drawn_names(names, report['suggestion']['fields']),
     marks=_MARKS,
     verdict=_verdict(report['counts']),
     of_finding=of_finding,
@@ -85,6 +87,15 @@ def _sort_examples(
     else:
       of_fit.append(figure)
   return of_finding, of_split, of_fit
+
+
+def _drawn_names(
+  names: Sequence[str], fields: Sequence[Sequence[Any]]
+) -> list[str]:
+  """Returns the names of the classes in pictures, which may be suggested."""
+  suggested = [value for field, _, value, _ in fields if field == _NUM_CLASSES]
+  count = max([len(names), *suggested])
+  return [*names, *(f'class_{c}' for c in range(len(names), count))]
 
 
 def _verdict(counts: Mapping[str, int]) -> tuple[str, str]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from unet_jax.data import intensity
 from unet_jax.inspection import alignment, appearance
+from unet_jax.runtime import errors
 
 # Below this standard deviation (of values in 0..1, in every channel) an image
 # shows nothing: two of 255 levels.
@@ -119,6 +120,33 @@ def by_suspicion(measurements: Iterable[Measurement]) -> list[Measurement]:
   """Returns the measurements that have a fit, the most suspicious first."""
   fitted = [m for m in measurements if m.fit is not None]
   return sorted(fitted, key=lambda m: (not m.is_suspicious, -m.fit.suspicion))
+
+
+def by_reason(
+  bad: Iterable[tuple[Measurement, str, str]], most: int
+) -> list[tuple[str, list[str]]]:
+  """Joins the faults of one reason: messages that differ by names alone.
+
+  Args:
+    bad: measurement, message and the file that has the fault.
+    most: number of results; the last one stands for all other reasons.
+
+  Returns:
+    The first message of each reason with the number of the others, and files.
+  """
+  reasons: dict[str, list[tuple[str, str]]] = {}
+  for m, message, name in bad:
+    reason = message.replace(m.name, '').replace(m.mask_name, '')
+    if reason not in reasons and len(reasons) == most:
+      reason = next(reversed(reasons))
+    reasons.setdefault(reason, []).append((message, name))
+  found = []
+  for same in reasons.values():
+    message, names = same[0][0], [name for _, name in same]
+    if names[1:]:
+      message += f' (and {len(names) - 1} more: {errors.some(names[1:])})'
+    found.append((message, names))
+  return found
 
 
 @dataclasses.dataclass(frozen=True)

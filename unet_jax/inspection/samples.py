@@ -84,6 +84,8 @@ def choose_intensity(
     if isinstance(content, np.ndarray):
       return None
     found = stored.read(content, name, example.get('page', 0))
+    # Of files that are refused, the first page says little of the others.
+    decode.check_pages(found.pages, name, data)
     return decode.measure(found, name, data)
 
   if data.intensity != 'dtype':

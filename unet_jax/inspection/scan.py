@@ -227,7 +227,7 @@ def _measure_mask(
   except errors.UserError as e:
     result.error = ('unknown values', str(e))
   try:
-    prepared.check_sizes(example)
+    prepared.check_sizes(example, config.data)
   except errors.UserError as e:
     result.error = ('different sizes', str(e))
     return

@@ -82,7 +82,7 @@ def _picture(
     return None
   mask, num_classes, note = None, 0, ''
   try:
-    prepared.check_sizes(example)
+    prepared.check_sizes(example, tables[0])
     mask, num_classes, note = _drawn(example['mask'], m.mask_name, tables)
   except errors.UserError:
     pass  # Of another size.

@@ -71,8 +71,8 @@ def restore(
   Returns:
     `params` and `batch_stats`, of several networks stacked; the average of
     views and networks; and, of each network, its `workdir`, `step`, `params`
-    (`ema` or `raw`) and `fold`, the name of the one that it was not trained on,
-    or None.
+    (`ema` or `raw`), `fold`, the name of the one that it was not trained on,
+    or None, and `edges` of the images that it was trained on.
 
   Raises:
     UserError: there is no such checkpoint, or it is of another network.
@@ -97,7 +97,13 @@ def restore(
         data = saved.data
         fold = f'fold_{data.fold}' if data.num_folds else None
         about.append(
-          {'workdir': path, 'step': step, 'params': which, 'fold': fold}
+          {
+            'workdir': path,
+            'step': step,
+            'params': which,
+            'fold': fold,
+            'edges': checkpoints.trained_edges(step),
+          }
         )
   ensemble = make_ensemble(config, len(networks))
   if len(networks) == 1:

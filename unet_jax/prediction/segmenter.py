@@ -1,5 +1,6 @@
 """A trained network as a function of images, for programs and notebooks."""
 
+import logging
 import os
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -12,9 +13,11 @@ from unet_jax.config import fields as fields_lib
 from unet_jax.data import rasters
 from unet_jax.kernels import build
 from unet_jax.models import unet
-from unet_jax.prediction import predictor, probabilities, restore
+from unet_jax.prediction import predictor, probabilities, restore, scale
 from unet_jax.runtime import errors
 from unet_jax.runtime import mesh as mesh_lib
+
+_log = logging.getLogger(__name__)
 
 
 def load(
@@ -52,7 +55,8 @@ class Segmenter:
     self.config = config
     self.class_names = fields_lib.class_names(config)
     mesh = mesh_lib.make_prediction_mesh(config)
-    variables, ensemble, _ = restore.restore(config, workdir, mesh)
+    variables, ensemble, about = restore.restore(config, workdir, mesh)
+    self._scales = scale.Scales(config, about[0]['edges'])
     model = unet.create_model(config, build.choose(config, mesh))
     self._predictor = predictor.Predictor(
       config, model, variables, ensemble, mesh
@@ -91,6 +95,11 @@ class Segmenter:
     opened = [
       rasters.ArrayRaster(_as_stored(image, data), data) for image in images
     ]
+    warned = self._scales.warning()
+    for raster in opened:
+      self._scales.see(raster.size)
+    if not warned and (line := self._scales.warning()):
+      _log.warning('%s', line)  # Once.
     found = []
     for raster, logits in zip(opened, self._predictor.logits(opened)):
       planes = probabilities.planes(logits)

@@ -90,7 +90,9 @@ def draw_curves(
     for name in names:
       points = [(m['step'], m[name]) for m in lines if m.get(name) is not None]
       if points:
-        marker = 'o' if name.startswith('eval/') else None
+        # A line of one point cannot be seen.
+        few = len(points) == 1 or name.startswith('eval/')
+        marker = 'o' if few else None
         axis.plot(*zip(*points), marker=marker, ms=4, label=name)
     axis.set_xlabel('step')
     axis.grid(alpha=0.3)

@@ -111,6 +111,10 @@ class Checkpoints:
     config: of the run; saved with each checkpoint.
     read_only: write nothing and clean nothing up.
     native: whether this run's convolutions are those of unet_jax/kernels.
+
+  Attributes:
+    edges: the smallest, median and largest edge, in pixels, of the images that
+      are trained on, as they are stored; () where it is not known.
   """
 
   def __init__(
@@ -123,6 +127,7 @@ class Checkpoints:
     self._config, self._workdir = config, workdir
     self._read_only, self._kernels = read_only, 'native' if native else 'xla'
     self._directory = os.path.join(workdir, 'checkpoints')
+    self.edges: tuple[float, ...] = ()
     c = config.checkpoint
     keep = [
       policies.LatestN(c.keep_latest),
@@ -173,7 +178,11 @@ class Checkpoints:
           data=ocp.args.JsonSave(data_position),
           config=ocp.args.JsonSave(json.loads(saved.to_json(self._config))),
           meta=ocp.args.JsonSave(
-            {'kernels': self._kernels, 'versions': _versions()}
+            {
+              'kernels': self._kernels,
+              'versions': _versions(),
+              'edges': list(self.edges),
+            }
           ),
         ),
         force=True,
@@ -281,17 +290,11 @@ class Checkpoints:
 
   def _say_other_program(self, step: int) -> None:
     """Logs where a run goes on with other code than a step's."""
-    made_by = 'xla'  # All steps that are older than this record.
-    then: dict[str, str] = {}
-    if os.path.isdir(os.path.join(self._directory, f'{step:08d}', 'meta')):
-      try:
-        restored = self._manager.restore(
-          step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
-        )
-        made_by = restored.meta['kernels']
-        then = restored.meta.get('versions', {})
-      except Exception:  # Damaged, of which nothing else depends.
-        return
+    meta = self._meta(step)
+    if meta is None:
+      return
+    made_by = meta.get('kernels', 'xla')
+    then: dict[str, str] = meta.get('versions', {})
     if made_by != self._kernels:
       _log.info(
         'step %d was made with the convolutions of cpu.kernels=%s, this run '
@@ -312,6 +315,21 @@ class Checkpoints:
         step,
         ', '.join(others),
       )
+
+  def _meta(self, step: int) -> dict[str, Any] | None:
+    """Returns the record of a step: {} of older ones, None if damaged."""
+    if not os.path.isdir(os.path.join(self._directory, f'{step:08d}', 'meta')):
+      return {}
+    try:
+      return self._manager.restore(
+        step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
+      ).meta
+    except Exception:  # Nothing else depends on it.
+      return None
+
+  def trained_edges(self, step: int) -> tuple[float, ...]:
+    """Returns the `edges` that a checkpoint was saved with."""
+    return tuple((self._meta(step) or {}).get('edges', ()))
 
   def select(self, which: str, step: int) -> list[int]:
     """Returns the steps to predict with.
