@@ -1,8 +1,12 @@
 """Images are known by their content; what was held out stays so."""
 
+import hashlib
+import json
 import logging
 import os
+import pathlib
 import shutil
+import zlib
 
 import numpy as np
 import pytest
@@ -319,6 +323,50 @@ def test_drawn_sets_are_known_by_their_numbers(tmp_path):
   assert not record.trained(identity.images_of(splits[1]))
 
 
+def test_a_digest_is_of_every_byte():
+  content = np.random.default_rng(0).bytes(200_000)
+  crcs = [zlib.crc32(content[i : i + 65536]) for i in (65536, 131072, 196608)]
+  crcs = b''.join(crc.to_bytes(4, 'little') for crc in crcs)
+  expected = hashlib.sha1(content[:65536] + crcs).digest()[:16]
+  assert identity.digest(content) == expected
+  found = {expected}
+  for size in (0, 65536, 65537, 199_999):
+    found.add(identity.digest(content[:size]))
+  for place in (0, 65535, 65536, 131072, 199_999):
+    other = bytearray(content)
+    other[place] ^= 1
+    found.add(identity.digest(bytes(other)))
+  assert len(found) == 10
+
+
+@pytest.mark.parametrize('layout', ['', 'folders'])
+@pytest.mark.parametrize('folds', [0, 3])
+def test_a_record_with_earlier_digests_keeps_them(
+  tmp_path, said, layout, folds
+):
+  """Version 1 was the SHA-1 of a file, and did not say so."""
+  run = _Run(tmp_path, layout, num_folds=folds)
+  first = run.start()
+  path = run.work / 'split.json'
+  record = json.loads(path.read_text())
+  assert record.pop('version') == 2
+  for images in record['parts'].values():
+    for image in images:
+      file = run.root / image[0]
+      mask = pathlib.Path(str(file).replace('images', 'masks'))
+      image[1:] = [
+        hashlib.sha1(f.read_bytes()).hexdigest()[:32] for f in (file, mask)
+      ]
+  path.write_text(json.dumps(record))
+  for file in run.root.rglob('*.png'):  # Known by content alone.
+    file.rename(file.with_name(f'q{file.name}'))
+  assert run.evaluate() == run.start() == run.start() == first and not said()
+  kept = json.loads(path.read_text())
+  assert kept['version'] == 1
+  digests = lambda of: {im[1] for ims in of['parts'].values() for im in ims}
+  assert digests(kept) == digests(record)
+
+
 def test_files_are_read_once(tmp_path, monkeypatch):
   """By path, size and time; also those that a build has read."""
   run = _Run(tmp_path)
@@ -326,7 +374,9 @@ def test_files_are_read_once(tmp_path, monkeypatch):
   read = []
   digest = identity._digest
   monkeypatch.setattr(
-    identity, '_digest', lambda path: read.append(path) or digest(path)
+    identity,
+    '_digest',
+    lambda path, version: read.append(path) or digest(path, version),
   )
   run.start()
   run.evaluate()

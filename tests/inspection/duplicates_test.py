@@ -45,6 +45,33 @@ def test_duplicates_within_and_across_splits(tmp_path):
   assert found['contradicting masks'].names == (train[0], train[5])
 
 
+@pytest.mark.parametrize('resize', ['stretch', 'pad', 'patch'])
+def test_one_picture_in_two_formats_is_one_image(tmp_path, resize):
+  """A training and an inspection say so, in the same words."""
+  train, val = make_pairs(4), make_pairs(3, 50)
+  val['01'] = train['02']
+  val['02'] = train['03'][0], val['02'][1]
+  measured.write(tmp_path, train=train, val=val)
+  for stem in ('01', '02'):
+    path = tmp_path / f'val/images/{stem}.png'
+    Image.open(path).save(path.with_suffix('.bmp'))
+    path.unlink()
+  data = dict(cache='memory', resize=resize)
+  config = folders.make_config(tmp_path, **data)
+  sets = {s: prepare.prepare(config, s) for s in ('train', 'val')}
+  trained = {f.kind: f for f in findings.find_in_prepared(sets, config)}
+  inspected = measured.find(tmp_path, 'train', 'val', **data)
+  leakage = inspected['exact duplicates, leakage']
+  assert leakage.level == 'error'
+  assert leakage.names == tuple(
+    f'{tmp_path}/train/images/0{i + 1}.png = {tmp_path}/val/images/0{i}.bmp'
+    for i in (1, 2)
+  )
+  for kind in ('exact duplicates, leakage', 'contradicting masks'):
+    assert trained[kind] == inspected[kind]
+  assert 'near duplicates, leakage' not in inspected
+
+
 def test_a_stem_in_two_lists_is_an_error(tmp_path):
   folders.write_pairs(tmp_path, make_pairs(6))
   (tmp_path / 'train.txt').write_text('00\n01\n02\n03\n')

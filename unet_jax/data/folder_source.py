@@ -48,7 +48,7 @@ class FolderSource:
       str(root), split, config, problems
     )
     self._root, self._digests = str(root), identity.Digests(config, root)
-    self._images: list[identity.Image] | None = None
+    self._images: dict[int, list[identity.Image]] = {}  # By version.
     # Of each pair, its pages; of each example, its pair and its page.
     self._counts = [1] * len(self._pairs)
     if self._data.pages == 'images':
@@ -72,7 +72,10 @@ class FolderSource:
     """Returns the source of some of its examples, ascending int [K]."""
     part = copy.copy(self)
     part.groups, part._pages = self.groups[rows], self._pages[rows]
-    part._images = self._images and [self._images[i] for i in rows]
+    part._images = {
+      version: [images[i] for i in rows]
+      for version, images in self._images.items()
+    }
     return part
 
   def name(self, index: int) -> str:
@@ -84,15 +87,18 @@ class FolderSource:
     is_one = self._counts[self.groups[index]] == 1
     return '' if is_one else f'[{self._pages[index]}]'
 
-  def images(self, read: bool) -> list[identity.Image] | None:
-    if self._images is None:
+  def images(
+    self, read: bool, version: int = identity.VERSION
+  ) -> list[identity.Image] | None:
+    if version not in self._images:
       numbers = np.unique(self.groups).tolist()
       paths = [path for i in numbers for path in self._pairs[i]]
-      digests = self._digests.of(paths, read)
+      digests = self._digests.of(paths, read, version)
       if digests is None:
         return None
-      self._images = [self._image(i, digests) for i in range(len(self))]
-    return self._images
+      images = [self._image(i, digests) for i in range(len(self))]
+      self._images[version] = images
+    return self._images[version]
 
   def _image(self, index: int, digests: dict[str, str]) -> identity.Image:
     image, *others = self._pairs[self.groups[index]]

@@ -45,7 +45,7 @@ from unet_jax.runtime import errors, locks, progress
 _log = logging.getLogger(__name__)
 
 # Raise it when the same sources and config would give other arrays.
-_VERSION = 5
+_VERSION = 6
 # Fields that prepared arrays depend on, besides the source's fingerprint.
 _FIELDS = (
   'image_size',

@@ -41,7 +41,7 @@ _Groups = list[list[records.Measurement]]
 
 
 def find_exact(splits: _Splits) -> list[records.Finding]:
-  """Files in two splits, and images that are the same in every byte."""
+  """Files in two splits, and images that are the same in every pixel."""
   return _same_files(splits) + _exact_duplicates(splits)
 
 
@@ -136,6 +136,8 @@ def _exact_duplicates(splits: _Splits) -> list[records.Finding]:
 
 def _masks_differ(a: records.Measurement, b: records.Measurement) -> bool:
   """Whether two masks of one image differ: in their counts or their place."""
+  if a.image_size != b.image_size:
+    return False  # Of one picture in two sizes.
   if a.fit is not None and b.fit is not None and a.fit.score != b.fit.score:
     return True
   return not np.array_equal(a.class_pixels, b.class_pixels)
