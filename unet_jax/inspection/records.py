@@ -163,6 +163,8 @@ _CHECKS = {
   'contradicting masks': 'duplicates',
   'near duplicates': 'near_duplicates',
   'near duplicates, leakage': 'near_duplicates',
+  'turned copies': 'near_duplicates',
+  'turned copies, leakage': 'near_duplicates',
   'neighbours look alike': 'neighbours',
   'JPEG masks': 'files',
   'EXIF rotation': 'files',
