@@ -323,7 +323,7 @@ def test_drawn_sets_are_known_by_their_numbers(tmp_path):
   assert not record.trained(identity.images_of(splits[1]))
 
 
-def test_a_digest_is_of_every_byte():
+def test_a_digest_is_of_every_byte(tmp_path):
   content = np.random.default_rng(0).bytes(200_000)
   crcs = [zlib.crc32(content[i : i + 65536]) for i in (65536, 131072, 196608)]
   crcs = b''.join(crc.to_bytes(4, 'little') for crc in crcs)
@@ -336,7 +336,12 @@ def test_a_digest_is_of_every_byte():
     other = bytearray(content)
     other[place] ^= 1
     found.add(identity.digest(bytes(other)))
+    (tmp_path / 'file').write_bytes(other)
+    of_file = identity.of_file(tmp_path / 'file')
+    assert of_file == identity.digest(bytes(other)).hex()
   assert len(found) == 10
+  (tmp_path / 'file').write_bytes(b'')
+  assert identity.of_file(tmp_path / 'file') == identity.digest(b'').hex()
 
 
 @pytest.mark.parametrize('layout', ['', 'folders'])
@@ -344,12 +349,12 @@ def test_a_digest_is_of_every_byte():
 def test_a_record_with_earlier_digests_keeps_them(
   tmp_path, said, layout, folds
 ):
-  """Version 1 was the SHA-1 of a file, and did not say so."""
+  """They were the SHA-1 of a file, and the record did not say so."""
   run = _Run(tmp_path, layout, num_folds=folds)
   first = run.start()
   path = run.work / 'split.json'
   record = json.loads(path.read_text())
-  assert record.pop('version') == 2
+  assert record.pop('digest') == 'blocks'
   for images in record['parts'].values():
     for image in images:
       file = run.root / image[0]
@@ -362,7 +367,7 @@ def test_a_record_with_earlier_digests_keeps_them(
     file.rename(file.with_name(f'q{file.name}'))
   assert run.evaluate() == run.start() == run.start() == first and not said()
   kept = json.loads(path.read_text())
-  assert kept['version'] == 1
+  assert kept['digest'] == 'sha1'
   digests = lambda of: {im[1] for ims in of['parts'].values() for im in ims}
   assert digests(kept) == digests(record)
 
@@ -372,11 +377,11 @@ def test_files_are_read_once(tmp_path, monkeypatch):
   run = _Run(tmp_path)
   run.start()
   read = []
-  digest = identity._digest
+  of_file = identity.of_file
   monkeypatch.setattr(
     identity,
-    '_digest',
-    lambda path, version: read.append(path) or digest(path, version),
+    'of_file',
+    lambda path, kind: read.append(path) or of_file(path, kind),
   )
   run.start()
   run.evaluate()

@@ -48,7 +48,7 @@ class FolderSource:
       str(root), split, config, problems
     )
     self._root, self._digests = str(root), identity.Digests(config, root)
-    self._images: dict[int, list[identity.Image]] = {}  # By version.
+    self._images: dict[str, list[identity.Image]] = {}  # By kind.
     # Of each pair, its pages; of each example, its pair and its page.
     self._counts = [1] * len(self._pairs)
     if self._data.pages == 'images':
@@ -73,8 +73,7 @@ class FolderSource:
     part = copy.copy(self)
     part.groups, part._pages = self.groups[rows], self._pages[rows]
     part._images = {
-      version: [images[i] for i in rows]
-      for version, images in self._images.items()
+      kind: [images[i] for i in rows] for kind, images in self._images.items()
     }
     return part
 
@@ -88,17 +87,17 @@ class FolderSource:
     return '' if is_one else f'[{self._pages[index]}]'
 
   def images(
-    self, read: bool, version: int = identity.VERSION
+    self, read: bool, kind: str = identity.KIND
   ) -> list[identity.Image] | None:
-    if version not in self._images:
+    if kind not in self._images:
       numbers = np.unique(self.groups).tolist()
       paths = [path for i in numbers for path in self._pairs[i]]
-      digests = self._digests.of(paths, read, version)
+      digests = self._digests.of(paths, read, kind)
       if digests is None:
         return None
       images = [self._image(i, digests) for i in range(len(self))]
-      self._images[version] = images
-    return self._images[version]
+      self._images[kind] = images
+    return self._images[kind]
 
   def _image(self, index: int, digests: dict[str, str]) -> identity.Image:
     image, *others = self._pairs[self.groups[index]]

@@ -16,7 +16,7 @@ import logging
 import os
 import pathlib
 import stat as stat_lib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import imagecodecs
@@ -29,7 +29,9 @@ from unet_jax.runtime import errors, processes, whole_files
 _log = logging.getLogger(__name__)
 
 FILE = 'split.json'
-# Bytes that are digested at once.
+# How files are digested now, and before: in a split.json that does not say it.
+KIND, FIRST_KIND = 'blocks', 'sha1'
+# Bytes of a block.
 _BLOCK = 2**16
 
 
@@ -41,16 +43,33 @@ def digest(content: bytes | memoryview) -> bytes:
   That takes an eighth of the time of SHA-1.
   """
   view = memoryview(content)
-  found = hashlib.sha1(view[:_BLOCK])
-  for start in range(_BLOCK, len(view), _BLOCK):
-    block = view[start : start + _BLOCK]
+  starts = range(0, len(view), _BLOCK)
+  return _of_blocks(view[start : start + _BLOCK] for start in starts)
+
+
+def _of_blocks(blocks: Iterator[bytes | memoryview]) -> bytes:
+  found = hashlib.sha1(next(blocks, b''))
+  for block in blocks:
     found.update(imagecodecs.deflate_crc32(block).to_bytes(4, 'little'))
   return found.digest()[:16]
 
 
-# Digests of files by the version of the record that has them.
-VERSION = 2
-_DIGESTS = {1: lambda content: hashlib.sha1(content).digest()[:16], 2: digest}
+def of_file(path: str | os.PathLike, kind: str = KIND) -> str:
+  """Returns a file's digest, 32 digits; '' if it cannot be read.
+
+  It is read in parts.
+
+  Args:
+    path: of the file.
+    kind: KIND, or the name of one of hashlib's, as older records have them.
+  """
+  try:
+    with open(path, 'rb') as f:
+      if kind == KIND:
+        return _of_blocks(iter(lambda: f.read(_BLOCK), b'')).hex()
+      return hashlib.file_digest(f, kind).hexdigest()[:32]
+  except OSError:
+    return ''  # What decodes it says why.
 
 
 class Image(NamedTuple):
@@ -71,13 +90,13 @@ class Image(NamedTuple):
 class OfFiles(Protocol):
   """A source whose examples may change one by one."""
 
-  def images(self, read: bool, version: int = VERSION) -> list[Image] | None:
+  def images(self, read: bool, kind: str = KIND) -> list[Image] | None:
     """Returns what each example is.
 
     Args:
       read: read the files that are not known yet; otherwise the result is None
         if there are any.
-      version: of the digests.
+      kind: of the digests.
     """
 
 
@@ -90,7 +109,7 @@ def images_of(
   TFDS set does not change.
   """
   if isinstance(source, OfFiles):
-    found = source.images(True, record.version if record else VERSION)
+    found = source.images(True, record.kind if record else KIND)
     assert found is not None
     return found
   names = [f'{source.split}[{i}]' for i in range(len(source))]
@@ -110,7 +129,7 @@ class Digests:
     )
     self._workers = config.data.num_workers or len(os.sched_getaffinity(0))
     # [path, size, times] of each file that was asked for, and the digests by
-    # version and path with the size and times of then.
+    # kind and path with the size and times of then.
     self._stamps: dict[str, list] = {}
     self._kept: dict[str, list] = {}
     self._is_saved = True
@@ -142,24 +161,24 @@ class Digests:
 
   def note(self, path: str, content: bytes) -> None:
     """Keeps the digest of a file that was read, and stamped before."""
-    if self._known(path, VERSION) is None:
-      self._keep(path, VERSION, digest(content).hex())
+    if self._known(path, KIND) is None:
+      self._keep(path, KIND, digest(content).hex())
 
-  def _keep(self, path: str, version: int, found: str) -> None:
+  def _keep(self, path: str, kind: str, found: str) -> None:
     name, *when = self.stamp(path)
-    self._kept[f'{version}:{name}'] = [*when, found]
+    self._kept[f'{kind}:{name}'] = [*when, found]
     self._is_saved = False
 
-  def _known(self, path: str, version: int) -> str | None:
+  def _known(self, path: str, kind: str) -> str | None:
     name, *when = self.stamp(path)
-    kept = self._kept.get(f'{version}:{name}')
+    kept = self._kept.get(f'{kind}:{name}')
     return kept[-1] if kept is not None and kept[:-1] == when else None
 
   def of(
-    self, paths: Sequence[str], read: bool, version: int
+    self, paths: Sequence[str], read: bool, kind: str
   ) -> dict[str, str] | None:
     """Returns the digests of files; None if some had to be read and may not."""
-    known = functools.partial(self._known, version=version)
+    known = functools.partial(self._known, kind=kind)
     missing = [path for path in paths if known(path) is None]
     if missing:
       self._load()  # Another run may have read them.
@@ -169,10 +188,10 @@ class Digests:
     if missing:
       _log.info('reading %d files once, to know them again', len(missing))
       with concurrent.futures.ThreadPoolExecutor(self._workers) as pool:
-        read_one = functools.partial(_digest, version=version)
+        read_one = functools.partial(of_file, kind=kind)
         for path, found in zip(missing, pool.map(read_one, missing)):
           if found:
-            self._keep(path, version, found)
+            self._keep(path, kind, found)
     self._save()
     # Whoever needs a file that cannot be read reports that.
     unread = lambda path: f'unread {os.path.basename(path)}'
@@ -188,14 +207,6 @@ class Digests:
         f.write(json.dumps(dict(self._kept)))
     except OSError:
       pass  # They are read again next time.
-
-
-def _digest(path: str, version: int) -> str:
-  try:
-    with open(path, 'rb') as f:
-      return _DIGESTS[version](f.read()).hex()
-  except OSError:
-    return ''
 
 
 def _stem(name: str) -> str:
@@ -230,7 +241,7 @@ class Record:
     held_out: the part that is evaluated; all others are trained on.
     parts: {part: images}, with those that were there earlier at its end.
     continues: whether the run goes on; otherwise it is evaluated.
-    version: of its digests.
+    kind: of its digests.
     said: lines that were logged; each is logged once.
   """
 
@@ -238,7 +249,7 @@ class Record:
   held_out: str
   parts: Mapping[str, Sequence[Image]]
   continues: bool = False
-  version: int = VERSION
+  kind: str = KIND
   said: set[str] = dataclasses.field(default_factory=set)
 
   def say(self, text: str) -> None:
@@ -371,8 +382,8 @@ def read(workdir: str, continues: bool = False) -> Record | None:
       part: [Image(*image) for image in images]
       for part, images in found['parts'].items()
     }
-    version = found.get('version', 1)
-    return Record(workdir, found['held_out'], parts, continues, version)
+    kind = found.get('digest', FIRST_KIND)
+    return Record(workdir, found['held_out'], parts, continues, kind)
   except FileNotFoundError:
     return None
   except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
@@ -404,7 +415,7 @@ def write(
   for part, images in earlier.parts.items() if earlier else ():
     old = [image for image in images if image[:2] not in known]
     merged[part] = merged.get(part, []) + old
-  version = earlier.version if earlier else VERSION
-  content = {'version': version, 'held_out': held_out, 'parts': merged}
+  kind = earlier.kind if earlier else KIND
+  content = {'digest': kind, 'held_out': held_out, 'parts': merged}
   with whole_files.replacing(pathlib.Path(workdir, FILE)) as f:
     f.write(json.dumps(content))

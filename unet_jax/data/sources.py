@@ -48,11 +48,11 @@ class Subset:
     self.groups = None if whole.groups is None else whole.groups[rows]
 
   def images(
-    self, read: bool, version: int = identity.VERSION
+    self, read: bool, kind: str = identity.KIND
   ) -> list[identity.Image] | None:
     images: list[identity.Image] | None
     if isinstance(self.whole, identity.OfFiles):
-      images = self.whole.images(read, version)
+      images = self.whole.images(read, kind)
     else:
       images = identity.images_of(self.whole)
     return images and [images[i] for i in self.rows]

@@ -11,6 +11,7 @@ or not at all. While it is predicted its entry has neither content nor network,
 so that what a killed run leaves is made again. Several runs may share a folder.
 """
 
+import collections
 import concurrent.futures
 import contextlib
 import dataclasses
@@ -29,7 +30,7 @@ import ml_collections
 import numpy as np
 
 from unet_jax.config import default, fields
-from unet_jax.data import prepared, stored
+from unet_jax.data import identity, prepared, stored
 from unet_jax.prediction import names, outputs
 from unet_jax.runtime import errors, locks, progress, whole_files
 
@@ -121,13 +122,10 @@ def network(
   )
 
 
-def digest_of(path: str | os.PathLike) -> str:
-  """Returns the SHA-256 of a file, read in parts; '' if it cannot be read."""
-  try:
-    with open(path, 'rb') as f:
-      return hashlib.file_digest(f, 'sha256').hexdigest()
-  except OSError:
-    return ''  # What decodes it says why.
+def _has_content(path: pathlib.Path, content: str) -> bool:
+  """Whether a file is that of an entry."""
+  kind = 'sha256' if len(content) == 64 else identity.KIND  # Older entries.
+  return identity.of_file(path, kind) == content[:32]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,18 +214,18 @@ class Index:
     before, and the content is the same.
     """
     known = {entry['source']: name for name, entry in self._images.items()}
-    gone = {
-      (pathlib.Path(place).stem, self._images[name].get('content')): place
-      for place, name in known.items()
-      if not os.path.exists(place)
-    }
-    stems = {stem for stem, _ in gone}
+    gone: dict[str, list[str]] = collections.defaultdict(list)
+    for place in known:
+      if not os.path.exists(place):
+        gone[pathlib.Path(place).stem].append(place)
     for source in sources:
       place = os.path.abspath(source)
-      if source.stem in stems and place not in known:
-        before = gone.pop((source.stem, digest_of(source)), None)
-        if before is not None:
+      for before in gone[source.stem] if place not in known else ():
+        content = self._images[known[before]].get('content')
+        if content and _has_content(source, content):
+          gone[source.stem].remove(before)
           known[place] = known.pop(before)
+          break
     chosen = names.choose(sources, known)
     new = [
       f'{source} is {name}'
@@ -258,14 +256,19 @@ class Index:
   ) -> dict[str, str]:
     """Returns what changed since each image was predicted; '' is nothing."""
     found = {name: self._changes(name) for name in chosen.values()}
-    same = [source for source, name in chosen.items() if not found[name]]
+    same = {
+      source: self._images[name]['content']
+      for source, name in chosen.items()
+      if not found[name]
+    }
     with (
       progress.Progress('comparing with the index', len(same)) as bar,
       concurrent.futures.ThreadPoolExecutor(workers) as pool,
     ):
-      for source, digest in zip(same, pool.map(digest_of, same)):
+      are = pool.map(_has_content, same, same.values())
+      for source, is_same in zip(same, are):
         bar.update()
-        if digest != self._images[chosen[source]]['content']:
+        if not is_same:
           found[chosen[source]] = 'the content changed'
     return found
 
