@@ -1,5 +1,6 @@
 """Masks of images from a run's workdir alone: --mode=predict."""
 
+import functools
 import logging
 import pathlib
 import threading
@@ -45,8 +46,15 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   images = inputs.find(config.predict.input)
   folder = outputs.output_folder(config, workdir, images)
   mesh = mesh_lib.make_prediction_mesh(config)
-  variables, ensemble, about = restore.restore(config, workdir, mesh, members)
-  index = index_lib.Index(folder, index_lib.network(config, variables, about))
+  restored = functools.cache(
+    lambda: restore.restore(config, workdir, mesh, members)
+  )
+  files = restore.fingerprints(config, members)
+  predicts = index_lib.known_network(folder, config, files)
+  if predicts is None:
+    variables, _, about = restored()
+    predicts = index_lib.network(config, variables, about, files)
+  index = index_lib.Index(folder, predicts)
   planned = index.plan(images, config)
   left = [item for item in planned if not item.is_done]
   if len(left) < len(planned):
@@ -57,6 +65,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     )
   skipped = 0
   if left:
+    variables, ensemble, _ = restored()
     if ensemble.count > 1:
       _log.info(
         'averaging %d network(s), %d view(s)',

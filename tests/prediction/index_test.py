@@ -93,6 +93,7 @@ def test_two_runs_share_a_folder(tmp_path):
     'parameters': _network().parameters,
     'steps': [3],
     'workdirs': ['/run'],
+    'files': [],
     'settings': {},
   }
 
@@ -128,6 +129,24 @@ def test_a_new_image_at_the_place_of_one_that_is_gone(tmp_path):
   assert [(i.name, i.is_done) for i in _plan(again, [path])] == [
     ('third__a', False)
   ]
+
+
+def test_a_network_is_known_by_the_files_of_its_checkpoints(tmp_path):
+  config, files = default.get_config(), ['ema', 'digest of a manifest']
+  one = _network()
+  one.about['files'] = files
+  index = index_lib.Index(tmp_path, one)
+  (item,) = _plan(index, _images(tmp_path / 'in', 'a.png'))
+  index.finish(item, identity.of_file(item.source))
+  index.write()
+  assert index_lib.known_network(tmp_path, config, files) == one
+  for other in (['raw', files[1]], ['ema', 'another'], [*files, files[1]]):
+    assert index_lib.known_network(tmp_path, config, other) is None
+  config.inference.overlap = 0.25
+  assert index_lib.known_network(tmp_path, config, files) is None
+  for text in ('{', '[]', '{"networks": [1]}', '{"networks": {"a": 1}}'):
+    (tmp_path / 'index.json').write_text(text)
+    assert index_lib.known_network(tmp_path, config, files) is None
 
 
 def test_entries_of_older_versions_have_other_digests(tmp_path):

@@ -2,6 +2,7 @@
 
 {
   "networks": {KEY: {"parameters": a digest, "steps": [...], "workdirs": [...],
+                     "files": [...], of the checkpoints,
                      "settings": {field: value, where it is not the default}}},
   "images": {NAME: {"source": path, "content": a digest, "network": KEY}}
 }
@@ -90,13 +91,15 @@ class Network(NamedTuple):
 def network(
   config: ml_collections.ConfigDict,
   variables: Any,
-  members: Iterable[Mapping[str, Any]],
+  members: Sequence[Mapping[str, Any]],
+  files: Sequence[str] = (),
 ) -> Network:
   """Describes a network, or the average of several.
 
   Args:
     variables: of all of them, see `restore.restore`.
     members: what it says of each; for people.
+    files: see `restore.fingerprints`.
   """
   digest = hashlib.sha256()
   for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
@@ -104,22 +107,44 @@ def network(
     about = f'{jax.tree_util.keystr(path)} {array.dtype} {array.shape}'
     digest.update(about.encode())
     digest.update(np.ascontiguousarray(array).view(np.uint8).data)
+  return Network(
+    digest.hexdigest(),
+    _settings(config),
+    {
+      'steps': [member['step'] for member in members],
+      'workdirs': [member['workdir'] for member in members],
+      'files': list(files),
+    },
+  )
+
+
+def _settings(config: ml_collections.ConfigDict) -> dict[str, str]:
   usual = fields.flatten(default.get_config())
-  settings = {
+  return {
     name: repr(value)
     for name, value in fields.flatten(config).items()
     if name.partition('.')[0] in _SECTIONS
     and name not in _WITHOUT_EFFECT
     and value != usual[name]
   }
-  return Network(
-    digest.hexdigest(),
-    settings,
-    {
-      'steps': [member['step'] for member in members],
-      'workdirs': [member['workdir'] for member in members],
-    },
-  )
+
+
+def known_network(
+  folder: pathlib.Path, config: ml_collections.ConfigDict, files: Sequence[str]
+) -> Network | None:
+  """Returns the network of a folder's index, where it has such files.
+
+  Its parameters take long to restore, only to learn that all is done.
+  """
+  try:
+    networks = json.loads((folder / 'index.json').read_text())['networks']
+    for entry in networks.values() if all(files) else ():
+      settings = entry.pop('settings')
+      if entry.get('files') == files and settings == _settings(config):
+        return Network(entry.pop('parameters'), settings, entry)
+  except (OSError, ValueError, TypeError, KeyError, AttributeError):
+    pass  # `Index` says so.
+  return None
 
 
 def _has_content(path: pathlib.Path, content: str) -> bool:
