@@ -10,7 +10,7 @@ from typing import NamedTuple
 import ml_collections
 
 from unet_jax.config import fields
-from unet_jax.data import identity, rasters
+from unet_jax.data import digests, rasters
 from unet_jax.kernels import build
 from unet_jax.models import unet
 from unet_jax.prediction import index as index_lib
@@ -127,7 +127,7 @@ class _Run:
     if not page.number:
       for path in item.stale:
         path.unlink(missing_ok=True)
-      self._contents[item] = identity.of_file(item.source)
+      self._contents[item] = digests.of_file(item.source)
     raster = rasters.open_image(item.source, data, page.number)
     try:
       if raster.orientation != 1 and raster.turned == 1:

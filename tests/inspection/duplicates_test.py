@@ -76,6 +76,22 @@ def test_one_picture_in_two_formats_is_one_image(tmp_path, resize):
   assert 'near duplicates, leakage' not in inspected
 
 
+def test_masks_of_one_picture_in_two_sizes_do_not_contradict():
+  pair = [
+    records.Measurement(
+      *('train', i, f'{i}.png'),
+      image_size=size,
+      digest=b'same',
+      class_pixels=np.array(size),
+    )
+    for i, size in enumerate([(4, 4), (4, 4), (8, 8)])
+  ]
+  kinds = lambda *ms: {f.kind for f in duplicates.find_exact({'train': ms})}
+  assert kinds(pair[0], pair[2]) == {'exact duplicates'}
+  pair[1].class_pixels = np.array([8, 0])
+  assert kinds(*pair[:2]) == {'exact duplicates', 'contradicting masks'}
+
+
 def test_a_stem_in_two_lists_is_an_error(tmp_path):
   folders.write_pairs(tmp_path, make_pairs(6))
   (tmp_path / 'train.txt').write_text('00\n01\n02\n03\n')

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from unet_jax.config import default, fields
-from unet_jax.data import identity
+from unet_jax.data import digests
 from unet_jax.prediction import index as index_lib
 from unet_jax.runtime import errors
 
@@ -77,7 +77,7 @@ def test_two_runs_share_a_folder(tmp_path):
   for index, item in ((one, first), (other, second)):
     assert not item.is_done
     _make(item)
-    index.finish(item, identity.of_file(item.source))
+    index.finish(item, digests.of_file(item.source))
   other.write()
   one.write()
   again = index_lib.Index(tmp_path / 'out', _network())
@@ -85,7 +85,7 @@ def test_two_runs_share_a_folder(tmp_path):
   found = json.loads((tmp_path / 'out/index.json').read_text())
   assert found['images']['a'] == {
     'source': str(a),
-    'content': identity.of_file(a),
+    'content': digests.of_file(a),
     'network': again._key,
   }
   assert found['images']['b'] == {'source': str(b)}
@@ -106,7 +106,7 @@ def test_finished_images_are_written_at_intervals(tmp_path, monkeypatch):
   for item in _plan(index, paths):
     now[0] += 1
     _make(item)
-    index.finish(item, identity.of_file(item.source))
+    index.finish(item, digests.of_file(item.source))
   # Here the run is killed.
   again = index_lib.Index(tmp_path / 'out', _network())
   assert 20 <= sum(item.is_done for item in _plan(again, paths)) < 30
@@ -117,7 +117,7 @@ def test_a_new_image_at_the_place_of_one_that_is_gone(tmp_path):
   index = index_lib.Index(tmp_path / 'out', _network())
   (item,) = _plan(index, [path])
   _make(item)
-  index.finish(item, identity.of_file(path))
+  index.finish(item, digests.of_file(path))
   index.write()
   path.unlink()
   (path,) = _images(tmp_path / 'new', 'a.png')
@@ -137,7 +137,7 @@ def test_a_network_is_known_by_the_files_of_its_checkpoints(tmp_path):
   one.about['files'] = files
   index = index_lib.Index(tmp_path, one)
   (item,) = _plan(index, _images(tmp_path / 'in', 'a.png'))
-  index.finish(item, identity.of_file(item.source))
+  index.finish(item, digests.of_file(item.source))
   index.write()
   assert index_lib.known_network(tmp_path, config, files) == one
   for other in (['raw', files[1]], ['ema', 'another'], [*files, files[1]]):
@@ -171,7 +171,7 @@ def test_stale_files_are_those_of_the_image_alone(tmp_path):
   index = index_lib.Index(tmp_path / 'out', _network())
   for item in _plan(index, paths):
     _make(item)
-    index.finish(item, identity.of_file(item.source))
+    index.finish(item, digests.of_file(item.source))
   index.write()
   overlays = tmp_path / 'out/overlays'
   overlays.mkdir()

@@ -11,7 +11,7 @@ import ml_collections
 import numpy as np
 
 from unet_jax.config import fields
-from unet_jax.data import examples, identity, masks, resize, weight_map
+from unet_jax.data import digests, examples, identity, masks, resize, weight_map
 from unet_jax.runtime import errors
 
 Arrays = dict[str, np.ndarray]
@@ -343,7 +343,7 @@ def describe(
     'names': name,
     'sizes': size,
     'class_pixels': counts,
-    'digests': np.frombuffer(identity.digest(image.ravel()), np.uint8),
+    'digests': np.frombuffer(digests.digest(image), np.uint8),
     'stds': cv2.meanStdDev(image, mask=counted)[1].max(),
   }
   if config.data.resize == 'patch':

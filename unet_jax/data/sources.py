@@ -6,6 +6,7 @@ import ml_collections
 import numpy as np
 
 from unet_jax.data import (
+  digests,
   examples,
   folder_source,
   identity,
@@ -48,7 +49,7 @@ class Subset:
     self.groups = None if whole.groups is None else whole.groups[rows]
 
   def images(
-    self, read: bool, kind: str = identity.KIND
+    self, read: bool, kind: str = digests.KIND
   ) -> list[identity.Image] | None:
     images: list[identity.Image] | None
     if isinstance(self.whole, identity.OfFiles):

@@ -203,23 +203,9 @@ def near_duplicates(
   if len(shown) < 2:
     return groups
   thumbs = np.stack([m.thumbnail for m in shown])
-  threshold = _threshold(thumbs, shown[0].detail is not None)
-  found, strengths = [], []
-  # In blocks: the whole matrix of a large set does not fit in memory.
-  for start in range(0, len(shown), 1024):
-    block = thumbs[start : start + 1024]
-    block = block.reshape(len(block), *[int(block.shape[1] ** 0.5)] * 2)
-    for turn in records.ORIENTATIONS:
-      turned = _turned(block, turn).reshape(len(block), -1)
-      alike = turned @ thumbs[start:].T
-      i, j = np.nonzero(alike > threshold)
-      i, j = i[i < j], j[i < j]
-      strengths.append(alike[i, j])
-      found.append(np.stack([i + start, j + start, np.full(len(i), turn)], 1))
-  # The most alike first, of which each pair counts once.
-  order = np.argsort(-np.concatenate(strengths), kind='stable')[:_MOST_PAIRS]
-  pairs = np.concatenate(found)[order]
+  pairs = _alike(thumbs, _threshold(thumbs, shown[0].detail is not None))
   pairs = pairs[_have_same_details(shown, pairs)]
+  # Of each pair, the orientation in which it is the most alike.
   pairs = pairs[np.unique(pairs[:, :2], axis=0, return_index=True)[1]]
   from scipy import sparse  # Slow to import; training does without.
 
@@ -236,6 +222,29 @@ def near_duplicates(
     if len(members) > 1:
       (copies if label in turned_labels else near).append(members)
   return groups
+
+
+def _alike(thumbs: np.ndarray, threshold: float) -> np.ndarray:
+  """Returns pairs of thumbnails [n, k] that correlate, the most alike first.
+
+  Returns:
+    int [m, 3]: two images, and the orientation that makes the first one like
+    the second.
+  """
+  found, strengths = [], []
+  # In blocks: the whole matrix of a large set does not fit in memory.
+  for start in range(0, len(thumbs), 1024):
+    block = thumbs[start : start + 1024]
+    block = block.reshape(len(block), *[int(block.shape[1] ** 0.5)] * 2)
+    for turn in records.ORIENTATIONS:
+      turned = _turned(block, turn).reshape(len(block), -1)
+      alike = turned @ thumbs[start:].T
+      i, j = np.nonzero(alike > threshold)
+      i, j = i[i < j], j[i < j]
+      strengths.append(alike[i, j])
+      found.append(np.stack([i + start, j + start, np.full(len(i), turn)], 1))
+  order = np.argsort(-np.concatenate(strengths), kind='stable')[:_MOST_PAIRS]
+  return np.concatenate(found)[order]
 
 
 def _turned(images: np.ndarray, orientation: int) -> np.ndarray:
@@ -264,13 +273,7 @@ def _threshold(thumbs: np.ndarray, with_details: bool) -> float:
 def _have_same_details(
   shown: records.Measurements, pairs: np.ndarray
 ) -> np.ndarray:
-  """Whether images have the same details.
-
-  Args:
-    shown: all images.
-    pairs: int [n, 3]: two images, and the orientation that makes the first one
-      like the second.
-  """
+  """Whether images have the same details; pairs: see `_alike`."""
   concerned = np.unique(pairs[:, :2])
   if not len(concerned) or shown[0].detail is None:
     return np.ones(len(pairs), bool)

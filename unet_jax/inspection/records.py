@@ -62,7 +62,7 @@ class Measurement:
     error: (kind, message) of the fault that makes it unusable.
     image_file, mask_file: headers, where there are files.
     image_size, mask_size: height and width in pixels.
-    digest: of the image as it is prepared, `identity.digest`; of its file where
+    digest: of the image as it is prepared, `digests.digest`; of its file where
       a training prepares none.
     thumbnail: float32 [16 * 16], grey, without mean and slope, of norm 1 (0
       if nothing is left).

@@ -17,8 +17,8 @@ import numpy as np
 from unet_jax.config import fields
 from unet_jax.data import (
   decode,
+  digests,
   examples,
-  identity,
   intensity,
   masks,
   prepare,
@@ -171,7 +171,7 @@ def _measure_image(
   image, ignored = example['image'], example.get('ignored')
   result.image_size = image.shape[:2]
   prepared_image = resize.resize_image(image, data.image_size, data.resize)
-  result.digest = identity.digest(prepared_image.ravel())
+  result.digest = digests.digest(prepared_image)
   file = example.get('image_file')
   result.levels = file and file.levels
   if result.levels is None:

@@ -12,7 +12,6 @@ or not at all. While it is predicted its entry has neither content nor network,
 so that what a killed run leaves is made again. Several runs may share a folder.
 """
 
-import collections
 import concurrent.futures
 import contextlib
 import dataclasses
@@ -31,7 +30,7 @@ import ml_collections
 import numpy as np
 
 from unet_jax.config import default, fields
-from unet_jax.data import identity, prepared, stored
+from unet_jax.data import digests, prepared, stored
 from unet_jax.prediction import names, outputs
 from unet_jax.runtime import errors, locks, progress, whole_files
 
@@ -147,10 +146,13 @@ def known_network(
   return None
 
 
+def _kind(content: str) -> str:
+  """How an entry's content is digested; older ones have the whole SHA-256."""
+  return 'sha256' if len(content) == 64 else digests.KIND
+
+
 def _has_content(path: pathlib.Path, content: str) -> bool:
-  """Whether a file is that of an entry."""
-  kind = 'sha256' if len(content) == 64 else identity.KIND  # Older entries.
-  return identity.of_file(path, kind) == content[:32]
+  return digests.of_file(path, _kind(content)) == content[:32]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,18 +241,19 @@ class Index:
     before, and the content is the same.
     """
     known = {entry['source']: name for name, entry in self._images.items()}
-    gone: dict[str, list[str]] = collections.defaultdict(list)
-    for place in known:
-      if not os.path.exists(place):
-        gone[pathlib.Path(place).stem].append(place)
+    gone, kinds = {}, set()
+    for place, name in known.items():
+      content = self._images[name].get('content')
+      if content and not os.path.exists(place):
+        gone[pathlib.Path(place).stem, content[:32]] = place
+        kinds.add(_kind(content))
+    stems = {stem for stem, _ in gone}
     for source in sources:
       place = os.path.abspath(source)
-      for before in gone[source.stem] if place not in known else ():
-        content = self._images[known[before]].get('content')
-        if content and _has_content(source, content):
-          gone[source.stem].remove(before)
-          known[place] = known.pop(before)
-          break
+      for kind in kinds if source.stem in stems else ():
+        found = (source.stem, digests.of_file(source, kind))
+        if place not in known and found in gone:
+          known[place] = known.pop(gone.pop(found))
     chosen = names.choose(sources, known)
     new = [
       f'{source} is {name}'

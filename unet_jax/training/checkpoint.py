@@ -28,7 +28,7 @@ import PIL
 from orbax.checkpoint import checkpoint_managers as policies
 
 from unet_jax.config import saved
-from unet_jax.data import identity
+from unet_jax.data import digests
 from unet_jax.runtime import errors
 from unet_jax.training import metric_writer
 from unet_jax.training.state import TrainState
@@ -318,7 +318,7 @@ class Checkpoints:
     """Changes with the arrays of a checkpoint, which are not read."""
     # Its files have random names, which this one lists.
     path = os.path.join(self._directory, f'{step:08d}/state/manifest.ocdbt')
-    return identity.of_file(path)
+    return digests.of_file(path)
 
   def select(self, which: str, step: int) -> list[int]:
     """Returns the steps to predict with.
