@@ -4,6 +4,7 @@ import errno
 import json
 import logging
 import re
+import shutil
 
 import cv2
 import numpy as np
@@ -117,6 +118,31 @@ def test_what_is_done_is_not_done_again(workdir, tmp_path, capsys, lines):
   _predict(workdir, tmp_path, predict__overlay=True)
   assert capsys.readouterr().out == f'3 images, 3 new: {tmp_path}/out\n'
   assert not lines
+
+
+def test_nothing_is_restored_where_all_is_done(
+  workdir, tmp_path, monkeypatch, capsys
+):
+  restored, restore = [], predict.restore.restore
+  monkeypatch.setattr(
+    predict.restore, 'restore', lambda *a: restored.append(a) or restore(*a)
+  )
+  _images(tmp_path / 'in', ['a.png'])
+  _predict(workdir, tmp_path)
+  shutil.copytree(workdir, tmp_path / 'copy')
+  for place in (workdir, tmp_path / 'copy'):
+    _predict(place, tmp_path)
+  assert len(restored) == 1
+  # Indices of older versions do not know the files of checkpoints.
+  path = tmp_path / 'out/index.json'
+  older = json.loads(path.read_text())
+  (network,) = older['networks'].values()
+  del network['files']
+  path.write_text(json.dumps(older))
+  for _ in range(2):
+    _predict(workdir, tmp_path)
+  assert len(restored) == 2
+  assert capsys.readouterr().out.count('1 images, 0 new') == 4
 
 
 def test_two_patients_with_files_of_the_same_names(workdir, tmp_path, lines):

@@ -147,7 +147,7 @@ def _check_trained(
     found = record if is_first else identity.read(path)
     if found is None:
       continue
-    images = identity.images_of(source)
+    images = identity.images_of(source, found)
     trained = found.trained(images)
     if not trained:
       continue

@@ -1,6 +1,7 @@
 """Masks of images from a run's workdir alone: --mode=predict."""
 
 import contextlib
+import functools
 import logging
 import pathlib
 import threading
@@ -10,7 +11,7 @@ from typing import NamedTuple
 import ml_collections
 
 from unet_jax.config import fields
-from unet_jax.data import rasters
+from unet_jax.data import digests, rasters
 from unet_jax.kernels import build
 from unet_jax.models import unet
 from unet_jax.prediction import index as index_lib
@@ -47,8 +48,15 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   images = inputs.find(config.predict.input)
   folder = outputs.output_folder(config, workdir, images)
   mesh = mesh_lib.make_prediction_mesh(config)
-  variables, ensemble, about = restore.restore(config, workdir, mesh, members)
-  index = index_lib.Index(folder, index_lib.network(config, variables, about))
+  restored = functools.cache(
+    lambda: restore.restore(config, workdir, mesh, members)
+  )
+  files = restore.fingerprints(config, members)
+  predicts = index_lib.known_network(folder, config, files)
+  if predicts is None:
+    variables, _, about = restored()
+    predicts = index_lib.network(config, variables, about, files)
+  index = index_lib.Index(folder, predicts)
   with contextlib.closing(index):
     planned = index.plan(images, config)
     left = [item for item in planned if not item.is_done]
@@ -60,6 +68,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
       )
     skipped = 0
     if left:
+      variables, ensemble, about = restored()
       if ensemble.count > 1:
         _log.info(
           'averaging %d network(s), %d view(s)',
@@ -124,7 +133,7 @@ class _Run:
     if not page.number:
       for path in item.stale:
         path.unlink(missing_ok=True)
-      self._contents[item] = index_lib.digest_of(item.source)
+      self._contents[item] = digests.of_file(item.source)
     raster = rasters.open_image(item.source, data, page.number)
     self._scales.see(raster.size)
     try:

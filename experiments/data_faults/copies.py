@@ -20,8 +20,8 @@ from unet_jax.inspection import duplicates, records, scan
 _NUM, _EACH = 60, 6
 
 
-def _as_jpeg(image: np.ndarray) -> np.ndarray:
-  data = cv2.imencode('.jpg', image, [cv2.IMWRITE_JPEG_QUALITY, 50])[1]
+def _as_jpeg(image: np.ndarray, quality: int = 50) -> np.ndarray:
+  data = cv2.imencode('.jpg', image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
   return cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
 
 
@@ -44,6 +44,9 @@ _CHANGES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
   'brighter': lambda image: cv2.convertScaleAbs(image, alpha=1.1, beta=5),
   'JPEG of quality 50': _as_jpeg,
   'mirrored': lambda image: image[:, ::-1].copy(),
+  'upside down': lambda image: image[::-1].copy(),
+  'turned by 90 degrees': lambda image: np.rot90(image).copy(),
+  'turned, as JPEG of quality 80': lambda image: _as_jpeg(np.rot90(image), 80),
   'reduced to 0.7': _reduced,
   'noise of 4 levels': _noisy,
   'cropped by 1 %': _cropped,
@@ -61,6 +64,13 @@ def _measured(
   return measurements
 
 
+def _groups(
+  measurements: records.Measurements,
+) -> list[list[records.Measurement]]:
+  found = duplicates.near_duplicates(measurements)
+  return [group for groups in found.values() for group in groups]
+
+
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
   parser.add_argument('--data', type=pathlib.Path, default='../shared/data')
@@ -72,12 +82,12 @@ def main() -> None:
       pairs = kinds.draw(kind, _NUM, 5)
     images = [image for image, _ in pairs]
     train = _measured(images, 'train')
-    found = [f'{sum(map(len, duplicates.near_duplicates(train)))} right']
+    found = [f'{sum(map(len, _groups(train)))} right']
     for name, change in _CHANGES.items():
       copies = _measured([change(image) for image in images[::_EACH]], 'val')
       together = {
         (a.split, a.index, b.split, b.index)
-        for group in duplicates.near_duplicates([*train, *copies])
+        for group in _groups([*train, *copies])
         for a in group
         for b in group
       }

@@ -1,7 +1,10 @@
 """Images are known by their content; what was held out stays so."""
 
+import hashlib
+import json
 import logging
 import os
+import pathlib
 import shutil
 
 import numpy as np
@@ -11,7 +14,7 @@ import tifffile
 from tests.data import helpers
 from tests.data.value_pairs import values, write, write_pairs
 from tests.refusals import message_of
-from unet_jax.data import identity, prepare, sources
+from unet_jax.data import digests, identity, prepare, sources
 
 _STEMS = [f'p{i:02}' for i in range(10)]
 
@@ -323,14 +326,44 @@ def test_drawn_sets_are_known_by_their_numbers(tmp_path):
   assert not record.trained(identity.images_of(splits[1]))
 
 
+@pytest.mark.parametrize('layout', ['', 'folders'])
+@pytest.mark.parametrize('folds', [0, 3])
+def test_a_record_with_earlier_digests_keeps_them(
+  tmp_path, said, layout, folds
+):
+  """They were the SHA-1 of a file, and the record did not say so."""
+  run = _Run(tmp_path, layout, num_folds=folds)
+  first = run.start()
+  path = run.work / 'split.json'
+  record = json.loads(path.read_text())
+  assert record.pop('digest') == 'blocks'
+  for images in record['parts'].values():
+    for image in images:
+      file = run.root / image[0]
+      mask = pathlib.Path(str(file).replace('images', 'masks'))
+      image[1:] = [
+        hashlib.sha1(f.read_bytes()).hexdigest()[:32] for f in (file, mask)
+      ]
+  path.write_text(json.dumps(record))
+  for file in run.root.rglob('*.png'):  # Known by content alone.
+    file.rename(file.with_name(f'q{file.name}'))
+  assert run.evaluate() == run.start() == run.start() == first and not said()
+  kept = json.loads(path.read_text())
+  assert kept['digest'] == 'sha1'
+  contents = lambda of: {im[1] for ims in of['parts'].values() for im in ims}
+  assert contents(kept) == contents(record)
+
+
 def test_files_are_read_once(tmp_path, monkeypatch):
   """By path, size and time; also those that a build has read."""
   run = _Run(tmp_path)
   run.start()
   read = []
-  digest = identity._digest
+  of_file = digests.of_file
   monkeypatch.setattr(
-    identity, '_digest', lambda path: read.append(path) or digest(path)
+    digests,
+    'of_file',
+    lambda path, kind: read.append(path) or of_file(path, kind),
   )
   run.start()
   run.evaluate()

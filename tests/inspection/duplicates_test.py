@@ -10,7 +10,7 @@ from experiments.data_faults import kinds
 from tests import folders
 from tests.folders import make_pairs
 from tests.inspection import measured
-from unet_jax.data import prepare
+from unet_jax.data import prepare, stored
 from unet_jax.inspection import duplicates, findings, records, scan
 
 
@@ -38,11 +38,58 @@ def test_duplicates_within_and_across_splits(tmp_path):
     for split in ('train', 'val')
   )
   exact, leakage = found['exact duplicates'], found['near duplicates, leakage']
+  mirrored = found['turned copies, leakage']
   assert (exact.level, leakage.level) == ('note', 'warning')
   pairs = lambda *names: tuple(f'{a} = {b}' for a, b in names)
   assert exact.names == pairs((train[0], train[5]), (train[1], train[4]))
-  assert leakage.names == pairs((train[2], val[0]), (train[3], val[1]))
+  assert leakage.names == pairs((train[2], val[0]))
+  assert mirrored.names == pairs((train[3], val[1]))
+  assert mirrored.level == 'warning'
+  assert '(0 of 1,050 right images are called so, 523 of ' in mirrored.message
   assert found['contradicting masks'].names == (train[0], train[5])
+
+
+@pytest.mark.parametrize('resize', ['stretch', 'pad', 'patch'])
+def test_one_picture_in_two_formats_is_one_image(tmp_path, resize):
+  """A training and an inspection say so, in the same words."""
+  train, val = make_pairs(4), make_pairs(3, 50)
+  val['01'] = train['02']
+  val['02'] = train['03'][0], val['02'][1]
+  measured.write(tmp_path, train=train, val=val)
+  for stem in ('01', '02'):
+    path = tmp_path / f'val/images/{stem}.png'
+    Image.open(path).save(path.with_suffix('.bmp'))
+    path.unlink()
+  data = dict(cache='memory', resize=resize)
+  config = folders.make_config(tmp_path, **data)
+  sets = {s: prepare.prepare(config, s) for s in ('train', 'val')}
+  trained = {f.kind: f for f in findings.find_in_prepared(sets, config)}
+  inspected = measured.find(tmp_path, 'train', 'val', **data)
+  leakage = inspected['exact duplicates, leakage']
+  assert leakage.level == 'error'
+  assert leakage.names == tuple(
+    f'{tmp_path}/train/images/0{i + 1}.png = {tmp_path}/val/images/0{i}.bmp'
+    for i in (1, 2)
+  )
+  for kind in ('exact duplicates, leakage', 'contradicting masks'):
+    assert trained[kind] == inspected[kind]
+  assert 'near duplicates, leakage' not in inspected
+
+
+def test_masks_of_one_picture_in_two_sizes_do_not_contradict():
+  pair = [
+    records.Measurement(
+      *('train', i, f'{i}.png'),
+      image_size=size,
+      digest=b'same',
+      class_pixels=np.array(size),
+    )
+    for i, size in enumerate([(4, 4), (4, 4), (8, 8)])
+  ]
+  kinds = lambda *ms: {f.kind for f in duplicates.find_exact({'train': ms})}
+  assert kinds(pair[0], pair[2]) == {'exact duplicates'}
+  pair[1].class_pixels = np.array([8, 0])
+  assert kinds(*pair[:2]) == {'exact duplicates', 'contradicting masks'}
 
 
 def test_a_stem_in_two_lists_is_an_error(tmp_path):
@@ -146,23 +193,50 @@ def _measured(images, split):
   return measurements
 
 
+def _names(measurements):
+  """Names of near duplicates, and of those that are turned."""
+  groups = duplicates.near_duplicates(measurements)
+  names = lambda kind: [tuple(m.name for m in g) for g in groups[kind]]
+  return names('near duplicates'), names('turned copies')
+
+
 @pytest.mark.parametrize('name', ['vessels', 'cord', 'cracks', 'lungs', 'deep'])
 def test_one_layout_makes_no_duplicates_but_copies_are_found(name):
   """Different eyes are round and bright alike; a copy has the same vessels."""
   images = [image for image, _ in kinds.draw(name, 24, seed=77)]
   train = _measured(images, 'train')
-  assert duplicates.near_duplicates(train) == []
+  assert _names(train) == ([], [])
   size = images[3].shape[1::-1]
   smaller = cv2.resize(images[3], (size[0] * 3 // 4, size[1] * 3 // 4))
   brighter = cv2.convertScaleAbs(images[7], alpha=1.05, beta=4)
   copies = [smaller, brighter, images[9][:, ::-1].copy()]
   copies = [c.reshape(*c.shape[:2], -1) for c in copies]
-  groups = duplicates.near_duplicates([*train, *_measured(copies, 'val')])
-  assert {tuple(m.name for m in g) for g in groups} == {
-    ('train03', 'val00'),
-    ('train07', 'val01'),
-    ('train09', 'val02'),
-  }
+  near, turned = _names([*train, *_measured(copies, 'val')])
+  assert near == [('train03', 'val00'), ('train07', 'val01')]
+  assert turned == [('train09', 'val02')]
+
+
+@pytest.mark.parametrize('shape', [(40, 48), (300, 200)])
+def test_copies_that_are_turned(shape):
+  """All ways, of any size, and brighter besides."""
+  images = [cv2.resize(_smooth(i), shape[::-1]) for i in range(24)]
+  copies = [stored.turn(images[i], i) for i in range(1, 9)]
+  copies = [cv2.convertScaleAbs(copy, alpha=1.05, beta=4) for copy in copies]
+  near, turned = _names(
+    [*_measured(images, 'train'), *_measured(copies, 'val')]
+  )
+  assert near == [('train01', 'val00')]
+  assert turned == [(f'train{i:02}', f'val{i - 1:02}') for i in range(2, 9)]
+
+
+def test_the_most_alike_count_where_there_are_too_many(monkeypatch):
+  """Not the first ones: of a layout, images are alike by the million."""
+  monkeypatch.setattr(duplicates, '_MOST_PAIRS', 3)
+  monkeypatch.setattr(duplicates, '_NEAR', -1.0)
+  images = [_smooth(i) for i in range(24)]
+  copies = [images[20].copy(), images[22][::-1].copy()]
+  found = _names([*_measured(images, 'train'), *_measured(copies, 'val')])
+  assert found == ([('train20', 'val00')], [('train22', 'val01')])
 
 
 def test_near_duplicates_of_images_that_all_look_alike():
@@ -178,5 +252,5 @@ def test_near_duplicates_of_images_that_all_look_alike():
     records.Measurement('train', i, thumbnail=t.astype(np.float32))
     for i, t in enumerate(thumbs)
   ]
-  groups = duplicates.near_duplicates(measurements)
-  assert [[m.index for m in g] for g in groups] == [[7, 31]]
+  groups, turned = duplicates.near_duplicates(measurements).values()
+  assert [[m.index for m in g] for g in groups] == [[7, 31]] and not turned

@@ -1,5 +1,6 @@
 """What an output folder says of its files; runs of it: predict_test."""
 
+import hashlib
 import json
 import pathlib
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 from unet_jax.config import default, fields
+from unet_jax.data import digests
 from unet_jax.prediction import index as index_lib
 from unet_jax.runtime import errors
 
@@ -75,7 +77,7 @@ def test_two_runs_share_a_folder(tmp_path):
   for index, item in ((one, first), (other, second)):
     assert not item.is_done
     _make(item)
-    index.finish(item, index_lib.digest_of(item.source))
+    index.finish(item, digests.of_file(item.source))
   other.write()
   one.write()
   again = index_lib.Index(tmp_path / 'out', _network())
@@ -83,7 +85,7 @@ def test_two_runs_share_a_folder(tmp_path):
   found = json.loads((tmp_path / 'out/index.json').read_text())
   assert found['images']['a'] == {
     'source': str(a),
-    'content': index_lib.digest_of(a),
+    'content': digests.of_file(a),
     'network': again._key,
   }
   assert found['images']['b'] == {'source': str(b), 'run': again._run}
@@ -91,6 +93,7 @@ def test_two_runs_share_a_folder(tmp_path):
     'parameters': _network().parameters,
     'steps': [3],
     'workdirs': ['/run'],
+    'files': [],
     'settings': {},
   }
 
@@ -144,7 +147,7 @@ def test_finished_images_are_written_at_intervals(tmp_path, monkeypatch):
   for item in _plan(index, paths):
     now[0] += 1
     _make(item)
-    index.finish(item, index_lib.digest_of(item.source))
+    index.finish(item, digests.of_file(item.source))
   index.close()  # Here the run is killed.
   again = index_lib.Index(tmp_path / 'out', _network())
   assert 20 <= sum(item.is_done for item in _plan(again, paths)) < 30
@@ -155,7 +158,7 @@ def test_a_new_image_at_the_place_of_one_that_is_gone(tmp_path):
   index = index_lib.Index(tmp_path / 'out', _network())
   (item,) = _plan(index, [path])
   _make(item)
-  index.finish(item, index_lib.digest_of(path))
+  index.finish(item, digests.of_file(path))
   index.write()
   path.unlink()
   (path,) = _images(tmp_path / 'new', 'a.png')
@@ -169,12 +172,47 @@ def test_a_new_image_at_the_place_of_one_that_is_gone(tmp_path):
   ]
 
 
+def test_a_network_is_known_by_the_files_of_its_checkpoints(tmp_path):
+  config, files = default.get_config(), ['ema', 'digest of a manifest']
+  one = _network()
+  one.about['files'] = files
+  index = index_lib.Index(tmp_path, one)
+  (item,) = _plan(index, _images(tmp_path / 'in', 'a.png'))
+  index.finish(item, digests.of_file(item.source))
+  index.write()
+  assert index_lib.known_network(tmp_path, config, files) == one
+  for other in (['raw', files[1]], ['ema', 'another'], [*files, files[1]]):
+    assert index_lib.known_network(tmp_path, config, other) is None
+  config.inference.overlap = 0.25
+  assert index_lib.known_network(tmp_path, config, files) is None
+  for text in ('{', '[]', '{"networks": [1]}', '{"networks": {"a": 1}}'):
+    (tmp_path / 'index.json').write_text(text)
+    assert index_lib.known_network(tmp_path, config, files) is None
+
+
+def test_entries_of_older_versions_have_other_digests(tmp_path):
+  """They were the SHA-256 of a file."""
+  paths = _images(tmp_path / 'in', 'a.png', 'b.png', 'c.png')
+  index = index_lib.Index(tmp_path / 'out', _network())
+  for item in _plan(index, paths):
+    _make(item)
+    content = hashlib.sha256(item.source.read_bytes()).hexdigest()
+    index.finish(item, content)
+  index.write()
+  paths[1].write_text('another image')
+  (tmp_path / 'moved').mkdir()
+  paths[2] = paths[2].rename(tmp_path / 'moved/c.png')
+  again = index_lib.Index(tmp_path / 'out', _network())
+  done = {item.name: item.is_done for item in _plan(again, paths)}
+  assert done == {'a': True, 'b': False, 'c': True}
+
+
 def test_stale_files_are_those_of_the_image_alone(tmp_path):
   paths = _images(tmp_path / 'in', 'a.png', 'a.page_0001.png', 'b.png')
   index = index_lib.Index(tmp_path / 'out', _network())
   for item in _plan(index, paths):
     _make(item)
-    index.finish(item, index_lib.digest_of(item.source))
+    index.finish(item, digests.of_file(item.source))
   index.write()
   overlays = tmp_path / 'out/overlays'
   overlays.mkdir()

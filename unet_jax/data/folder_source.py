@@ -10,6 +10,7 @@ import numpy as np
 
 from unet_jax.config import fields
 from unet_jax.data import (
+  digests,
   examples,
   file_pairs,
   folders,
@@ -47,8 +48,8 @@ class FolderSource:
     self.split, self.held_out, self._pairs = _find_pairs(
       str(root), split, config, problems
     )
-    self._root, self._digests = str(root), identity.Digests(config, root)
-    self._images: list[identity.Image] | None = None
+    self._root, self._digests = str(root), digests.Digests(config, root)
+    self._images: dict[str, list[identity.Image]] = {}  # By kind.
     # Of each pair, its pages; of each example, its pair and its page.
     self._counts = [1] * len(self._pairs)
     if self._data.pages == 'images':
@@ -72,7 +73,9 @@ class FolderSource:
     """Returns the source of some of its examples, ascending int [K]."""
     part = copy.copy(self)
     part.groups, part._pages = self.groups[rows], self._pages[rows]
-    part._images = self._images and [self._images[i] for i in rows]
+    part._images = {
+      kind: [images[i] for i in rows] for kind, images in self._images.items()
+    }
     return part
 
   def name(self, index: int) -> str:
@@ -84,25 +87,28 @@ class FolderSource:
     is_one = self._counts[self.groups[index]] == 1
     return '' if is_one else f'[{self._pages[index]}]'
 
-  def images(self, read: bool) -> list[identity.Image] | None:
-    if self._images is None:
+  def images(
+    self, read: bool, kind: str = digests.KIND
+  ) -> list[identity.Image] | None:
+    if kind not in self._images:
       numbers = np.unique(self.groups).tolist()
       paths = [path for i in numbers for path in self._pairs[i]]
-      digests = self._digests.of(paths, read)
-      if digests is None:
+      found = self._digests.of(paths, read, kind)
+      if found is None:
         return None
-      self._images = [self._image(i, digests) for i in range(len(self))]
-    return self._images
+      images = [self._image(i, found) for i in range(len(self))]
+      self._images[kind] = images
+    return self._images[kind]
 
-  def _image(self, index: int, digests: dict[str, str]) -> identity.Image:
+  def _image(self, index: int, found: dict[str, str]) -> identity.Image:
     image, *others = self._pairs[self.groups[index]]
     suffix = self._suffix(index)
     # The page stands before the ending, by which names are compared.
     name, ending = os.path.splitext(image.removeprefix(self._root))
     return identity.Image(
       f'{name}{suffix}{ending}'.lstrip(os.sep),
-      digests[image] + suffix,
-      '+'.join(digests[path] + suffix for path in others),
+      found[image] + suffix,
+      '+'.join(found[path] + suffix for path in others),
     )
 
   def __len__(self) -> int:

@@ -7,22 +7,17 @@ or new, and none changes sides.
 """
 
 import collections
-import concurrent.futures
 import dataclasses
-import functools
-import hashlib
 import json
 import logging
 import os
 import pathlib
-import stat as stat_lib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import ml_collections
 
-from unet_jax.config import fields
-from unet_jax.data import examples
+from unet_jax.data import digests, examples
 from unet_jax.runtime import errors, processes, whole_files
 
 _log = logging.getLogger(__name__)
@@ -48,124 +43,30 @@ class Image(NamedTuple):
 class OfFiles(Protocol):
   """A source whose examples may change one by one."""
 
-  def images(self, read: bool) -> list[Image] | None:
+  def images(self, read: bool, kind: str = digests.KIND) -> list[Image] | None:
     """Returns what each example is.
 
     Args:
       read: read the files that are not known yet; otherwise the result is None
         if there are any.
+      kind: of the digests.
     """
 
 
-def images_of(source: examples.Source) -> list[Image]:
-  """Returns what each example of a source is.
+def images_of(
+  source: examples.Source, record: 'Record | None' = None
+) -> list[Image]:
+  """Returns what each example of a source is, by the digests of a record.
 
   Those of a source without files are what their numbers say: a version of a
   TFDS set does not change.
   """
   if isinstance(source, OfFiles):
-    found = source.images(read=True)
+    found = source.images(True, record.kind if record else digests.KIND)
     assert found is not None
     return found
   names = [f'{source.split}[{i}]' for i in range(len(source))]
   return [Image(name, name, '') for name in names]
-
-
-class Digests:
-  """Digests of files, each of which is read once.
-
-  They are kept under `digests/` of the cache by path, size and times of change.
-  """
-
-  def __init__(self, config: ml_collections.ConfigDict, root: pathlib.Path):
-    key = hashlib.sha1(os.fsencode(root.resolve())).hexdigest()[:20]
-    self._index = pathlib.Path(
-      fields.cache_dir(config), 'digests', f'{key}.json'
-    )
-    self._workers = config.data.num_workers or len(os.sched_getaffinity(0))
-    # [path, size, times] of each file that was asked for, and the digests by
-    # path with the size and times of then.
-    self._stamps: dict[str, list] = {}
-    self._kept: dict[str, list] = {}
-    self._is_saved = True
-    self._resolved = functools.cache(os.path.realpath)
-    self._load()
-
-  def _load(self) -> None:
-    try:
-      kept = json.loads(self._index.read_text())
-    except (OSError, ValueError):
-      return  # None yet, or damaged: the files are read again.
-    self._kept = {**kept, **self._kept}
-
-  def stamp(self, path: str) -> list:
-    """Returns what changes with a file without reading it."""
-    if path not in self._stamps:
-      try:
-        folder, name = os.path.split(path)
-        stat, name = os.lstat(path), f'{self._resolved(folder)}/{name}'
-        if stat_lib.S_ISLNK(stat.st_mode):
-          stat, name = os.stat(path), os.path.realpath(path)
-        # Of two files that trade names, nothing else may differ: unpacked
-        # archives have one time for many files of one size.
-        found = [name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
-      except OSError:  # Such as a link to nowhere; reading it reports that.
-        found = [path, None, None]
-      self._stamps[path] = found
-    return self._stamps[path]
-
-  def note(self, path: str, content: bytes) -> None:
-    """Keeps the digest of a file that was read, and stamped before."""
-    if self._known(path) is None:
-      self._keep(path, hashlib.sha1(content).hexdigest()[:32])
-
-  def _keep(self, path: str, digest: str) -> None:
-    name, *when = self.stamp(path)
-    self._kept[name] = [*when, digest]
-    self._is_saved = False
-
-  def _known(self, path: str) -> str | None:
-    name, *when = self.stamp(path)
-    kept = self._kept.get(name)
-    return kept[-1] if kept is not None and kept[:-1] == when else None
-
-  def of(self, paths: Sequence[str], read: bool) -> dict[str, str] | None:
-    """Returns the digests of files; None if some had to be read and may not."""
-    missing = [path for path in paths if self._known(path) is None]
-    if missing:
-      self._load()  # Another run may have read them.
-      missing = [path for path in missing if self._known(path) is None]
-    if missing and not read:
-      return None
-    if missing:
-      _log.info('reading %d files once, to know them again', len(missing))
-      with concurrent.futures.ThreadPoolExecutor(self._workers) as pool:
-        for path, digest in zip(missing, pool.map(_digest, missing)):
-          if digest:
-            self._keep(path, digest)
-    self._save()
-    # Whoever needs a file that cannot be read reports that.
-    unread = lambda path: f'unread {os.path.basename(path)}'
-    return {path: self._known(path) or unread(path) for path in paths}
-
-  def _save(self) -> None:
-    if self._is_saved:
-      return
-    self._is_saved = True
-    try:
-      self._index.parent.mkdir(parents=True, exist_ok=True)
-      with whole_files.replacing(self._index) as f:
-        f.write(json.dumps(dict(self._kept)))
-    except OSError:
-      pass  # They are read again next time.
-
-
-def _digest(path: str) -> str:
-  try:
-    with open(path, 'rb') as f:
-      return hashlib.sha1(f.read()).hexdigest()[:32]
-  except OSError:
-    return ''
 
 
 def _stem(name: str) -> str:
@@ -202,6 +103,7 @@ class Record:
     held_out: the part that is evaluated; all others are trained on.
     parts: {part: images}, with those that were there earlier at its end.
     continues: whether the run goes on; otherwise it is evaluated.
+    kind: of its digests.
     said: lines that were logged; each is logged once.
   """
 
@@ -209,6 +111,7 @@ class Record:
   held_out: str
   parts: Mapping[str, Sequence[Image]]
   continues: bool = False
+  kind: str = digests.KIND
   said: set[str] = dataclasses.field(default_factory=set)
 
   def say(self, text: str) -> None:
@@ -348,7 +251,8 @@ def read(workdir: str, continues: bool = False) -> Record | None:
       part: [Image(*image) for image in images]
       for part, images in found['parts'].items()
     }
-    return Record(workdir, found['held_out'], parts, continues)
+    kind = found.get('digest', digests.FIRST_KIND)
+    return Record(workdir, found['held_out'], parts, continues, kind)
   except FileNotFoundError:
     return None
   except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
@@ -369,7 +273,7 @@ def write(
   Args:
     workdir: of the run.
     held_out: the part that is evaluated.
-    parts: {part: images} of today.
+    parts: {part: images} of today, see `images_of`.
     earlier: the record that it goes on from. Its images stay where they were,
       also those that are gone: they may come back.
   """
@@ -380,6 +284,7 @@ def write(
   for part, images in earlier.parts.items() if earlier else ():
     old = [image for image in images if image[:2] not in known]
     merged[part] = merged.get(part, []) + old
-  content = {'held_out': held_out, 'parts': merged}
+  kind = earlier.kind if earlier else digests.KIND
+  content = {'digest': kind, 'held_out': held_out, 'parts': merged}
   with whole_files.replacing(pathlib.Path(workdir, FILE)) as f:
     f.write(json.dumps(content))

@@ -1,7 +1,6 @@
 """Prepared examples: uint8 arrays at random access."""
 
 import dataclasses
-import hashlib
 import math
 import os
 from collections.abc import Iterable, Sequence
@@ -12,7 +11,7 @@ import ml_collections
 import numpy as np
 
 from unet_jax.config import fields
-from unet_jax.data import examples, identity, masks, resize, weight_map
+from unet_jax.data import digests, examples, identity, masks, resize, weight_map
 from unet_jax.runtime import errors
 
 Arrays = dict[str, np.ndarray]
@@ -139,7 +138,7 @@ class Stats:
     edges: float32 [N]: of the image as it is stored, the geometric mean.
     class_pixels: int64 [N, C + 1]: pixels of each class, and last those that
       are ignored.
-    digests: uint8 [N, 16] of the image's bytes: equal for equal images.
+    digests: uint8 [N, 16] of the image's pixels: equal for equal images.
     stds: float32 [N]: standard deviation of the image's values in 0..255, of
       the channel that has the largest.
   """
@@ -345,13 +344,11 @@ def describe(
   counted = None
   if config.data.nodata:
     counted = (mask != fields.IGNORE_LABEL).astype(np.uint8)
-  # Of hashlib's functions, the one that processors have built in.
-  digest = hashlib.sha1(np.ascontiguousarray(image).data).digest()[:16]
   result = {
     'names': name,
     'sizes': size,
     'class_pixels': counts,
-    'digests': np.frombuffer(digest, np.uint8),
+    'digests': np.frombuffer(digests.digest(image), np.uint8),
     'stds': cv2.meanStdDev(image, mask=counted)[1].max(),
   }
   if config.data.resize == 'patch':

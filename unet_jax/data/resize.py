@@ -56,10 +56,17 @@ def resize_pair(
     uint8 [*target, C] and uint8 [*target].
   """
   mask = resize_labels(mask, target, resize, fields.IGNORE_LABEL)
+  return resize_image(image, target, resize), mask
+
+
+def resize_image(
+  image: np.ndarray, target: Sequence[int], resize: str
+) -> np.ndarray:
+  """As `resize_pair`, of the image alone."""
   if resize == 'patch':
-    return image, mask
+    return image
   image = _resize_image(image, scaled_size(image.shape, target, resize))
-  return _fit(image, target, 0), mask
+  return _fit(image, target, 0)
 
 
 def _resize_image(image: np.ndarray, size: tuple[int, ...]) -> np.ndarray:

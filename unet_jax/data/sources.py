@@ -6,6 +6,7 @@ import ml_collections
 import numpy as np
 
 from unet_jax.data import (
+  digests,
   examples,
   folder_source,
   identity,
@@ -47,10 +48,12 @@ class Subset:
     self.fingerprint = [whole.fingerprint, rows.tolist()]
     self.groups = None if whole.groups is None else whole.groups[rows]
 
-  def images(self, read: bool) -> list[identity.Image] | None:
+  def images(
+    self, read: bool, kind: str = digests.KIND
+  ) -> list[identity.Image] | None:
     images: list[identity.Image] | None
     if isinstance(self.whole, identity.OfFiles):
-      images = self.whole.images(read)
+      images = self.whole.images(read, kind)
     else:
       images = identity.images_of(self.whole)
     return images and [images[i] for i in self.rows]
@@ -222,7 +225,8 @@ def _recorded(
   Returns:
     None for other data.
   """
-  placed = record.place(identity.images_of(source), tuple(record.parts))
+  images = identity.images_of(source, record)
+  placed = record.place(images, tuple(record.parts))
   if not _known(placed, record, config):
     return None
   assert placed is not None
@@ -256,7 +260,7 @@ def _on_its_side(
   trains = split == config.data.train_split
   if not trains and split != held_out:
     return source
-  placed = record.place(identity.images_of(source), (split,))
+  placed = record.place(identity.images_of(source, record), (split,))
   if not _known(placed, record, config):
     return source
   assert placed is not None
@@ -290,10 +294,10 @@ def keep_record(
   """
   trained, evaluated = splits
   if isinstance(trained, Subset) and trained.parts:
-    images = identity.images_of(trained.whole)
+    images = identity.images_of(trained.whole, earlier)
     parts = {k: [images[i] for i in v] for k, v in trained.parts.items()}
   else:
-    parts = {s.split: identity.images_of(s) for s in splits}
+    parts = {s.split: identity.images_of(s, earlier) for s in splits}
   # Nothing is held out where the split that is trained on is evaluated.
   held_out = evaluated.split if evaluated.split != trained.split else ''
   identity.write(workdir, held_out, parts, earlier)

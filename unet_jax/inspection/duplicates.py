@@ -11,13 +11,21 @@ import cv2
 import ml_collections
 import numpy as np
 
-from unet_jax.data import examples, lists
+from unet_jax.data import examples, lists, stored
 from unet_jax.inspection import records, scan
 from unet_jax.runtime import errors
 
 NEIGHBOURS = 'neighbours look alike'
 
 _REMEDY = 'Remove them from one split'
+# How often images that are alike are called so by chance, and copies are:
+# experiments/data_faults/copies.py.
+_ODDS = {
+  'near duplicates': '0 of 1,050 right images are called so, 801 of 875 copies '
+  'that are brighter, smaller, cropped, noisy or JPEGs are',
+  'turned copies': '0 of 1,050 right images are called so, 523 of 525 copies '
+  'that are mirrored or turned are',
+}
 
 # Least correlation of the thumbnails of near duplicates.
 _NEAR = 0.95
@@ -41,7 +49,7 @@ _Groups = list[list[records.Measurement]]
 
 
 def find_exact(splits: _Splits) -> list[records.Finding]:
-  """Files in two splits, and images that are the same in every byte."""
+  """Files in two splits, and images that are the same in every pixel."""
   return _same_files(splits) + _exact_duplicates(splits)
 
 
@@ -56,12 +64,14 @@ def find_similar(
     held_out: whether the program chose the examples not trained on: where they
       are a folder or a list of their own, `data.holdout` changes nothing.
   """
-  groups = near_duplicates([m for ms in splits.values() for m in ms])
-  groups = [ms for ms in groups if len({m.digest for m in ms}) > 1]
-  return [
-    *_duplicates('near duplicates', groups),
-    *(_similar_neighbours(splits, config) if held_out else ()),
-  ]
+  found = []
+  alike = near_duplicates([m for ms in splits.values() for m in ms])
+  for kind, groups in alike.items():
+    groups = [ms for ms in groups if len({m.digest for m in ms}) > 1]
+    found += _duplicates(kind, groups)
+  if held_out:
+    found += _similar_neighbours(splits, config)
+  return found
 
 
 def find_series(
@@ -136,6 +146,8 @@ def _exact_duplicates(splits: _Splits) -> list[records.Finding]:
 
 def _masks_differ(a: records.Measurement, b: records.Measurement) -> bool:
   """Whether two masks of one image differ: in their counts or their place."""
+  if a.image_size != b.image_size:
+    return False  # Of one picture in two sizes.
   if a.fit is not None and b.fit is not None and a.fit.score != b.fit.score:
     return True
   return not np.array_equal(a.class_pixels, b.class_pixels)
@@ -161,53 +173,83 @@ def _duplicates(
       splits = collections.Counter(m.split for g in chosen for m in g)
       counts = ', '.join(f'{n} of {split}' for split, n in splits.items())
       text += f'; images concerned: {counts}. {_REMEDY}'
+      if kind in _ODDS:
+        text += f' ({_ODDS[kind]})'
     names = tuple(' = '.join(m.name for m in g) for g in chosen)
     found.append(records.Finding(level, name, '', text, names))
   return found
 
 
-def near_duplicates(measurements: Iterable[records.Measurement]) -> _Groups:
-  """Groups images that are nearly the same, perhaps mirrored.
+def near_duplicates(
+  measurements: Iterable[records.Measurement],
+) -> dict[str, _Groups]:
+  """Groups images that are nearly the same, perhaps mirrored or turned.
 
   The correlation of two thumbnails must exceed 0.95, and in a series come ten
   times closer to 1 than the median of neighbours. And those fine details must
   be the same that are not common to the set: different eyes are round and
   bright alike. Where no details are known, thumbnails must come ten times
   closer to 1 than the median of all pairs.
+
+  Returns:
+    {kind: groups}: those that are alike as they are, and those of which some
+    are so only mirrored or turned by a multiple of 90 degrees.
   """
+  groups: dict[str, _Groups] = {'near duplicates': [], 'turned copies': []}
   shown = sorted(
     (m for m in measurements if m.thumbnail is not None and m.thumbnail.any()),
     key=lambda m: examples.natural_key(m.name),
   )
   if len(shown) < 2:
-    return []
+    return groups
   thumbs = np.stack([m.thumbnail for m in shown])
-  edge = int(thumbs.shape[1] ** 0.5)
-  mirrored = thumbs.reshape(-1, edge, edge)[:, :, ::-1].reshape(thumbs.shape)
-  threshold = _threshold(thumbs, shown[0].detail is not None)
-  found = []
-  # In blocks: the whole matrix of a large set does not fit in memory.
-  for start in range(0, len(shown), 1024):
-    block = thumbs[start : start + 1024]
-    for others, is_mirrored in ((thumbs, False), (mirrored, True)):
-      i, j = np.nonzero(block @ others[start:].T > threshold)
-      kept = i < j
-      found.append(
-        np.stack([i[kept], j[kept], np.full(kept.sum(), is_mirrored)], 1)
-        + np.array([start, start, 0])
-      )
-  pairs = np.concatenate(found)[:_MOST_PAIRS]
+  pairs = _alike(thumbs, _threshold(thumbs, shown[0].detail is not None))
   pairs = pairs[_have_same_details(shown, pairs)]
+  # Of each pair, the orientation in which it is the most alike.
+  pairs = pairs[np.unique(pairs[:, :2], axis=0, return_index=True)[1]]
   from scipy import sparse  # Slow to import; training does without.
 
   graph = sparse.coo_matrix(
     (np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), (len(shown),) * 2
   )
   _, labels = sparse.csgraph.connected_components(graph, directed=False)
-  groups = collections.defaultdict(list)
+  turned_labels = set(labels[pairs[pairs[:, 2] > 1, 0]].tolist())
+  by_label = collections.defaultdict(list)
   for m, label in zip(shown, labels.tolist()):
-    groups[label].append(m)
-  return [g for g in groups.values() if len(g) > 1]
+    by_label[label].append(m)
+  near, copies = groups.values()
+  for label, members in by_label.items():
+    if len(members) > 1:
+      (copies if label in turned_labels else near).append(members)
+  return groups
+
+
+def _alike(thumbs: np.ndarray, threshold: float) -> np.ndarray:
+  """Returns pairs of thumbnails [n, k] that correlate, the most alike first.
+
+  Returns:
+    int [m, 3]: two images, and the orientation that makes the first one like
+    the second.
+  """
+  found, strengths = [], []
+  # In blocks: the whole matrix of a large set does not fit in memory.
+  for start in range(0, len(thumbs), 1024):
+    block = thumbs[start : start + 1024]
+    block = block.reshape(len(block), *[int(block.shape[1] ** 0.5)] * 2)
+    for turn in records.ORIENTATIONS:
+      turned = _turned(block, turn).reshape(len(block), -1)
+      alike = turned @ thumbs[start:].T
+      i, j = np.nonzero(alike > threshold)
+      i, j = i[i < j], j[i < j]
+      strengths.append(alike[i, j])
+      found.append(np.stack([i + start, j + start, np.full(len(i), turn)], 1))
+  order = np.argsort(-np.concatenate(strengths), kind='stable')[:_MOST_PAIRS]
+  return np.concatenate(found)[order]
+
+
+def _turned(images: np.ndarray, orientation: int) -> np.ndarray:
+  """Turns images [n, S, S], see `stored.turn`."""
+  return stored.turn(images.transpose(1, 2, 0), orientation).transpose(2, 0, 1)
 
 
 def _threshold(thumbs: np.ndarray, with_details: bool) -> float:
@@ -231,7 +273,7 @@ def _threshold(thumbs: np.ndarray, with_details: bool) -> float:
 def _have_same_details(
   shown: records.Measurements, pairs: np.ndarray
 ) -> np.ndarray:
-  """Whether images have the same details; pairs [n, 3]: two, is mirrored."""
+  """Whether images have the same details; pairs: see `_alike`."""
   concerned = np.unique(pairs[:, :2])
   if not len(concerned) or shown[0].detail is None:
     return np.ones(len(pairs), bool)
@@ -242,20 +284,23 @@ def _have_same_details(
       [_details(shown[i].detail) for i in np.unique(some).tolist()], 0
     )
   details = np.stack([_details(shown[i].detail) for i in concerned.tolist()])
-  turned = details[:, :, ::-1] - common
-  flat = []
-  for values in (details - common, turned):
-    values = values.reshape(len(details), -1)
-    norm = np.linalg.norm(values, axis=1, keepdims=True)
-    flat.append(values / np.maximum(norm, 1e-6))
   where = np.searchsorted(concerned, pairs[:, :2])
-  same = []
-  for start in range(0, len(pairs), _AT_ONCE):
-    i, j = where[start : start + _AT_ONCE].T
-    is_mirrored = pairs[start : start + _AT_ONCE, 2:] > 0
-    other = np.where(is_mirrored, flat[1][j], flat[0][j])
-    same.append(np.sum(flat[0][i] * other, 1) > _SAME_DETAILS)
-  return np.concatenate(same)
+  same, as_stored = np.zeros(len(pairs), bool), _unit(details - common)
+  for turn in np.unique(pairs[:, 2]).tolist():
+    mine = np.flatnonzero(pairs[:, 2] == turn)
+    turned = _unit(_turned(details, turn) - common)
+    for start in range(0, len(mine), _AT_ONCE):
+      some = mine[start : start + _AT_ONCE]
+      i, j = where[some].T
+      same[some] = np.sum(turned[i] * as_stored[j], 1) > _SAME_DETAILS
+  return same
+
+
+def _unit(values: np.ndarray) -> np.ndarray:
+  """Scales each of [n, S, S] to norm 1: [n, S * S]."""
+  values = values.reshape(len(values), -1)
+  norm = np.linalg.norm(values, axis=1, keepdims=True)
+  return values / np.maximum(norm, 1e-6)
 
 
 def _details(grey: np.ndarray) -> np.ndarray:

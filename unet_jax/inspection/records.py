@@ -63,7 +63,8 @@ class Measurement:
     error: (kind, message) of the fault that makes it unusable.
     image_file, mask_file: headers, where there are files.
     image_size, mask_size: height and width in pixels.
-    digest: of the image file, or of the image where there is no file.
+    digest: of the image as it is prepared, `digests.digest`; of its file where
+      a training prepares none.
     thumbnail: float32 [16 * 16], grey, without mean and slope, of norm 1 (0
       if nothing is left).
     detail: uint8 [64, 64], the middle channel.
@@ -190,6 +191,8 @@ _CHECKS = {
   'contradicting masks': 'duplicates',
   'near duplicates': 'near_duplicates',
   'near duplicates, leakage': 'near_duplicates',
+  'turned copies': 'near_duplicates',
+  'turned copies, leakage': 'near_duplicates',
   'neighbours look alike': 'neighbours',
   'JPEG masks': 'files',
   'EXIF rotation': 'files',

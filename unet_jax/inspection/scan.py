@@ -6,7 +6,6 @@ and, as `error`, why the rest could not be.
 
 import collections
 import dataclasses
-import hashlib
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -18,11 +17,13 @@ import numpy as np
 from unet_jax.config import fields
 from unet_jax.data import (
   decode,
+  digests,
   examples,
   intensity,
   masks,
   prepare,
   prepared,
+  resize,
 )
 from unet_jax.inspection import alignment, records
 from unet_jax.runtime import errors
@@ -98,13 +99,9 @@ def _measure(
     if unread:
       result.error = ('range of values', unread)
     decoded = time.thread_time()
-    content = files['image']
     if 'image_file' in example:
       result.image_file = _file_info(example['image_file'])
       result.mask_file = _file_info(example['mask_file'])
-      if result.image_file.pages > 1:  # They share the file's bytes.
-        content = np.ascontiguousarray(example['image'])
-    result.digest = hashlib.blake2b(content, digest_size=16).digest()
     _measure_image(result, example, config.data)
     others = [b for i, b in borders.items() if i != index][:_TRIED]
     _measure_mask(result, example, config, others)
@@ -173,6 +170,8 @@ def _measure_image(
 ) -> None:
   image, ignored = example['image'], example.get('ignored')
   result.image_size = image.shape[:2]
+  prepared_image = resize.resize_image(image, data.image_size, data.resize)
+  result.digest = digests.digest(prepared_image)
   file = example.get('image_file')
   result.levels = file and file.levels
   if result.levels is None:

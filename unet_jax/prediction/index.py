@@ -2,6 +2,7 @@
 
 {
   "networks": {KEY: {"parameters": a digest, "steps": [...], "workdirs": [...],
+                     "files": [...], of the checkpoints,
                      "settings": {field: value, where it is not the default}}},
   "images": {NAME: {"source": path, "content": a digest, "network": KEY}}
 }
@@ -32,7 +33,7 @@ import ml_collections
 import numpy as np
 
 from unet_jax.config import default, fields
-from unet_jax.data import prepared, stored
+from unet_jax.data import digests, prepared, stored
 from unet_jax.prediction import names, outputs
 from unet_jax.runtime import errors, locks, progress, whole_files
 
@@ -92,13 +93,15 @@ class Network(NamedTuple):
 def network(
   config: ml_collections.ConfigDict,
   variables: Any,
-  members: Iterable[Mapping[str, Any]],
+  members: Sequence[Mapping[str, Any]],
+  files: Sequence[str] = (),
 ) -> Network:
   """Describes a network, or the average of several.
 
   Args:
     variables: of all of them, see `restore.restore`.
     members: what it says of each; for people.
+    files: see `restore.fingerprints`.
   """
   digest = hashlib.sha256()
   for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
@@ -106,31 +109,53 @@ def network(
     about = f'{jax.tree_util.keystr(path)} {array.dtype} {array.shape}'
     digest.update(about.encode())
     digest.update(np.ascontiguousarray(array).view(np.uint8).data)
+  return Network(
+    digest.hexdigest(),
+    _settings(config),
+    {
+      'steps': [member['step'] for member in members],
+      'workdirs': [member['workdir'] for member in members],
+      'files': list(files),
+    },
+  )
+
+
+def _settings(config: ml_collections.ConfigDict) -> dict[str, str]:
   usual = fields.flatten(default.get_config())
-  settings = {
+  return {
     name: repr(value)
     for name, value in fields.flatten(config).items()
     if name.partition('.')[0] in _SECTIONS
     and name not in _WITHOUT_EFFECT
     and value != usual[name]
   }
-  return Network(
-    digest.hexdigest(),
-    settings,
-    {
-      'steps': [member['step'] for member in members],
-      'workdirs': [member['workdir'] for member in members],
-    },
-  )
 
 
-def digest_of(path: str | os.PathLike) -> str:
-  """Returns the SHA-256 of a file, read in parts; '' if it cannot be read."""
+def known_network(
+  folder: pathlib.Path, config: ml_collections.ConfigDict, files: Sequence[str]
+) -> Network | None:
+  """Returns the network of a folder's index, where it has such files.
+
+  Its parameters take long to restore, only to learn that all is done.
+  """
   try:
-    with open(path, 'rb') as f:
-      return hashlib.file_digest(f, 'sha256').hexdigest()
-  except OSError:
-    return ''  # What decodes it says why.
+    networks = json.loads((folder / 'index.json').read_text())['networks']
+    for entry in networks.values() if all(files) else ():
+      settings = entry.pop('settings')
+      if entry.get('files') == files and settings == _settings(config):
+        return Network(entry.pop('parameters'), settings, entry)
+  except (OSError, ValueError, TypeError, KeyError, AttributeError):
+    pass  # `Index` says so.
+  return None
+
+
+def _kind(content: str) -> str:
+  """How an entry's content is digested; older ones have the whole SHA-256."""
+  return 'sha256' if len(content) == 64 else digests.KIND
+
+
+def _has_content(path: pathlib.Path, content: str) -> bool:
+  return digests.of_file(path, _kind(content)) == content[:32]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,18 +249,19 @@ class Index:
     before, and the content is the same.
     """
     known = {entry['source']: name for name, entry in self._images.items()}
-    gone = {
-      (pathlib.Path(place).stem, self._images[name].get('content')): place
-      for place, name in known.items()
-      if not os.path.exists(place)
-    }
+    gone, kinds = {}, set()
+    for place, name in known.items():
+      content = self._images[name].get('content')
+      if content and not os.path.exists(place):
+        gone[pathlib.Path(place).stem, content[:32]] = place
+        kinds.add(_kind(content))
     stems = {stem for stem, _ in gone}
     for source in sources:
       place = os.path.abspath(source)
-      if source.stem in stems and place not in known:
-        before = gone.pop((source.stem, digest_of(source)), None)
-        if before is not None:
-          known[place] = known.pop(before)
+      for kind in kinds if source.stem in stems else ():
+        found = (source.stem, digests.of_file(source, kind))
+        if place not in known and found in gone:
+          known[place] = known.pop(gone.pop(found))
     chosen = names.choose(sources, known)
     new = [
       f'{source} is {name}'
@@ -287,14 +313,19 @@ class Index:
   ) -> dict[str, str]:
     """Returns what changed since each image was predicted; '' is nothing."""
     found = {name: self._changes(name) for name in chosen.values()}
-    same = [source for source, name in chosen.items() if not found[name]]
+    same = {
+      source: self._images[name]['content']
+      for source, name in chosen.items()
+      if not found[name]
+    }
     with (
       progress.Progress('comparing with the index', len(same)) as bar,
       concurrent.futures.ThreadPoolExecutor(workers) as pool,
     ):
-      for source, digest in zip(same, pool.map(digest_of, same)):
+      are = pool.map(_has_content, same, same.values())
+      for source, is_same in zip(same, are):
         bar.update()
-        if digest != self._images[chosen[source]]['content']:
+        if not is_same:
           found[chosen[source]] = 'the content changed'
     return found
 

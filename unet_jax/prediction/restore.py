@@ -55,6 +55,22 @@ def member_workdirs(
   return workdirs
 
 
+def fingerprints(
+  config: ml_collections.ConfigDict, members: Sequence[str]
+) -> list[str]:
+  """What changes with the parameters of `restore`, without reading them."""
+  found = [config.eval.params]
+  for path in members:
+    with contextlib.closing(
+      checkpoint.Checkpoints(path, config, read_only=True)
+    ) as checkpoints:
+      for step in checkpoints.select(
+        config.checkpoint.which, config.checkpoint.step
+      ):
+        found.append(checkpoints.fingerprint(step))
+  return found
+
+
 def restore(
   config: ml_collections.ConfigDict,
   workdir: str,

@@ -28,6 +28,7 @@ import PIL
 from orbax.checkpoint import checkpoint_managers as policies
 
 from unet_jax.config import saved
+from unet_jax.data import digests
 from unet_jax.runtime import errors
 from unet_jax.training import metric_writer
 from unet_jax.training.state import TrainState
@@ -330,6 +331,12 @@ class Checkpoints:
   def trained_edges(self, step: int) -> tuple[float, ...]:
     """Returns the `edges` that a checkpoint was saved with."""
     return tuple((self._meta(step) or {}).get('edges', ()))
+
+  def fingerprint(self, step: int) -> str:
+    """Changes with the arrays of a checkpoint, which are not read."""
+    # Its files have random names, which this one lists.
+    path = os.path.join(self._directory, f'{step:08d}/state/manifest.ocdbt')
+    return digests.of_file(path)
 
   def select(self, which: str, step: int) -> list[int]:
     """Returns the steps to predict with.

@@ -1,4 +1,4 @@
-"""What a gradient changes: parameters, the optimiser's state, their averages."""
+"""What a gradient changes: parameters, optimiser state, moving averages."""
 
 import functools
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from unet_jax.training import optimizer as optimizer_lib
 from unet_jax.training.state import PyTree, TrainState
 
 Array = jax.Array
-# (state, gradients, batch_stats) -> state one step further, the gradients' norm.
+# (state, gradients, batch_stats) -> the state after a step, gradient norm.
 Update = Callable[[TrainState, PyTree, PyTree], tuple[TrainState, Array]]
 
 
