@@ -35,8 +35,10 @@ from unet_jax.data import (
   folder_source,
   identity,
   intensity,
+  mask_advice,
   masks,
   prepared,
+  smoothed,
   sources,
   weight_map,
 )
@@ -69,6 +71,9 @@ _CHUNK = 8
 
 # Images of a set whose levels are measured, which takes a tenth of decoding.
 _MEASURED = 32
+# One of so many of these is searched for what smoothing leaves, which takes as
+# long as decoding.
+_SELDOM = 4
 
 # Threads are ours, a level above; OpenCV's own would fight them.
 cv2.setNumThreads(1)
@@ -309,6 +314,7 @@ def _fill(
   found: dict[int, dict] = {}
   turned: dict[int, str] = {}
   lossy: dict[int, str] = {}
+  left: dict[int, tuple[str, smoothed.Smoothed | None]] = {}
   # Pixels are sampled by these, so that all kinds of cache hold the same.
   rows = np.arange(len(source))
   if isinstance(source, sources.Subset):
@@ -333,6 +339,8 @@ def _fill(
     # Tags of no data are rare, and all are counted.
     if index % step == 0 or files[0] and files[0].nodata is not None:
       levels[index] = files[0] and files[0].levels
+    if index % (_SELDOM * step) == 0 and example['mask'].ndim == 2:
+      left[index] = example['mask_name'], smoothed.find(example['mask'])
     palettes.add(example)
     found[index] = prepared.describe(
       row, example['name'], int(rows[index]), config
@@ -351,7 +359,9 @@ def _fill(
     )
   if lossy:
     names = [lossy[index] for index in sorted(lossy)]
-    lines.append(masks.line_on_loss(names, len(source)))
+    lines.append(mask_advice.line_on_loss(names, len(source)))
+  sample = [left[index] for index in sorted(left)]
+  lines += mask_advice.lines_on_sample(sample, config.data)
   about = prepared.collect([found[index] for index in sorted(found)], config)
   skipped.sort(key=lambda s: s['index'])
   notes = [f'{source.split}: {line}' for line in lines]

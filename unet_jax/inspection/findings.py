@@ -13,7 +13,7 @@ import ml_collections
 import numpy as np
 
 from unet_jax.config import fields
-from unet_jax.data import decode, intensity, masks
+from unet_jax.data import decode, intensity, mask_advice, masks
 from unet_jax.inspection import (
   alignment,
   duplicates,
@@ -23,6 +23,8 @@ from unet_jax.inspection import (
 )
 from unet_jax.runtime import errors
 
+# Share of the masks of three or more values that must look smoothed.
+_SMOOTHED = 0.1
 # Files of a kind of error, and values, that are listed one by one.
 _LISTED = 8
 
@@ -61,7 +63,7 @@ def find_in_prepared(
   """The cheap part of `find`, from the statistics of prepared sets."""
   found, splits = [], {}
   for split, dataset in sets.items():
-    splits[split] = measurements = _prepared_measurements(split, dataset)
+    splits[split] = measurements = records.of_prepared(split, dataset)
     second_look.fit_prepared(dataset, measurements)
     checks = _Checks(split, measurements, config)
     if dataset.stats is not None:
@@ -86,30 +88,6 @@ def _palettes(
   except errors.UserError as e:
     return [records.Finding('error', 'palettes differ', '', str(e))]
   return []
-
-
-def _prepared_measurements(
-  split: str, dataset: Any
-) -> list[records.Measurement]:
-  stats = dataset.stats
-  if stats is None:  # Images that are decoded at each access have none.
-    return [
-      records.Measurement(split, i, m.name, digest=m.content.encode())
-      for i, m in enumerate(dataset.images())
-    ]
-  return [
-    records.Measurement(
-      split,
-      i,
-      name,
-      f'the mask of {name}',
-      image_size=tuple(stats.sizes[i].tolist()),
-      digest=stats.digests[i].tobytes(),
-      std=stats.stds[i : i + 1] / 255,
-      class_pixels=stats.class_pixels[i],
-    )
-    for i, name in enumerate(stats.names)
-  ]
 
 
 @dataclasses.dataclass
@@ -171,7 +149,12 @@ class _Checks:
     ]
     if len(pixels) > _LISTED:
       listed.append(f'and {len(pixels) - _LISTED} more values')
-    message = bad[0].error[1]
+    message, data = bad[0].error[1], self._config.data
+    if bad[0].drawn and not data.mask_values:
+      # The values of all masks, in place of those of this one.
+      message = mask_advice.of_the_set(
+        message, bad[0].drawn, _drawn(self._measurements), data.num_classes
+      )
     if len(bad) > 1 or len(pixels) > 1:
       message += (
         f' ({len(bad)} of {len(self._measurements)} masks hold values outside '
@@ -205,14 +188,28 @@ class _Checks:
     read = [m for m in self._measurements if m.image_file]
     images = [(m.name, m.image_file) for m in read]
     mask_files = [(m.mask_name, m.mask_file) for m in read]
-    lossy = [n for n, file in mask_files if decode.is_lossy(file.kind)]
-    if lossy:
-      text = masks.line_on_loss(lossy, len(read))
+    if lossy := [n for n, file in mask_files if decode.is_lossy(file.kind)]:
+      text = mask_advice.line_on_loss(lossy, len(read))
       self._add('warning', 'JPEG masks', text, lossy)
+    else:
+      self._smoothed()
     if self._config.data.orientation == 'stored':
       self._orientations(read)
     self._kinds('image', images)
     self._kinds('mask', mask_files)
+
+  def _smoothed(self) -> None:
+    """Masks with values that smoothing left and that are classes."""
+    data, measured = self._config.data, self._measurements
+    is_bad = lambda m: mask_advice.learns_smoothed(m.smoothed, data)
+    bad = [m for m in measured if is_bad(m) and not m.error]
+    count = sum(bool(m.drawn) for m in measured)
+    if not bad or len(bad) < _SMOOTHED * count:
+      return
+    names, left = zip(*((m.mask_name, m.smoothed) for m in bad))
+    drawn = _drawn(measured)
+    text = mask_advice.line_on_smoothing(names, left, count, drawn, data)
+    self._add('warning', 'smoothed masks', text, names)
 
   def _orientations(self, read: records.Measurements) -> None:
     """Images and masks that viewers rotate differently."""
@@ -395,3 +392,9 @@ class _Checks:
     )
     names = [m.mask_name for m in odd]
     self._add('warning', 'mask beside the edges', text, names)
+
+
+def _drawn(measurements: records.Measurements) -> list[int]:
+  """Returns the grey values of areas in masks, ascending."""
+  values = {v for m in measurements for v in m.drawn or m.values or ()}
+  return sorted(v for v in values if isinstance(v, int))

@@ -20,9 +20,11 @@ from unet_jax.data import (
   decode,
   examples,
   intensity,
+  mask_colors,
   masks,
   prepare,
   prepared,
+  smoothed,
 )
 from unet_jax.inspection import alignment, records
 from unet_jax.runtime import errors
@@ -215,6 +217,9 @@ def _measure_mask(
   result.values = count_values(values)
   file, ignored = example.get('mask_file'), example.get('ignored')
   result.palette = file and file.palette
+  if values.ndim == 2 and len(result.values) > 2:
+    result.smoothed = smoothed.find(values)
+    result.drawn = smoothed.drawn_values(values)
   classes = None
   try:
     classes = masks.map_mask(
@@ -285,7 +290,7 @@ def count_values(values: np.ndarray) -> records.Values:
   """
   is_color = values.ndim == 3
   if is_color:
-    values = masks.color_numbers(values)
+    values = mask_colors.to_numbers(values)
   if values.dtype == np.uint8:
     counts = masks.histogram(values)
     found = np.flatnonzero(counts)
@@ -297,7 +302,7 @@ def count_values(values: np.ndarray) -> records.Values:
     found, counts = found[order], counts[order]
   keys: list[records.Value] = found.tolist()
   if is_color:
-    keys = [masks.color_of(v) for v in keys]
+    keys = [mask_colors.of_number(v) for v in keys]
   return dict(zip(keys, counts.tolist()))
 
 
