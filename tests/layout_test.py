@@ -49,6 +49,7 @@ _TESTED_IN = {
   'unet_jax.config.output_size': 'models/sizes_test.py',
   'unet_jax.data.array_files': 'data/prepared_test.py',
   'unet_jax.data.examples': 'data/decode_test.py',
+  'unet_jax.data.image_levels': 'data/intensity_test.py',
   'unet_jax.data.mask_advice': 'data/masks_test.py',
   'unet_jax.data.mask_colors': 'data/masks_test.py',
   'unet_jax.data.plain': 'data/decode_test.py',

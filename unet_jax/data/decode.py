@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from unet_jax.config import mask_table
-from unet_jax.data import alpha, intensity, stored
+from unet_jax.data import alpha, image_levels, intensity, stored
 from unet_jax.runtime import errors
 
 EXTENSIONS = (
@@ -50,10 +50,10 @@ class Decoded:
   pages: int
   nodata: float | None = None
   palette: np.ndarray | None = None
-  measure: Callable[[], intensity.Levels] | None = None
+  measure: Callable[[], image_levels.Levels] | None = None
 
   @functools.cached_property
-  def levels(self) -> intensity.Levels | None:
+  def levels(self) -> image_levels.Levels | None:
     return self.measure and self.measure()
 
 
@@ -86,10 +86,10 @@ def is_lossy(kind: str) -> bool:
 
 def measure(
   found: stored.Stored, name: str, data: ml_collections.ConfigDict
-) -> intensity.Levels:
-  """Measures the values of an image, see `intensity.measure`."""
+) -> image_levels.Levels:
+  """Measures the values of an image, see `image_levels.measure`."""
   pixels, ignored = select(found, name, data)
-  return intensity.measure(pixels, data, found.bits, ignored, found.nodata)
+  return image_levels.measure(pixels, data, found.bits, ignored, found.nodata)
 
 
 def decode_mask(

@@ -50,6 +50,8 @@ def unknown_value_error(
   which = _which(num_classes)
   count = len(found) - np.count_nonzero(known)
   smoothing, is_sure = '', False
+  # Of a few values that are not in the table most are classes.
+  is_likely = not entries and count > 1
   if not is_color:
     smoothing, is_sure = _of_smoothing(values, classes, entries, num_classes)
   if is_color or entries:
@@ -78,8 +80,10 @@ def unknown_value_error(
       f'masks as they were drawn, or add {_NEAREST} to data.mask_values, the '
       f"class of the nearest colour; otherwise add ('others', CLASS), {which}"
     )
-  elif smoothing:
+  elif smoothing and is_likely:
     hint = f'{smoothing}; if they are classes, {hint}'
+  elif smoothing:
+    hint = f'{hint}; otherwise {smoothing}'
   elif not is_color and not entries and numbers[0] >= 0:
     hint += f'; {_of_objects()}'
   return errors.UserError(

@@ -34,7 +34,7 @@ from unet_jax.data import (
   examples,
   folder_source,
   identity,
-  intensity,
+  image_levels,
   mask_advice,
   masks,
   prepared,
@@ -347,7 +347,7 @@ def _fill(
     )
 
   in_threads(work, len(source), config, f'preparing {source.split}')
-  lines = intensity.lines_on_set(
+  lines = image_levels.lines_on_set(
     [levels[index] for index in sorted(levels)], config.data, len(source)
   )
   if turned and config.data.orientation == 'stored':

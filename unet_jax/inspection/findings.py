@@ -13,7 +13,7 @@ import ml_collections
 import numpy as np
 
 from unet_jax.config import fields
-from unet_jax.data import decode, intensity, mask_advice, masks
+from unet_jax.data import decode, image_levels, intensity, mask_advice, masks
 from unet_jax.inspection import (
   alignment,
   duplicates,
@@ -42,8 +42,9 @@ def find(
     held_out: whether the program chose the examples not trained on.
   """
   found = []
+  levels = [m.levels for ms in splits.values() for m in ms if m.levels]
   for split, measurements in splits.items():
-    checks = _Checks(split, measurements, config)
+    checks = _Checks(split, measurements, config, levels)
     checks.unusable()
     checks.levels()
     checks.files()
@@ -97,6 +98,8 @@ class _Checks:
   _split: str
   _measurements: records.Measurements
   _config: ml_collections.ConfigDict
+  # Of all splits, which must have one range.
+  _levels: Sequence[image_levels.Levels] = ()
   found: list[records.Finding] = dataclasses.field(default_factory=list)
 
   def _add(
@@ -164,8 +167,7 @@ class _Checks:
 
   def _with_range(self, message: str, count: int) -> str:
     """Puts the range that was measured in a message that asks for one."""
-    levels = [m.levels for m in self._measurements if m.levels]
-    text = intensity.range_text(levels)
+    text = image_levels.range_text(self._levels)
     message = message.replace(intensity.MEASURE, '')
     message = message.replace(intensity.LOW_HIGH, text)
     return f'{message} ({count} of {len(self._measurements)} images)'
@@ -174,13 +176,14 @@ class _Checks:
     """Values of images, and what is lost of them."""
     levels = [m.levels for m in self._measurements if m.levels]
     read = [m.levels for m in self._measurements if m.levels and not m.error]
-    for line in intensity.lines_on_set(read, self._config.data):
+    data = self._config.data
+    for line in image_levels.lines_on_set(read, data, of_all=self._levels):
       self._add('warning', 'lost levels', line)
     kinds = sorted({image.kind for image in levels} - {'uint8'})
     if kinds:
-      share = f'all but {intensity.TAIL:.1%} of the pixels at each end'
+      share = f'all but {image_levels.TAIL:.1%} of the pixels at each end'
       text = f'the images hold {", ".join(kinds)}; {share} are in the range '
-      text += intensity.range_text(levels)
+      text += image_levels.range_text(levels)
       self._add('note', 'stored values', text)
 
   def files(self) -> None:
@@ -298,17 +301,14 @@ class _Checks:
       text += ', whose masks show several classes'
     is_deep = any(m.image_file and m.image_file.is_deep for m in listed)
     if is_deep and self._config.data.intensity == 'dtype':
-      levels = [m.levels for m in self._measurements if m.levels]
       text += (
         '; their values fill a small part of the range of their type: '
-        '--config.data.intensity=range --config.data.intensity_range='
-        + intensity.range_text(levels)
+        + image_levels.range_flags(self._levels)
       )
     elif shown:
       text += '; look at these files'
-    names = [m.name for m in listed]
     level = 'warning' if shown else 'note'
-    self._add(level, 'constant image', text, names)
+    self._add(level, 'constant image', text, [m.name for m in listed])
 
   def sizes(self) -> None:
     """Images that data.image_size distorts or shrinks a lot."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from unet_jax.data import intensity
+from unet_jax.data import image_levels
 from unet_jax.data import smoothed as smoothed_lib
 from unet_jax.inspection import alignment, appearance
 
@@ -99,7 +99,7 @@ class Measurement:
   detail: np.ndarray | Any = None
   mean: np.ndarray | Any = None
   std: np.ndarray | Any = None
-  levels: intensity.Levels | Any = None
+  levels: image_levels.Levels | Any = None
   values: Values | Any = None
   smoothed: smoothed_lib.Smoothed | Any = None
   drawn: tuple[int, ...] = ()

@@ -19,7 +19,7 @@ from unet_jax.config import fields
 from unet_jax.data import (
   decode,
   examples,
-  intensity,
+  image_levels,
   mask_colors,
   masks,
   prepare,
@@ -178,7 +178,7 @@ def _measure_image(
   file = example.get('image_file')
   result.levels = file and file.levels
   if result.levels is None:
-    result.levels = intensity.measure(image, data, ignored=ignored)
+    result.levels = image_levels.measure(image, data, ignored=ignored)
   counted = None if ignored is None else (~ignored).astype(np.uint8)
   mean, std = cv2.meanStdDev(image, mask=counted)
   result.mean, result.std = mean.ravel() / 255, std.ravel() / 255
