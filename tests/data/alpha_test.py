@@ -10,7 +10,7 @@ from PIL import Image
 from tests import folders
 from tests.data import helpers
 from tests.refusals import message_of
-from unet_jax.data import decode, masks
+from unet_jax.data import decode, examples, masks
 
 _SIZE = 24
 _COLORS = np.uint8([(90, 0, 0), (255, 0, 0), (0, 0, 255)])
@@ -147,3 +147,14 @@ def test_a_palette_has_its_own_alpha():
   table = (('transparent', 0), ((255, 0, 0), 1), ((0, 0, 255), 2))
   got = _decoded(content, _config(mask_values=table))
   np.testing.assert_array_equal(got, mask)
+
+
+def test_transparent_pixels_are_no_object():
+  mask = _classes()
+  table = (('transparent', 0), (1, 1), (2, 2))
+  content = _save(mask, mask, mask, 255 * (mask > 0))
+  image = folders.encode(np.dstack([mask] * 3))
+  files = {'image': image, 'mask': content, 'instances': content}
+  files |= {'name': 'i', 'mask_name': 'm'}
+  found = examples.decode_example(files, _config(mask_values=table))
+  np.testing.assert_array_equal(found['instances'], mask)

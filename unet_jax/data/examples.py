@@ -120,7 +120,8 @@ def decode_example(
     instances = decode.decode_mask(example['instances'], name, data, page).array
     if instances.ndim == 3:  # Each colour is an object; black is none.
       instances = mask_colors.to_numbers(instances)
-    result['instances'] = instances
+    # What is transparent is no object, see `alpha.mark`.
+    result['instances'] = np.maximum(instances, 0)
   return result
 
 
