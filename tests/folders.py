@@ -8,10 +8,14 @@ from PIL import Image
 from unet_jax.config import default
 
 
-def encode(array, kind='PNG', **options):
+def encode_image(image, kind='PNG', **options):
   file = io.BytesIO()
-  Image.fromarray(array).save(file, kind, **options)
+  image.save(file, kind, **options)
   return file.getvalue()
+
+
+def encode(array, kind='PNG', **options):
+  return encode_image(Image.fromarray(array), kind, **options)
 
 
 def write_pairs(root, pairs):
@@ -27,9 +31,8 @@ def write_pairs(root, pairs):
 
 def make_config(root, **data):
   config = default.get_config()
-  config.data.update(
-    source='folder', dir=str(root), image_size=(32, 32), num_classes=2, **data
-  )
+  usual = {'image_size': (32, 32), 'num_classes': 2}
+  config.data.update(source='folder', dir=str(root), **{**usual, **data})
   config.cpu.kernels = 'xla'  # To compile native ones takes seconds.
   return config
 

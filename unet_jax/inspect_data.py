@@ -272,6 +272,7 @@ def _describe_split(
     'mask_kinds': _kinds(m.mask_file for m in measurements),
     'mean': mean,
     'std': std,
+    'intensity': config.data.intensity,
     'classes': classes,
     'ignored_share': ignored_share,
     'mask_values': dict(values.most_common(256)),

@@ -159,6 +159,15 @@ data.mask_values=((0,0),(255,1),(0,2))
 data.mask_values=((7,1),((7,7,7),0))
   = --config.data.mask_values: (7, 1) and ((7, 7, 7), 0) give one value two
   classes; leave out one of them
+data.mask_values=(('others','nearest'),)
+  = --config.data.mask_values: has no value for 'nearest'; add the values of
+  classes
+data.mask_values=((0,'nearest'),(1,1))
+  = --config.data.mask_values: (0, 'nearest') is not a pair (value, class);
+  write '((0,0),(255,1))'
+data.mask_values=('((0,0),(transparent,1))',)
+  = --config.data.mask_values: '((0,0),(transparent,1))' is not a pair (value,
+  class); write "(('transparent',0),(255,1))"
 data.mask_values=((0,0),('others',1),('others',255))
   = --config.data.mask_values: ('others', 1) and ('others', 255) give one value
   two classes; leave out one of them
@@ -273,7 +282,7 @@ data.fold=1
 data.skip_checks=('movd',)
   : no check 'movd' (did you mean moved?); there are turned, stretched, moved,
   shuffled, unfit, edges, constant, levels, ignored, one_class, absent,
-  duplicates, near_duplicates, neighbours, files, sizes
+  duplicates, near_duplicates, neighbours, smoothed, files, sizes
 inference.flips=('up',)
   : takes horizontal and vertical, or () for none
 inference.window=(8,) data.resize=patch

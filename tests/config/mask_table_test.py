@@ -42,6 +42,39 @@ def test_values_and_colors():
   assert mask_table.make((), 1).class_of(255) == 255
 
 
+def test_transparent_pixels():
+  """What is written for their class is in no other entry."""
+  entries = (('transparent', 0), (0, 1), (1, 2))
+  assert mask_table.make(entries, 3).written == {0: 2, 1: 0, 2: 1}
+  entries = (('transparent', 2), (_RED, 1), ((0, 0, 0), 0))
+  table = mask_table.make(entries, 3)
+  assert table.written[2] == (255, 255, 255)
+  assert [table.class_of(v) for v in (-1, (-1, -1, -1), _RED)] == [2, 2, 1]
+  entries = (('transparent', 0), ('others', 1))
+  table = mask_table.make(entries, 2)
+  # Black that is opaque was drawn.
+  assert [table.class_of(v) for v in (-1, 0, 9)] == [0, 1, 1]
+
+
+def test_nearest():
+  table = mask_table.make(
+    ((0, 0), (4, 1), (255, 255), ('others', 'nearest')), 2
+  )
+  values = (0, 1, 2, 3, 4, 100, 200, 255)
+  assert [table.class_of(v) for v in values] == [0, 0, 0, 1, 1, 1, 255, 255]
+  assert set(table.written) == {0, 1, 255}
+  # What is transparent is near to nothing.
+  entries = (('transparent', 0), (200, 1), (255, 2), ('others', 'nearest'))
+  table = mask_table.make(entries, 3)
+  assert [table.class_of(v) for v in (-1, 0, 210)] == [0, 1, 1]
+
+
+def test_entries_are_typed_as_they_are_printed():
+  assert mask_table.text_of(((0, 0), (_RED, 1))) == "'((0,0),((255,0,0),1))'"
+  text = mask_table.text_of(((0, 0), ('others', 1)))
+  assert text == '"((0,0),(\'others\',1))"'
+
+
 def test_contradictions():
   """In any order, and only where two entries differ in their class."""
   entries = ((0, 0), (_RED, 1), (9, 2), ('others', 2))

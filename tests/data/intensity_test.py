@@ -9,7 +9,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from tests.data import helpers
 from tests.refusals import message_of
 from unet_jax.config import checks, values
-from unet_jax.data import intensity
+from unet_jax.data import image_levels, intensity
 
 _INTEGERS = (np.uint8, np.int8, np.uint16, np.int16, np.int32, np.uint32)
 
@@ -200,7 +200,7 @@ def test_what_stands_for_no_data_is_named():
 
 
 def _levels(values, data=None, **kwargs):
-  return intensity.measure(np.asarray(values), data or _data(), **kwargs)
+  return image_levels.measure(np.asarray(values), data or _data(), **kwargs)
 
 
 def test_levels_that_are_left():
@@ -235,7 +235,7 @@ def test_measured_pixels():
   assert (found.values[0], found.values[-1]) == (0, 5)
   nothing = _levels(pixels[2:3, 2:3], data, ignored=np.ones((1, 1), bool))
   assert nothing.num_pixels == 0 and not nothing.are_few
-  assert intensity.range_of_set([nothing]) is None
+  assert image_levels.range_of_set([nothing]) is None
 
 
 @pytest.mark.parametrize(
@@ -246,7 +246,7 @@ def test_a_value_far_off_is_no_part_of_the_range(value, dtype):
   pixels[:, 0] = value
   found = _levels(pixels)
   assert found.stray == value
-  assert intensity.range_of_set([found]) == (20, 1780)
+  assert image_levels.range_of_set([found]) == (20, 1780)
   # Bright pixels are data, if no others are near.
   pixels[:, 0] = 3700
   found = _levels(pixels)
@@ -259,17 +259,17 @@ def test_range_of_a_set():
   images = [rng.integers(100, 900, (64, 64), np.uint16) for _ in range(9)]
   images.append(rng.integers(2000, 3001, (64, 64), np.uint16))
   images[0][0, 0] = 65535
-  low, high = intensity.range_of_set([_levels(image) for image in images])
+  low, high = image_levels.range_of_set([_levels(image) for image in images])
   every = np.concatenate([image.ravel() for image in images])
   expected = np.quantile(every, [0.001, 0.999])
   assert isinstance(low, int) and isinstance(high, int)
   assert_allclose((low, high), expected, atol=15)
   # Large images count for more.
   small = _levels(np.full((4, 4), 9999, np.uint16))
-  assert intensity.range_of_set([_levels(images[1])] * 50 + [small])[1] < 910
-  floats = intensity.range_of_set([_levels(np.float32([[0.1234567, 0.9]]))])
+  assert image_levels.range_of_set([_levels(images[1])] * 50 + [small])[1] < 910
+  floats = image_levels.range_of_set([_levels(np.float32([[0.1234567, 0.9]]))])
   assert floats == (0.1235, 0.9)
-  assert intensity.range_of_set([_levels(np.int16([[4, 4]]))]) == (4, 5)
+  assert image_levels.range_of_set([_levels(np.int16([[4, 4]]))]) == (4, 5)
 
 
 def test_every_value_of_16_bits_is_rounded_exactly():
@@ -281,26 +281,26 @@ def test_every_value_of_16_bits_is_rounded_exactly():
 def test_lines_on_a_set():
   few = _levels(np.array([[300, 1500, 1590, 3700]] * 9, np.uint16))
   rich = _levels(np.arange(65536, dtype=np.uint16).reshape(256, 256))
-  (line,) = intensity.lines_on_set([few, few, rich], _data())
+  (line,) = image_levels.lines_on_set([few, few, rich], _data())
   assert line == (
     '2 of 3 images keep few of their levels with data.intensity=dtype, 3 of 4 '
     'on the median; --config.data.intensity=range '
     '--config.data.intensity_range=300,3700 keeps more'
   )
-  (sampled,) = intensity.lines_on_set([few, few], _data(), 90)
+  (sampled,) = image_levels.lines_on_set([few, few], _data(), 90)
   assert sampled.startswith('2 of 2 images that were measured keep few of ')
   data = _follow(line)
   again = _levels(np.array([[300, 1500, 1590, 3700]] * 9, np.uint16), data)
-  assert intensity.lines_on_set([again] * 2, data) == []
-  assert intensity.lines_on_set([few, rich], _data()) == []
-  assert intensity.lines_on_set([None, None], _data()) == []
+  assert image_levels.lines_on_set([again] * 2, data) == []
+  assert image_levels.lines_on_set([few, rich], _data()) == []
+  assert image_levels.lines_on_set([None, None], _data()) == []
 
 
 def test_a_range_is_not_advised_for_other_types():
   few = _levels(np.array([[300, 1500, 1590, 3700]] * 9, np.uint16))
   rich = _levels(np.uint8(np.arange(256).reshape(16, 16)))
   for others in ([None] * 2, [rich] * 2):
-    (line,) = intensity.lines_on_set([few, *others], _data())
+    (line,) = image_levels.lines_on_set([few, *others], _data())
     assert line == (
       '1 of 3 images keep few of their levels with data.intensity=dtype, 3 of '
       '4 on the median; others hold no uint16: store all in one type and unit'
@@ -310,7 +310,7 @@ def test_a_range_is_not_advised_for_other_types():
 def test_values_of_no_data_that_are_not_listed():
   pixels = np.uint8([[0, 7], [9, 0]])
   found = _levels(pixels, tag=0.0)
-  assert intensity.lines_on_set([found, None], _data()) == [
+  assert image_levels.lines_on_set([found, None], _data()) == [
     '1 of 2 images name 0 as their value of no data and have such pixels, '
     'which are taken as data; --config.data.nodata=0 ignores them'
   ]

@@ -3,9 +3,11 @@
 import ast
 import re
 
+import cv2
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
+from PIL import Image
 
 from tests.data import helpers
 from tests.refusals import message_of
@@ -158,16 +160,103 @@ def test_ids_of_objects(dtype):
   _assert_classes(values, table, 3, values > 0)
 
 
+def _table_in(message):
+  """The table that a message prints, and the number of classes, if it does."""
+  table = re.search(r"mask_values=(\"[^\"]*\"|'[^']*')", message).group(1)
+  number = re.search(r'num_classes=(\d+)', message)
+  return ast.literal_eval(table[1:-1]), number and int(number.group(1))
+
+
 def test_blurred_masks():
-  """No class for each grey of a border."""
+  """No class for each grey of a border; the table that is printed helps."""
   values = np.repeat(np.uint8([0, 255]), 200).reshape(4, 100)
   values[0, 50:70] = np.arange(20) * 12 + 9
   for table in ((), ((0, 0), (255, 1))):
     message = _error(values, table, 2)
-    assert message.endswith(
-      'such values between 0 and 255, as JPEG and smoothing leave them; make '
-      'the masks anew, stored as PNG and resized by nearest'
-    )
+    assert 'as smooth resizing or JPEG leaves them along borders' in message
+    found, _ = _table_in(message)
+    assert found == ((0, 0), (255, 1), ('others', 'nearest'))
+    _assert_classes(values, found, 2, values > 127)
+
+
+def _shapes(*values):
+  """A square, a circle and a bar, of values on the first."""
+  mask = np.full((96, 96), values[0], np.uint8)
+  mask[8:40, 8:36] = values[1]
+  cv2.circle(mask, (64, 58), 24, int(values[-1]), -1)
+  return mask
+
+
+def _halved(mask, kind=Image.Resampling.BILINEAR):
+  return np.asarray(Image.fromarray(mask).resize((48, 48), kind))
+
+
+@pytest.mark.parametrize(
+  'values, num_classes',
+  [
+    ((0, 255), 2),
+    ((0, 255), 4),
+    ((0, 2), 2),
+    ((0, 5, 15), 4),
+    ((1, 3, 9), 2),
+  ],
+)
+def test_smoothed_masks(values, num_classes):
+  """Following what is printed gives the classes that were drawn, nearly."""
+  mask = _shapes(*values)
+  small = _halved(mask)
+  message = _error(small, (), num_classes)
+  table, number = _table_in(message)
+  number = number or num_classes
+  assert table == (
+    *((v, i) for i, v in enumerate(values)),
+    ('others', 'nearest'),
+  )
+  helpers.make_config(mask_values=table, num_classes=number)
+  got = masks.map_mask(small, table, number, 'm')
+  right = np.searchsorted(values, _halved(mask, Image.Resampling.NEAREST))
+  # Between three values, the middle one may come where it is not.
+  assert np.mean(got == right) > 0.97
+
+
+def test_what_smoothing_leaves_is_no_reason_to_lose_a_class():
+  small = _halved(_shapes(0, 128, 255))
+  # A class that is not listed comes first.
+  message = _error(small, ((0, 0), (255, 1)), 3)
+  assert 'value 128' in message and 'add (128, CLASS)' in message
+  # Nor does the table of one mask take others' classes for smoothing.
+  table = ((0, 0), (255, 1), ('others', 'nearest'))
+  message = _error(small, table, 3)
+  assert 'value 128' in message and 'add (128, CLASS)' in message
+  _assert_classes([[0, 120, 255, 130]], table, 3, [[0, 0, 1, 1]])
+
+
+def test_smoothed_colors():
+  colors = np.uint8([(0, 0, 0), (0, 0, 255), (255, 0, 0)])
+  mask = _shapes(0, 1, 2)
+  small = np.asarray(Image.fromarray(colors[mask]).resize((48, 48)))
+  table, _ = _table_in(_error(small))
+  assert table[-1] == ('others', 'nearest') and len(table) == 4
+  got = masks.map_mask(small, table, 3, 'm')
+  right = _halved(mask, Image.Resampling.NEAREST)
+  assert np.mean(got == right) > 0.97
+
+
+def test_nearest():
+  table = (
+    ((0, 0, 0), 0),
+    ((200, 0, 0), 2),
+    ((0, 0, 99), 1),
+    ('others', 'nearest'),
+  )
+  colors = np.uint8([[(9, 9, 9), (199, 0, 30), (100, 0, 0), (0, 0, 60)]])
+  _assert_classes(colors, table, 3, [[0, 2, 0, 1]])
+  # Grey pixels alone come as one channel.
+  _assert_classes(np.uint8([[9, 200]]), table, 3, [[0, 2]])
+  grey = ((2, 1), (0, 0), ('others', 'nearest'))
+  for dtype in _DTYPES:
+    _assert_classes(np.array([[0, 1, 2, 200]], dtype), grey, 2, [[0, 0, 1, 1]])
+  assert masks.unknown_values({0: 1, 7: 2}, _data(grey)) == {}
 
 
 def test_values_that_a_file_changed():
@@ -178,11 +267,26 @@ def test_values_that_a_file_changed():
     for table in ((), _COLORS):
       message = _lossy_error(values, table)
       assert message.endswith(
-        '; its kind of file changes values (JPEG and the like): round them to '
-        'those of the classes and store the masks as PNG'
+        '; its kind of file changes values (JPEG and the like): get the masks '
+        "as they were drawn, or list the values of the classes and ('others',"
+        "'nearest') in data.mask_values, which gives each the class of the "
+        'nearest'
       )
   # Which is exactly what was written.
   assert "((0,0),(255,1))'" in _lossy_error([[0, 255]], (), 2)
+
+
+def test_a_few_stray_values_of_classes():
+  """As JPEG leaves them: no number of classes that is made of them alone."""
+  values = _shapes(0, 1, 2)
+  values[[20, 22, 40], [8, 36, 60]] = 3, 4, 3
+  message = _error(values)
+  assert 'perhaps as smooth resizing or JPEG leaves them' in message
+  assert message.endswith('or set --config.data.num_classes=5')
+  assert _table_in(message)[0] == (
+    *((0, 0), (1, 1), (2, 2)),
+    ('others', 'nearest'),
+  )
 
 
 def test_greys_to_look_at_are_no_numbers_of_classes():
@@ -247,7 +351,8 @@ def test_photographs_as_masks():
   colors = np.random.default_rng(0).integers(0, 256, (20, 20, 3), np.uint8)
   assert 'more than there are classes; replace it' in _error(colors)
   message = _error(colors, _COLORS)
-  assert "add ('others', CLASS) to data.mask_values for all of them" in message
+  assert "add ('others','nearest') to data.mask_values" in message
+  assert "otherwise add ('others', CLASS)" in message
 
 
 _PALETTE = np.uint8([(0, 0, 0), (255, 0, 0), (0, 255, 0)])

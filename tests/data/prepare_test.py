@@ -21,7 +21,7 @@ from PIL import Image
 from tests import folders, program
 from tests.data import helpers
 from tests.refusals import message_of
-from unet_jax.data import masks, prepare, prepared, sources, weight_map
+from unet_jax.data import mask_advice, prepare, prepared, sources, weight_map
 from unet_jax.runtime import errors
 
 
@@ -482,7 +482,7 @@ def test_masks_that_their_files_changed_are_counted(tmp_path, caplog):
   prepare.prepare(_folder_config(tmp_path), 'train')
   name = f'{tmp_path}/train/masks/a.png'
   assert [m for m in caplog.messages if 'JPEG' in m] == [
-    f'train: {masks.line_on_loss([name, name], 3)}'
+    f'train: {mask_advice.line_on_loss([name, name], 3)}'
   ]
 
 

@@ -14,7 +14,13 @@ from tests.folders import make_pairs
 from tests.inspection import measured
 from unet_jax.config import fields
 from unet_jax.data import prepare, sources
-from unet_jax.inspection import duplicates, findings, records, second_look
+from unet_jax.inspection import (
+  duplicates,
+  findings,
+  records,
+  second_look,
+  suggest,
+)
 
 # 255 of a mask is ignored.
 _IGNORING = ((0, 0), (1, 1), (255, 255))
@@ -49,6 +55,43 @@ def test_masks_of_one_class(tmp_path):
     assert found[kind].level == level
     assert found[kind].names[0].endswith(f'{stem}.png')
   assert len(found['empty mask'].names) == 2  # 05 has class 0 and ignored.
+
+
+def _deep(pairs, factor):
+  grey = lambda image: image[..., 0] * np.uint16(factor)
+  return {k: (grey(image), mask) for k, (image, mask) in pairs.items()}
+
+
+def test_all_splits_have_one_range(tmp_path):
+  """And what was measured with another says so."""
+  measured.write(
+    tmp_path, train=_deep(make_pairs(6), 8), val=_deep(make_pairs(3, 50), 2)
+  )
+  splits, config = measured.measure(tmp_path, 'train', 'val')
+  found = findings.find(splits, config)
+  flags = [
+    re.search('intensity_range=([0-9,]+)', f.message)[1]
+    for f in found
+    if f.kind in ('lost levels', 'constant image')
+  ]
+  assert len(flags) == 4 and len(set(flags)) == 1
+  why = {s.field: s.why for s in suggest.suggest(splits, (), config)}
+  assert (
+    why['data.mean']
+    == why['data.std']
+    == (
+      'measured over 6 images as data.intensity=dtype scales them: set another '
+      'one first, as is advised, and inspect again'
+    )
+  )
+  limits = tuple(map(int, flags[0].split(',')))
+  splits, config = measured.measure(
+    tmp_path, intensity='range', intensity_range=limits
+  )
+  why = {s.field: s.why for s in suggest.suggest(splits, (), config)}
+  assert why['data.mean'] == (
+    'measured over 6 images as data.intensity=range scales them'
+  )
 
 
 def test_images_of_one_colour_are_right_where_there_is_nothing(tmp_path):

@@ -45,6 +45,7 @@ def _report(**changed):
     'mask_kinds': {'grey 8 bit PNG': 1234},
     'mean': [0.5, 0.25, 0.125],
     'std': [0.2, 0.2, 0.2],
+    'intensity': 'dtype',
     'classes': _classes(_NAMES),
     'ignored_share': 0.0345,
     'mask_values': {'0': 7654, '128': 21},

@@ -12,7 +12,7 @@ from skimage import measure
 from tests import folders
 from tests.inspection import measured
 from unet_jax.config import default
-from unet_jax.data import intensity, sources
+from unet_jax.data import image_levels, sources
 from unet_jax.inspection import records, scan, second_look
 
 
@@ -138,7 +138,7 @@ def test_values_without_a_range_are_measured(tmp_path):
   assert (len(readable), readable.split) == (2, 'train')
   assert readable[0]['image'].max() == 255
   second_look.look_again(readable, found, config)
-  low, high = intensity.range_of_set([m.levels for m in found])
+  low, high = image_levels.range_of_set([m.levels for m in found])
   assert_allclose((low, high), (values.min(), values.max() + 20), atol=60)
   # What stands for no data does not hide the rest.
   values[:, :9] = -9999

@@ -72,10 +72,12 @@ def get_config() -> config_dict.ConfigDict:
   data.class_names = ()
   # Table from mask values to classes: ((value, class), ...); a value may be an
   # (r, g, b) colour, or 'others' for all that are in no other entry (of ids of
-  # objects: ((0, 0), ('others', 1))); a class may be 255, which is ignored in
-  # losses and metrics. () means that the values are the classes. Of palette
-  # files the colours are looked up where the table has colours, otherwise the
-  # indices, which must then have the same colours in all files.
+  # objects: ((0, 0), ('others', 1)); ('others', 'nearest') gives each the class
+  # of the nearest value), or 'transparent' for pixels that alpha hides; a class
+  # may be 255, which is ignored in losses and metrics. () means that the values
+  # are the classes. Of palette files the colours are looked up where the table
+  # has colours, otherwise the indices, which must then have the same colours in
+  # all files.
   data.mask_values = ()
   # Which stored values become 0 and 255: `dtype`, the ends of the type (floats:
   # 0 and 1; other types than these and unsigned ones of up to 16 bits have
@@ -95,7 +97,8 @@ def get_config() -> config_dict.ConfigDict:
   # the one tagged as alpha last; () is for files that have as many as needed.
   data.bands = ()
   # Images with alpha that is not opaque everywhere: `refuse`, `drop`, or
-  # `nodata` (fully transparent pixels are ignored in the mask).
+  # `nodata` (fully transparent pixels are ignored in the mask). Masks, too,
+  # unless mask_values has 'transparent'.
   data.alpha = 'refuse'
   # Tags that turn an image for display (EXIF, TIFF): `stored` applies none,
   # `upright` turns image and mask, each by its own.

@@ -183,6 +183,7 @@ CHECKS = {
   'duplicates': 'images that occur twice, within a split or in two',
   'near_duplicates': 'images that look the same',
   'neighbours': 'a series of which a part is held out at random',
+  'smoothed': 'masks that were resized smoothly',
   'files': 'kinds of files that lose something, or that vary',
   'sizes': 'images that are distorted or shrunk a lot',
 }

@@ -14,10 +14,14 @@ from unet_jax.config import fields
 # A grey value or (r, g, b).
 Value = Any
 # As in the config: ((value, class), ...); a value may be `others`.
-Entries = tuple[tuple[Any, int], ...]
+Entries = tuple[tuple[Any, Any], ...]
 
-# Stands for every value that is not in the table.
-OTHERS = 'others'
+# Stands for every value that is not in the table; as its class, NEAREST is that
+# of the nearest value in the table.
+OTHERS, NEAREST = 'others', 'nearest'
+# Stands for the transparent pixels of a mask, and the value (of each channel)
+# that they are read as.
+TRANSPARENT, TRANSPARENT_VALUE = 'transparent', -1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,15 +32,19 @@ class MaskTable:
     has_colors: whether there are colours among the values. A grey value v is
       (v, v, v) then.
     classes: {value: class}.
-    others: class of all other values; None where there may be none.
-    written: {class: value}: the first value of each class. The class of
-      `others` gets one that is in no entry. Classes without a value are not
-      in it.
+    others: class of all other values, or None.
+    is_nearest: whether all other values have the class of the nearest one.
+    has_transparent: whether transparent pixels have a class.
+    written: {class: value}: the first value of each class. The classes of
+      `others` and of transparent pixels get one that is in no entry. Classes
+      without a value are not in it.
   """
 
   has_colors: bool
   classes: dict[Value, int]
   others: int | None
+  is_nearest: bool
+  has_transparent: bool
   written: dict[int, Value]
 
   def grey_classes(self) -> dict[int, int]:
@@ -55,7 +63,12 @@ class MaskTable:
     """Returns the class of a value; None where the table has none."""
     is_color = isinstance(value, tuple)
     known = self.color_classes() if is_color else self.grey_classes()
-    return known.get(value, self.others)
+    if value in known or not self.is_nearest:
+      return known.get(value, self.others)
+    # Of two that are as near, the lower one.
+    nothing = (TRANSPARENT_VALUE, (TRANSPARENT_VALUE,) * 3)
+    listed = (v for v in self.classes if v not in nothing)
+    return self.classes[min(listed, key=lambda v: (_distance(v, value), v))]
 
 
 def of(data: ml_collections.ConfigDict) -> MaskTable:
@@ -70,25 +83,49 @@ def make(entries: Entries, num_classes: int) -> MaskTable:
   if not entries:
     names = {i: i for i in range(count)}
     ignored = {fields.IGNORE_LABEL: fields.IGNORE_LABEL}
-    return MaskTable(False, names | ignored, None, names)
-  others = next((c for value, c in entries if value == OTHERS), None)
-  listed = [(value, c) for value, c in entries if value != OTHERS]
+    return MaskTable(False, names | ignored, None, False, False, names)
+  words = {value: c for value, c in entries if isinstance(value, str)}
+  listed = [(value, c) for value, c in entries if value not in words]
   has_colors = any(isinstance(value, tuple) for value, _ in listed)
   key = lambda value: _as_color(value) if has_colors else value
   classes = {key(value): c for value, c in listed}
   written = {c: key(value) for value, c in reversed(listed)}
-  if others is not None and others not in written:
+  for c in words.values():
+    if c == NEAREST or c in written:
+      continue
     # Its own number, if that is free; black and white of colours.
-    first = (0, 255) if has_colors else (others,)
+    first = (0, 255) if has_colors else (c,)
     highest = 255 if has_colors else 65535
     free = (key(v) for v in (*first, *range(highest + 1)))
-    value = next((v for v in free if v not in classes), None)
-    written |= {} if value is None else {others: value}
-  return MaskTable(has_colors, classes, others, written)
+    taken = {*classes, *written.values()}
+    value = next((v for v in free if v not in taken), None)
+    written |= {} if value is None else {c: value}
+  if TRANSPARENT in words:
+    classes[key(TRANSPARENT_VALUE)] = words[TRANSPARENT]
+  others = words.get(OTHERS)
+  is_nearest = others == NEAREST
+  return MaskTable(
+    has_colors,
+    classes,
+    None if is_nearest else others,
+    is_nearest,
+    TRANSPARENT in words,
+    written,
+  )
 
 
 def _as_color(value: Value) -> tuple[int, int, int]:
   return value if isinstance(value, tuple) else (value, value, value)
+
+
+def _distance(a: Value, b: Value) -> int:
+  return sum((x - y) ** 2 for x, y in zip(_as_color(a), _as_color(b)))
+
+
+def text_of(entries: Entries) -> str:
+  """Returns entries as they are typed, in quotes that a shell takes."""
+  text = repr(tuple(entries)).replace(' ', '')
+  return f'"{text}"' if "'" in text else f"'{text}'"
 
 
 def contradiction(entries: Entries) -> str:
@@ -96,7 +133,7 @@ def contradiction(entries: Entries) -> str:
   known: dict[Value | str, tuple[Any, int]] = {}
   has_colors = any(isinstance(value, tuple) for value, _ in entries)
   for value, c in entries:
-    is_color = has_colors and value != OTHERS
+    is_color = has_colors and not isinstance(value, str)
     key = _as_color(value) if is_color else value
     first = known.setdefault(key, (value, c))
     if first[1] != c:

@@ -13,11 +13,13 @@ Table = dict[str, Any]
 
 
 def _is_table_entry(entry: Any) -> bool:
-  """Whether it is (value, class), ((r, g, b), class) or ('others', class)."""
+  """Whether it is (value, class); the value may be (r, g, b) or a word."""
   if not isinstance(entry, tuple) or len(entry) != 2:
     return False
   value, label = entry
-  if value == mask_table.OTHERS:
+  if value == mask_table.OTHERS and label == mask_table.NEAREST:
+    return True
+  if value in (mask_table.OTHERS, mask_table.TRANSPARENT):
     return isinstance(label, int)
   numbers = value if isinstance(value, tuple) and len(value) == 3 else (value,)
   return all(
@@ -40,6 +42,8 @@ def _mask_values(config: ml_collections.ConfigDict, mode: str) -> Table:
     write = "'((0,0),(255,1))'"
     if mask_table.OTHERS in str(entry):
       write = '"((0,0),(\'others\',1))"'
+    elif mask_table.TRANSPARENT in str(entry):
+      write = '"((\'transparent\',0),(255,1))"'
     table |= {
       f'{start} {entry!r} is not a pair (value, class); write {write}': (
         not is_entry
@@ -47,12 +51,19 @@ def _mask_values(config: ml_collections.ConfigDict, mode: str) -> Table:
       f'{start} {entry!r} maps to class {label}; with data.num_classes='
       f'{data.num_classes} the classes are 0 to {count - 1}, or '
       f'{fields.IGNORE_LABEL} to ignore': (
-        is_entry and label not in (*range(count), fields.IGNORE_LABEL)
+        is_entry
+        and label
+        not in (*range(count), fields.IGNORE_LABEL, mask_table.NEAREST)
       ),
     }
   if all(map(_is_table_entry, entries)):
     contradiction = mask_table.contradiction(entries)
     table[f'{start} {contradiction}; leave out one of them'] = contradiction
+    has_values = any(not isinstance(value, str) for value, _ in entries)
+    table[f"{start} has no value for 'nearest'; add the values of classes"] = (
+      mask_table.OTHERS,
+      mask_table.NEAREST,
+    ) in entries and not has_values
   return table
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from unet_jax.config import mask_table
-from unet_jax.data import intensity, stored
+from unet_jax.data import alpha, image_levels, intensity, stored
 from unet_jax.runtime import errors
 
 EXTENSIONS = (
@@ -50,10 +50,10 @@ class Decoded:
   pages: int
   nodata: float | None = None
   palette: np.ndarray | None = None
-  measure: Callable[[], intensity.Levels] | None = None
+  measure: Callable[[], image_levels.Levels] | None = None
 
   @functools.cached_property
-  def levels(self) -> intensity.Levels | None:
+  def levels(self) -> image_levels.Levels | None:
     return self.measure and self.measure()
 
 
@@ -86,10 +86,10 @@ def is_lossy(kind: str) -> bool:
 
 def measure(
   found: stored.Stored, name: str, data: ml_collections.ConfigDict
-) -> intensity.Levels:
-  """Measures the values of an image, see `intensity.measure`."""
+) -> image_levels.Levels:
+  """Measures the values of an image, see `image_levels.measure`."""
   pixels, ignored = select(found, name, data)
-  return intensity.measure(pixels, data, found.bits, ignored, found.nodata)
+  return image_levels.measure(pixels, data, found.bits, ignored, found.nodata)
 
 
 def decode_mask(
@@ -106,12 +106,15 @@ def decode_mask(
       are no integers.
   """
   found = _read(content, name, data, page)
-  ignored = None
-  if found.kind != 'palette':  # There alpha belongs to the colours.
-    ignored = _ignored(found, name, data, 0)
+  ignored, table = None, mask_table.of(data)
+  if found.kind == 'palette' and table.has_colors:
+    colors = _look_up(found, name)
+    found = dataclasses.replace(found, pixels=colors, palette=None)
   values, palette = found.pixels, found.palette
-  if found.kind == 'palette' and mask_table.of(data).has_colors:
-    values, palette = _look_up(found, name), None
+  if table.has_transparent and found.alpha is not None and palette is None:
+    values = alpha.mark(found)
+  elif found.kind != 'palette':  # There alpha belongs to the colours.
+    ignored = alpha.ignored(found, name, data, 0)
   if values.dtype.kind == 'f':
     bad = ~(np.isfinite(values) & (values == np.rint(values)))
     if bad.any():
@@ -192,7 +195,7 @@ def _one_value(values: np.ndarray, kind: str, name: str) -> np.ndarray:
       f'{name}: the mask has {what}; store one value a pixel, such as '
       'planes.argmax(-1), or an RGB image of one colour a class'
     )
-  if values.min() < 0 or values.max() > 65535:
+  if values.min() < mask_table.TRANSPARENT_VALUE or values.max() > 65535:
     raise errors.UserError(
       f'{name}: the colours of the mask are from {values.min()} to '
       f'{values.max()}; store colours of 0..255, or one value a pixel'
@@ -225,10 +228,12 @@ def to_channels(
     pixels = pixels.dtype.type(2**found.bits - 1) - pixels
   if data.bands:
     # Asked for both, so alpha is not only dropped as a band that is not chosen.
-    ignored = _ignored(found, name, data, 0) if data.alpha == 'nodata' else None
+    ignored = None
+    if data.alpha == 'nodata':
+      ignored = alpha.ignored(found, name, data, 0)
     return _chosen(pixels, found, name, data), ignored
   number = pixels.shape[2] if pixels.ndim == 3 else 1
-  ignored = _ignored(found, name, data, number)
+  ignored = alpha.ignored(found, name, data, number)
   is_color = found.kind in ('rgb', 'palette')
   if number == data.num_channels or number == 1 or is_color and number == 3:
     return pixels, ignored
@@ -258,65 +263,10 @@ def _chosen(
     )
   if found.alpha is not None and number in data.bands:
     # Their types differ for GDAL's masks alone.
-    alpha = found.alpha[..., None].astype(pixels.dtype)
-    pixels = np.concatenate([pixels, alpha], -1)
+    last = found.alpha[..., None].astype(pixels.dtype)
+    pixels = np.concatenate([pixels, last], -1)
   chosen = pixels[..., [band - 1 for band in data.bands]]
   return chosen[..., 0] if len(data.bands) == 1 else chosen
-
-
-def transparent(alpha: np.ndarray) -> np.ndarray:
-  """Returns which pixels are not opaque: bool [H, W]."""
-  opaque = np.iinfo(alpha.dtype).max if alpha.dtype.kind in 'iu' else 1
-  return alpha != opaque
-
-
-def _ignored(
-  found: stored.Stored,
-  name: str,
-  data: ml_collections.ConfigDict,
-  channels: int,
-) -> np.ndarray | None:
-  """Returns which pixels alpha leaves out, or None; see `alpha_error`."""
-  if found.alpha is None or data.alpha == 'drop':
-    return None
-  if data.alpha == 'nodata':
-    ignored = found.alpha == 0
-    return ignored if ignored.any() else None
-  count = int(np.count_nonzero(transparent(found.alpha)))
-  if count:
-    is_flat = not channels and bool(np.all(found.pixels == found.pixels[0, 0]))
-    raise alpha_error(name, count, found.alpha.shape, channels, is_flat)
-  return None
-
-
-def alpha_error(
-  name: str,
-  count: int,
-  size: tuple[int, int],
-  channels: int,
-  is_flat: bool = False,
-) -> errors.UserError:
-  """Returns the error for an image that is not opaque everywhere.
-
-  Args:
-    name: of the file.
-    count: pixels that are not opaque.
-    size: height and width.
-    channels: without alpha; 0 of a mask, which takes no bands.
-    is_flat: whether all pixels have one value.
-  """
-  # Of masks, what is transparent is often the background.
-  band = ' (not where these are background)'
-  if is_flat:
-    band += '; all its pixels are of one value: if alpha is the mask, store it'
-    band += ' as a grey image'
-  if channels:
-    band = f'; as a channel it is number {channels + 1} of --config.data.bands'
-  return errors.UserError(
-    f'{name} has alpha that is not opaque in {count} of {size[0] * size[1]} '
-    'pixels; leave it out with --config.data.alpha=drop, or ignore fully '
-    f'transparent pixels with --config.data.alpha=nodata{band}'
-  )
 
 
 def to_network(

@@ -25,7 +25,7 @@ from typing import Any, Protocol
 import ml_collections
 import numpy as np
 
-from unet_jax.data import decode, masks
+from unet_jax.data import decode, mask_colors
 from unet_jax.runtime import errors
 
 _log = logging.getLogger(__name__)
@@ -119,8 +119,9 @@ def decode_example(
     name = f'the instance mask of {example["name"]}'
     instances = decode.decode_mask(example['instances'], name, data, page).array
     if instances.ndim == 3:  # Each colour is an object; black is none.
-      instances = masks.color_numbers(instances)
-    result['instances'] = instances
+      instances = mask_colors.to_numbers(instances)
+    # What is transparent is no object, see `alpha.mark`.
+    result['instances'] = np.maximum(instances, 0)
   return result
 
 

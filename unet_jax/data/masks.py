@@ -2,7 +2,7 @@
 
 import functools
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import cv2
@@ -11,26 +11,11 @@ import numpy as np
 
 from unet_jax.config import mask_table
 from unet_jax.config.mask_table import Entries, Value
+from unet_jax.data import mask_advice, mask_colors, smoothed
 from unet_jax.runtime import errors
 
 # {index: (colour, name of the first mask that has it)}.
 Palette = dict[int, tuple[tuple[int, ...], str]]
-
-# With more unknown values than this, a mask may number objects, or be blurred;
-# with more colours, it is none.
-_MANY, _NO_MASK = 8, 256
-# Values above this are seldom numbers of classes: 128 is a grey to look at.
-_MANY_CLASSES = 64
-
-
-def color_numbers(colors: np.ndarray) -> np.ndarray:
-  """Returns a number for each colour: integers [..., 3] to int64 [...]."""
-  return colors.astype(np.int64) @ np.array([1 << 32, 1 << 16, 1])
-
-
-def color_of(number: int) -> tuple[int, int, int]:
-  """The inverse of `color_numbers`, of colours of 0..65535."""
-  return number >> 32, number >> 16 & 0xFFFF, number & 0xFFFF
 
 
 def map_mask(
@@ -58,9 +43,9 @@ def map_mask(
   """
   table = mask_table.make(entries, num_classes)
   if values.ndim == 3:
-    if not table.has_colors and table.others is None:
-      raise _color_mask_error(values, name, is_lossy)
-    numbers = color_numbers(values)
+    if not (table.has_colors or table.is_nearest) and table.others is None:
+      raise mask_advice.color_mask_error(values, name, is_lossy)
+    numbers = mask_colors.to_numbers(values)
     classes = _numbered(entries, num_classes)
   else:
     numbers, classes = values, table.grey_classes()
@@ -69,10 +54,14 @@ def map_mask(
       values.max() == 255 and np.all(values % 255 == 0)
     ):
       classes = {0: 0}
+  is_color = values.ndim == 3
+  if table.is_nearest:
+    if not is_color:
+      _check_areas(values, table, num_classes, name)
+    return _nearest(numbers, table, is_color)
   mapped, any_unknown = _look_up(numbers, classes, table.others)
   if any_unknown:
-    is_color = values.ndim == 3
-    raise _unknown_value_error(
+    raise mask_advice.unknown_value_error(
       numbers, classes, is_color, entries, num_classes, name, is_lossy
     )
   return mapped
@@ -82,7 +71,9 @@ def map_mask(
 def _numbered(entries: Entries, num_classes: int) -> dict[int, int]:
   """{number of a colour: class}"""
   colors = mask_table.make(entries, num_classes).color_classes()
-  return {int(color_numbers(np.array(v))): c for v, c in colors.items()}
+  return {
+    int(mask_colors.to_numbers(np.array(v))): c for v, c in colors.items()
+  }
 
 
 def _look_up(
@@ -107,6 +98,27 @@ def _look_up(
   return mapped, not known.all()
 
 
+def _nearest(
+  numbers: np.ndarray, table: mask_table.MaskTable, is_color: bool
+) -> np.ndarray:
+  """Returns the classes by a table that has one for each value."""
+  found, inverse = np.unique(numbers, return_inverse=True)
+  value = mask_colors.of_number if is_color else int
+  classes = np.array([table.class_of(value(n)) for n in found.tolist()], 'u1')
+  return classes[inverse].reshape(numbers.shape)
+
+
+def _check_areas(
+  values: np.ndarray, table: mask_table.MaskTable, num_classes: int, name: str
+) -> None:
+  """Refuses areas of a value that only the nearest one has a class for."""
+  known = table.grey_classes()
+  for value in smoothed.drawn_values(values):
+    count = int((values == value).sum())
+    if value not in known and count > mask_advice.STRAY * values.size:
+      raise mask_advice.area_error(value, count, values.size, num_classes, name)
+
+
 def unknown_values(
   found: dict[Value, int], data: ml_collections.ConfigDict
 ) -> dict[Value, int]:
@@ -115,124 +127,6 @@ def unknown_values(
   if not data.mask_values and data.num_classes <= 2 and set(found) <= {0, 255}:
     return {v: n for v, n in found.items() if v == 255}
   return {v: n for v, n in found.items() if table.class_of(v) is None}
-
-
-def _unknown_value_error(
-  values: np.ndarray,
-  classes: dict[int, int],
-  is_color: bool,
-  entries: Entries,
-  num_classes: int,
-  name: str,
-  is_lossy: bool,
-) -> errors.UserError:
-  """Names the most frequent value that is not in the table, and a way out.
-
-  Args:
-    values: numbers [H, W], of colours or grey.
-    classes: {number: class} of the known ones.
-    entries, num_classes, name, is_lossy: as for `map_mask`.
-  """
-  found, counts = np.unique(values, return_counts=True)
-  numbers = found.tolist()
-  known = np.isin(found, list(classes))
-  worst = int(np.where(known, 0, counts).argmax())
-  value: Value = numbers[worst]
-  if is_color:
-    value = color_of(value)
-  which = f'CLASS in 0..{max(num_classes, 2) - 1} or 255 to ignore'
-  count = len(found) - np.count_nonzero(known)
-  top = {numbers[i] for i in np.argsort(-counts, kind='stable')[:2]}
-  if is_color or entries:
-    hint = f'add ({value}, CLASS) to data.mask_values, {which}'
-  else:
-    table = ''.join(f'({v},{classes.get(v, "CLASS")}),' for v in numbers)
-    hint = (
-      f"give each its class with --config.data.mask_values='({table})', {which}"
-    )
-    if 0 <= numbers[0] and numbers[-1] < _MANY_CLASSES:
-      hint += f', or set --config.data.num_classes={numbers[-1] + 1}'
-  if num_classes <= 2 and not is_color and set(numbers) <= {0, 255}:
-    hint = (
-      "a mask of 0 and 255 needs --config.data.mask_values='((0,0),(255,1))', "
-      "or '((0,0),(1,1),(255,255))' where 255 is to be ignored"
-    )
-  elif is_lossy:
-    hint = _of_loss()
-  elif count > _MANY and not is_color and top == {0, 255}:
-    hint = (
-      f'it has {count} such values between 0 and 255, as JPEG and smoothing '
-      'leave them; make the masks anew, stored as PNG and resized by nearest'
-    )
-  elif count > _MANY and not is_color:
-    hint = f'it has {count} such values; {_of_objects()}'
-  elif count > _MANY:
-    hint = (
-      f"it has {count} such colours; add ('others', CLASS) to data.mask_values "
-      f'for all of them, {which}, or make the masks anew if JPEG or smoothing '
-      'made these colours'
-    )
-  elif not is_color and not entries and numbers[0] >= 0:
-    hint += f'; {_of_objects()}'
-  return errors.UserError(
-    f'{name}: value {value} in {counts[worst]} of {values.size} pixels is not '
-    f'in data.mask_values; {hint}'
-  )
-
-
-def _of_objects() -> str:
-  return (
-    'if the values number objects, all but 0 are one class with '
-    '--config.data.mask_values="((0,0),(\'others\',1))"'
-  )
-
-
-def _of_loss() -> str:
-  return (
-    'its kind of file changes values (JPEG and the like): round them to those '
-    'of the classes and store the masks as PNG'
-  )
-
-
-def line_on_loss(names: Sequence[str], total: int) -> str:
-  """Returns what to warn of where `names` of `total` masks are lossy."""
-  return (
-    f'{len(names)} of {total} masks, such as {names[0]}, are JPEGs or other '
-    'files that change the values of a mask along its borders, where classes '
-    'of near values are mixed up; make them anew as PNG'
-  )
-
-
-def _color_mask_error(
-  values: np.ndarray, name: str, is_lossy: bool
-) -> errors.UserError:
-  """Prints a table for an RGB mask, the most frequent colours first."""
-  # As numbers: rows take a hundred times as long to sort.
-  numbers, counts = np.unique(color_numbers(values), return_counts=True)
-  start = f'{name}: the mask is an RGB image of {len(numbers)} colours, '
-  if is_lossy:
-    return errors.UserError(f'{start}not a map of classes; {_of_loss()}')
-  if len(numbers) > _NO_MASK:
-    return errors.UserError(
-      f'{start}more than there are classes; replace it if it is a photograph '
-      'or was blurred by JPEG, or, if each colour is an object on black, set '
-      '--config.data.mask_values="((0,0),(\'others\',1))"'
-    )
-  order = np.argsort(-counts, kind='stable')[:6]
-  colors = [color_of(n) for n in numbers[order].tolist()]
-  more = ' and so on' if len(numbers) > len(order) else ''
-  return errors.UserError(
-    f'{start}not a map of classes; give each colour its class, such as '
-    f"--config.data.mask_values='{_numbered_table(colors)}'{more}"
-  )
-
-
-def _numbered_table(colors: Iterable[tuple[int, ...]]) -> str:
-  """Returns data.mask_values, to be pasted, with a class for each colour."""
-  entries = (
-    f'(({",".join(map(str, color))}),{i}),' for i, color in enumerate(colors)
-  )
-  return f'({"".join(entries)})'
 
 
 class Palettes:
@@ -289,7 +183,7 @@ class Palettes:
       f'{name}: index {index} of its palette is {color}, that of {first[1]} is '
       f'{first[0]}, so that an index is no class; give each colour of the set '
       f"its class, such as --config.data.mask_values='"
-      f"{_numbered_table(sorted(known))}'"
+      f"{mask_advice.numbered_table(sorted(known))}'"
     )
 
 

@@ -35,9 +35,11 @@ from unet_jax.data import (
   examples,
   folder_source,
   identity,
-  intensity,
+  image_levels,
+  mask_advice,
   masks,
   prepared,
+  smoothed,
   sources,
   weight_map,
 )
@@ -70,6 +72,9 @@ _CHUNK = 8
 
 # Images of a set whose levels are measured, which takes a tenth of decoding.
 _MEASURED = 32
+# One of so many of these is searched for what smoothing leaves, which takes as
+# long as decoding.
+_SELDOM = 4
 
 # Threads are ours, a level above; OpenCV's own would fight them.
 cv2.setNumThreads(1)
@@ -311,6 +316,7 @@ def _fill(
   found: dict[int, dict] = {}
   turned: dict[int, str] = {}
   lossy: dict[int, str] = {}
+  left: dict[int, tuple[str, smoothed.Smoothed | None]] = {}
   # Pixels are sampled by these, so that all kinds of cache hold the same.
   rows = np.arange(len(source))
   if isinstance(source, sources.Subset):
@@ -335,6 +341,8 @@ def _fill(
     # Tags of no data are rare, and all are counted.
     if index % step == 0 or files[0] and files[0].nodata is not None:
       levels[index] = files[0] and files[0].levels
+    if index % (_SELDOM * step) == 0 and example['mask'].ndim == 2:
+      left[index] = example['mask_name'], smoothed.find(example['mask'])
     palettes.add(example)
     size = example['image'].shape[:-1]
     found[index] = {
@@ -343,7 +351,7 @@ def _fill(
     }
 
   in_threads(work, len(source), config, f'preparing {source.split}')
-  lines = intensity.lines_on_set(
+  lines = image_levels.lines_on_set(
     [levels[index] for index in sorted(levels)], config.data, len(source)
   )
   if turned and config.data.orientation == 'stored':
@@ -355,7 +363,9 @@ def _fill(
     )
   if lossy:
     names = [lossy[index] for index in sorted(lossy)]
-    lines.append(masks.line_on_loss(names, len(source)))
+    lines.append(mask_advice.line_on_loss(names, len(source)))
+  sample = [left[index] for index in sorted(left)]
+  lines += mask_advice.lines_on_sample(sample, config.data)
   about = prepared.collect([found[index] for index in sorted(found)], config)
   skipped.sort(key=lambda s: s['index'])
   notes = [f'{source.split}: {line}' for line in lines]

@@ -15,7 +15,7 @@ from typing import Protocol, Self
 import ml_collections
 import numpy as np
 
-from unet_jax.data import decode, intensity, stored, tiff, tiff_image
+from unet_jax.data import alpha, decode, intensity, stored, tiff, tiff_image
 from unet_jax.runtime import errors
 
 # Bytes of decoded rows kept for the next call.
@@ -242,14 +242,12 @@ class TiffRaster(Raster):
       rows = self._decode(top, min(top + self._step, self.size[0]))
       if by_alpha:
         assert rows.alpha is not None
-        transparent += int(np.count_nonzero(decode.transparent(rows.alpha)))
+        transparent += int(np.count_nonzero(alpha.not_opaque(rows.alpha)))
       if by_range:
         chosen = decode.select(self._without_alpha(rows), image.name, data)
         limits.append(intensity.find_limits(*chosen))
     if transparent:
-      raise decode.alpha_error(
-        image.name, transparent, image.size, image.channels
-      )
+      raise alpha.error(image.name, transparent, image.size, image.channels)
     if not limits:
       return None
     lows, highs = zip(*limits)

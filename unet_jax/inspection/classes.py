@@ -7,11 +7,11 @@ import ml_collections
 import numpy as np
 
 from unet_jax.config import fields, mask_table
-from unet_jax.data import decode
+from unet_jax.data import decode, mask_advice
 from unet_jax.inspection import records, samples
 
-# If all other values are below this, 255 most likely marks ignored pixels.
-_SMALL = 64
+# Share of the masks that must look smoothed, for a table of areas.
+_SMOOTHED = 0.3
 # A table that fits this share of the masks stays. A value in a smaller share of
 # the pixels and of the masks than these is most likely a slip of the pen.
 _MOST = 0.9
@@ -42,6 +42,8 @@ def find_table(
     values, in_masks = _as_colors(values), _as_colors(in_masks)
   now = config.data
   same = lambda why: (now.mask_values, now.num_classes, why)
+  if mask_table.of(now).has_transparent:
+    return same('it has a class for transparent pixels')
   why = _why_table_fits(measurements, num_masks, len(values), now)
   if why:
     return same(why)
@@ -49,6 +51,21 @@ def find_table(
     m.mask_file and decode.is_lossy(m.mask_file.kind) for m in measurements
   ):
     return same('masks that are JPEGs or the like have lost their values')
+  left = [m for m in measurements if m.smoothed]
+  if len(left) > _SMOOTHED * num_masks:
+    drawn = sorted({v for m in left for v in m.smoothed.drawn})
+    entries, number = mask_advice.number(drawn)
+    if len(entries) > 1:
+      nearest = (mask_table.OTHERS, mask_table.NEAREST)
+      return (
+        (*entries, nearest),
+        number,
+        (
+          f'{len(left)} of {num_masks} masks were resized smoothly: each value '
+          'gets the class of the nearest one of areas; better get the masks as '
+          'they were drawn'
+        ),
+      )
   if samples.are_objects(values, in_masks, sampled):
     return _one_foreground(values, has_colors, num_masks)
   stray = [
@@ -114,23 +131,12 @@ def _number(
   values: collections.Counter[records.Value], has_colors: bool
 ) -> tuple[int, dict[records.Value, int]]:
   """Returns the number of classes, and {value: class}."""
+  if not has_colors:
+    table, number = mask_advice.number(sorted(values))
+    return number, dict(table)
   # The most frequent colour is most likely the background.
-  ordered = sorted(values)
-  if has_colors:
-    ordered = [v for v, _ in values.most_common()]
-  # 255 beside small numbers marks unlabelled pixels in many sets.
-  has_ignored = (
-    not has_colors
-    and len(ordered) > 2
-    and ordered[-1] == fields.IGNORE_LABEL
-    and ordered[-2] < _SMALL
-  )
-  if has_ignored:
-    ordered.pop()
-  order = {v: i for i, v in enumerate(ordered)}
-  if has_ignored:
-    order[fields.IGNORE_LABEL] = fields.IGNORE_LABEL
-  return max(len(ordered), 2), order
+  order = {v: i for i, (v, _) in enumerate(values.most_common())}
+  return max(len(order), 2), order
 
 
 def _as_color(value: records.Value) -> tuple[int, int, int]:

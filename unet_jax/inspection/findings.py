@@ -13,7 +13,7 @@ import ml_collections
 import numpy as np
 
 from unet_jax.config import fields
-from unet_jax.data import decode, intensity, masks
+from unet_jax.data import decode, image_levels, intensity, mask_advice, masks
 from unet_jax.inspection import (
   alignment,
   duplicates,
@@ -23,6 +23,8 @@ from unet_jax.inspection import (
 )
 from unet_jax.runtime import errors
 
+# Share of the masks of three or more values that must look smoothed.
+_SMOOTHED = 0.1
 # Files of a kind of error, and values, that are listed one by one.
 _LISTED = 8
 
@@ -40,8 +42,9 @@ def find(
     held_out: whether the program chose the examples not trained on.
   """
   found = []
+  levels = [m.levels for ms in splits.values() for m in ms if m.levels]
   for split, measurements in splits.items():
-    checks = _Checks(split, measurements, config)
+    checks = _Checks(split, measurements, config, levels)
     checks.unusable()
     checks.levels()
     checks.files()
@@ -61,7 +64,7 @@ def find_in_prepared(
   """The cheap part of `find`, from the statistics of prepared sets."""
   found, splits = [], {}
   for split, dataset in sets.items():
-    splits[split] = measurements = _prepared_measurements(split, dataset)
+    splits[split] = measurements = records.of_prepared(split, dataset)
     second_look.fit_prepared(dataset, measurements)
     checks = _Checks(split, measurements, config)
     if dataset.stats is not None:
@@ -88,30 +91,6 @@ def _palettes(
   return []
 
 
-def _prepared_measurements(
-  split: str, dataset: Any
-) -> list[records.Measurement]:
-  stats = dataset.stats
-  if stats is None:  # Images that are decoded at each access have none.
-    return [
-      records.Measurement(split, i, m.name, digest=m.content.encode())
-      for i, m in enumerate(dataset.images())
-    ]
-  return [
-    records.Measurement(
-      split,
-      i,
-      name,
-      f'the mask of {name}',
-      image_size=tuple(stats.sizes[i].tolist()),
-      digest=stats.digests[i].tobytes(),
-      std=stats.stds[i : i + 1] / 255,
-      class_pixels=stats.class_pixels[i],
-    )
-    for i, name in enumerate(stats.names)
-  ]
-
-
 @dataclasses.dataclass
 class _Checks:
   """Checks of one split, which collect their findings."""
@@ -119,6 +98,8 @@ class _Checks:
   _split: str
   _measurements: records.Measurements
   _config: ml_collections.ConfigDict
+  # Of all splits, which must have one range.
+  _levels: Sequence[image_levels.Levels] = ()
   found: list[records.Finding] = dataclasses.field(default_factory=list)
 
   def _add(
@@ -167,7 +148,12 @@ class _Checks:
     ]
     if len(pixels) > _LISTED:
       listed.append(f'and {len(pixels) - _LISTED} more values')
-    message = bad[0].error[1]
+    message, data = bad[0].error[1], self._config.data
+    if bad[0].drawn and not data.mask_values:
+      # The values of all masks, in place of those of this one.
+      message = mask_advice.of_the_set(
+        message, bad[0].drawn, _drawn(self._measurements), data.num_classes
+      )
     if len(bad) > 1 or len(pixels) > 1:
       message += (
         f' ({len(bad)} of {len(self._measurements)} masks hold values outside '
@@ -177,8 +163,7 @@ class _Checks:
 
   def _with_range(self, message: str, count: int) -> str:
     """Puts the range that was measured in a message that asks for one."""
-    levels = [m.levels for m in self._measurements if m.levels]
-    text = intensity.range_text(levels)
+    text = image_levels.range_text(self._levels)
     message = message.replace(intensity.MEASURE, '')
     message = message.replace(intensity.LOW_HIGH, text)
     return f'{message} ({count} of {len(self._measurements)} images)'
@@ -187,13 +172,14 @@ class _Checks:
     """Values of images, and what is lost of them."""
     levels = [m.levels for m in self._measurements if m.levels]
     read = [m.levels for m in self._measurements if m.levels and not m.error]
-    for line in intensity.lines_on_set(read, self._config.data):
+    data = self._config.data
+    for line in image_levels.lines_on_set(read, data, of_all=self._levels):
       self._add('warning', 'lost levels', line)
     kinds = sorted({image.kind for image in levels} - {'uint8'})
     if kinds:
-      share = f'all but {intensity.TAIL:.1%} of the pixels at each end'
+      share = f'all but {image_levels.TAIL:.1%} of the pixels at each end'
       text = f'the images hold {", ".join(kinds)}; {share} are in the range '
-      text += intensity.range_text(levels)
+      text += image_levels.range_text(levels)
       self._add('note', 'stored values', text)
 
   def files(self) -> None:
@@ -201,14 +187,28 @@ class _Checks:
     read = [m for m in self._measurements if m.image_file]
     images = [(m.name, m.image_file) for m in read]
     mask_files = [(m.mask_name, m.mask_file) for m in read]
-    lossy = [n for n, file in mask_files if decode.is_lossy(file.kind)]
-    if lossy:
-      text = masks.line_on_loss(lossy, len(read))
+    if lossy := [n for n, file in mask_files if decode.is_lossy(file.kind)]:
+      text = mask_advice.line_on_loss(lossy, len(read))
       self._add('warning', 'JPEG masks', text, lossy)
+    else:
+      self._smoothed()
     if self._config.data.orientation == 'stored':
       self._orientations(read)
     self._kinds('image', images)
     self._kinds('mask', mask_files)
+
+  def _smoothed(self) -> None:
+    """Masks with values that smoothing left and that are classes."""
+    data, measured = self._config.data, self._measurements
+    is_bad = lambda m: mask_advice.learns_smoothed(m.smoothed, data)
+    bad = [m for m in measured if is_bad(m) and not m.error]
+    count = sum(bool(m.drawn) for m in measured)
+    if not bad or len(bad) < _SMOOTHED * count:
+      return
+    names, left = zip(*((m.mask_name, m.smoothed) for m in bad))
+    drawn = _drawn(measured)
+    text = mask_advice.line_on_smoothing(names, left, count, drawn, data)
+    self._add('warning', 'smoothed masks', text, names)
 
   def _orientations(self, read: records.Measurements) -> None:
     """Images and masks that viewers rotate differently."""
@@ -297,17 +297,14 @@ class _Checks:
       text += ', whose masks show several classes'
     is_deep = any(m.image_file and m.image_file.is_deep for m in listed)
     if is_deep and self._config.data.intensity == 'dtype':
-      levels = [m.levels for m in self._measurements if m.levels]
       text += (
         '; their values fill a small part of the range of their type: '
-        '--config.data.intensity=range --config.data.intensity_range='
-        + intensity.range_text(levels)
+        + image_levels.range_flags(self._levels)
       )
     elif shown:
       text += '; look at these files'
-    names = [m.name for m in listed]
     level = 'warning' if shown else 'note'
-    self._add(level, 'constant image', text, names)
+    self._add(level, 'constant image', text, [m.name for m in listed])
 
   def sizes(self) -> None:
     """Images that data.image_size distorts or shrinks a lot."""
@@ -391,3 +388,9 @@ class _Checks:
     )
     names = [m.mask_name for m in odd]
     self._add('warning', 'mask beside the edges', text, names)
+
+
+def _drawn(measurements: records.Measurements) -> list[int]:
+  """Returns the grey values of areas in masks, ascending."""
+  values = {v for m in measurements for v in m.drawn or m.values or ()}
+  return sorted(v for v in values if isinstance(v, int))

@@ -170,6 +170,7 @@ def _files(splits: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         ('standard deviation', 'std'),
       )
     }
+    statistics['scaled by'] = f'data.intensity={described["intensity"]}'
     files[split] = {
       'histograms': histograms,
       'counts': {

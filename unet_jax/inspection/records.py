@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from unet_jax.data import intensity
+from unet_jax.data import image_levels
+from unet_jax.data import smoothed as smoothed_lib
 from unet_jax.inspection import alignment, appearance
 from unet_jax.runtime import errors
 
@@ -71,6 +72,8 @@ class Measurement:
     mean, std: per channel, of values in 0..1.
     levels: what the image stores, whatever data.intensity makes of it.
     values: pixels of each value of the mask as stored, at most 300 values.
+    smoothed: what smoothing left in it, if it did; drawn: the values of areas
+      of a mask that has three or more.
     palette: uint8 RGB [N, 3], where the values are indices of one.
     class_pixels: int64 [classes + 1], the last are ignored.
     instances: int64 [classes]: the objects of each class, from the instance
@@ -98,8 +101,10 @@ class Measurement:
   detail: np.ndarray | Any = None
   mean: np.ndarray | Any = None
   std: np.ndarray | Any = None
-  levels: intensity.Levels | Any = None
+  levels: image_levels.Levels | Any = None
   values: Values | Any = None
+  smoothed: smoothed_lib.Smoothed | Any = None
+  drawn: tuple[int, ...] = ()
   palette: np.ndarray | Any = None
   class_pixels: np.ndarray | Any = None
   instances: np.ndarray | Any = None
@@ -115,6 +120,29 @@ class Measurement:
 
 
 Measurements = Sequence[Measurement]
+
+
+def of_prepared(split: str, dataset: Any) -> list[Measurement]:
+  """Returns what a prepared set knows of its examples."""
+  stats = dataset.stats
+  if stats is None:  # Images that are decoded at each access have none.
+    return [
+      Measurement(split, i, m.name, digest=m.content.encode())
+      for i, m in enumerate(dataset.images())
+    ]
+  return [
+    Measurement(
+      split,
+      i,
+      name,
+      f'the mask of {name}',
+      image_size=tuple(stats.sizes[i].tolist()),
+      digest=stats.digests[i].tobytes(),
+      std=stats.stds[i : i + 1] / 255,
+      class_pixels=stats.class_pixels[i],
+    )
+    for i, name in enumerate(stats.names)
+  ]
 
 
 def by_suspicion(measurements: Iterable[Measurement]) -> list[Measurement]:
@@ -194,6 +222,7 @@ _CHECKS = {
   'turned copies': 'near_duplicates',
   'turned copies, leakage': 'near_duplicates',
   'neighbours look alike': 'neighbours',
+  'smoothed masks': 'smoothed',
   'JPEG masks': 'files',
   'EXIF rotation': 'files',
   'kinds of images': 'files',

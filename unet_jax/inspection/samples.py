@@ -12,7 +12,15 @@ import ml_collections
 import numpy as np
 
 from unet_jax.config import fields
-from unet_jax.data import decode, examples, intensity, masks, resize, stored
+from unet_jax.data import (
+  decode,
+  examples,
+  image_levels,
+  intensity,
+  masks,
+  resize,
+  stored,
+)
 from unet_jax.inspection import records
 from unet_jax.runtime import errors
 
@@ -26,7 +34,7 @@ _TYPE_LIMITS = {
 # Share of the type's range that images should use, and the ratio of the spans
 # of images above which they have no unit in common.
 _FILLS, _SAME_UNITS = 0.25, 4
-# Places in `intensity.Levels.values`: near the darkest and the brightest.
+# Places in `image_levels.Levels.values`: near the darkest and the brightest.
 _LOW, _HIGH = 3, -4
 # Share of the images that must have the value that stands for no data.
 _NO_DATA = 0.3
@@ -79,7 +87,7 @@ def choose_intensity(
     Nothing where the present fields are right or are not the defaults; and why.
   """
 
-  def read(example: examples.Example) -> intensity.Levels | None:
+  def read(example: examples.Example) -> image_levels.Levels | None:
     content, name = example['image'], example['name']
     if isinstance(content, np.ndarray):
       return None
@@ -102,7 +110,7 @@ def choose_intensity(
     listed = ', '.join(map(str, nodata))
     why = f'{why}{"; " if why else ""}{listed} is far off all other values'
     return {**fields, 'nodata': nodata}, f'{why}: no data'
-  low, high = intensity.range_of_set(deep) or (0, 1)
+  low, high = image_levels.range_of_set(deep) or (0, 1)
   limits = [_TYPE_LIMITS.get(x.kind, (0, 0)) for x in deep]
   fills = all(
     a <= low and high <= b and high - low >= _FILLS * (b - a) for a, b in limits
@@ -123,7 +131,7 @@ def choose_intensity(
   )
 
 
-def _find_no_data(levels: Sequence[intensity.Levels]) -> tuple:
+def _find_no_data(levels: Sequence[image_levels.Levels]) -> tuple:
   """Returns the value that stands for no data, or ()."""
   named = [x.stray if x.unlisted is None else x.unlisted for x in levels]
   found = [value for value in named if value is not None]

@@ -19,11 +19,13 @@ from unet_jax.data import (
   decode,
   digests,
   examples,
-  intensity,
+  image_levels,
+  mask_colors,
   masks,
   prepare,
   prepared,
   resize,
+  smoothed,
 )
 from unet_jax.inspection import alignment, records
 from unet_jax.runtime import errors
@@ -175,7 +177,7 @@ def _measure_image(
   file = example.get('image_file')
   result.levels = file and file.levels
   if result.levels is None:
-    result.levels = intensity.measure(image, data, ignored=ignored)
+    result.levels = image_levels.measure(image, data, ignored=ignored)
   counted = None if ignored is None else (~ignored).astype(np.uint8)
   mean, std = cv2.meanStdDev(image, mask=counted)
   result.mean, result.std = mean.ravel() / 255, std.ravel() / 255
@@ -214,6 +216,9 @@ def _measure_mask(
   result.values = count_values(values)
   file, ignored = example.get('mask_file'), example.get('ignored')
   result.palette = file and file.palette
+  if values.ndim == 2 and len(result.values) > 2:
+    result.smoothed = smoothed.find(values)
+    result.drawn = smoothed.drawn_values(values)
   classes = None
   try:
     classes = masks.map_mask(
@@ -284,7 +289,7 @@ def count_values(values: np.ndarray) -> records.Values:
   """
   is_color = values.ndim == 3
   if is_color:
-    values = masks.color_numbers(values)
+    values = mask_colors.to_numbers(values)
   if values.dtype == np.uint8:
     counts = masks.histogram(values)
     found = np.flatnonzero(counts)
@@ -296,7 +301,7 @@ def count_values(values: np.ndarray) -> records.Values:
     found, counts = found[order], counts[order]
   keys: list[records.Value] = found.tolist()
   if is_color:
-    keys = [masks.color_of(v) for v in keys]
+    keys = [mask_colors.of_number(v) for v in keys]
   return dict(zip(keys, counts.tolist()))
 
 

@@ -8,7 +8,7 @@ import ml_collections
 import numpy as np
 
 from unet_jax.config import fields
-from unet_jax.data import examples, masks, prepared
+from unet_jax.data import examples, mask_colors, masks, prepared
 from unet_jax.inspection import alignment, records, verdict
 from unet_jax.runtime import errors
 
@@ -90,7 +90,7 @@ def _any_classes(
     )
   except errors.UserError:
     if values.ndim == 3:
-      values = masks.color_numbers(values)
+      values = mask_colors.to_numbers(values)
     # The same in all masks of the set; a prime, so that few values collide.
     classes = (values % 251).astype(np.uint8)
   if ignored is not None:

@@ -7,7 +7,7 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from unet_jax.data import examples, masks, prepared, resize
+from unet_jax.data import examples, mask_colors, masks, prepared, resize
 from unet_jax.inspection import records, suggest
 from unet_jax.runtime import errors
 
@@ -117,7 +117,7 @@ def _drawn(
     except errors.UserError:
       continue
     return mask, max(data.num_classes, 2), note
-  numbers = masks.color_numbers(values) if values.ndim == 3 else values
+  numbers = mask_colors.to_numbers(values) if values.ndim == 3 else values
   _, inverse, counts = np.unique(
     numbers, return_inverse=True, return_counts=True
   )

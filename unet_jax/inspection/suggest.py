@@ -57,6 +57,12 @@ class _Suggestions(list[Suggestion]):
   def add_normalization(self, known: records.Measurements) -> None:
     mean, std = normalization(known)
     why = f'measured over {len(known)} images'
+    levels = [m.levels for m in known if m.levels]
+    if any(x.kind != 'uint8' for x in levels):
+      why += f' as data.intensity={self.now["data.intensity"]} scales them'
+    if 2 * sum(x.are_few for x in levels) > len(levels):
+      # Of a range that loses levels they say nothing.
+      why += ': set another one first, as is advised, and inspect again'
     files = [m.image_file for m in known if m.image_file]
     needs_color = any(
       self.now[f'augment.{name}.probability'] for name in _OF_COLORS
