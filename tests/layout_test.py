@@ -69,6 +69,7 @@ _TESTED_IN = {
   'unet_jax.inspection.records': 'inspection/scan_test.py',
   'unet_jax.models.trace': 'models/graph_test.py',
   'unet_jax.prediction.kept_tags': 'prediction/row_files_test.py',
+  'unet_jax.prediction.network': 'prediction/index_test.py',
   'unet_jax.prediction.sinks': 'prediction/predictor_test.py',
   'unet_jax.prediction.step': 'prediction/restore_test.py',
   'unet_jax.reports.charts': 'evaluation/page_test.py',

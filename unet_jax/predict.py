@@ -24,6 +24,7 @@ from unet_jax.prediction import (
   scale,
   sinks,
 )
+from unet_jax.prediction import network as network_lib
 from unet_jax.runtime import errors, program, progress
 from unet_jax.runtime import mesh as mesh_lib
 
@@ -52,10 +53,10 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     lambda: restore.restore(config, workdir, mesh, members)
   )
   files = restore.fingerprints(config, members)
-  predicts = index_lib.known_network(folder, config, files)
+  predicts = network_lib.known(folder, config, files)
   if predicts is None:
     variables, _, about = restored()
-    predicts = index_lib.network(config, variables, about, files)
+    predicts = network_lib.describe(config, variables, about, files)
   index = index_lib.Index(folder, predicts)
   with contextlib.closing(index):
     planned = index.plan(images, config)

@@ -10,6 +10,7 @@ import pytest
 from unet_jax.config import default, fields
 from unet_jax.data import digests
 from unet_jax.prediction import index as index_lib
+from unet_jax.prediction import network as network_lib
 from unet_jax.runtime import errors
 
 
@@ -20,7 +21,7 @@ def _network(variables=None, **changes):
   )
   variables = variables or {'params': {'a': np.arange(4.0)}}
   about = [{'step': 3, 'workdir': '/run', 'params': 'ema', 'fold': None}]
-  return index_lib.network(config, variables, about)
+  return network_lib.describe(config, variables, about)
 
 
 def _images(folder, *names):
@@ -64,7 +65,7 @@ def test_settings_are_fields_that_change_the_result():
     'inference.overlap': '0.25',
   }
   # A name that no field has would be a misprint.
-  assert set(index_lib._WITHOUT_EFFECT) <= set(
+  assert set(network_lib._WITHOUT_EFFECT) <= set(
     fields.flatten(default.get_config())
   )
 
@@ -180,14 +181,14 @@ def test_a_network_is_known_by_the_files_of_its_checkpoints(tmp_path):
   (item,) = _plan(index, _images(tmp_path / 'in', 'a.png'))
   index.finish(item, digests.of_file(item.source))
   index.write()
-  assert index_lib.known_network(tmp_path, config, files) == one
+  assert network_lib.known(tmp_path, config, files) == one
   for other in (['raw', files[1]], ['ema', 'another'], [*files, files[1]]):
-    assert index_lib.known_network(tmp_path, config, other) is None
+    assert network_lib.known(tmp_path, config, other) is None
   config.inference.overlap = 0.25
-  assert index_lib.known_network(tmp_path, config, files) is None
+  assert network_lib.known(tmp_path, config, files) is None
   for text in ('{', '[]', '{"networks": [1]}', '{"networks": {"a": 1}}'):
     (tmp_path / 'index.json').write_text(text)
-    assert index_lib.known_network(tmp_path, config, files) is None
+    assert network_lib.known(tmp_path, config, files) is None
 
 
 def test_entries_of_older_versions_have_other_digests(tmp_path):

@@ -4,8 +4,7 @@ A dataset holds `image` [H, W, C] and `mask` [H, W], both uint8, and the
 `weight_map` [H, W], float16, where the config asks for one, at random access:
 all of one size, or with data.resize `patch` each of its own. Volumes have an
 axis D before H and are not resized. By data.cache, arrays are in memory, on
-disk (memory-mapped, keyed by everything that they depend on, so that they are
-never stale), or made at each access.
+disk (memory-mapped, keyed by all that they depend on), or made at each access.
 """
 
 import concurrent.futures
@@ -69,13 +68,10 @@ _FIELDS = (
 # Examples that a thread takes at once: handing one over takes as long as
 # decoding a small image.
 _CHUNK = 8
-
 # Images of a set whose levels are measured, which takes a tenth of decoding.
 _MEASURED = 32
-# One of so many of these is searched for what smoothing leaves, which takes as
-# long as decoding.
+# One of so many of these is searched for smoothing, as long as decoding takes.
 _SELDOM = 4
-
 # Threads are ours, a level above; OpenCV's own would fight them.
 cv2.setNumThreads(1)
 

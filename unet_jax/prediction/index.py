@@ -26,127 +26,18 @@ import threading
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
 import ml_collections
-import numpy as np
 
-from unet_jax.config import default, fields
 from unet_jax.data import digests, prepared, stored
-from unet_jax.prediction import names, outputs
+from unet_jax.prediction import names, network, outputs
 from unet_jax.runtime import errors, locks, progress, whole_files
 
 _log = logging.getLogger(__name__)
 
 # Seconds after which finished images are written to the index.
 _INTERVAL = 10.0
-
-# Sections whose fields change what is predicted, unless they are named below.
-# Of a field that is new here, files are made again rather than kept wrongly.
-_SECTIONS = ('data', 'model', 'inference')
-_WITHOUT_EFFECT = (
-  'data.source',
-  'data.dir',
-  'data.cache_dir',
-  'data.name',
-  'data.image_key',
-  'data.mask_key',
-  'data.instance_key',
-  'data.train_split',
-  'data.eval_split',
-  'data.val_fraction',
-  'data.holdout',
-  'data.num_folds',
-  'data.fold',
-  'data.num_train',
-  'data.num_eval',
-  'data.foreground_fraction',
-  'data.sample_classes',
-  'data.batch_size',
-  'data.cache',
-  'data.num_workers',
-  'data.on_error',
-  'data.image_pattern',
-  'data.mask_pattern',
-  'data.check',
-  'data.skip_checks',
-  'data.suggest',
-  'model.remat',
-  'model.dropout',
-  'model.dropout_stages',
-  'model.deep_supervision',
-  # Their parameters count.
-  'inference.ensemble',
-  'inference.batch_size',
-)
-
-
-class Network(NamedTuple):
-  """What predicts: the digest of all parameters, and settings by field."""
-
-  parameters: str
-  settings: dict[str, str]
-  about: dict[str, Any]
-
-
-def network(
-  config: ml_collections.ConfigDict,
-  variables: Any,
-  members: Sequence[Mapping[str, Any]],
-  files: Sequence[str] = (),
-) -> Network:
-  """Describes a network, or the average of several.
-
-  Args:
-    variables: of all of them, see `restore.restore`.
-    members: what it says of each; for people.
-    files: see `restore.fingerprints`.
-  """
-  digest = hashlib.sha256()
-  for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
-    array = np.asarray(jax.device_get(leaf))
-    about = f'{jax.tree_util.keystr(path)} {array.dtype} {array.shape}'
-    digest.update(about.encode())
-    digest.update(np.ascontiguousarray(array).view(np.uint8).data)
-  return Network(
-    digest.hexdigest(),
-    _settings(config),
-    {
-      'steps': [member['step'] for member in members],
-      'workdirs': [member['workdir'] for member in members],
-      'files': list(files),
-    },
-  )
-
-
-def _settings(config: ml_collections.ConfigDict) -> dict[str, str]:
-  usual = fields.flatten(default.get_config())
-  return {
-    name: repr(value)
-    for name, value in fields.flatten(config).items()
-    if name.partition('.')[0] in _SECTIONS
-    and name not in _WITHOUT_EFFECT
-    and value != usual[name]
-  }
-
-
-def known_network(
-  folder: pathlib.Path, config: ml_collections.ConfigDict, files: Sequence[str]
-) -> Network | None:
-  """Returns the network of a folder's index, where it has such files.
-
-  Its parameters take long to restore, only to learn that all is done.
-  """
-  try:
-    networks = json.loads((folder / 'index.json').read_text())['networks']
-    for entry in networks.values() if all(files) else ():
-      settings = entry.pop('settings')
-      if entry.get('files') == files and settings == _settings(config):
-        return Network(entry.pop('parameters'), settings, entry)
-  except (OSError, ValueError, TypeError, KeyError, AttributeError):
-    pass  # `Index` says so.
-  return None
 
 
 def _kind(content: str) -> str:
@@ -183,7 +74,7 @@ class Item:
 class Index:
   """The index of a folder, as one run changes it, which closes it after."""
 
-  def __init__(self, folder: pathlib.Path, predicts: Network):
+  def __init__(self, folder: pathlib.Path, predicts: network.Network):
     self._folder, self._network = folder, predicts
     self._path, self._lock = folder / 'index.json', threading.Lock()
     text = json.dumps([predicts.parameters, predicts.settings], sort_keys=True)
