@@ -115,7 +115,7 @@ def test_two_runs_do_not_make_one_image(tmp_path):
   third, others = make(), make()
   assert not any(item.is_done for item in _plan(third, paths[2:]))
   _make(item)
-  one.finish(item, index_lib.digest_of(item.source))
+  one.finish(item, digests.of_file(item.source))
   one.write()
   one.close()  # As the system does where it is killed.
   assert not any(item.is_done for item in _plan(others, paths[:2]))
@@ -132,7 +132,7 @@ def test_files_that_are_added_are_made_by_one_run(tmp_path):
     (item,) = _plan(index, paths)
     assert not item.is_done
     if name == 'one':
-      index.finish(item, index_lib.digest_of(item.source))
+      index.finish(item, digests.of_file(item.source))
       index.write()
       index.close()
   # Its files are missing, and so it is made again.
