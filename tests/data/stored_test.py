@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 from experiments.formats import files
 from tests.data import helpers
 from tests.refusals import message_of
-from unet_jax.data import decode, rasters, stored
+from unet_jax.data import decode, rasters, stored, tiff_image
 from unet_jax.runtime import errors
 
 _FILES = list(files.files())
@@ -140,6 +140,25 @@ def test_types_of_tiff(dtype, way, tmp_path):
         planarconfig=planar if channels > 1 else None,
       )
       _check(content, array, tmp_path / 'a.tif')
+
+
+@pytest.mark.parametrize('predictor', [False, True])
+def test_whole_lzw_is_decoded_at_once_and_damage_is_refused(
+  predictor, monkeypatch
+):
+  """Calls for each strip took longer than its pixels."""
+  options = {'compression': 'lzw', 'predictor': predictor, 'rowsperstrip': 2}
+  content = files.tiff(_RGB, photometric='rgb', **options)
+  with tifffile.TiffFile(io.BytesIO(content)) as file:
+    start, size = file.pages[0].dataoffsets[7], file.pages[0].databytecounts[7]
+  damaged = bytearray(content)
+  damaged[start + size // 2 : start + size] = b'\xff' * (size - size // 2)
+  kind = errors.DecodeError
+  message = message_of(stored.read, bytes(damaged), 'x', kind=kind)
+  assert message.startswith('x cannot be decoded (')
+
+  monkeypatch.delattr(tiff_image, '_decode')
+  assert_array_equal(stored.read(content, 'x').pixels, _RGB)
 
 
 @pytest.mark.parametrize('bits', range(1, 17))

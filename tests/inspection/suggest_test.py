@@ -115,6 +115,14 @@ def test_the_network_fits_the_number_of_images_and_the_machine():
 
 
 @pytest.mark.parametrize(
+  'size, batch', [((128, 128), 16), ((112, 160), 16), ((256, 256), 4)]
+)
+def test_the_batch_is_the_nearest_power_of_two(size, batch):
+  """A little more than a batch's pixels does not halve it."""
+  assert plan.choose_width(size, 300, True) == (16, batch)
+
+
+@pytest.mark.parametrize(
   'num_steps, rate', [(100, 5e-3), (500, 4e-3), (2000, 2e-3), (50_000, 2e-3)]
 )
 def test_the_learning_rate_fits_the_run(num_steps, rate):

@@ -12,6 +12,7 @@ import os
 import struct
 from collections.abc import Callable, Iterable, Sequence
 
+import imagecodecs
 import numpy as np
 import tifffile
 from PIL import Image as pillow
@@ -174,8 +175,11 @@ class Image:
     elif plane.offset is not None:
       rows = _read_bytes(plane)[:, start:stop]
     else:
-      rows = _decode(plane.page, start, stop, parallel, self.nodata)
-      return np.ascontiguousarray(rows, self.dtype)
+      is_whole = (start, stop) == (0, self.size[0])
+      decoded = _decode_lzw(plane.page) if is_whole else None
+      if decoded is None:
+        decoded = _decode(plane.page, start, stop, parallel, self.nodata)
+      return np.ascontiguousarray(decoded, self.dtype)
     # Stored as [planes, H, W, samples], of which one is 1.
     rows = np.moveaxis(rows, 0, -1)[..., 0, :] if len(rows) > 1 else rows[0]
     return np.ascontiguousarray(rows, self.dtype)
@@ -212,6 +216,30 @@ def _is_complete(page: tifffile.TiffPage) -> bool:
     len(page.dataoffsets) == math.prod(page.chunked)
     and int(ends.max()) <= page.parent.filehandle.size
   )
+
+
+def _decode_lzw(page: tifffile.TiffPage) -> np.ndarray | None:
+  """Decodes a page of LZW in memory by libtiff: [H, W, S] as stored.
+
+  In 0.6 of the time of `_decode`, and as strictly (of deflate and PackBits it
+  lets damage pass). Returns None where `_decode` must: it can read more, and
+  says what is damaged.
+  """
+  file, shape = page.parent.filehandle, (*page.shaped[2:4], page.shaped[4])
+  if (
+    page.compression != tiff_tags.LZW
+    or (page.planarconfig == 2 and page.samplesperpixel > 1)
+    or file.is_file
+    or not isinstance(page.index, int)  # It is in a SubIFD.
+  ):
+    return None
+  file.seek(0)
+  try:
+    array = imagecodecs.tiff_decode(file.read(), page.index)
+  except DAMAGE:
+    return None
+  same = array.dtype == page.dtype and array.size == math.prod(shape)
+  return array.reshape(shape) if same else None
 
 
 def _decode(

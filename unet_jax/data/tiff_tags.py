@@ -12,7 +12,7 @@ _COMPRESSIONS = {
   *(1, 2, 3, 4, 5, 7, 8, 32946, 32773, 33005, 34887, 34712, 34925, 34933),
   *(50000, 50001, 50002, 52546),
 }
-JPEG = 7
+LZW, JPEG = 5, 7
 
 # Tags that say how pixels are stored and what they mean.
 _NEEDED = {

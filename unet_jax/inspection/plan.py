@@ -132,7 +132,7 @@ def choose_width(
   """Returns model.base_features and data.batch_size."""
   kind = 0 if on_cpu else 1 + (num_images >= _MANY_IMAGES)
   batch = _BATCH_PIXELS[kind] / np.prod(size)
-  batch = 2 ** int(np.log2(np.clip(batch, _SMALLEST_BATCH, _LARGEST_BATCH)))
+  batch = 2 ** round(np.log2(np.clip(batch, _SMALLEST_BATCH, _LARGEST_BATCH)))
   # Not most of a small set at once.
   most = max(num_images // 2, 1)
   return _FEATURES[kind], int(min(batch, 2 ** int(np.log2(most))))

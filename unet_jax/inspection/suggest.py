@@ -15,7 +15,8 @@ from unet_jax.inspection import classes, plan, records, samples
 
 # Augmentations that grey images do not have.
 _OF_COLORS = ('hue', 'saturation')
-# A class this much rarer than the most frequent one needs Dice.
+# A class this much rarer than the most frequent one gets Dice; docs/data.md has
+# what that and class weights did on two sets.
 _IMBALANCE = 5
 
 
