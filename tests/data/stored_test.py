@@ -325,20 +325,6 @@ def test_alpha(kind):
     assert_array_equal(mask.ignored, _GREY > 99)
 
 
-def test_what_is_transparent_in_a_mask():
-  """Background, no label, or all that the mask says."""
-  grey = np.where(_GREY > 99, 0, 255).astype(np.uint8)
-  for value, is_all in ((grey, False), (np.zeros_like(grey), True)):
-    for channels in (1, 3):
-      array = np.dstack([value] * channels + [grey])
-      content = files.png(array, 8, 4 if channels == 1 else 6)
-      message = message_of(decode.decode_mask, content, 'x', _data())
-      assert '=nodata (not where these are background)' in message
-      assert ('if alpha is the mask, store it' in message) == is_all
-      image = message_of(decode.decode_image, content, 'x', _data(channels))
-      assert 'background' not in image and 'is the mask' not in image
-
-
 def test_bands():
   content = files.tiff(
     np.dstack([_RGB, _RGB]), photometric='minisblack', planarconfig='contig'
