@@ -86,10 +86,12 @@ def _train(
   optimizer = optimizer_lib.make_optimizer(config)
   key = jax.random.fold_in(jax.random.key(config.seed), _STEP_KEY)
   total = config.train.num_steps
-  steps_left = max(checkpoints.steps, default=0) < total
-  # First, since the step is compiled while the data are prepared.
+  done = max(checkpoints.steps, default=None)
+  # First, since programs are compiled while the data are prepared.
   run = programs.start(
-    config, model, optimizer, mesh, key, unet_jax.STARTED, steps_left
+    *(config, model, optimizer, mesh, key, unet_jax.STARTED),
+    steps_left=(done or 0) < total,
+    draws=done is None,
   )
   train_set, eval_set = (prepare.prepare_source(s, config) for s in splits)
   if train_set.stats is not None:

@@ -18,6 +18,9 @@ Arrays = dict[str, np.ndarray]
 
 # Pixels of each class that are sampled from each image.
 _SAMPLED_PIXELS = 1000
+# Pixels up to which one thread draws faster than two: NumPy's calls are so
+# short that the interpreter's lock goes to and fro.
+_SMALL = 96 * 96
 
 
 def array_specs(config: ml_collections.ConfigDict) -> dict[str, tuple]:
@@ -33,8 +36,13 @@ def array_specs(config: ml_collections.ConfigDict) -> dict[str, tuple]:
 
 
 def num_workers(config: ml_collections.ConfigDict) -> int:
-  """Threads that decode and read."""
-  return config.data.num_workers or len(os.sched_getaffinity(0))
+  """Threads that decode, draw and read."""
+  if config.data.num_workers:
+    return config.data.num_workers
+  draws = config.data.source == 'shapes'
+  if draws and math.prod(config.data.image_size) <= _SMALL:
+    return 1
+  return len(os.sched_getaffinity(0))
 
 
 def check_sizes(

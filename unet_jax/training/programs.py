@@ -73,14 +73,16 @@ def start(
   key: jax.Array,
   started: float,
   steps_left: bool = True,
+  draws: bool = True,
 ) -> Programs:
-  """Loads the programs of a run, or compiles the step in a thread.
+  """Loads the programs of a run, or compiles them in threads.
 
   Args:
     config, model, optimizer, mesh: of the run.
     key: as the programs take it.
     started: when this process began to import (`time.perf_counter`).
     steps_left: whether there is a step to compile.
+    draws: whether the state is to be drawn, and not that of a checkpoint.
   """
   path = _path(config, model, mesh, started)
   step = _load(path, 'step')
@@ -96,8 +98,11 @@ def start(
     compiled = program.in_thread(compile) if steps_left else futures.Future()
   drawing = state_lib.drawing(config, model, optimizer, abstract, mesh)
 
+  load = lambda: _load(path, 'draw') or _compile(path, 'draw', drawing, key)
+  loaded = program.in_thread(load) if draws else None
+
   def draw(key: jax.Array) -> state_lib.TrainState:
-    return (_load(path, 'draw') or _compile(path, 'draw', drawing, key))(key)
+    return (loaded.result() if loaded else load())(key)
 
   return Programs(abstract, draw, compiled)
 
