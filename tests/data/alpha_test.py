@@ -1,10 +1,12 @@
 """Masks with alpha: what errors advise gives the classes that were drawn."""
 
 import ast
+import io
 import re
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from tests import folders
@@ -158,3 +160,19 @@ def test_transparent_pixels_are_no_object():
   files |= {'name': 'i', 'mask_name': 'm'}
   found = examples.decode_example(files, _config(mask_values=table))
   np.testing.assert_array_equal(found['instances'], mask)
+
+
+def test_floats_under_alpha_must_be_integers():
+  data = _config(mask_values=(('transparent', 0), (1, 1)))
+
+  def save(value):
+    pixels = np.full((4, 4, 2), value, np.float32)
+    pixels[..., 1] = np.eye(4)
+    file = io.BytesIO()
+    options = {'photometric': 'minisblack', 'extrasamples': ['unassalpha']}
+    tifffile.imwrite(file, pixels, **options)
+    return file.getvalue()
+
+  np.testing.assert_array_equal(_decoded(save(1), data), np.eye(4))
+  message = message_of(decode.decode_mask, save(1.5), 'm.tif', data)
+  assert 'floats that are no integers, such as 1.5 (4 of 16' in message

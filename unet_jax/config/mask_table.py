@@ -133,8 +133,9 @@ def contradiction(entries: Entries) -> str:
   known: dict[Value | str, tuple[Any, int]] = {}
   has_colors = any(isinstance(value, tuple) for value, _ in entries)
   for value, c in entries:
-    is_color = has_colors and not isinstance(value, str)
-    key = _as_color(value) if is_color else value
+    key = TRANSPARENT_VALUE if value == TRANSPARENT else value
+    if has_colors and not isinstance(key, str):
+      key = _as_color(key)
     first = known.setdefault(key, (value, c))
     if first[1] != c:
       return f'{first!r} and {(value, c)!r} give one value two classes'
