@@ -58,7 +58,7 @@ def map_mask(
   if table.is_nearest:
     if not is_color:
       _check_areas(values, table, num_classes, name)
-    return _nearest(numbers, table, is_color)
+    return _nearest(values, numbers, table)
   mapped, any_unknown = _look_up(numbers, classes, table.others)
   if any_unknown:
     raise mask_advice.unknown_value_error(
@@ -99,13 +99,19 @@ def _look_up(
 
 
 def _nearest(
-  numbers: np.ndarray, table: mask_table.MaskTable, is_color: bool
+  values: np.ndarray, numbers: np.ndarray, table: mask_table.MaskTable
 ) -> np.ndarray:
-  """Returns the classes by a table that has one for each value."""
-  found, inverse = np.unique(numbers, return_inverse=True)
-  value = mask_colors.of_number if is_color else int
-  classes = np.array([table.class_of(value(n)) for n in found.tolist()], 'u1')
-  return classes[inverse].reshape(numbers.shape)
+  """Returns the classes by a table that has one for each value.
+
+  Args:
+    values: integers [H, W], or colours [H, W, 3].
+    numbers: of them, [H, W].
+  """
+  if numbers.dtype == np.uint8:
+    return cv2.LUT(numbers, table.nearest(np.arange(256)[:, None]))
+  _, first, inverse = np.unique(numbers, return_index=True, return_inverse=True)
+  different = values.reshape(numbers.size, -1)[first]
+  return table.nearest(different)[inverse].reshape(numbers.shape)
 
 
 def _check_areas(
