@@ -18,7 +18,7 @@ _AREAS, _MOST_AREAS = 0.85, 32
 # Values in a larger share of the pixels are no stray ones.
 STRAY = 0.03
 # The entry that gives all other values the class of the nearest one.
-_NEAREST_ENTRY = (mask_table.OTHERS, mask_table.NEAREST)
+NEAREST_ENTRY = (mask_table.OTHERS, mask_table.NEAREST)
 _NEAREST = f"('{mask_table.OTHERS}','{mask_table.NEAREST}')"
 # Values above this are seldom numbers of classes: 128 is a grey to look at.
 _MANY_CLASSES = 64
@@ -54,15 +54,9 @@ def unknown_value_error(
   is_likely = not entries and count > 1
   if not is_color:
     smoothing, is_sure = _of_smoothing(values, classes, entries, num_classes)
-  if is_color or entries:
-    hint = f'add ({value}, CLASS) to data.mask_values, {which}'
-  else:
-    table = ''.join(f'({v},{classes.get(v, "CLASS")}),' for v in numbers)
-    hint = (
-      f"give each its class with --config.data.mask_values='({table})', {which}"
-    )
-    if 0 <= numbers[0] and numbers[-1] < _MANY_CLASSES:
-      hint += f', or set --config.data.num_classes={numbers[-1] + 1}'
+  hint = f'add ({value}, CLASS) to data.mask_values, {which}'
+  if not is_color and not entries:
+    hint = _list_values(numbers, classes, num_classes)
   if num_classes <= 2 and not is_color and set(numbers) <= {0, 255}:
     hint = (
       "a mask of 0 and 255 needs --config.data.mask_values='((0,0),(255,1))', "
@@ -90,6 +84,20 @@ def unknown_value_error(
     f'{name}: value {value} in {counts[worst]} of {values.size} pixels is not '
     f'in data.mask_values; {hint}'
   )
+
+
+def _list_values(
+  numbers: Sequence[int], classes: dict[int, int], num_classes: int
+) -> str:
+  """Returns the table to fill in, for the values of a mask."""
+  table = ''.join(f'({v},{classes.get(v, "CLASS")}),' for v in numbers)
+  hint = (
+    f"give each its class with --config.data.mask_values='({table})', "
+    f'{_which(num_classes)}'
+  )
+  if 0 <= numbers[0] and numbers[-1] < _MANY_CLASSES:
+    hint += f', or set --config.data.num_classes={numbers[-1] + 1}'
+  return hint
 
 
 def area_error(
@@ -188,7 +196,7 @@ def nearest_table(
     num_needed = num_classes
   if len(entries) < 2:
     return ''
-  table = mask_table.text_of((*entries, _NEAREST_ENTRY))
+  table = mask_table.text_of((*entries, NEAREST_ENTRY))
   flags = f'--config.data.mask_values={table}'
   if num_needed > max(num_classes, 2) or num_needed < num_classes:
     flags += f' --config.data.num_classes={num_needed}'
@@ -247,7 +255,7 @@ def color_mask_error(
   is_most = _AREAS * counts.sum() < counts[areas].sum() < counts.sum()
   if is_most and len(numbers) > _MANY and 1 < len(areas) <= _MOST_AREAS:
     colors = [mask_colors.of_number(n) for n in sorted(numbers[areas].tolist())]
-    entries = (*zip(colors, range(len(colors))), _NEAREST_ENTRY)
+    entries = (*zip(colors, range(len(colors))), NEAREST_ENTRY)
     return errors.UserError(
       f'{start}most of them in few pixels, as smoothing leaves them along '
       'borders; get the masks as they were drawn, or take the class of the '
