@@ -344,7 +344,7 @@ def test_colors_without_a_table(count):
 def test_many_colors():
   message = _error(np.arange(30, dtype=np.uint8).reshape(1, 10, 3))
   assert 'an RGB image of 10 colours' in message
-  assert message.endswith("((15,16,17),5),)' and so on")
+  assert message.endswith("((15,16,17),5))' and so on")
 
 
 def test_photographs_as_masks():
@@ -377,7 +377,7 @@ def test_palettes_that_differ():
     'b.png: index 1 of its palette is (0, 255, 0), that of a.png is (255, 0, 0)'
     ', so that an index is no class; give each colour of the set its class, '
     "such as --config.data.mask_values='(((0,0,0),0),((0,255,0),1),"
-    "((255,0,0),2),)'"
+    "((255,0,0),2))'"
   )
   table = ast.literal_eval(re.search("'(.*)'", message).group(1))
   _assert_classes(_PALETTE[:2][None], table, 3, [[0, 2]])

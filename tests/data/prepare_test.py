@@ -549,7 +549,7 @@ def test_palettes_that_differ_from_file_to_file(cache, tmp_path):
     f'{root}/c.png: index 0 of its palette is (255, 0, 0), that of {root}/a.png'
     ' is (0, 0, 0), so that an index is no class; give each colour of the set '
     "its class, such as --config.data.mask_values='(((0,0,0),0),((0,255,0),1),"
-    "((255,0,0),2),)'"
+    "((255,0,0),2))'"
   )
   table = ast.literal_eval(re.search("'(.*)'", message).group(1))
   assert_array_equal(read(mask_values=table), [2 * mask, mask, 2 * mask])

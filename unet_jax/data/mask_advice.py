@@ -1,6 +1,7 @@
 """What to do about masks whose values are not in data.mask_values."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import ml_collections
 import numpy as np
@@ -234,19 +235,22 @@ def line_on_loss(names: Sequence[str], total: int) -> str:
 
 
 def color_mask_error(
-  values: np.ndarray, name: str, is_lossy: bool
+  values: np.ndarray, entries: Entries, name: str, is_lossy: bool
 ) -> errors.UserError:
   """Prints a table for an RGB mask, the most frequent colours first."""
   # As numbers: rows take a hundred times as long to sort.
   numbers, inverse, counts = np.unique(
     mask_colors.to_numbers(values), return_inverse=True, return_counts=True
   )
-  start = f'{name}: the mask is an RGB image of {len(numbers)} colours, '
+  is_color = numbers >= 0  # One below is what is transparent.
+  kept = tuple(e for e in entries if e[0] == mask_table.TRANSPARENT)
+  count = np.count_nonzero(is_color)
+  start = f'{name}: the mask is an RGB image of {count} colours, '
   if is_lossy:
     return errors.UserError(f'{start}not a map of classes; {_of_loss()}')
   order = np.argsort(-counts, kind='stable')
-  colors = [mask_colors.of_number(n) for n in numbers[order[:6]].tolist()]
-  more = ' and so on' if len(numbers) > len(colors) else ''
+  top = numbers[order[is_color[order]][:6]].tolist()
+  more = ' and so on' if count > len(top) else ''
   ranks = np.empty(len(order), np.intp)
   ranks[order] = np.arange(len(order))
   ranks = np.minimum(ranks, 255).astype(np.uint8)
@@ -254,31 +258,44 @@ def color_mask_error(
   areas = order[[rank for rank in drawn if rank < 255]]
   is_most = _AREAS * counts.sum() < counts[areas].sum() < counts.sum()
   if is_most and len(numbers) > _MANY and 1 < len(areas) <= _MOST_AREAS:
-    colors = [mask_colors.of_number(n) for n in sorted(numbers[areas].tolist())]
-    entries = (*zip(colors, range(len(colors))), NEAREST_ENTRY)
+    areas = numbers[areas[is_color[areas]]]
+    table = numbered_table(
+      map(mask_colors.of_number, sorted(areas.tolist())), kept, NEAREST_ENTRY
+    )
     return errors.UserError(
       f'{start}most of them in few pixels, as smoothing leaves them along '
       'borders; get the masks as they were drawn, or take the class of the '
-      f'nearest colour: --config.data.mask_values={mask_table.text_of(entries)}'
+      f'nearest colour: --config.data.mask_values={table}'
     )
   if len(numbers) > _NO_MASK:
+    where = 'transparent pixels' if kept else 'black'
+    nothing = kept or ((0, 0),)
+    table = mask_table.text_of((*nothing, (mask_table.OTHERS, 1)))
     return errors.UserError(
       f'{start}more than there are classes; replace it if it is a photograph '
-      'or was blurred by JPEG, or, if each colour is an object on black, set '
-      '--config.data.mask_values="((0,0),(\'others\',1))"'
+      f'or was blurred by JPEG, or, if each colour is an object on {where}, '
+      f'set --config.data.mask_values={table}'
     )
+  table = numbered_table(map(mask_colors.of_number, top), kept)
   return errors.UserError(
     f'{start}not a map of classes; give each colour its class, such as '
-    f"--config.data.mask_values='{numbered_table(colors)}'{more}"
+    f'--config.data.mask_values={table}{more}'
   )
 
 
-def numbered_table(colors: Iterable[tuple[int, ...]]) -> str:
-  """Returns data.mask_values, to be pasted, with a class for each colour."""
-  entries = (
-    f'(({",".join(map(str, color))}),{i}),' for i, color in enumerate(colors)
-  )
-  return f'({"".join(entries)})'
+def numbered_table(
+  colors: Iterable[tuple[int, ...]], kept: Entries = (), *more: Any
+) -> str:
+  """Returns data.mask_values, to be pasted, with a class for each colour.
+
+  Args:
+    colors: of classes 0, 1, ..., or 1, 2, ... if what is kept is class 0.
+    kept: entries for transparent pixels.
+    more: entries at the end.
+  """
+  first = int(any(c == 0 for _, c in kept))
+  numbered = ((color, i) for i, color in enumerate(colors, first))
+  return mask_table.text_of((*kept, *numbered, *more))
 
 
 def line_on_smoothing(

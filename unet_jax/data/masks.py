@@ -44,7 +44,7 @@ def map_mask(
   table = mask_table.make(entries, num_classes)
   if values.ndim == 3:
     if not (table.has_colors or table.is_nearest) and table.others is None:
-      raise mask_advice.color_mask_error(values, name, is_lossy)
+      raise mask_advice.color_mask_error(values, entries, name, is_lossy)
     numbers = mask_colors.to_numbers(values)
     classes = _numbered(entries, num_classes)
   else:
@@ -188,8 +188,8 @@ class Palettes:
     return errors.UserError(
       f'{name}: index {index} of its palette is {color}, that of {first[1]} is '
       f'{first[0]}, so that an index is no class; give each colour of the set '
-      f"its class, such as --config.data.mask_values='"
-      f"{mask_advice.numbered_table(sorted(known))}'"
+      'its class, such as --config.data.mask_values='
+      f'{mask_advice.numbered_table(sorted(known))}'
     )
 
 
