@@ -102,7 +102,7 @@ def _list_values(
 
 
 def area_error(
-  value: int, count: int, size: int, num_classes: int, name: str
+  value: Value, count: int, size: int, num_classes: int, name: str
 ) -> errors.UserError:
   """Returns the error for a value that is too frequent to be a stray one."""
   return errors.UserError(
@@ -239,29 +239,20 @@ def color_mask_error(
 ) -> errors.UserError:
   """Prints a table for an RGB mask, the most frequent colours first."""
   # As numbers: rows take a hundred times as long to sort.
-  numbers, inverse, counts = np.unique(
-    mask_colors.to_numbers(values), return_inverse=True, return_counts=True
-  )
+  in_mask = mask_colors.to_numbers(values)
+  numbers, counts = np.unique(in_mask, return_counts=True)
   is_color = numbers >= 0  # One below is what is transparent.
   kept = tuple(e for e in entries if e[0] == mask_table.TRANSPARENT)
   count = np.count_nonzero(is_color)
   start = f'{name}: the mask is an RGB image of {count} colours, '
   if is_lossy:
     return errors.UserError(f'{start}not a map of classes; {_of_loss()}')
-  order = np.argsort(-counts, kind='stable')
-  top = numbers[order[is_color[order]][:6]].tolist()
-  more = ' and so on' if count > len(top) else ''
-  ranks = np.empty(len(order), np.intp)
-  ranks[order] = np.arange(len(order))
-  ranks = np.minimum(ranks, 255).astype(np.uint8)
-  drawn = smoothed.drawn_values(ranks[inverse].reshape(values.shape[:2]))
-  areas = order[[rank for rank in drawn if rank < 255]]
-  is_most = _AREAS * counts.sum() < counts[areas].sum() < counts.sum()
+  areas = mask_colors.of_areas(in_mask)
+  share = counts[np.isin(numbers, areas)].sum() / counts.sum()
+  is_most = _AREAS < share < 1
   if is_most and len(numbers) > _MANY and 1 < len(areas) <= _MOST_AREAS:
-    areas = numbers[areas[is_color[areas]]]
-    table = numbered_table(
-      map(mask_colors.of_number, sorted(areas.tolist())), kept, NEAREST_ENTRY
-    )
+    colors = [mask_colors.of_number(n) for n in areas if n >= 0]
+    table = numbered_table(colors, kept, NEAREST_ENTRY)
     return errors.UserError(
       f'{start}most of them in few pixels, as smoothing leaves them along '
       'borders; get the masks as they were drawn, or take the class of the '
@@ -276,6 +267,9 @@ def color_mask_error(
       f'or was blurred by JPEG, or, if each colour is an object on {where}, '
       f'set --config.data.mask_values={table}'
     )
+  order = np.argsort(-counts, kind='stable')
+  top = numbers[order[is_color[order]][:6]].tolist()
+  more = ' and so on' if count > len(top) else ''
   table = numbered_table(map(mask_colors.of_number, top), kept)
   return errors.UserError(
     f'{start}not a map of classes; give each colour its class, such as '

@@ -14,6 +14,8 @@ from unet_jax.config.mask_table import Entries, Value
 from unet_jax.data import mask_advice, mask_colors, smoothed
 from unet_jax.runtime import errors
 
+# Colours that differ by so much in each channel may be one.
+_SHADES = 16
 # {index: (colour, name of the first mask that has it)}.
 Palette = dict[int, tuple[tuple[int, ...], str]]
 
@@ -56,8 +58,7 @@ def map_mask(
       classes = {0: 0}
   is_color = values.ndim == 3
   if table.is_nearest:
-    if not is_color:
-      _check_areas(values, table, num_classes, name)
+    _check_areas(numbers, classes, is_color, num_classes, name)
     return _nearest(values, numbers, table)
   mapped, any_unknown = _look_up(numbers, classes, table.others)
   if any_unknown:
@@ -115,14 +116,27 @@ def _nearest(
 
 
 def _check_areas(
-  values: np.ndarray, table: mask_table.MaskTable, num_classes: int, name: str
+  numbers: np.ndarray,
+  classes: dict[int, int],
+  is_color: bool,
+  num_classes: int,
+  name: str,
 ) -> None:
   """Refuses areas of a value that only the nearest one has a class for."""
-  known = table.grey_classes()
-  for value in smoothed.drawn_values(values):
-    count = int((values == value).sum())
-    if value not in known and count > mask_advice.STRAY * values.size:
-      raise mask_advice.area_error(value, count, values.size, num_classes, name)
+  areas = (mask_colors.of_areas if is_color else smoothed.drawn_values)(numbers)
+  listed = [mask_colors.of_number(n) for n in classes if n >= 0]
+  for number in areas:
+    value: Value = number
+    if is_color:
+      value = mask_colors.of_number(number)
+      # JPEG changes the colours of areas, too, a little.
+      if any(np.abs(np.subtract(v, value)).max() <= _SHADES for v in listed):
+        continue
+    count = int((numbers == number).sum())
+    if number not in classes and count > mask_advice.STRAY * numbers.size:
+      raise mask_advice.area_error(
+        value, count, numbers.size, num_classes, name
+      )
 
 
 def unknown_values(
