@@ -13,7 +13,7 @@ from tests import folders, program, runs
 from tests.refusals import message_of
 from unet_jax import cross_validate, evaluate, train
 from unet_jax.config import fields
-from unet_jax.data import sources
+from unet_jax.data import digests, identity, sources
 from unet_jax.evaluation import files
 from unet_jax.runtime import errors
 from unet_jax.training import progress
@@ -193,7 +193,13 @@ def test_a_later_evaluation_of_something_else_is_replaced(
   assert _read(path) == before
 
 
-def test_folds_whose_masks_changed_are_evaluated_anew(tmp_path, fake):
+@pytest.mark.parametrize('kind', [digests.KIND, digests.FIRST_KIND])
+def test_folds_whose_masks_changed_are_evaluated_anew(
+  tmp_path, fake, kind, monkeypatch
+):
+  """Also where an earlier version made the digests."""
+  # Of one block, the two are the same.
+  monkeypatch.setattr(digests, '_BLOCK', 16)
   root, work = tmp_path / 'set', tmp_path / 'work'
   folders.write_pairs(root, {str(i): folders.make_pair(i) for i in range(6)})
   config = _config(root, tmp_path / 'cache')
@@ -201,7 +207,8 @@ def test_folds_whose_masks_changed_are_evaluated_anew(tmp_path, fake):
   for fold in range(2):
     of_fold = cross_validate._of_fold(config, fold)
     splits = [sources.make_source(of_fold, s) for s in ('train', 'auto')]
-    sources.keep_record(str(work / f'fold_{fold}'), splits, None)
+    earlier = identity.Record('', '', {}, kind=kind)
+    sources.keep_record(str(work / f'fold_{fold}'), splits, earlier)
   fake.clear()
   cross_validate.run(config, str(work))
   assert not fake

@@ -148,7 +148,7 @@ def _has_changed(config: ml_collections.ConfigDict, workdir: str) -> bool:
     return False
   source = sources.make_source(config, 'auto')
   assert isinstance(source, sources.Subset)
-  placed = record.place(identity.images_of(source.whole))
+  placed = record.place(identity.images_of(source.whole, record))
   return placed is None or bool(placed.changed or placed.remasked)
 
 

@@ -94,11 +94,9 @@ def _train(
     draws=done is None,
   )
   train_set, eval_set = (prepare.prepare_source(s, config) for s in splits)
-  if train_set.stats is not None:
-    edges = np.percentile(train_set.stats.edges, (0, 50, 100))
-    checkpoints.edges = tuple(edges.round(1).tolist())
   if config.data.check:
     _check_data(train_set, eval_set, config)
+  checkpoints.edges = _edges(train_set)
   sources.keep_record(workdir, splits, record)
   batches = pipeline.train_batches(train_set, config, mesh)
   state = _first_state(
@@ -139,6 +137,14 @@ def _train(
     # It came in the last evaluation: this run is complete, but the program must
     # not start anything after it.
     sys.exit(128 + interrupt.signal)
+
+
+def _edges(train_set: Any) -> tuple[float, ...]:
+  """Returns `checkpoint.Checkpoints.edges`."""
+  if train_set.stats is None:
+    return ()
+  edges = np.percentile(train_set.stats.edges, (0, 50, 100))
+  return tuple(edges.round(1).tolist())
 
 
 def _first_state(

@@ -77,7 +77,7 @@ def test_entries_are_typed_as_they_are_printed():
 
 def test_contradictions():
   """In any order, and only where two entries differ in their class."""
-  entries = ((0, 0), (_RED, 1), (9, 2), ('others', 2))
+  entries = ((0, 0), (_RED, 1), (9, 2), ('others', 2), ('transparent', 2))
   for second, is_one in {
     (0, 1): True,
     (0, 0): False,
@@ -85,6 +85,8 @@ def test_contradictions():
     ((9, 9, 9), 2): False,
     ('others', 0): True,
     (8, 0): False,
+    # Transparent pixels are read as this one.
+    (-1, 0): True,
   }.items():
     for order in itertools.permutations((*entries, second)):
       assert bool(mask_table.contradiction(order)) == is_one

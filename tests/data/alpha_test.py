@@ -1,10 +1,12 @@
 """Masks with alpha: what errors advise gives the classes that were drawn."""
 
 import ast
+import io
 import re
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from tests import folders
@@ -123,6 +125,22 @@ def test_alpha_that_is_the_same_everywhere(alpha):
   np.testing.assert_array_equal(got, mask)
 
 
+@pytest.mark.parametrize('listed', [(), ((255, 1),)])
+def test_advice_on_colours_keeps_the_transparent_class(listed):
+  """A first mask, which is empty, shows no colour."""
+  empty, mask = np.zeros((_SIZE, _SIZE, 4), np.uint8), _classes()
+  content = _save(_COLORS[mask], 255 * (mask > 0))
+  _, message = _followed(folders.encode(empty))
+  assert message.endswith(
+    '"((\'transparent\',0),)" (255 in place of 0 ignores it)'
+  )
+  data = _config(mask_values=(('transparent', 0), *listed))
+  message = message_of(_decoded, content, data)
+  assert 'the mask is an RGB image of 2 colours' in message
+  table = ast.literal_eval(re.search('mask_values="(.*?)"', message)[1])
+  assert table == (('transparent', 0), ((255, 0, 0), 1), ((0, 0, 255), 2))
+
+
 def test_an_empty_mask_is_background():
   empty = np.zeros((_SIZE, _SIZE), np.uint8)
   got, _ = _followed(_save(empty, empty, empty, empty), mask_values=_TABLE)
@@ -158,3 +176,19 @@ def test_transparent_pixels_are_no_object():
   files |= {'name': 'i', 'mask_name': 'm'}
   found = examples.decode_example(files, _config(mask_values=table))
   np.testing.assert_array_equal(found['instances'], mask)
+
+
+def test_floats_under_alpha_must_be_integers():
+  data = _config(mask_values=(('transparent', 0), (1, 1)))
+
+  def save(value):
+    pixels = np.full((4, 4, 2), value, np.float32)
+    pixels[..., 1] = np.eye(4)
+    file = io.BytesIO()
+    options = {'photometric': 'minisblack', 'extrasamples': ['unassalpha']}
+    tifffile.imwrite(file, pixels, **options)
+    return file.getvalue()
+
+  np.testing.assert_array_equal(_decoded(save(1), data), np.eye(4))
+  message = message_of(decode.decode_mask, save(1.5), 'm.tif', data)
+  assert 'floats that are no integers, such as 1.5 (4 of 16' in message

@@ -242,6 +242,22 @@ def test_smoothed_colors():
   assert np.mean(got == right) > 0.97
 
 
+def test_areas_of_a_colour_that_is_not_listed_are_refused():
+  colors = np.uint8([(0, 0, 0), (0, 250, 0), (255, 0, 0)])
+  mask = _shapes(0, 1, 2)
+  red, nearest = ((255, 0, 0), 1), ('others', 'nearest')
+  table = (((0, 0, 0), 0), red, nearest)
+  message = _error(colors[mask], table, 3)
+  assert 'value (0, 250, 0)' in message and 'is in areas' in message
+  assert 'add ((0, 250, 0), CLASS)' in message
+  # Black is not what is transparent.
+  seen = (('transparent', 0), red, ((0, 250, 0), 2), nearest)
+  assert 'value (0, 0, 0)' in _error(colors[mask], seen, 3)
+  # Not those of a listed colour that JPEG changed.
+  table = (((0, 0, 0), 0), ((0, 255, 3), 2), red, nearest)
+  _assert_classes(colors[mask], table, 3, np.uint8([0, 2, 1])[mask])
+
+
 def test_nearest():
   table = (
     ((0, 0, 0), 0),
@@ -344,7 +360,7 @@ def test_colors_without_a_table(count):
 def test_many_colors():
   message = _error(np.arange(30, dtype=np.uint8).reshape(1, 10, 3))
   assert 'an RGB image of 10 colours' in message
-  assert message.endswith("((15,16,17),5),)' and so on")
+  assert message.endswith("((15,16,17),5))' and so on")
 
 
 def test_photographs_as_masks():
@@ -377,7 +393,7 @@ def test_palettes_that_differ():
     'b.png: index 1 of its palette is (0, 255, 0), that of a.png is (255, 0, 0)'
     ', so that an index is no class; give each colour of the set its class, '
     "such as --config.data.mask_values='(((0,0,0),0),((0,255,0),1),"
-    "((255,0,0),2),)'"
+    "((255,0,0),2))'"
   )
   table = ast.literal_eval(re.search("'(.*)'", message).group(1))
   _assert_classes(_PALETTE[:2][None], table, 3, [[0, 2]])

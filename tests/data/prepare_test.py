@@ -21,7 +21,14 @@ from PIL import Image
 from tests import folders, program
 from tests.data import helpers
 from tests.refusals import message_of
-from unet_jax.data import mask_advice, prepare, prepared, sources, weight_map
+from unet_jax.data import (
+  mask_advice,
+  noticed,
+  prepare,
+  prepared,
+  sources,
+  weight_map,
+)
 from unet_jax.runtime import errors
 
 
@@ -542,7 +549,7 @@ def test_palettes_that_differ_from_file_to_file(cache, tmp_path):
     f'{root}/c.png: index 0 of its palette is (255, 0, 0), that of {root}/a.png'
     ' is (0, 0, 0), so that an index is no class; give each colour of the set '
     "its class, such as --config.data.mask_values='(((0,0,0),0),((0,255,0),1),"
-    "((255,0,0),2),)'"
+    "((255,0,0),2))'"
   )
   table = ast.literal_eval(re.search("'(.*)'", message).group(1))
   assert_array_equal(read(mask_values=table), [2 * mask, mask, 2 * mask])
@@ -590,7 +597,7 @@ def test_levels_that_are_lost(cache, tmp_path, caplog):
 
 def test_levels_of_some_images_and_all_tags(tmp_path, caplog, monkeypatch):
   """The image that is read between the sampled ones keeps all levels."""
-  monkeypatch.setattr(prepare, '_MEASURED', 2)
+  monkeypatch.setattr(noticed, '_MEASURED', 2)
   _, mask = folders.make_pair()
   rich = np.arange(mask.size, dtype=np.uint16).reshape(mask.shape) * 30
   few = np.where(mask > 0, 1500, np.uint16([300] * 47 + [310])).astype('u2')

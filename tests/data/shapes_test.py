@@ -36,6 +36,18 @@ def test_shapes_types_and_values(size):
   assert set(np.unique(mask)) <= {0, 1, 2, 3, 255}
 
 
+@pytest.mark.parametrize('radius', [4.0, 12.0])
+def test_shapes_and_their_rims_are_within_reach(radius):
+  x = np.arange(-2 * radius - 3, 2 * radius + 3, 0.2)
+  offsets = np.meshgrid(x, x)
+  for kind in range(1, shapes.NUM_CLASSES):
+    for turn in np.linspace(0, np.pi / 2, 19):
+      direction = np.sin(turn), np.cos(turn)
+      distance = shapes._signed_distance(kind, offsets, radius, direction)
+      changed = distance < max(shapes._RIMS.values())
+      assert np.abs(offsets)[:, changed].max() <= shapes._reach(radius)
+
+
 def test_every_class_occurs_over_50_images():
   pixels = np.stack([mask for _, mask in _MANY])
   assert set(np.unique(pixels)) == {0, 1, 2, 3, 255}

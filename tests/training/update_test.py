@@ -55,8 +55,20 @@ def test_averages_forget_the_initial_values():
   ones = jax.tree.map(np.ones_like, state.batch_stats)
   grads = jax.tree.map(np.ones_like, state.params)
   change = jax.jit(update.make_update(config, tx))
-  mean = lambda s: s.ema_batch_stats['bottleneck']['norm1']['mean'][0]
+  parts = lambda s: [
+    tree['bottleneck']['norm1'][name][0]
+    for tree, name in (
+      (s.ema_batch_stats, 'mean'),
+      (s.ema_params, 'scale'),
+      (s.batch_stats, 'mean'),
+      (s.params, 'scale'),
+    )
+  ]
   for step in range(3):
-    before, (state, _) = mean(state), change(state, grads, ones)
+    before, (state, _) = parts(state)[:2], change(state, grads, ones)
     keep = min(0.9, (1 + step) / (10 + step))
-    np.testing.assert_allclose(mean(state), before * keep + 1 - keep, rtol=1e-6)
+    *averages, stat, scale = parts(state)
+    assert stat == 1 and scale != before[1]
+    for old, new, average in zip(before, (stat, scale), averages):
+      expected = old * keep + new * (1 - keep)
+      np.testing.assert_allclose(average, expected, rtol=1e-6)

@@ -8,6 +8,7 @@ import functools
 from typing import Any
 
 import ml_collections
+import numpy as np
 
 from unet_jax.config import fields
 
@@ -22,6 +23,7 @@ OTHERS, NEAREST = 'others', 'nearest'
 # Stands for the transparent pixels of a mask, and the value (of each channel)
 # that they are read as.
 TRANSPARENT, TRANSPARENT_VALUE = 'transparent', -1
+_TRANSPARENT_COLOR = (TRANSPARENT_VALUE,) * 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,10 +67,28 @@ class MaskTable:
     known = self.color_classes() if is_color else self.grey_classes()
     if value in known or not self.is_nearest:
       return known.get(value, self.others)
-    # Of two that are as near, the lower one.
-    nothing = (TRANSPARENT_VALUE, (TRANSPARENT_VALUE,) * 3)
-    listed = (v for v in self.classes if v not in nothing)
-    return self.classes[min(listed, key=lambda v: (_distance(v, value), v))]
+    return int(self.nearest(np.array([_as_color(value)]))[0])
+
+  def nearest(self, values: np.ndarray) -> np.ndarray:
+    """Returns the class of the nearest value, where `is_nearest`.
+
+    Args:
+      values: integers [N, 1], or colours [N, 3].
+
+    Returns:
+      uint8 [N]; of two values that are as near, that of the lower one.
+    """
+    values, known = values.astype(np.int64), self.color_classes()
+    classes = np.zeros(len(values), np.uint8)
+    least = np.full(len(values), np.iinfo(np.int64).max)
+    for color in sorted(known.keys() - {_TRANSPARENT_COLOR}):
+      distance = ((values - color) ** 2).sum(-1)
+      classes[distance < least] = known[color]
+      least = np.minimum(distance, least)
+    if _TRANSPARENT_COLOR in known:  # It is near to nothing else.
+      is_transparent = values[:, 0] == TRANSPARENT_VALUE
+      classes[is_transparent] = known[_TRANSPARENT_COLOR]
+    return classes
 
 
 def of(data: ml_collections.ConfigDict) -> MaskTable:
@@ -118,10 +138,6 @@ def _as_color(value: Value) -> tuple[int, int, int]:
   return value if isinstance(value, tuple) else (value, value, value)
 
 
-def _distance(a: Value, b: Value) -> int:
-  return sum((x - y) ** 2 for x, y in zip(_as_color(a), _as_color(b)))
-
-
 def text_of(entries: Entries) -> str:
   """Returns entries as they are typed, in quotes that a shell takes."""
   text = repr(tuple(entries)).replace(' ', '')
@@ -133,8 +149,9 @@ def contradiction(entries: Entries) -> str:
   known: dict[Value | str, tuple[Any, int]] = {}
   has_colors = any(isinstance(value, tuple) for value, _ in entries)
   for value, c in entries:
-    is_color = has_colors and not isinstance(value, str)
-    key = _as_color(value) if is_color else value
+    key = TRANSPARENT_VALUE if value == TRANSPARENT else value
+    if has_colors and not isinstance(key, str):
+      key = _as_color(key)
     first = known.setdefault(key, (value, c))
     if first[1] != c:
       return f'{first!r} and {(value, c)!r} give one value two classes'

@@ -87,7 +87,9 @@ def mark(found: stored.Stored) -> np.ndarray:
   where = _is_transparent(found.alpha)
   if not where.any():
     return found.pixels
-  values = found.pixels.astype(np.int64)
+  # Of floats, those that are no integers are refused later.
+  is_float = found.pixels.dtype.kind == 'f'
+  values = found.pixels.astype(np.float64 if is_float else np.int64)
   values[where] = mask_table.TRANSPARENT_VALUE
   return values
 

@@ -31,15 +31,7 @@ def pair(
     UserError: there is no pair.
   """
   for folder in kinds.values():
-    if not folder.files:
-      counts = errors.some(_counts(folder.others), 6)
-      ways = ''
-      if _VOLUMES & folder.others.keys():
-        ways = ', volumes to TIFFs of their slices, with data.pages=images'
-      raise errors.UserError(
-        f'{folder.path}: has no image files ({", ".join(decode.EXTENSIONS)})'
-        + (f' but {counts}; convert them{ways}' if counts else '')
-      )
+    _check_has_files(folder)
   _report_others(kinds, problems)
   files = kinds['images'].files
   images = list(files)
@@ -75,6 +67,19 @@ def pair(
     )
     for key in images
   ]
+
+
+def _check_has_files(folder: folders.Folder) -> None:
+  """Raises UserError where there are none that are read."""
+  if folder.files:
+    return
+  counts, ways = errors.some(_counts(folder.others), 6), ''
+  if _VOLUMES & folder.others.keys():
+    ways = ', volumes to TIFFs of their slices, with data.pages=images'
+  raise errors.UserError(
+    f'{folder.path}: has no image files ({", ".join(decode.EXTENSIONS)})'
+    + (f' but {counts}; convert them{ways}' if counts else '')
+  )
 
 
 def _only(paths: list[str], problems: Problems) -> str:

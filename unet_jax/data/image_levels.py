@@ -87,7 +87,7 @@ def measure(
     scaled = intensity.to_uint8(stored[None], data, '', bits)[0]
     left = int(np.count_nonzero(np.bincount(scaled)))
   except errors.UserError:
-    pass  # Whoever needs the image is told.
+    pass  # What needs the image reports it.
   mean, std = cv2.meanStdDev(sample[None].astype(np.float64))
   return Levels(
     kind=str(pixels.dtype),

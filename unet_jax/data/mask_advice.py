@@ -1,6 +1,7 @@
 """What to do about masks whose values are not in data.mask_values."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import ml_collections
 import numpy as np
@@ -18,7 +19,7 @@ _AREAS, _MOST_AREAS = 0.85, 32
 # Values in a larger share of the pixels are no stray ones.
 STRAY = 0.03
 # The entry that gives all other values the class of the nearest one.
-_NEAREST_ENTRY = (mask_table.OTHERS, mask_table.NEAREST)
+NEAREST_ENTRY = (mask_table.OTHERS, mask_table.NEAREST)
 _NEAREST = f"('{mask_table.OTHERS}','{mask_table.NEAREST}')"
 # Values above this are seldom numbers of classes: 128 is a grey to look at.
 _MANY_CLASSES = 64
@@ -54,15 +55,9 @@ def unknown_value_error(
   is_likely = not entries and count > 1
   if not is_color:
     smoothing, is_sure = _of_smoothing(values, classes, entries, num_classes)
-  if is_color or entries:
-    hint = f'add ({value}, CLASS) to data.mask_values, {which}'
-  else:
-    table = ''.join(f'({v},{classes.get(v, "CLASS")}),' for v in numbers)
-    hint = (
-      f"give each its class with --config.data.mask_values='({table})', {which}"
-    )
-    if 0 <= numbers[0] and numbers[-1] < _MANY_CLASSES:
-      hint += f', or set --config.data.num_classes={numbers[-1] + 1}'
+  hint = f'add ({value}, CLASS) to data.mask_values, {which}'
+  if not is_color and not entries:
+    hint = _list_values(numbers, classes, num_classes)
   if num_classes <= 2 and not is_color and set(numbers) <= {0, 255}:
     hint = (
       "a mask of 0 and 255 needs --config.data.mask_values='((0,0),(255,1))', "
@@ -92,8 +87,22 @@ def unknown_value_error(
   )
 
 
+def _list_values(
+  numbers: Sequence[int], classes: dict[int, int], num_classes: int
+) -> str:
+  """Returns the table to fill in, for the values of a mask."""
+  table = ''.join(f'({v},{classes.get(v, "CLASS")}),' for v in numbers)
+  hint = (
+    f"give each its class with --config.data.mask_values='({table})', "
+    f'{_which(num_classes)}'
+  )
+  if 0 <= numbers[0] and numbers[-1] < _MANY_CLASSES:
+    hint += f', or set --config.data.num_classes={numbers[-1] + 1}'
+  return hint
+
+
 def area_error(
-  value: int, count: int, size: int, num_classes: int, name: str
+  value: Value, count: int, size: int, num_classes: int, name: str
 ) -> errors.UserError:
   """Returns the error for a value that is too frequent to be a stray one."""
   return errors.UserError(
@@ -188,7 +197,7 @@ def nearest_table(
     num_needed = num_classes
   if len(entries) < 2:
     return ''
-  table = mask_table.text_of((*entries, _NEAREST_ENTRY))
+  table = mask_table.text_of((*entries, NEAREST_ENTRY))
   flags = f'--config.data.mask_values={table}'
   if num_needed > max(num_classes, 2) or num_needed < num_classes:
     flags += f' --config.data.num_classes={num_needed}'
@@ -226,51 +235,61 @@ def line_on_loss(names: Sequence[str], total: int) -> str:
 
 
 def color_mask_error(
-  values: np.ndarray, name: str, is_lossy: bool
+  values: np.ndarray, entries: Entries, name: str, is_lossy: bool
 ) -> errors.UserError:
   """Prints a table for an RGB mask, the most frequent colours first."""
   # As numbers: rows take a hundred times as long to sort.
-  numbers, inverse, counts = np.unique(
-    mask_colors.to_numbers(values), return_inverse=True, return_counts=True
-  )
-  start = f'{name}: the mask is an RGB image of {len(numbers)} colours, '
+  in_mask = mask_colors.to_numbers(values)
+  numbers, counts = np.unique(in_mask, return_counts=True)
+  is_color = numbers >= 0  # One below is what is transparent.
+  kept = tuple(e for e in entries if e[0] == mask_table.TRANSPARENT)
+  count = np.count_nonzero(is_color)
+  start = f'{name}: the mask is an RGB image of {count} colours, '
   if is_lossy:
     return errors.UserError(f'{start}not a map of classes; {_of_loss()}')
-  order = np.argsort(-counts, kind='stable')
-  colors = [mask_colors.of_number(n) for n in numbers[order[:6]].tolist()]
-  more = ' and so on' if len(numbers) > len(colors) else ''
-  ranks = np.empty(len(order), np.intp)
-  ranks[order] = np.arange(len(order))
-  ranks = np.minimum(ranks, 255).astype(np.uint8)
-  drawn = smoothed.drawn_values(ranks[inverse].reshape(values.shape[:2]))
-  areas = order[[rank for rank in drawn if rank < 255]]
-  is_most = _AREAS * counts.sum() < counts[areas].sum() < counts.sum()
+  areas = mask_colors.of_areas(in_mask)
+  share = counts[np.isin(numbers, areas)].sum() / counts.sum()
+  is_most = _AREAS < share < 1
   if is_most and len(numbers) > _MANY and 1 < len(areas) <= _MOST_AREAS:
-    colors = [mask_colors.of_number(n) for n in sorted(numbers[areas].tolist())]
-    entries = (*zip(colors, range(len(colors))), _NEAREST_ENTRY)
+    colors = [mask_colors.of_number(n) for n in areas if n >= 0]
+    table = numbered_table(colors, kept, NEAREST_ENTRY)
     return errors.UserError(
       f'{start}most of them in few pixels, as smoothing leaves them along '
       'borders; get the masks as they were drawn, or take the class of the '
-      f'nearest colour: --config.data.mask_values={mask_table.text_of(entries)}'
+      f'nearest colour: --config.data.mask_values={table}'
     )
   if len(numbers) > _NO_MASK:
+    where = 'transparent pixels' if kept else 'black'
+    nothing = kept or ((0, 0),)
+    table = mask_table.text_of((*nothing, (mask_table.OTHERS, 1)))
     return errors.UserError(
       f'{start}more than there are classes; replace it if it is a photograph '
-      'or was blurred by JPEG, or, if each colour is an object on black, set '
-      '--config.data.mask_values="((0,0),(\'others\',1))"'
+      f'or was blurred by JPEG, or, if each colour is an object on {where}, '
+      f'set --config.data.mask_values={table}'
     )
+  order = np.argsort(-counts, kind='stable')
+  top = numbers[order[is_color[order]][:6]].tolist()
+  more = ' and so on' if count > len(top) else ''
+  table = numbered_table(map(mask_colors.of_number, top), kept)
   return errors.UserError(
     f'{start}not a map of classes; give each colour its class, such as '
-    f"--config.data.mask_values='{numbered_table(colors)}'{more}"
+    f'--config.data.mask_values={table}{more}'
   )
 
 
-def numbered_table(colors: Iterable[tuple[int, ...]]) -> str:
-  """Returns data.mask_values, to be pasted, with a class for each colour."""
-  entries = (
-    f'(({",".join(map(str, color))}),{i}),' for i, color in enumerate(colors)
-  )
-  return f'({"".join(entries)})'
+def numbered_table(
+  colors: Iterable[tuple[int, ...]], kept: Entries = (), *more: Any
+) -> str:
+  """Returns data.mask_values, to be pasted, with a class for each colour.
+
+  Args:
+    colors: of classes 0, 1, ..., or 1, 2, ... if what is kept is class 0.
+    kept: entries for transparent pixels.
+    more: entries at the end.
+  """
+  first = int(any(c == 0 for _, c in kept))
+  numbered = ((color, i) for i, color in enumerate(colors, first))
+  return mask_table.text_of((*kept, *numbered, *more))
 
 
 def line_on_smoothing(

@@ -14,6 +14,8 @@ from unet_jax.config.mask_table import Entries, Value
 from unet_jax.data import mask_advice, mask_colors, smoothed
 from unet_jax.runtime import errors
 
+# Colours that differ by so much in each channel may be one.
+_SHADES = 16
 # {index: (colour, name of the first mask that has it)}.
 Palette = dict[int, tuple[tuple[int, ...], str]]
 
@@ -44,7 +46,7 @@ def map_mask(
   table = mask_table.make(entries, num_classes)
   if values.ndim == 3:
     if not (table.has_colors or table.is_nearest) and table.others is None:
-      raise mask_advice.color_mask_error(values, name, is_lossy)
+      raise mask_advice.color_mask_error(values, entries, name, is_lossy)
     numbers = mask_colors.to_numbers(values)
     classes = _numbered(entries, num_classes)
   else:
@@ -56,9 +58,8 @@ def map_mask(
       classes = {0: 0}
   is_color = values.ndim == 3
   if table.is_nearest:
-    if not is_color:
-      _check_areas(values, table, num_classes, name)
-    return _nearest(numbers, table, is_color)
+    _check_areas(numbers, classes, is_color, num_classes, name)
+    return _nearest(values, numbers, table)
   mapped, any_unknown = _look_up(numbers, classes, table.others)
   if any_unknown:
     raise mask_advice.unknown_value_error(
@@ -99,24 +100,43 @@ def _look_up(
 
 
 def _nearest(
-  numbers: np.ndarray, table: mask_table.MaskTable, is_color: bool
+  values: np.ndarray, numbers: np.ndarray, table: mask_table.MaskTable
 ) -> np.ndarray:
-  """Returns the classes by a table that has one for each value."""
-  found, inverse = np.unique(numbers, return_inverse=True)
-  value = mask_colors.of_number if is_color else int
-  classes = np.array([table.class_of(value(n)) for n in found.tolist()], 'u1')
-  return classes[inverse].reshape(numbers.shape)
+  """Returns the classes by a table that has one for each value.
+
+  Args:
+    values: integers [H, W], or colours [H, W, 3].
+    numbers: of them, [H, W].
+  """
+  if numbers.dtype == np.uint8:
+    return cv2.LUT(numbers, table.nearest(np.arange(256)[:, None]))
+  _, first, inverse = np.unique(numbers, return_index=True, return_inverse=True)
+  different = values.reshape(numbers.size, -1)[first]
+  return table.nearest(different)[inverse].reshape(numbers.shape)
 
 
 def _check_areas(
-  values: np.ndarray, table: mask_table.MaskTable, num_classes: int, name: str
+  numbers: np.ndarray,
+  classes: dict[int, int],
+  is_color: bool,
+  num_classes: int,
+  name: str,
 ) -> None:
   """Refuses areas of a value that only the nearest one has a class for."""
-  known = table.grey_classes()
-  for value in smoothed.drawn_values(values):
-    count = int((values == value).sum())
-    if value not in known and count > mask_advice.STRAY * values.size:
-      raise mask_advice.area_error(value, count, values.size, num_classes, name)
+  areas = (mask_colors.of_areas if is_color else smoothed.drawn_values)(numbers)
+  listed = [mask_colors.of_number(n) for n in classes if n >= 0]
+  for number in areas:
+    value: Value = number
+    if is_color:
+      value = mask_colors.of_number(number)
+      # JPEG changes the colours of areas, too, a little.
+      if any(np.abs(np.subtract(v, value)).max() <= _SHADES for v in listed):
+        continue
+    count = int((numbers == number).sum())
+    if number not in classes and count > mask_advice.STRAY * numbers.size:
+      raise mask_advice.area_error(
+        value, count, numbers.size, num_classes, name
+      )
 
 
 def unknown_values(
@@ -182,8 +202,8 @@ class Palettes:
     return errors.UserError(
       f'{name}: index {index} of its palette is {color}, that of {first[1]} is '
       f'{first[0]}, so that an index is no class; give each colour of the set '
-      f"its class, such as --config.data.mask_values='"
-      f"{mask_advice.numbered_table(sorted(known))}'"
+      'its class, such as --config.data.mask_values='
+      f'{mask_advice.numbered_table(sorted(known))}'
     )
 
 

@@ -34,14 +34,12 @@ from unet_jax.data import (
   examples,
   folder_source,
   identity,
-  image_levels,
-  mask_advice,
   masks,
   prepared,
-  smoothed,
   sources,
   weight_map,
 )
+from unet_jax.data import noticed as noticed_lib
 from unet_jax.runtime import errors, locks, progress
 
 _log = logging.getLogger(__name__)
@@ -68,10 +66,6 @@ _FIELDS = (
 # Examples that a thread takes at once: handing one over takes as long as
 # decoding a small image.
 _CHUNK = 8
-# Images of a set whose levels are measured, which takes a tenth of decoding.
-_MEASURED = 32
-# One of so many of these is searched for smoothing, as long as decoding takes.
-_SELDOM = 4
 # Threads are ours, a level above; OpenCV's own would fight them.
 cv2.setNumThreads(1)
 
@@ -307,12 +301,9 @@ def _fill(
     UserError: see `prepare`.
   """
   skipped: list[dict] = []
-  step = -(-len(source) // _MEASURED)
-  palettes, levels = masks.Palettes(config.data), {}
+  palettes = masks.Palettes(config.data)
+  noticed = noticed_lib.Noticed(len(source), config.data)
   found: dict[int, dict] = {}
-  turned: dict[int, str] = {}
-  lossy: dict[int, str] = {}
-  left: dict[int, tuple[str, smoothed.Smoothed | None]] = {}
   # Pixels are sampled by these, so that all kinds of cache hold the same.
   rows = np.arange(len(source))
   if isinstance(source, sources.Subset):
@@ -329,16 +320,7 @@ def _fill(
       return
     for key, array in arrays.items():
       array[index] = row[key]
-    files = [example.get('image_file'), example.get('mask_file')]
-    if any(file and file.orientation != 1 for file in files):
-      turned[index] = example['name']
-    if examples.has_lossy_mask(example):
-      lossy[index] = example['mask_name']
-    # Tags of no data are rare, and all are counted.
-    if index % step == 0 or files[0] and files[0].nodata is not None:
-      levels[index] = files[0] and files[0].levels
-    if index % (_SELDOM * step) == 0 and example['mask'].ndim == 2:
-      left[index] = example['mask_name'], smoothed.find(example['mask'])
+    noticed.see(index, example)
     palettes.add(example)
     size = example['image'].shape[:-1]
     found[index] = {
@@ -347,24 +329,9 @@ def _fill(
     }
 
   in_threads(work, len(source), config, f'preparing {source.split}')
-  lines = image_levels.lines_on_set(
-    [levels[index] for index in sorted(levels)], config.data, len(source)
-  )
-  if turned and config.data.orientation == 'stored':
-    names = [turned[index] for index in sorted(turned)]
-    lines.append(
-      f'{len(turned)} of {len(source)} pairs have tags that '
-      f'turn them for display ({errors.some(names)}), which are not applied; '
-      '--config.data.orientation=upright applies them'
-    )
-  if lossy:
-    names = [lossy[index] for index in sorted(lossy)]
-    lines.append(mask_advice.line_on_loss(names, len(source)))
-  sample = [left[index] for index in sorted(left)]
-  lines += mask_advice.lines_on_sample(sample, config.data)
   about = prepared.collect([found[index] for index in sorted(found)], config)
   skipped.sort(key=lambda s: s['index'])
-  notes = [f'{source.split}: {line}' for line in lines]
+  notes = [f'{source.split}: {line}' for line in noticed.lines()]
   return skipped, (*about, palettes.found), notes
 
 

@@ -90,6 +90,11 @@ def _signed_distance(
   return np.maximum(along, length(cross) - 0.35 * radius)
 
 
+def _reach(radius: float) -> float:
+  """How far from its centre a shape and its rim are: a bar's corners."""
+  return 1.45 * radius + 1.5
+
+
 def draw(
   seed: tuple[int, ...], size: tuple[int, ...]
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -116,8 +121,8 @@ def draw(
     center = rng.uniform(0.15, 0.85, dims) * size
     radius = rng.uniform(*_RADII[dims]) * scale
     direction = _direction(rng, dims, 2 * np.pi)
-    # Only the pixels that the shape may reach, as a bar does with its corners.
-    reach = 1.45 * radius + 1
+    # Only the pixels that the shape may change.
+    reach = _reach(radius)
     near = tuple(
       slice(max(0, int(c - reach)), int(c + reach) + 1) for c in center
     )

@@ -2,7 +2,7 @@
 
 Every file of training, inspection, evaluation and prediction comes from here.
 The pixels are those that were written: conventions of display (white is zero, a
-palette, an orientation, the stretch of 2 and 4 bits to 8) are told beside them
+palette, an orientation, the stretch of 2 and 4 bits to 8) are kept beside them
 and not applied. What cannot be read exactly is refused by name. docs/formats.md
 has the rules, and what other libraries make of the same files.
 

@@ -51,21 +51,8 @@ def find_table(
     m.mask_file and decode.is_lossy(m.mask_file.kind) for m in measurements
   ):
     return same('masks that are JPEGs or the like have lost their values')
-  left = [m for m in measurements if m.smoothed]
-  if len(left) > _SMOOTHED * num_masks:
-    drawn = sorted({v for m in left for v in m.smoothed.drawn})
-    entries, number = mask_advice.number(drawn)
-    if len(entries) > 1:
-      nearest = (mask_table.OTHERS, mask_table.NEAREST)
-      return (
-        (*entries, nearest),
-        number,
-        (
-          f'{len(left)} of {num_masks} masks were resized smoothly: each value '
-          'gets the class of the nearest one of areas; better get the masks as '
-          'they were drawn'
-        ),
-      )
+  if found := _of_areas(measurements, num_masks):
+    return found
   if samples.are_objects(values, in_masks, sampled):
     return _one_foreground(values, has_colors, num_masks)
   stray = [
@@ -90,6 +77,23 @@ def find_table(
     )
   plain = all(v == c for v, c in order.items())
   return (() if plain else tuple(order.items())), num_classes, why
+
+
+def _of_areas(
+  measurements: records.Measurements, num_masks: int
+) -> tuple[tuple, int, str] | None:
+  """As `find_table`, where many masks were resized smoothly."""
+  left = [m for m in measurements if m.smoothed]
+  drawn = sorted({v for m in left for v in m.smoothed.drawn})
+  entries, number = mask_advice.number(drawn)
+  if len(left) <= _SMOOTHED * num_masks or len(entries) < 2:
+    return None
+  why = (
+    f'{len(left)} of {num_masks} masks were resized smoothly: each value gets '
+    'the class of the nearest one of areas; better get the masks as they were '
+    'drawn'
+  )
+  return (*entries, mask_advice.NEAREST_ENTRY), number, why
 
 
 def _one_foreground(

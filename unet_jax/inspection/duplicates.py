@@ -231,8 +231,8 @@ def _alike(thumbs: np.ndarray, threshold: float) -> np.ndarray:
     int [m, 3]: two images, and the orientation that makes the first one like
     the second.
   """
-  found, strengths = [], []
-  # In blocks: the whole matrix of a large set does not fit in memory.
+  pairs, strengths = np.zeros((0, 3), int), np.zeros(0, thumbs.dtype)
+  # In blocks: neither all products nor all pairs of a large set fit in memory.
   for start in range(0, len(thumbs), 1024):
     block = thumbs[start : start + 1024]
     block = block.reshape(len(block), *[int(block.shape[1] ** 0.5)] * 2)
@@ -241,10 +241,12 @@ def _alike(thumbs: np.ndarray, threshold: float) -> np.ndarray:
       alike = turned @ thumbs[start:].T
       i, j = np.nonzero(alike > threshold)
       i, j = i[i < j], j[i < j]
-      strengths.append(alike[i, j])
-      found.append(np.stack([i + start, j + start, np.full(len(i), turn)], 1))
-  order = np.argsort(-np.concatenate(strengths), kind='stable')[:_MOST_PAIRS]
-  return np.concatenate(found)[order]
+      strengths = np.append(strengths, alike[i, j])
+      more = np.stack([i + start, j + start, np.full(len(i), turn)], 1)
+      pairs = np.concatenate([pairs, more])
+    best = np.argsort(-strengths, kind='stable')[:_MOST_PAIRS]
+    pairs, strengths = pairs[best], strengths[best]
+  return pairs
 
 
 def _turned(images: np.ndarray, orientation: int) -> np.ndarray:

@@ -149,10 +149,13 @@ class Index:
     stems = {stem for stem, _ in gone}
     for source in sources:
       place = os.path.abspath(source)
-      for kind in kinds if source.stem in stems else ():
+      if place in known or source.stem not in stems:
+        continue
+      for kind in kinds:
         found = (source.stem, digests.of_file(source, kind))
-        if place not in known and found in gone:
+        if found in gone:
           known[place] = known.pop(gone.pop(found))
+          break
     chosen = names.choose(sources, known)
     new = [
       f'{source} is {name}'

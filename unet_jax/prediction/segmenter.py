@@ -95,11 +95,11 @@ class Segmenter:
     opened = [
       rasters.ArrayRaster(_as_stored(image, data), data) for image in images
     ]
-    warned = self._scales.warning()
-    for raster in opened:
-      self._scales.see(raster.size)
-    if not warned and (line := self._scales.warning()):
-      _log.warning('%s', line)  # Once.
+    if not self._scales.warning():  # It is said once.
+      for raster in opened:
+        self._scales.see(raster.size)
+      if line := self._scales.warning():
+        _log.warning('%s', line)
     found = []
     for raster, logits in zip(opened, self._predictor.logits(opened)):
       planes = probabilities.planes(logits)
