@@ -95,6 +95,7 @@ def _train(
   if train_set.stats is not None:
     edges = np.percentile(train_set.stats.edges, (0, 50, 100))
     checkpoints.edges = tuple(edges.round(1).tolist())
+    checkpoints.origins = tuple(np.unique(train_set.stats.origins).tolist())
   if config.data.check:
     _check_data(train_set, eval_set, config)
   sources.keep_record(workdir, splits, record)

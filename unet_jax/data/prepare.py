@@ -12,7 +12,6 @@ import dataclasses
 import hashlib
 import json
 import logging
-import math
 import os
 import pathlib
 import shutil
@@ -47,7 +46,7 @@ from unet_jax.runtime import errors, locks, progress
 _log = logging.getLogger(__name__)
 
 # Raise it when the same sources and config would give other arrays.
-_VERSION = 6
+_VERSION = 7
 # Fields that prepared arrays depend on, besides the source's fingerprint.
 _FIELDS = (
   'image_size',
@@ -340,11 +339,7 @@ def _fill(
     if index % (_SELDOM * step) == 0 and example['mask'].ndim == 2:
       left[index] = example['mask_name'], smoothed.find(example['mask'])
     palettes.add(example)
-    size = example['image'].shape[:-1]
-    found[index] = {
-      'edges': math.prod(size) ** (1 / len(size)),
-      **prepared.describe(row, example['name'], int(rows[index]), config),
-    }
+    found[index] = prepared.describe(row, example, int(rows[index]), config)
 
   in_threads(work, len(source), config, f'preparing {source.split}')
   lines = image_levels.lines_on_set(
