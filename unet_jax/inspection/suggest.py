@@ -188,6 +188,35 @@ def suggest(
   return found
 
 
+def choose_orientation(
+  splits: Mapping[str, records.Measurements], data: ml_collections.ConfigDict
+) -> tuple[dict[str, Any], str]:
+  """Returns data.orientation where masks fit only what a viewer shows, and why.
+
+  That is told by sizes alone: those of some pairs are equal only once both are
+  turned by their tags, and those of none only as they are stored.
+  """
+  only_turned = only_stored = 0
+  for m in (m for measured in splits.values() for m in measured):
+    if data.orientation == 'stored' and m.image_file and m.mask_size:
+      image, mask = (
+        tuple(size[:: -1 if file.orientation > 4 else 1])
+        for size, file in (
+          (m.image_size, m.image_file),
+          (m.mask_size, m.mask_file),
+        )
+      )
+      is_stored = tuple(m.image_size) == tuple(m.mask_size)
+      only_turned += image == mask and not is_stored
+      only_stored += is_stored and image != mask
+  if not only_turned or only_stored:
+    return {}, ''
+  return {'orientation': 'upright'}, (
+    f'tags turn the images of {only_turned} pairs for viewers, and only then '
+    'do their masks have the same size'
+  )
+
+
 def _valid_size(
   size: tuple[int, int], depth: int, model: ml_collections.ConfigDict
 ) -> tuple[tuple[int, int], int]:
