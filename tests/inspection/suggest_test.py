@@ -236,3 +236,21 @@ def test_the_config_file_runs(tmp_path):
   assert made.optimizer.learning_rate == 0.5
   for s in suggestions:
     assert fields.flatten(made)[s.field] == s.value
+
+
+@pytest.mark.parametrize(
+  'count, table',
+  [
+    (3, '((0, 0), (1, 1), (2, 2), (255, 255))'),
+    (60, '((0, 0), (1, 1), ..., (59, 59), (255, 255))'),
+  ],
+)
+def test_the_default_table_is_written_out(count, table):
+  values = {**dict.fromkeys(range(count), 100), 255: 7}
+  config = folders.make_config('unused', num_classes=count)
+  found = suggest.suggest(
+    {'train': _measurements((40, 40), values=values)}, (), config
+  )
+  (s,) = (s for s in found if s.field == 'data.mask_values')
+  assert s.value == ()
+  assert s.why.endswith(f'; () stands for {table}, where 255 is ignored')

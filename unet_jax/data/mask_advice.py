@@ -1,6 +1,6 @@
 """What to do about masks whose values are not in data.mask_values."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import ml_collections
 import numpy as np
@@ -13,6 +13,8 @@ from unet_jax.runtime import errors
 # With more unknown values than this, a mask may number objects, or be blurred;
 # with more colours, it is none.
 _MANY, _NO_MASK = 8, 256
+# Colours in a table that is an example.
+_SHOWN = 6
 # Colours of areas fill more than this share of a mask, and there are no more.
 _AREAS, _MOST_AREAS = 0.85, 32
 # Values in a larger share of the pixels are no stray ones.
@@ -228,7 +230,7 @@ def line_on_loss(names: Sequence[str], total: int) -> str:
 def color_mask_error(
   values: np.ndarray, name: str, is_lossy: bool
 ) -> errors.UserError:
-  """Prints a table for an RGB mask, the most frequent colours first."""
+  """Prints a table for an RGB mask."""
   # As numbers: rows take a hundred times as long to sort.
   numbers, inverse, counts = np.unique(
     mask_colors.to_numbers(values), return_inverse=True, return_counts=True
@@ -237,8 +239,6 @@ def color_mask_error(
   if is_lossy:
     return errors.UserError(f'{start}not a map of classes; {_of_loss()}')
   order = np.argsort(-counts, kind='stable')
-  colors = [mask_colors.of_number(n) for n in numbers[order[:6]].tolist()]
-  more = ' and so on' if len(numbers) > len(colors) else ''
   ranks = np.empty(len(order), np.intp)
   ranks[order] = np.arange(len(order))
   ranks = np.minimum(ranks, 255).astype(np.uint8)
@@ -259,10 +259,30 @@ def color_mask_error(
       'or was blurred by JPEG, or, if each colour is an object on black, set '
       '--config.data.mask_values="((0,0),(\'others\',1))"'
     )
+  colors = [mask_colors.of_number(n) for n in numbers.tolist()]
   return errors.UserError(
     f'{start}not a map of classes; give each colour its class, such as '
-    f"--config.data.mask_values='{numbered_table(colors)}'{more}"
+    f'--config.data.mask_values={color_table(dict(zip(colors, counts)))}'
   )
+
+
+def color_table(counts: Mapping[Value, int]) -> str:
+  """Returns a table of colours to be pasted, one for all masks that have them.
+
+  Args:
+    counts: pixels of each value; of many colours, the most frequent are taken.
+  """
+  colors = [color for color in counts if isinstance(color, tuple)]
+  colors.sort(key=lambda color: (-counts[color], color))
+  more = ' and so on' if len(colors) > _SHOWN else ''
+  return f"'{numbered_table(sorted(colors[:_SHOWN]))}'{more}"
+
+
+def of_objects(message: str) -> str:
+  """Leaves of the ways out in a message that of masks that number objects."""
+  advice = _of_objects()
+  start, mark, _ = message.partition('data.mask_values; ')
+  return start + mark + advice if advice in message else message
 
 
 def numbered_table(colors: Iterable[tuple[int, ...]]) -> str:

@@ -94,7 +94,8 @@ def choose_pages(
     source = sources.make_source(config, config.data.train_split, [])
   except errors.UserError:
     return {}, ''  # The scan reports it.
-  files = len(np.unique(source.groups))
+  groups = source.groups
+  files = len(source) if groups is None else len(np.unique(groups))
   if files == len(source):
     return {}, ''
   return {'pages': 'images'}, (

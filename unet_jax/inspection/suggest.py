@@ -18,6 +18,8 @@ _OF_COLORS = ('hue', 'saturation')
 # A class this much rarer than the most frequent one gets Dice; docs/data.md has
 # what that and class weights did on two sets.
 _IMBALANCE = 5
+# Classes whose values are listed.
+_LISTED = 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,7 +178,8 @@ def suggest(
   measurements = next(iter(splits.values()))
   every = [m for measured in splits.values() for m in measured]
   table, num_classes, why = classes.find_table(every, sampled, config)
-  found.add('data.mask_values', table, why)
+  meaning = '' if table else f'; () stands for {_default_table(num_classes)}'
+  found.add('data.mask_values', table, why + meaning)
   found.add('data.num_classes', num_classes, why)
   found.add_names(num_classes)
   known = [m for m in measurements if m.mean is not None]
@@ -186,6 +189,14 @@ def suggest(
     found.add_loss(known)
     found.add_training(known, on_cpu)
   return found
+
+
+def _default_table(num_classes: int) -> str:
+  """Returns the table that () means; of many classes, its ends."""
+  entries = [f'({c}, {c})' for c in range(max(num_classes, 2))]
+  if len(entries) > _LISTED:
+    entries[2:-1] = ['...']
+  return f'({", ".join(entries)}, (255, 255)), where 255 is ignored'
 
 
 def choose_orientation(
