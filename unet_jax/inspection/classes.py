@@ -17,8 +17,8 @@ _SMOOTHED = 0.3
 # the pixels and of the masks than these is most likely a slip of the pen.
 _MOST = 0.9
 _STRAY_PIXELS, _STRAY_MASKS = 1e-3, 0.05
-# Unknown values that are listed one by one.
-_LISTED = 8
+# Unknown values that are listed one by one; and more are most likely objects.
+_LISTED, _MANY = 3, 8
 
 
 def find_table(
@@ -202,8 +202,9 @@ def describe_unknown(
     f'{value}: {n} pixels of {in_masks[value]} mask(s), first {first[value]}'
     for value, n in pixels.most_common(_LISTED)
   )
-  if len(pixels) > _LISTED:  # Few read on, and most likely these are objects.
+  if len(masks.unknown_values(of_all, data)) > _MANY:
     message = mask_advice.of_objects(message)
+  if len(pixels) > _LISTED:
     shown = errors.some([str(value) for value, _ in pixels.most_common()])
     listed = f'{len(pixels)} values, {shown}'
   return (

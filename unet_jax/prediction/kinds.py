@@ -9,8 +9,9 @@ from unet_jax.data import rasters
 from unet_jax.prediction import scale
 from unet_jax.runtime import errors
 
-# Share of an image's values that may lie outside of the range of the training.
-_OUTSIDE = 0.01
+# Share of the values of all images that may lie outside of the range of the
+# training, and of one of them, which may be dark or bright by nature.
+_OUTSIDE, _OUTSIDE_OF_ONE = 0.01, 0.1
 
 
 class Check(Protocol):
@@ -45,10 +46,13 @@ class Ranges:
 
   def warning(self) -> str:
     odd = [share for share in self._shares if share > _OUTSIDE]
-    if not odd:
+    count = len(self._shares)
+    if not odd or (
+      sum(self._shares) <= _OUTSIDE * count and max(odd) <= _OUTSIDE_OF_ONE
+    ):
       return ''
     return (
-      f'{len(odd)} of {len(self._shares)} image(s) have more than '
+      f'{len(odd)} of {count} image(s) have more than '
       f'{_OUTSIDE:.0%} of their values outside of data.intensity_range='
       f'{tuple(self._range)}, {sum(odd) / len(odd):.1%} on average, which the '
       'network sees as 0 or 255: give values of the unit that it was trained '
