@@ -185,6 +185,61 @@ def test_deep_images_are_inspected_as_they_should_be_trained_with(
   assert data.std[0] > 0.1
 
 
+def _look(tmp_path, **data):
+  """Inspects twice, then as suggested; returns that and its comments."""
+  config = make_config(tmp_path / 'data', tmp_path, suggest=True, **data)
+  config.inspect.network = False
+  try:
+    inspect_data.run(config, str(tmp_path / 'run'))
+  except errors.UserError as e:  # Of a table that is not the default.
+    assert 'the suggested config maps these values' in str(e)
+  suggested = read_suggested(tmp_path)
+  checks.validate(suggested)
+  inspect_data.run(suggested, str(tmp_path / 'again'))
+  report = json.loads((tmp_path / 'again/inspect.json').read_text())
+  assert report['counts']['error'] == 0
+  comments = (tmp_path / 'run/suggested.py').read_text().replace('#', '')
+  return suggested.data, ' '.join(comments.split())
+
+
+def test_stacks_are_whole_after_one_look(tmp_path):
+  """Values of images and masks are those of all pages."""
+  pairs = list(folders.make_pairs(18).values())
+  for folder in ('images', 'masks'):
+    (tmp_path / 'data' / folder).mkdir(parents=True)
+  for i in range(6):
+    images = [
+      (5 + k) * image[..., 0].astype(np.uint16)
+      for k, (image, _) in enumerate(pairs[3 * i : 3 * i + 3])
+    ]
+    masks = [
+      (k + 1) * 40 * mask
+      for k, (_, mask) in enumerate(pairs[3 * i : 3 * i + 3])
+    ]
+    for folder, arrays in (('images', images), ('masks', masks)):
+      path = tmp_path / f'data/{folder}/{i}.tif'
+      tifffile.imwrite(path, np.stack(arrays), photometric='minisblack')
+  data, text = _look(tmp_path)
+  assert data.pages == 'images' and data.intensity == 'range'
+  assert max(image.max() for image in images) / 2 < data.intensity_range[1]
+  assert data.mask_values == ((0, 0), (40, 1), (80, 2), (120, 3))
+  # Of the split that is trained on, 5 of the files.
+  assert '5 files hold 15 images, and their masks as many.' in text
+
+
+def test_images_are_turned_where_masks_fit_only_then(tmp_path):
+  pairs = {}
+  for name, (image, mask) in folders.make_pairs(9).items():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = Image.fromarray(np.rot90(image))
+    pairs[name] = folders.encode_image(turned, exif=exif), mask
+  folders.write_pairs(tmp_path / 'data', pairs)
+  data, text = _look(tmp_path)
+  assert data.orientation == 'upright'
+  assert 'only then do their masks have the same size' in text
+
+
 def test_nothing_usable(tmp_path):
   pairs = {k: (b'broken', m) for k, (_, m) in folders.make_pairs(5).items()}
   folders.write_pairs(tmp_path / 'data', pairs)

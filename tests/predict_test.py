@@ -285,18 +285,21 @@ def test_scaled_images_keep_their_size(tmp_path, capsys):
     assert set(np.unique(mask)) <= {10, 20, 30}
 
 
-def test_images_of_another_scale_are_said_once_with_what_to_do(
-  tmp_path, caplog
-):
+def test_images_of_another_kind_are_said_once_with_what_to_do(tmp_path, caplog):
   caplog.set_level(logging.WARNING)
 
-  def said():
+  def said(what='another size'):
     found = [r.getMessage() for r in caplog.records]
     caplog.clear()
-    return [line for line in found if 'another size' in line]
+    return [line for line in found if what in line]
 
   run = tmp_path / 'run'
-  runs.save(run, _make_config('stretch'), edges=(20.0, 24.0, 30.0))
+  runs.save(
+    run,
+    _make_config('stretch'),
+    edges=(20.0, 24.0, 30.0),
+    origins=('RGB of 8 bit',),
+  )
   names = ('a.png', 'b.png', 'c.tif')  # 20 x 33, 29 x 25 and 38 x 17 pixels.
   _images(tmp_path / 'in', names)
   _predict(run, tmp_path)
@@ -314,6 +317,15 @@ def test_images_of_another_scale_are_said_once_with_what_to_do(
   for _ in range(2):
     segment(big)
   assert len(said()) == 1
+  cells = np.zeros((24, 24), np.uint16)
+  for i in range(2):
+    tifffile.imwrite(tmp_path / f'in/cells_{i}.tif', cells)
+  _predict(run, tmp_path)
+  (line,) = said('grey of 16 bit')
+  assert line.startswith('2 of 6 image(s) are grey of 16 bit')
+  for _ in range(2):
+    segment(cells)
+  assert len(said('grey of 16 bit')) == 1
 
 
 def test_large_images_by_rows(workdir, tmp_path, monkeypatch):

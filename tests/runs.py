@@ -14,7 +14,7 @@ from unet_jax.training import checkpoint
 from unet_jax.training import optimizer as optimizer_lib
 
 
-def save(workdir, config, seed=0, steps=(1,), native=False, edges=()):
+def save(workdir, config, seed=0, steps=(1,), native=False, **trained):
   """Saves a state of random parameters as each of the steps of a run.
 
   Args:
@@ -23,7 +23,7 @@ def save(workdir, config, seed=0, steps=(1,), native=False, edges=()):
     seed: of the parameters, with the step.
     steps: ascending.
     native: record that native convolutions made them.
-    edges: of the images that it was trained on.
+    trained: `edges` and `origins` of the images that it was trained on.
 
   Returns:
     The network and {step: state}.
@@ -36,7 +36,8 @@ def save(workdir, config, seed=0, steps=(1,), native=False, edges=()):
   with contextlib.closing(
     checkpoint.Checkpoints(str(workdir), config, native=native)
   ) as checkpoints:
-    checkpoints.edges = edges
+    for name, value in trained.items():
+      setattr(checkpoints, name, value)
     for step in steps:
       state = tiny.make_state(config, model, optimizer, mesh)
       # Another network for each seed and step, its average another again.

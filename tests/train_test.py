@@ -141,7 +141,9 @@ def test_the_step_that_is_compiled_beforehand_is_the_one_that_runs(
   meta = json.loads(
     (tmp_path / 'checkpoints/00000003/meta/metadata').read_text()
   )
-  assert meta['edges'] == [16, 16, 16]  # Of the images, for predictions.
+  # Of the images, for predictions.
+  assert meta['edges'] == [16, 16, 16]
+  assert meta['origins'] == ['']
   # Nothing is left to do: nothing is compiled.
   _, err = _run(
     tmp_path, cache, '--config.train.num_steps=3', before=_log_compilation

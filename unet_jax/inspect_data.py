@@ -49,8 +49,13 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   start = time.perf_counter()
   processes.refuse_several('inspect')
   whole_files.make_workdir(workdir)
-  chosen, config = _choose_intensity(config)
+  chosen, config = _choose_reading(config)
   by_split, by_source, found, seconds = _scan(config)
+  if config.data.suggest:
+    upright, why = suggest.choose_orientation(by_split, config.data)
+    if upright:
+      config = _take(upright, why, chosen, config)
+      by_split, by_source, found, seconds = _scan(config)
   suggestions = [*chosen, *_suggest(by_split, by_source, found, config)]
   split, measurements = next(iter(by_split.items()))
   step: dict[str, Any] | None = None
@@ -149,27 +154,37 @@ def _scan(
   return by_split, by_source, found, seconds
 
 
-def _choose_intensity(
+def _choose_reading(
   config: ml_collections.ConfigDict,
 ) -> tuple[list[suggest.Suggestion], ml_collections.ConfigDict]:
-  """Returns what follows from the values of images, and the config with it.
+  """Returns what follows from pages and values of images, and the config so.
 
   With data.suggest they are inspected as they should be trained with: otherwise
   most could not be, or would be dark.
   """
-  if not config.data.suggest:
-    return [], config
-  source = sources.make_source(config, config.data.train_split, [])
-  values, why = samples.choose_intensity(source, config.data)
-  chosen = [
-    suggest.Suggestion(f'data.{name}', config.data[name], value, why)
-    for name, value in values.items()
-  ]
-  config = config.copy_and_resolve_references()
-  config.data.update(values)
-  for s in chosen:
-    print(f'inspected with the suggested {s.field}={s.value}')
+  chosen: list[suggest.Suggestion] = []
+  if config.data.suggest:
+    config = _take(*samples.choose_pages(config), chosen, config)
+    source = sources.make_source(config, config.data.train_split, [])
+    found = samples.choose_intensity(source, config.data)
+    config = _take(*found, chosen, config)
   return chosen, config
+
+
+def _take(
+  values: Mapping[str, Any],
+  why: str,
+  chosen: list[suggest.Suggestion],
+  config: ml_collections.ConfigDict,
+) -> ml_collections.ConfigDict:
+  """Returns a config with some fields of `data`; adds them to the chosen."""
+  taken = config.copy_and_resolve_references()
+  taken.data.update(values)
+  for name, value in values.items():
+    field = f'data.{name}'
+    print(f'inspected with the suggested {field}={value}: {why}')
+    chosen.append(suggest.Suggestion(field, config.data[name], value, why))
+  return taken
 
 
 def _wanted_splits(config: ml_collections.ConfigDict) -> list[str]:

@@ -5,7 +5,7 @@ import functools
 import logging
 import pathlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import ml_collections
@@ -18,10 +18,10 @@ from unet_jax.prediction import index as index_lib
 from unet_jax.prediction import (
   inputs,
   kept_tags,
+  kinds,
   outputs,
   predictor,
   restore,
-  scale,
   sinks,
 )
 from unet_jax.prediction import network as network_lib
@@ -81,8 +81,8 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
       model = unet.create_model(config, native)
       network = predictor.Predictor(config, model, variables, ensemble, mesh)
       try:
-        scales = scale.Scales(config, about[0]['edges'])
-        skipped = _predict(network, left, index, config, scales)
+        checks = kinds.checks(config, about[0])
+        skipped = _predict(network, left, index, config, checks)
       except OSError as e:
         e.filename = e.filename or folder  # A full disk has no name.
         raise
@@ -109,10 +109,10 @@ class _Run:
     items: list[index_lib.Item],
     index: index_lib.Index,
     config: ml_collections.ConfigDict,
-    scales: scale.Scales,
+    checks: Sequence[kinds.Check],
   ):
     self._index, self._config, self._lock = index, config, threading.Lock()
-    self._scales = scales
+    self._checks = checks
     self.skipped: set[index_lib.Item] = set()
     # Images whose tag turns them for display, and is not applied.
     self.tagged: set[pathlib.Path] = set()
@@ -136,7 +136,6 @@ class _Run:
         path.unlink(missing_ok=True)
       self._contents[item] = digests.of_file(item.source)
     raster = rasters.open_image(item.source, data, page.number)
-    self._scales.see(raster.size)
     try:
       if raster.orientation != 1 and raster.turned == 1:
         self.tagged.add(item.source)
@@ -147,7 +146,7 @@ class _Run:
         self._config,
         self._tags(page),
         self.progress.update,
-        lambda: self._finish(item),
+        lambda: self._finish(item, raster),
       )
       if as_stored is not raster:
         sink = sinks.TurnedBack(sink, raster.size, raster.turned)
@@ -167,8 +166,10 @@ class _Run:
         found = self._known[page.item]
     return found[page.number] if found else kept_tags.NONE
 
-  def _finish(self, item: index_lib.Item) -> None:
+  def _finish(self, item: index_lib.Item, raster: rasters.Raster) -> None:
     with self._lock:
+      for check in self._checks:
+        check.see(raster)
       self._left[item] -= 1
       if self._left[item] or item in self.skipped:
         return
@@ -191,10 +192,10 @@ def _predict(
   items: list[index_lib.Item],
   index: index_lib.Index,
   config: ml_collections.ConfigDict,
-  scales: scale.Scales,
+  checks: Sequence[kinds.Check],
 ) -> int:
   """Predicts images; returns how many were skipped."""
-  run = _Run(items, index, config, scales)
+  run = _Run(items, index, config, checks)
   with run.progress:
     try:
       network.run(run.pages(), run.open_image, run.skip)
@@ -214,6 +215,7 @@ def _predict(
       len(run.tagged),
       shown,
     )
-  if line := scales.warning():
-    _log.warning('%s', line)
+  for check in checks:
+    if line := check.warning():
+      _log.warning('%s', line)
   return len(run.skipped)

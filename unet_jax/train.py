@@ -96,7 +96,7 @@ def _train(
   train_set, eval_set = (prepare.prepare_source(s, config) for s in splits)
   if config.data.check:
     _check_data(train_set, eval_set, config)
-  checkpoints.edges = _edges(train_set)
+  _note_kinds(train_set, checkpoints)
   sources.keep_record(workdir, splits, record)
   batches = pipeline.train_batches(train_set, config, mesh)
   state = _first_state(
@@ -139,12 +139,12 @@ def _train(
     sys.exit(128 + interrupt.signal)
 
 
-def _edges(train_set: Any) -> tuple[float, ...]:
-  """Returns `checkpoint.Checkpoints.edges`."""
-  if train_set.stats is None:
-    return ()
-  edges = np.percentile(train_set.stats.edges, (0, 50, 100))
-  return tuple(edges.round(1).tolist())
+def _note_kinds(train_set: Any, checkpoints: checkpoint.Checkpoints) -> None:
+  """Makes the checkpoints say which images the network is trained on."""
+  if train_set.stats is not None:
+    edges = np.percentile(train_set.stats.edges, (0, 50, 100))
+    checkpoints.edges = tuple(edges.round(1).tolist())
+    checkpoints.origins = tuple(np.unique(train_set.stats.origins).tolist())
 
 
 def _first_state(

@@ -353,8 +353,12 @@ def test_colors_without_a_table(count):
   assert message.startswith(start)
   shown = re.fullmatch("'(.*)'", message.removeprefix(start)).group(1)
   config = helpers.make_config(mask_values=ast.literal_eval(shown))
-  # The most frequent colour first.
-  _assert_classes(values, config.data.mask_values, 5, index[None])
+  # One table for all masks of these colours, however many pixels have them.
+  assert message == _error(values[:, ::-1].repeat(2, 0), ((0, 0), (1, 1)), 5)
+  more = np.concatenate([values, np.repeat(values[:, -1:], 99, 1)], 1)
+  assert message == _error(more, ((0, 0), (1, 1)), 5)
+  order = np.unique(colors, axis=0, return_inverse=True)[1].ravel()
+  _assert_classes(values, config.data.mask_values, 5, order[index][None])
 
 
 def test_many_colors():

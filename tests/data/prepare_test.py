@@ -272,6 +272,19 @@ def test_files_that_trade_names_are_prepared_anew(tmp_path):
   assert _prepare(tmp_path / 'cache', **options)[0]['image'].max() == 2
 
 
+def test_the_kinds_of_files_are_kept(tmp_path):
+  pairs = dict(folders.make_pairs(4))
+  image, mask = pairs['01']
+  pairs['01'] = image[..., 0].astype(np.uint16) << 8, mask
+  folders.write_pairs(tmp_path / 'data', pairs)
+  for cache in ('memory', 'disk', 'disk'):
+    config = folders.make_config(tmp_path / 'data', cache=cache)
+    config.data.cache_dir = str(tmp_path / 'cache')
+    stats = prepare.prepare(config, 'train').stats
+    kinds = ['RGB of 8 bit', 'grey of 16 bit', 'RGB of 8 bit']
+    assert stats.origins.tolist() == kinds
+
+
 def test_statistics(tmp_path, examples):
   """Of the examples that are left, also when they are read again."""
   examples.bad = {2: errors.DecodeError('2.png cannot be decoded')}

@@ -1,5 +1,6 @@
 """Each injected fault must be reported."""
 
+import ast
 import copy
 import io
 import re
@@ -200,6 +201,42 @@ def test_unknown_values_are_reported_one_by_one(tmp_path):
     f'7: 6 pixels of 2 mask(s), first {_mask(tmp_path, "01")}; '
     f'4: 3 pixels of 1 mask(s), first {_mask(tmp_path, "05")})'
   )
+
+
+def test_ids_of_objects_are_counted(tmp_path):
+  """Also where no single mask has many."""
+  ids = np.arange(40 * 48).reshape(40, 48) // 480
+  for count in (12, 2):
+    pairs = {
+      k: (image, (ids % count + count * i).astype(np.uint8))
+      for i, (k, (image, _)) in enumerate(make_pairs(6).items())
+    }
+    measured.write(tmp_path, train=pairs)
+    found = measured.find(tmp_path)
+    message = found['unknown values'].message
+    number = len(np.unique([mask for _, mask in pairs.values()])) - 2
+    assert message.count('.png') == 1 and 'CLASS' not in message
+    assert '"((0,0),(\'others\',1))" (' in message
+    ending = rf'table: {number} values, \d+, \d+, \d+ and {number - 3} more\)'
+    assert re.search(ending + '$', message)
+
+
+def test_colors_have_one_table_in_all_splits(tmp_path):
+  colors = np.array([[0] * 3, [0, 0, 200], [90, 0, 0], [0, 250, 0]], np.uint8)
+  splits = {'train': {}, 'val': {}}
+  for i, (k, (image, mask)) in enumerate(make_pairs(6).items()):
+    used = colors[[0, 1 + i % 3]] if i % 2 else colors[[1 + i % 3, 3]]
+    splits['train' if i < 3 else 'val'][k] = image, used[mask]
+  measured.write(tmp_path, **splits)
+  by_split, config = measured.measure(tmp_path, 'train', 'val')
+  tables = [
+    re.search(r"mask_values='(\S+)'", f.message).group(1)
+    for f in findings.find(by_split, config)
+    if f.kind == 'unknown values'
+  ]
+  ordered = sorted(map(tuple, colors.tolist()))
+  table = [(color, i) for i, color in enumerate(ordered)]
+  assert [list(ast.literal_eval(t)) for t in tables] == [table, table]
 
 
 def test_files(tmp_path):

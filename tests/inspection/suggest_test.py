@@ -150,6 +150,38 @@ def test_flop_of_a_step_are_those_that_the_compiler_counts():
   assert plan.step_flop(config) == pytest.approx(3 * forward, rel=0.1)
 
 
+def _oriented(image, mask, *orientations):
+  files = [records.FileInfo('RGB 8 bit PNG', o, 1) for o in orientations]
+  return records.Measurement(
+    'train',
+    0,
+    'a.png',
+    image_size=image,
+    mask_size=mask,
+    image_file=files[0],
+    mask_file=files[1],
+  )
+
+
+def test_orientation_is_applied_where_sizes_fit_only_then():
+  turned = _oriented((4, 6), (6, 4), 6, 1)
+  plain = _oriented((4, 6), (4, 6), 1, 1)
+  other = _oriented((4, 6), (4, 9), 6, 1)
+  as_stored = _oriented((4, 6), (4, 6), 6, 1)
+  both = _oriented((4, 6), (4, 6), 6, 8)
+  data = tiny.make_config().data
+  choose = lambda *found: suggest.choose_orientation(
+    {'train': found[:1], 'val': found[1:]}, data
+  )[0]
+  upright = {'orientation': 'upright'}
+  for found in ((turned,), (plain, turned), (turned, other, both)):
+    assert choose(*found) == upright
+  for found in ((plain, other), (as_stored, both), (turned, as_stored)):
+    assert not choose(*found)
+  data.orientation = 'upright'
+  assert not choose(turned)
+
+
 @pytest.mark.parametrize('size', [(96, 96), (40, 70), (500, 375), (17, 500)])
 def test_sizes_of_a_valid_network_fit(size):
   config = folders.make_config('unused')
@@ -204,3 +236,21 @@ def test_the_config_file_runs(tmp_path):
   assert made.optimizer.learning_rate == 0.5
   for s in suggestions:
     assert fields.flatten(made)[s.field] == s.value
+
+
+@pytest.mark.parametrize(
+  'count, table',
+  [
+    (3, '((0, 0), (1, 1), (2, 2), (255, 255))'),
+    (60, '((0, 0), (1, 1), ..., (59, 59), (255, 255))'),
+  ],
+)
+def test_the_default_table_is_written_out(count, table):
+  values = {**dict.fromkeys(range(count), 100), 255: 7}
+  config = folders.make_config('unused', num_classes=count)
+  found = suggest.suggest(
+    {'train': _measurements((40, 40), values=values)}, (), config
+  )
+  (s,) = (s for s in found if s.field == 'data.mask_values')
+  assert s.value == ()
+  assert s.why.endswith(f'; () stands for {table}, where 255 is ignored')

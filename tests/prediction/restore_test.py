@@ -24,7 +24,7 @@ def _assert_same(got, want):
 def test_one_checkpoint(workdir):
   path, config, _, states = workdir
   raw = make_config(checkpoint={'step': 1}, eval={'params': 'raw'})
-  run = {'workdir': str(path), 'fold': None, 'edges': ()}
+  run = {'workdir': str(path), 'fold': None, 'edges': (), 'origins': ()}
   for asked, step, params, expected in (
     (config, 2, 'ema', states[2].ema_params),
     (raw, 1, 'raw', states[1].params),

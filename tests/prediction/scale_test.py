@@ -1,5 +1,7 @@
 """Images of another scale than those that were trained on."""
 
+import types
+
 import pytest
 
 from tests import tiny
@@ -10,7 +12,7 @@ def _warning(sizes, edges=(200.0, 256.0, 300.0), **data):
   config = tiny.make_config(data={'image_size': (128, 128), **data})
   scales = scale.Scales(config, edges)
   for size in sizes:
-    scales.see(size)
+    scales.see(types.SimpleNamespace(size=size))
   return scales.warning()
 
 

@@ -38,6 +38,8 @@ class Decoded:
     orientation: the file's tag, whether it was applied or not.
     pages: images in the file.
     nodata: the value that the file names as no data, or None.
+    origin: see `stored.Stored`.
+    outside: of an image, see `image_levels.share_outside`.
     palette: uint8 RGB [N, 3], of a mask whose values are its indices.
     measure: returns the levels of an image whose values are not those of 8
       bits.
@@ -49,6 +51,8 @@ class Decoded:
   orientation: int
   pages: int
   nodata: float | None = None
+  origin: str = ''
+  outside: float = 0.0
   palette: np.ndarray | None = None
   measure: Callable[[], image_levels.Levels] | None = None
 
@@ -71,12 +75,14 @@ def decode_image(
       of the range that is scaled to 0..255.
   """
   found = _read(content, name, data, page)
-  array, ignored = to_network(found, name, data)
+  array, ignored, outside = to_network(found, name, data)
   is_plain = found.pixels.dtype == np.uint8
   later = None
   if not is_plain or found.nodata is not None or data.intensity != 'dtype':
     later = functools.partial(measure, found, name, data)
-  return _decoded(array, ignored, found, content, data, measure=later)
+  return _decoded(
+    array, ignored, found, content, data, measure=later, outside=outside
+  )
 
 
 def is_lossy(kind: str) -> bool:
@@ -164,7 +170,14 @@ def _decoded(
     format_ = f'lossy {format_}'
   kind = f'{found.describe()} {format_}'
   return Decoded(
-    array, ignored, kind, found.orientation, found.pages, found.nodata, **more
+    array,
+    ignored,
+    kind,
+    found.orientation,
+    found.pages,
+    found.nodata,
+    found.origin,
+    **more,
   )
 
 
@@ -274,7 +287,7 @@ def to_network(
   name: str,
   data: ml_collections.ConfigDict,
   limits: tuple[float, float] | None = None,
-) -> tuple[np.ndarray, np.ndarray | None]:
+) -> tuple[np.ndarray, np.ndarray | None, float]:
   """Makes of what is stored what the network sees.
 
   Args:
@@ -283,8 +296,9 @@ def to_network(
     limits: see `intensity.to_uint8`.
 
   Returns:
-    uint8 [H, W, num_channels], and which pixels hold no data, bool [H, W] or
-    None; they have data.mean.
+    uint8 [H, W, num_channels]; which pixels hold no data, bool [H, W] or None,
+    which have data.mean; and the share of values outside of the range, see
+    `image_levels.share_outside`.
 
   Raises:
     UserError: see `to_channels` and `intensity.to_uint8`.
@@ -296,7 +310,8 @@ def to_network(
     pixels, data, name, bits, ignored, limits, found.nodata
   )
   array = _convert(array, data.num_channels)
-  return intensity.fill(array, ignored, data), ignored
+  outside = image_levels.share_outside(pixels, data, ignored)
+  return intensity.fill(array, ignored, data), ignored, outside
 
 
 def select(

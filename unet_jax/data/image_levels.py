@@ -4,6 +4,7 @@ A range for a whole set is measured here, for `data.intensity_range`.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import cv2
@@ -13,7 +14,7 @@ import numpy as np
 from unet_jax.data import intensity
 from unet_jax.runtime import errors
 
-# Values of an image that are looked at where all would take too long.
+# Pixels of an image that are looked at where all would take too long.
 _SAMPLE = 2**12
 # Shares of an image's pixels whose values stand for all of them; finest at the
 # ends, which are what a range is made of.
@@ -100,6 +101,26 @@ def measure(
     unlisted=unlisted,
     stray=intensity.stray_value(values, intensity.FAR),
   )
+
+
+def share_outside(
+  pixels: np.ndarray,
+  data: ml_collections.ConfigDict,
+  ignored: np.ndarray | None = None,
+) -> float:
+  """Returns the share of values that lie outside of data.intensity_range.
+
+  It is that of a grid of some thousand pixels; 0 with another data.intensity.
+  """
+  if data.intensity != 'range':
+    return 0.0
+  step = math.isqrt(pixels.shape[0] * pixels.shape[1] // _SAMPLE) + 1
+  sample = pixels[::step, ::step]
+  if ignored is not None:
+    sample = sample[~ignored[::step, ::step]]
+  low, high = data.intensity_range
+  is_outside = (sample < low) | (sample > high)
+  return float(is_outside.mean()) if is_outside.size else 0.0
 
 
 def range_of_set(images: Sequence[Levels]) -> tuple[float, float] | None:

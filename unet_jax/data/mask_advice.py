@@ -1,6 +1,6 @@
 """What to do about masks whose values are not in data.mask_values."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import ml_collections
@@ -14,6 +14,8 @@ from unet_jax.runtime import errors
 # With more unknown values than this, a mask may number objects, or be blurred;
 # with more colours, it is none.
 _MANY, _NO_MASK = 8, 256
+# Colours in a table that is an example.
+_SHOWN = 6
 # Colours of areas fill more than this share of a mask, and there are no more.
 _AREAS, _MOST_AREAS = 0.85, 32
 # Values in a larger share of the pixels are no stray ones.
@@ -237,7 +239,7 @@ def line_on_loss(names: Sequence[str], total: int) -> str:
 def color_mask_error(
   values: np.ndarray, entries: Entries, name: str, is_lossy: bool
 ) -> errors.UserError:
-  """Prints a table for an RGB mask, the most frequent colours first."""
+  """Prints a table for an RGB mask."""
   # As numbers: rows take a hundred times as long to sort.
   in_mask = mask_colors.to_numbers(values)
   numbers, counts = np.unique(in_mask, return_counts=True)
@@ -267,14 +269,32 @@ def color_mask_error(
       f'or was blurred by JPEG, or, if each colour is an object on {where}, '
       f'set --config.data.mask_values={table}'
     )
-  order = np.argsort(-counts, kind='stable')
-  top = numbers[order[is_color[order]][:6]].tolist()
-  more = ' and so on' if count > len(top) else ''
-  table = numbered_table(map(mask_colors.of_number, top), kept)
+  every = map(mask_colors.of_number, numbers[is_color].tolist())
+  table = color_table(dict(zip(every, counts[is_color].tolist())), kept)
   return errors.UserError(
     f'{start}not a map of classes; give each colour its class, such as '
-    f'--config.data.mask_values={table}{more}'
+    f'--config.data.mask_values={table}'
   )
+
+
+def color_table(counts: Mapping[Value, int], kept: Entries = ()) -> str:
+  """Returns a table of colours to be pasted, one for all masks that have them.
+
+  Args:
+    counts: pixels of each value; of many colours, the most frequent are taken.
+    kept: entries for transparent pixels.
+  """
+  colors = [color for color in counts if isinstance(color, tuple)]
+  colors.sort(key=lambda color: (-counts[color], color))
+  more = ' and so on' if len(colors) > _SHOWN else ''
+  return f'{numbered_table(sorted(colors[:_SHOWN]), kept)}{more}'
+
+
+def of_objects(message: str) -> str:
+  """Leaves of the ways out in a message that of masks that number objects."""
+  advice = _of_objects()
+  start, mark, _ = message.partition('data.mask_values; ')
+  return start + mark + advice if advice in message else message
 
 
 def numbered_table(

@@ -12,7 +12,6 @@ import dataclasses
 import hashlib
 import json
 import logging
-import math
 import os
 import pathlib
 import shutil
@@ -45,7 +44,7 @@ from unet_jax.runtime import errors, locks, progress
 _log = logging.getLogger(__name__)
 
 # Raise it when the same sources and config would give other arrays.
-_VERSION = 6
+_VERSION = 7
 # Fields that prepared arrays depend on, besides the source's fingerprint.
 _FIELDS = (
   'image_size',
@@ -322,11 +321,7 @@ def _fill(
       array[index] = row[key]
     noticed.see(index, example)
     palettes.add(example)
-    size = example['image'].shape[:-1]
-    found[index] = {
-      'edges': math.prod(size) ** (1 / len(size)),
-      **prepared.describe(row, example['name'], int(rows[index]), config),
-    }
+    found[index] = prepared.describe(row, example, int(rows[index]), config)
 
   in_threads(work, len(source), config, f'preparing {source.split}')
   about = prepared.collect([found[index] for index in sorted(found)], config)

@@ -144,6 +144,7 @@ class Stats:
     sizes: int64 [N, 2]: height and width in pixels; [N, 3] of volumes, with the
       depth first.
     edges: float32 [N]: of the image as it is stored, the geometric mean.
+    origins: str [N]: of the image's file, see `stored.Stored`; or ''.
     class_pixels: int64 [N, C + 1]: pixels of each class, and last those that
       are ignored.
     digests: uint8 [N, 16] of the image's pixels: equal for equal images.
@@ -154,6 +155,7 @@ class Stats:
   names: tuple[str, ...]
   sizes: np.ndarray
   edges: np.ndarray
+  origins: np.ndarray
   class_pixels: np.ndarray
   digests: np.ndarray
   stds: np.ndarray
@@ -339,11 +341,22 @@ class Prepared(Dataset):
 
 
 def describe(
-  arrays: Arrays, name: str, index: int, config: ml_collections.ConfigDict
+  arrays: Arrays,
+  example: examples.Example,
+  index: int,
+  config: ml_collections.ConfigDict,
 ) -> dict[str, Any]:
-  """Returns a prepared example's entries of Stats and ClassPixels."""
+  """Returns a prepared example's entries of Stats and ClassPixels.
+
+  Args:
+    arrays: it, prepared.
+    example: it, as its source has it.
+    index: in its source.
+    config: of the run.
+  """
   image, mask = arrays['image'], arrays['mask']
-  size = mask.shape
+  size, whole = mask.shape, example['image'].shape[:-1]
+  file = example.get('image_file')
   if len(size) == 3:
     image, mask = _flat_planes(image), _flat_planes(mask)
   num_names = max(config.data.num_classes, 2)
@@ -353,8 +366,10 @@ def describe(
   if config.data.nodata:
     counted = (mask != fields.IGNORE_LABEL).astype(np.uint8)
   result = {
-    'names': name,
+    'names': example['name'],
     'sizes': size,
+    'edges': math.prod(whole) ** (1 / len(whole)),
+    'origins': file.origin if file else '',
     'class_pixels': counts,
     'digests': np.frombuffer(digests.digest(image), np.uint8),
     'stds': cv2.meanStdDev(image, mask=counted)[1].max(),
@@ -376,6 +391,7 @@ def collect(
     names=tuple(entry['names'] for entry in found),
     sizes=column('sizes', np.int64, len(config.data.image_size)),
     edges=column('edges', np.float32),
+    origins=column('origins', str),
     class_pixels=column('class_pixels', np.int64, num_names + 1),
     digests=column('digests', np.uint8, 16),
     stds=column('stds', np.float32),

@@ -32,6 +32,9 @@ class Raster(Protocol):
   # `stored.turn_back`; 1 is none.
   orientation: int = 1
   turned: int = 1
+  origin: str = ''  # See `stored.Stored`.
+  # Share of the values so far read that `data.intensity_range` cuts off.
+  outside: float = 0.0
 
   def read(self, start: int, stop: int) -> np.ndarray:
     """Returns rows start..stop-1: uint8 [stop - start, W, num_channels]."""
@@ -87,11 +90,14 @@ class ArrayRaster(Raster):
     alpha = None
     if not data.bands and array.shape[2:] in ((2,), (4,)):
       array, alpha = array[..., :-1], array[..., -1]
-    kind = 'rgb' if array.shape[2:] == (3,) else 'bands'
+    kinds = {(): 'grey', (1,): 'grey', (3,): 'rgb'}
+    kind = kinds.get(array.shape[2:], 'bands')
     bits = 8 * array.dtype.itemsize
-    self._rows, self._ignored = decode.to_network(
-      stored.Stored(array, kind, bits, alpha=alpha), name, data
+    found = stored.Stored(array, kind, bits, alpha=alpha)
+    self._rows, self._ignored, self.outside = decode.to_network(
+      found, name, data
     )
+    self.origin = found.origin
     self.size = self._rows.shape[:2]
     self.num_channels = data.num_channels
 
@@ -110,6 +116,7 @@ class DecodedRaster(ArrayRaster):
     self.size = image.array.shape[:2]
     self.num_channels = data.num_channels
     self.orientation = image.orientation
+    self.origin, self.outside = image.origin, image.outside
     if data.orientation == 'upright':
       self.turned = image.orientation
 
@@ -140,7 +147,7 @@ class TiffRaster(Raster):
     # those of the last two calls, since windows overlap and predicted rows are
     # read once more for overlays.
     self._bands: dict[int, tuple[np.ndarray, np.ndarray | None]] = {}
-    self._last = range(0)
+    self._last, self._num_read = range(0), 0
     self._lock = threading.Lock()
     self._limits: tuple[float, float] | None = None
     self._may_ignore = bool(data.nodata) or (
@@ -212,7 +219,13 @@ class TiffRaster(Raster):
     self, rows: stored.Stored
   ) -> tuple[np.ndarray, np.ndarray | None]:
     rows = self._without_alpha(rows)
-    return decode.to_network(rows, self._image.name, self._data, self._limits)
+    found, ignored, outside = decode.to_network(
+      rows, self._image.name, self._data, self._limits
+    )
+    self._num_read += len(rows.pixels)
+    self.outside += (outside - self.outside) * len(rows.pixels) / self._num_read
+    self.origin = rows.origin
+    return found, ignored
 
   def _without_alpha(self, rows: stored.Stored) -> stored.Stored:
     """Drops alpha that was checked of the whole image, see `_find_limits`."""

@@ -102,6 +102,20 @@ class Stored:
     suffix = _SUFFIXES.get(self.pixels.dtype.kind, '')
     return f'{kind}{alpha} {self.bits} bit{suffix}'
 
+  @property
+  def origin(self) -> str:
+    """What the network's channels come from, such as `grey of 16 bit`.
+
+    Floats and integers of more bits have no depth, since these types are seldom
+    chosen for what is in them.
+    """
+    if self.kind == 'palette':
+      return 'RGB of 8 bit'
+    kind = self.describe().split(f' {self.bits} bit')[0]
+    has_depth = self.bits <= 16 and self.pixels.dtype.kind != 'f'
+    depth = f' of {self.bits} bit' if has_depth else ''
+    return kind.removesuffix(' with alpha') + depth
+
 
 def read(data: bytes, name: str, page: int = 0) -> Stored:
   """Reads one image of a file.

@@ -7,8 +7,9 @@ import ml_collections
 import numpy as np
 
 from unet_jax.config import fields, mask_table
-from unet_jax.data import decode, mask_advice
+from unet_jax.data import decode, mask_advice, masks
 from unet_jax.inspection import records, samples
+from unet_jax.runtime import errors
 
 # Share of the masks that must look smoothed, for a table of areas.
 _SMOOTHED = 0.3
@@ -16,6 +17,8 @@ _SMOOTHED = 0.3
 # the pixels and of the masks than these is most likely a slip of the pen.
 _MOST = 0.9
 _STRAY_PIXELS, _STRAY_MASKS = 1e-3, 0.05
+# Unknown values that are listed one by one; and more are most likely objects.
+_LISTED, _MANY = 3, 8
 
 
 def find_table(
@@ -155,3 +158,60 @@ def _as_colors(
   for value, count in values.items():
     colors[_as_color(value)] += count
   return colors
+
+
+def drawn_values(measurements: records.Measurements) -> list[int]:
+  """Returns the grey values of areas in masks, ascending."""
+  values = {v for m in measurements for v in m.drawn or m.values or ()}
+  return sorted(v for v in values if isinstance(v, int))
+
+
+def describe_unknown(
+  bad: records.Measurements,
+  split: records.Measurements,
+  every: records.Measurements,
+  config: ml_collections.ConfigDict,
+) -> str:
+  """Returns the unknown values of a split, how often they occur, what to do.
+
+  Args:
+    bad: whose masks have values outside the table.
+    split: all of it.
+    every: of all splits, which have one table.
+    config: the present one.
+  """
+  pixels = collections.Counter[records.Value]()
+  in_masks = collections.Counter[records.Value]()
+  first: dict[records.Value, str] = {}
+  for m in bad:
+    values = masks.unknown_values(m.values, config.data)
+    pixels.update(values)
+    in_masks.update(values.keys())
+    # An earlier mask stays the first.
+    first = dict.fromkeys(values, m.mask_name) | first
+  message, data = bad[0].error[1], config.data
+  if bad[0].drawn and not data.mask_values:
+    # The values of all masks, in place of those of this one.
+    message = mask_advice.of_the_set(
+      message, bad[0].drawn, drawn_values(split), data.num_classes
+    )
+  of_all = collections.Counter[records.Value]()
+  for m in every:
+    of_all.update(m.values or {})
+  shown, whole = map(mask_advice.color_table, (bad[0].values, of_all))
+  message = message.replace(shown, whole)
+  if len(pixels) == 1 and len(bad) == 1:
+    return message
+  listed = '; '.join(
+    f'{value}: {n} pixels of {in_masks[value]} mask(s), first {first[value]}'
+    for value, n in pixels.most_common(_LISTED)
+  )
+  if len(masks.unknown_values(of_all, data)) > _MANY:
+    message = mask_advice.of_objects(message)
+  if len(pixels) > _LISTED:
+    shown = errors.some([str(value) for value, _ in pixels.most_common()])
+    listed = f'{len(pixels)} values, {shown}'
+  return (
+    f'{message} ({len(bad)} of {len(split)} masks hold values outside the '
+    f'table: {listed})'
+  )

@@ -16,6 +16,7 @@ from unet_jax.config import fields
 from unet_jax.data import decode, image_levels, intensity, mask_advice, masks
 from unet_jax.inspection import (
   alignment,
+  classes,
   duplicates,
   records,
   second_look,
@@ -42,9 +43,9 @@ def find(
     held_out: whether the program chose the examples not trained on.
   """
   found = []
-  levels = [m.levels for ms in splits.values() for m in ms if m.levels]
+  every = [m for measurements in splits.values() for m in measurements]
   for split, measurements in splits.items():
-    checks = _Checks(split, measurements, config, levels)
+    checks = _Checks(split, measurements, config, every)
     checks.unusable()
     checks.levels()
     checks.files()
@@ -98,9 +99,13 @@ class _Checks:
   _split: str
   _measurements: records.Measurements
   _config: ml_collections.ConfigDict
-  # Of all splits, which must have one range.
-  _levels: Sequence[image_levels.Levels] = ()
+  # Of all splits, which must have one range and one table.
+  _every: records.Measurements = ()
   found: list[records.Finding] = dataclasses.field(default_factory=list)
+
+  @property
+  def _levels(self) -> list[image_levels.Levels]:
+    return [m.levels for m in self._every if m.levels]
 
   def _add(
     self, level: str, kind: str, message: str, names: Iterable[str] = ()
@@ -123,43 +128,16 @@ class _Checks:
       reasons = records.by_reason(bad, _LISTED)
       names = [name for *_, name in bad]
       if kind == 'unknown values':
-        reasons = [(self._unknown_values([m for m, *_ in bad]), names)]
+        text = classes.describe_unknown(
+          [m for m, *_ in bad], self._measurements, self._every, self._config
+        )
+        reasons = [(text, names)]
       elif kind == 'palettes differ':
         reasons = [(f'{bad[0][1]} ({len(bad)} masks with palettes)', names)]
       elif kind == 'range of values':
         reasons = [(self._with_range(bad[0][1], len(bad)), names)]
       for message, names in reasons:
         self._add(level, kind, message, names)
-
-  def _unknown_values(self, bad: records.Measurements) -> str:
-    """Returns the unknown values, how often they occur, and where first."""
-    pixels = collections.Counter[records.Value]()
-    in_masks = collections.Counter[records.Value]()
-    first: dict[records.Value, str] = {}
-    for m in bad:
-      values = masks.unknown_values(m.values, self._config.data)
-      pixels.update(values)
-      in_masks.update(values.keys())
-      # An earlier mask stays the first.
-      first = dict.fromkeys(values, m.mask_name) | first
-    listed = [
-      f'{value}: {n} pixels of {in_masks[value]} mask(s), first {first[value]}'
-      for value, n in pixels.most_common(_LISTED)
-    ]
-    if len(pixels) > _LISTED:
-      listed.append(f'and {len(pixels) - _LISTED} more values')
-    message, data = bad[0].error[1], self._config.data
-    if bad[0].drawn and not data.mask_values:
-      # The values of all masks, in place of those of this one.
-      message = mask_advice.of_the_set(
-        message, bad[0].drawn, _drawn(self._measurements), data.num_classes
-      )
-    if len(bad) > 1 or len(pixels) > 1:
-      message += (
-        f' ({len(bad)} of {len(self._measurements)} masks hold values outside '
-        f'the table: {"; ".join(listed)})'
-      )
-    return message
 
   def _with_range(self, message: str, count: int) -> str:
     """Puts the range that was measured in a message that asks for one."""
@@ -206,7 +184,7 @@ class _Checks:
     if not bad or len(bad) < _SMOOTHED * count:
       return
     names, left = zip(*((m.mask_name, m.smoothed) for m in bad))
-    drawn = _drawn(measured)
+    drawn = classes.drawn_values(measured)
     text = mask_advice.line_on_smoothing(names, left, count, drawn, data)
     self._add('warning', 'smoothed masks', text, names)
 
@@ -388,9 +366,3 @@ class _Checks:
     )
     names = [m.mask_name for m in odd]
     self._add('warning', 'mask beside the edges', text, names)
-
-
-def _drawn(measurements: records.Measurements) -> list[int]:
-  """Returns the grey values of areas in masks, ascending."""
-  values = {v for m in measurements for v in m.drawn or m.values or ()}
-  return sorted(v for v in values if isinstance(v, int))

@@ -19,6 +19,7 @@ from unet_jax.data import (
   intensity,
   masks,
   resize,
+  sources,
   stored,
 )
 from unet_jax.inspection import records
@@ -76,6 +77,30 @@ def _read_some(
     except errors.UserError:
       continue  # The scan reports it.
   return found
+
+
+def choose_pages(
+  config: ml_collections.ConfigDict,
+) -> tuple[dict[str, Any], str]:
+  """Returns data.pages for files of several images, and why.
+
+  Their masks hold as many; pairs of which that is not true stay errors.
+  """
+  if config.data.source != 'folder' or config.data.pages != 'one':
+    return {}, ''
+  config = config.copy_and_resolve_references()
+  config.data.pages = 'images'
+  try:
+    source = sources.make_source(config, config.data.train_split, [])
+  except errors.UserError:
+    return {}, ''  # The scan reports it.
+  groups = source.groups
+  files = len(source) if groups is None else len(np.unique(groups))
+  if files == len(source):
+    return {}, ''
+  return {'pages': 'images'}, (
+    f'{files} files hold {len(source)} images, and their masks as many'
+  )
 
 
 def choose_intensity(

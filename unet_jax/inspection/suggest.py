@@ -18,6 +18,8 @@ _OF_COLORS = ('hue', 'saturation')
 # A class this much rarer than the most frequent one gets Dice; docs/data.md has
 # what that and class weights did on two sets.
 _IMBALANCE = 5
+# Classes whose values are listed.
+_LISTED = 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,7 +178,8 @@ def suggest(
   measurements = next(iter(splits.values()))
   every = [m for measured in splits.values() for m in measured]
   table, num_classes, why = classes.find_table(every, sampled, config)
-  found.add('data.mask_values', table, why)
+  meaning = '' if table else f'; () stands for {_default_table(num_classes)}'
+  found.add('data.mask_values', table, why + meaning)
   found.add('data.num_classes', num_classes, why)
   found.add_names(num_classes)
   known = [m for m in measurements if m.mean is not None]
@@ -186,6 +189,43 @@ def suggest(
     found.add_loss(known)
     found.add_training(known, on_cpu)
   return found
+
+
+def _default_table(num_classes: int) -> str:
+  """Returns the table that () means; of many classes, its ends."""
+  entries = [f'({c}, {c})' for c in range(max(num_classes, 2))]
+  if len(entries) > _LISTED:
+    entries[2:-1] = ['...']
+  return f'({", ".join(entries)}, (255, 255)), where 255 is ignored'
+
+
+def choose_orientation(
+  splits: Mapping[str, records.Measurements], data: ml_collections.ConfigDict
+) -> tuple[dict[str, Any], str]:
+  """Returns data.orientation where masks fit only what a viewer shows, and why.
+
+  That is told by sizes alone: those of some pairs are equal only once both are
+  turned by their tags, and those of none only as they are stored.
+  """
+  only_turned = only_stored = 0
+  for m in (m for measured in splits.values() for m in measured):
+    if data.orientation == 'stored' and m.image_file and m.mask_size:
+      image, mask = (
+        tuple(size[:: -1 if file.orientation > 4 else 1])
+        for size, file in (
+          (m.image_size, m.image_file),
+          (m.mask_size, m.mask_file),
+        )
+      )
+      is_stored = tuple(m.image_size) == tuple(m.mask_size)
+      only_turned += image == mask and not is_stored
+      only_stored += is_stored and image != mask
+  if not only_turned or only_stored:
+    return {}, ''
+  return {'orientation': 'upright'}, (
+    f'tags turn the images of {only_turned} pairs for viewers, and only then '
+    'do their masks have the same size'
+  )
 
 
 def _valid_size(

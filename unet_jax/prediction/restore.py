@@ -88,7 +88,7 @@ def restore(
     `params` and `batch_stats`, of several networks stacked; the average of
     views and networks; and, of each network, its `workdir`, `step`, `params`
     (`ema` or `raw`), `fold`, the name of the one that it was not trained on,
-    or None, and `edges` of the images that it was trained on.
+    or None, and `edges` and `origins` of the images that it was trained on.
 
   Raises:
     UserError: there is no such checkpoint, or it is of another network.
@@ -118,7 +118,7 @@ def restore(
             'step': step,
             'params': which,
             'fold': fold,
-            'edges': checkpoints.trained_edges(step),
+            **checkpoints.trained(step),
           }
         )
   ensemble = make_ensemble(config, len(networks))

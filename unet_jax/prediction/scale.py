@@ -5,6 +5,8 @@ from collections.abc import Sequence
 
 import ml_collections
 
+from unet_jax.data import rasters
+
 # An image may be so much larger or smaller than all that were trained on.
 _FACTOR = 2
 
@@ -24,13 +26,13 @@ class Scales:
       self._edges = ()  # Each pixel is a pixel of the network.
     self._odd: list[tuple[float, tuple[int, int]]] = []
 
-  def see(self, size: tuple[int, int]) -> None:
-    """Takes height and width of an image, in pixels."""
+  def see(self, raster: rasters.Raster) -> None:
+    """Takes an image."""
     if self._edges:
-      edge = math.sqrt(math.prod(size))
+      edge = math.sqrt(math.prod(raster.size))
       low, _, high = self._edges
       if not low / _FACTOR < edge < high * _FACTOR:
-        self._odd.append((edge, size))
+        self._odd.append((edge, raster.size))
 
   def warning(self) -> str:
     """Returns a line on the images of another scale, or ''."""

@@ -13,7 +13,7 @@ from unet_jax.config import fields as fields_lib
 from unet_jax.data import rasters
 from unet_jax.kernels import build
 from unet_jax.models import unet
-from unet_jax.prediction import predictor, probabilities, restore, scale
+from unet_jax.prediction import kinds, predictor, probabilities, restore
 from unet_jax.runtime import errors
 from unet_jax.runtime import mesh as mesh_lib
 
@@ -56,7 +56,7 @@ class Segmenter:
     self.class_names = fields_lib.class_names(config)
     mesh = mesh_lib.make_prediction_mesh(config)
     variables, ensemble, about = restore.restore(config, workdir, mesh)
-    self._scales = scale.Scales(config, about[0]['edges'])
+    self._checks = kinds.checks(config, about[0])
     model = unet.create_model(config, build.choose(config, mesh))
     self._predictor = predictor.Predictor(
       config, model, variables, ensemble, mesh
@@ -95,11 +95,12 @@ class Segmenter:
     opened = [
       rasters.ArrayRaster(_as_stored(image, data), data) for image in images
     ]
-    if not self._scales.warning():  # It is said once.
-      for raster in opened:
-        self._scales.see(raster.size)
-      if line := self._scales.warning():
-        _log.warning('%s', line)
+    for check in self._checks:
+      if not check.warning():
+        for raster in opened:
+          check.see(raster)
+        if line := check.warning():
+          _log.warning('%s', line)  # Once.
     found = []
     for raster, logits in zip(opened, self._predictor.logits(opened)):
       planes = probabilities.planes(logits)

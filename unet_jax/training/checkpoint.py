@@ -116,6 +116,7 @@ class Checkpoints:
   Attributes:
     edges: the smallest, median and largest edge, in pixels, of the images that
       are trained on, as they are stored; () where it is not known.
+    origins: of these images, see `stored.Stored`; () where none is known.
   """
 
   def __init__(
@@ -129,6 +130,7 @@ class Checkpoints:
     self._read_only, self._kernels = read_only, 'native' if native else 'xla'
     self._directory = os.path.join(workdir, 'checkpoints')
     self.edges: tuple[float, ...] = ()
+    self.origins: tuple[str, ...] = ()
     c = config.checkpoint
     keep = [
       policies.LatestN(c.keep_latest),
@@ -183,6 +185,7 @@ class Checkpoints:
               'kernels': self._kernels,
               'versions': _versions(),
               'edges': list(self.edges),
+              'origins': list(self.origins),
             }
           ),
         ),
@@ -328,9 +331,10 @@ class Checkpoints:
     except Exception:  # Nothing else depends on it.
       return None
 
-  def trained_edges(self, step: int) -> tuple[float, ...]:
-    """Returns the `edges` that a checkpoint was saved with."""
-    return tuple((self._meta(step) or {}).get('edges', ()))
+  def trained(self, step: int) -> dict[str, tuple]:
+    """Returns `edges` and `origins` that a checkpoint was saved with."""
+    meta = self._meta(step) or {}
+    return {name: tuple(meta.get(name, ())) for name in ('edges', 'origins')}
 
   def fingerprint(self, step: int) -> str:
     """Changes with the arrays of a checkpoint, which are not read."""
