@@ -138,7 +138,7 @@ def test_advice_on_colours_keeps_the_transparent_class(listed):
   message = message_of(_decoded, content, data)
   assert 'the mask is an RGB image of 2 colours' in message
   table = ast.literal_eval(re.search('mask_values="(.*?)"', message)[1])
-  assert table == (('transparent', 0), ((255, 0, 0), 1), ((0, 0, 255), 2))
+  assert table == (('transparent', 0), ((0, 0, 255), 1), ((255, 0, 0), 2))
 
 
 def test_an_empty_mask_is_background():

@@ -123,9 +123,8 @@ def prepare_example(
   if make_weights is not None:
     instances = example.get('instances')
     if instances is not None:
-      instances = resize.resize_labels(
-        instances, data.image_size, data.resize, 0
-      )
+      by = data.image_size, data.resize
+      instances = resize.resize_labels(instances, *by, 0)
     result['weight_map'] = make_weights(mask, instances)
   return result
 
@@ -141,8 +140,7 @@ class Stats:
 
   Attributes:
     names: of the examples, for people.
-    sizes: int64 [N, 2]: height and width in pixels; [N, 3] of volumes, with the
-      depth first.
+    sizes: int64 [N, 2]: height and width in pixels; [N, 3] of volumes, D first.
     edges: float32 [N]: of the image as it is stored, the geometric mean.
     origins: str [N]: of the image's file, see `stored.Stored`; or ''.
     class_pixels: int64 [N, C + 1]: pixels of each class, and last those that
