@@ -29,14 +29,9 @@ def config(tmp_path):
 
 
 @pytest.fixture(scope='module')
-def library(tmp_path_factory):
+def library(native_cache):
   """The compiled library."""
-  folder = tmp_path_factory.mktemp('library')
-  try:
-    build.load(str(folder))
-  except build.BuildError as e:
-    pytest.skip(str(e))
-  return next((folder / 'kernels').iterdir())
+  return build._library(native_cache)
 
 
 @pytest.fixture(autouse=True)
