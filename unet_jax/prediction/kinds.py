@@ -39,20 +39,24 @@ class Ranges:
   """Looks at how much of each image data.intensity_range cuts off."""
 
   def __init__(self, config: ml_collections.ConfigDict):
-    self._range, self._shares = config.data.intensity_range, list[float]()
+    self._range = config.data.intensity_range
+    self._num_seen, self._total = 0, 0.0
+    self._odd = list[float]()
 
   def see(self, raster: rasters.Raster) -> None:
-    self._shares.append(raster.outside)
+    share = raster.outside
+    self._num_seen += 1
+    self._total += share
+    if share > _OUTSIDE:
+      self._odd.append(share)
 
   def warning(self) -> str:
-    odd = [share for share in self._shares if share > _OUTSIDE]
-    count = len(self._shares)
-    if not odd or (
-      sum(self._shares) <= _OUTSIDE * count and max(odd) <= _OUTSIDE_OF_ONE
-    ):
+    odd = self._odd
+    is_more = self._total > _OUTSIDE * self._num_seen
+    if not odd or not (is_more or max(odd) > _OUTSIDE_OF_ONE):
       return ''
     return (
-      f'{len(odd)} of {count} image(s) have more than '
+      f'{len(odd)} of {self._num_seen} image(s) have more than '
       f'{_OUTSIDE:.0%} of their values outside of data.intensity_range='
       f'{tuple(self._range)}, {sum(odd) / len(odd):.1%} on average, which the '
       'network sees as 0 or 255: give values of the unit that it was trained '
