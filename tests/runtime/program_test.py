@@ -13,9 +13,10 @@ def test_options_depend_on_the_devices_of_the_mesh():
   devices = jax.devices()[:1]
   cpu = mesh.make_mesh(tiny.make_config(), devices)
   assert cpu.devices.tolist() == [[devices]]
-  assert program.compiler_options(cpu) != program.compiler_options(cpu, True)
-  init = program.compiler_options(cpu, for_init=True)
-  assert init['xla_backend_optimization_level'] == 1
+  assert program.compiler_options(cpu) != program.compiler_options(cpu, 9)
+  for num_drawn, level in ((9, 0), (9_000_000, 1)):
+    init = program.compiler_options(cpu, num_drawn)
+    assert init['xla_backend_optimization_level'] == level
   tpu = types.SimpleNamespace(platform='tpu')
 
   class Mesh:
@@ -29,4 +30,4 @@ def test_an_option_that_jaxlib_does_not_know_is_left_out(monkeypatch):
   monkeypatch.setattr(program, '_CPU_INIT', {'xla_cpu_no_such': 2, **known})
   device = mesh.make_mesh(tiny.make_config(), jax.devices()[:1])
   uncached = program.compiler_options.__wrapped__
-  assert uncached(device, for_init=True) == known
+  assert uncached(device, num_drawn=9_000_000) == known

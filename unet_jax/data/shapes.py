@@ -3,11 +3,14 @@
 Disks, rings and bars (balls, shells and rods in volumes) of random size, angle,
 colour and texture overlap on a textured background under uneven light, with
 noise. Nothing but the outline tells the class.
+
+Numbers are Python's and arrays float32: float64 takes 1.4 times the time.
 """
 
 import functools
 import hashlib
 import itertools
+import math
 import pathlib
 from collections.abc import Sequence
 
@@ -31,11 +34,13 @@ _RADII = {2: (0.17, 0.25), 3: (0.3, 0.4)}
 _CONTRAST = 80
 
 
-def _color(rng: np.random.Generator, taken: list[np.ndarray]) -> np.ndarray:
+def _color(
+  rng: np.random.Generator, taken: list[list[float]]
+) -> list[float]:
   """Draws a colour, 0..255, unlike those that the picture has, and adds it."""
   while True:
-    color = rng.uniform(40, 215, 3)
-    if all(np.linalg.norm(color - other) > _CONTRAST for other in taken):
+    color = rng.uniform(40, 215, 3).tolist()
+    if all(math.dist(color, other) > _CONTRAST for other in taken):
       taken.append(color)
       return color
 
@@ -46,20 +51,20 @@ def _direction(
   """A random unit vector; in a plane, that of an angle below `turn`."""
   if dims == 2:
     angle = rng.uniform(0, turn)
-    return np.sin(angle), np.cos(angle)
-  vector = rng.normal(size=dims)
-  return tuple(vector / np.linalg.norm(vector))
+    return math.sin(angle), math.cos(angle)
+  vector = rng.normal(size=dims).tolist()
+  return tuple(x / math.hypot(*vector) for x in vector)
 
 
 def _texture(
-  rng: np.random.Generator, color: np.ndarray, grid: np.ndarray
+  rng: np.random.Generator, color: Sequence[float], grid: np.ndarray
 ) -> np.ndarray:
-  """A colour with a random plane wave on it: float [3, H, W]."""
-  direction, period = _direction(rng, len(grid), np.pi), rng.uniform(3, 12)
+  """A colour with a random plane wave on it: float32 [3, H, W]."""
+  direction, period = _direction(rng, len(grid), math.pi), rng.uniform(3, 12)
   phase = sum(x * d for x, d in zip(grid, direction)) + rng.uniform(0, period)
-  wave = np.sin(2 * np.pi / period * phase)
+  wave = np.sin(2 * math.pi / period * phase)
   # Channels first: NumPy is slow where the last axis is short.
-  strength = rng.uniform(-25, 25, 3)
+  strength = rng.uniform(-25, 25, 3).tolist()
   return np.stack([c + wave * s for c, s in zip(color, strength)])
 
 
@@ -112,15 +117,15 @@ def draw(
   rng = np.random.default_rng(seed)
   dims = len(size)
   grid = np.indices(size).astype(np.float32)
-  colors: list[np.ndarray] = []
+  colors: list[list[float]] = []
   image = _texture(rng, _color(rng, colors), grid)
   mask = np.zeros(size, np.uint8)
   scale = min(size)
   for _ in range(rng.integers(2, 4)):
     kind = int(rng.integers(1, NUM_CLASSES))
-    center = rng.uniform(0.15, 0.85, dims) * size
+    center = (rng.uniform(0.15, 0.85, dims) * size).tolist()
     radius = rng.uniform(*_RADII[dims]) * scale
-    direction = _direction(rng, dims, 2 * np.pi)
+    direction = _direction(rng, dims, 2 * math.pi)
     # Only the pixels that the shape may change.
     reach = _reach(radius)
     near = tuple(
@@ -135,12 +140,11 @@ def draw(
     mask[near][distance < 0] = kind
     mask[near][np.abs(distance) < _RIMS[dims]] = fields.IGNORE_LABEL
   # Light that falls off to one side.
-  light = np.ones(size)
-  for slope, x, n in zip(rng.uniform(-0.35, 0.35, dims), grid, size):
-    light = light + slope * (x / n - 0.5)
-  image = np.moveaxis(image * light, 0, -1)
-  image = image + rng.normal(0, 8, image.shape)
-  return np.clip(np.rint(image), 0, 255).astype(np.uint8), mask
+  slopes = rng.uniform(-0.35, 0.35, dims).tolist()
+  image *= 1 + sum(s * (x / n - 0.5) for s, x, n in zip(slopes, grid, size))
+  image += 8 * rng.standard_normal(image.shape, np.float32)
+  image = np.clip(np.rint(image), 0, 255).astype(np.uint8)
+  return np.ascontiguousarray(np.moveaxis(image, 0, -1)), mask
 
 
 class ShapesSource:

@@ -113,10 +113,11 @@ def with_shardings(shapes: TrainState, mesh: Mesh) -> TrainState:
 def _jit(
   create: Callable[..., TrainState], abstract: TrainState, mesh: Mesh
 ) -> jax.stages.Wrapped:
+  num_drawn = sum(x.size for x in jax.tree.leaves(abstract.params))
   return jax.jit(
     create,
     out_shardings=jax.tree.map(lambda x: x.sharding, abstract),
-    compiler_options=program.compiler_options(mesh, for_init=True),
+    compiler_options=program.compiler_options(mesh, num_drawn),
   )
 
 
