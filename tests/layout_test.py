@@ -39,6 +39,7 @@ _CORE = (
   'unet_jax/training/losses.py',
   'unet_jax/training/optimizer.py',
   'unet_jax/training/state.py',
+  'unet_jax/training/update.py',
   'unet_jax/evaluation/confusion.py',
 )
 # Modules that tests of another name cover.
@@ -64,6 +65,7 @@ _TESTED_IN = {
   'unet_jax.evaluation.files': 'main_test.py',
   'unet_jax.export_weights': 'import_weights_test.py',
   'unet_jax.kernels.calls': 'kernels/convolution_test.py',
+  'unet_jax.inspection.before_training': 'train_test.py',
   'unet_jax.inspection.network': 'inspect_data_test.py',
   'unet_jax.inspection.plan': 'inspection/suggest_test.py',
   'unet_jax.inspection.shown': 'inspect_data_test.py',
@@ -79,6 +81,8 @@ _TESTED_IN = {
   'unet_jax.runtime.errors': 'main_test.py',
   'unet_jax.runtime.logs': 'main_test.py',
   'unet_jax.training.checkpoint': 'train_test.py',
+  'unet_jax.training.deep_supervision': 'training/steps_test.py',
+  'unet_jax.training.native_update': 'training/update_test.py',
   'unet_jax.training.state': 'training/steps_test.py',
   'unet_jax.weights.deduce': 'import_weights_test.py',
   'unet_jax.weights.files': 'import_weights_test.py',

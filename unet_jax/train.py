@@ -20,7 +20,7 @@ import unet_jax
 from unet_jax.config import fields
 from unet_jax.data import identity, pipeline, prepare, sources
 from unet_jax.evaluation import counting, files
-from unet_jax.inspection import findings
+from unet_jax.inspection import before_training
 from unet_jax.kernels import build
 from unet_jax.models import unet
 from unet_jax.runtime import errors, locks, program, whole_files
@@ -95,7 +95,7 @@ def _train(
   )
   train_set, eval_set = (prepare.prepare_source(s, config) for s in splits)
   if config.data.check:
-    _check_data(train_set, eval_set, config)
+    before_training.check(train_set, eval_set, config)
   _note_kinds(train_set, checkpoints)
   sources.keep_record(workdir, splits, record)
   batches = pipeline.train_batches(train_set, config, mesh)
@@ -192,27 +192,6 @@ def _log_start(
   )
   if first == total:
     _log.info('all %d steps are done; a larger train.num_steps goes on', total)
-
-
-def _check_data(
-  train_set: Any, eval_set: Any, config: ml_collections.ConfigDict
-) -> None:
-  """Logs warnings about the prepared sets; raises UserError on errors.
-
-  With data.cache=none, a few pairs of each are read.
-  """
-  sets = {train_set.split: train_set, eval_set.split: eval_set}
-  found = findings.find_in_prepared(sets, config)
-  for finding in found:
-    if finding.level == 'warning' and jax.process_index() == 0:
-      _log.warning('warning: %s: %s', finding.kind, finding.message)
-  bad = [finding for finding in found if finding.level == 'error']
-  if bad:
-    more = f' ({len(bad)} errors in all)' if len(bad) > 1 else ''
-    raise errors.UserError(
-      f'{bad[0].kind}: {bad[0].message}{more}. --mode=inspect reports more, '
-      '--config.data.check=false trains without any check'
-    )
 
 
 def _exit_stopped(signal_number: int, step: int, workdir: str) -> None:

@@ -34,9 +34,7 @@ _RADII = {2: (0.17, 0.25), 3: (0.3, 0.4)}
 _CONTRAST = 80
 
 
-def _color(
-  rng: np.random.Generator, taken: list[list[float]]
-) -> list[float]:
+def _color(rng: np.random.Generator, taken: list[list[float]]) -> list[float]:
   """Draws a colour, 0..255, unlike those that the picture has, and adds it."""
   while True:
     color = rng.uniform(40, 215, 3).tolist()

@@ -48,8 +48,8 @@ _CPU_STEP: dict[str, str | int] = {
   'xla_backend_optimization_level': 1,
 }
 # Initialisation runs once: a sixth of the time to compile, the same numbers.
-# Level 0 takes 1.7 times less than 1 again, and draws five times as long: 0.25 s
-# of one core for a million parameters (rounded in other places).
+# Level 0 takes half of level 1's again, but 0.25 s of a core to draw a million
+# parameters, five times as long; it rounds in other places.
 _CPU_INIT: dict[str, str | int] = {
   'xla_backend_optimization_level': 1,
   'xla_cpu_use_fusion_emitters': False,

@@ -7,7 +7,7 @@ an axis D before H.
 """
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -20,15 +20,14 @@ from unet_jax.data import augment
 from unet_jax.models import resample, unet
 from unet_jax.runtime import mesh as mesh_lib
 from unet_jax.runtime import program
-from unet_jax.training import losses
+from unet_jax.training import deep_supervision, losses
 from unet_jax.training import optimizer as optimizer_lib
 from unet_jax.training import update as update_lib
+from unet_jax.training.deep_supervision import Target
 from unet_jax.training.state import PyTree, TrainState
 
 Array = jax.Array
 Batch = dict[str, Array]
-# Mask and weight map (or None), [B, H, W].
-Target = tuple[Array, Array | None]
 
 
 def make_train_step(
@@ -141,26 +140,6 @@ def targets(batch: Batch, size: Sequence[int]) -> Target:
   return crop(batch['mask']), weight_map
 
 
-def coarse_targets(
-  mask: Array, weight_map: Array | None, stage: int, size: tuple[int, ...]
-) -> Target:
-  """Returns mask and weight map for the logits of a coarser decoder stage.
-
-  Args:
-    mask: [B, H, W].
-    weight_map: [B, H, W] or None.
-    stage: 1, 2, ...; a pixel of its logits covers 2**stage x 2**stage pixels.
-    size: of its logits.
-
-  Returns:
-    [B, *size]: of each square, the pixel nearest to its middle.
-  """
-  edge = 2**stage
-  rest = (slice(edge // 2, edge // 2 + n * edge, edge) for n in size)
-  index = (slice(None), *rest)
-  return mask[index], None if weight_map is None else weight_map[index]
-
-
 def _make_loss(
   model: unet.UNet,
   spec: losses.LossSpec,
@@ -191,7 +170,7 @@ def _make_loss(
     total = losses.totals(logits, mask, spec, weight_map)
     loss = losses.weighted_sum(total, count, spec)
     weighted = zip(model.deep_supervision, coarse_logits)
-    for more in _coarse_losses(
+    for more in deep_supervision.stage_losses(
       weighted, (mask, weight_map), batch_target, spec
     ):
       loss += more
@@ -199,24 +178,6 @@ def _make_loss(
     return loss, (total, updates.get('batch_stats', {}))
 
   return loss_fn
-
-
-def _coarse_losses(
-  weighted_logits: Iterator[tuple[float, Array]],
-  target: Target,
-  batch_target: Target,
-  spec: losses.LossSpec,
-) -> Iterator[Array]:
-  """Yields the weighted losses of decoder stages 1, 2, ... on a part."""
-  for stage, (weight, logits) in enumerate(weighted_logits, 1):
-    size = logits.shape[1:-1]
-    mask, weight_map = coarse_targets(*target, stage, size)
-    batch_mask, batch_map = coarse_targets(*batch_target, stage, size)
-    yield weight * losses.weighted_sum(
-      losses.totals(logits, mask, spec, weight_map),
-      losses.counts(batch_mask, spec, batch_map),
-      spec,
-    )
 
 
 def _accumulated_gradients(

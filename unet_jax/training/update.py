@@ -2,15 +2,13 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 import optax
 
-from unet_jax.kernels import adamw
-from unet_jax.training import optimizer as optimizer_lib
+from unet_jax.training import native_update
 from unet_jax.training.state import PyTree, TrainState
 
 Array = jax.Array
@@ -35,7 +33,7 @@ def make_update(
   o = config.optimizer
   change = functools.partial(_by_optax, optimizer)
   if native and o.name == 'adamw':
-    change = functools.partial(_by_kernel, config)
+    change = functools.partial(native_update.change, config)
 
   def update(state, grads, batch_stats):
     step = state.step.astype(jnp.float32)
@@ -72,36 +70,3 @@ def _by_optax(
     params=params, opt_state=opt_state, ema_params=averages
   )
   return changed, optax.tree.norm(grads)
-
-
-def _by_kernel(
-  config: ml_collections.ConfigDict,
-  state: TrainState,
-  grads: PyTree,
-  rate: Array,
-) -> tuple[TrainState, Array]:
-  """Changes optax's state as its own functions would."""
-  o = config.optimizer
-  adam = next(
-    s for s in state.opt_state if isinstance(s, optax.ScaleByAdamState)
-  )
-  count = optax.safe_increment(adam.count)
-  before = adamw.Moments(state.params, adam.mu, adam.nu, state.ema_params)
-  learning_rate = optimizer_lib.make_schedule(config)(adam.count)
-  after, norm = adamw.update(
-    grads,
-    before,
-    (learning_rate, 1 - o.b1**count, 1 - o.b2**count, rate),
-    optimizer_lib.decays(state.params, o.weight_decay),
-    b1=o.b1,
-    b2=o.b2,
-    eps=o.eps,
-    max_norm=o.clip_norm,
-  )
-  fields: dict[str, Any] = {'mu': after.first, 'nu': after.second}
-  changed = state.replace(
-    params=after.params,
-    opt_state=optax.tree.set(state.opt_state, count=count, **fields),
-    ema_params=after.average,
-  )
-  return changed, norm
