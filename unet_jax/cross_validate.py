@@ -24,7 +24,7 @@ from unet_jax.config import saved as saved_lib
 from unet_jax.data import identity, sources
 from unet_jax.evaluation import confusion, files
 from unet_jax.reports import text_table
-from unet_jax.runtime import errors, mesh, program, whole_files
+from unet_jax.runtime import errors, program, whole_files
 from unet_jax.training import checkpoint
 
 _log = logging.getLogger(__name__)
@@ -58,7 +58,6 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     SystemExit: as `train.run`; the same command continues from there.
   """
   program.initialize(fields.cache_dir(config))
-  mesh.check_processes(config, 'cross_validate')
   folds = [_of_fold(config, i) for i in range(config.data.num_folds)]
   workdirs = [os.path.join(workdir, f'fold_{i}') for i in range(len(folds))]
   for fold_config, fold_workdir in zip(folds, workdirs):

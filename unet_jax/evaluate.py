@@ -2,7 +2,8 @@
 
 Every image of the split is predicted once, and measured in threads while the
 device predicts the next; metrics go to eval.json, one row per image to
-eval.csv, a page for people to eval.html and plots to figures/.
+eval.csv, a page for people to eval.html and plots to figures/. Of many
+processes, each measures its part of the images, and the first one writes.
 """
 
 import collections
@@ -34,7 +35,13 @@ from unet_jax.kernels import build
 from unet_jax.models import unet
 from unet_jax.models.ensemble import Ensemble
 from unet_jax.prediction import predictor, probabilities, restore, sinks
-from unet_jax.runtime import errors, program, progress, whole_files
+from unet_jax.runtime import (
+  errors,
+  processes,
+  program,
+  progress,
+  whole_files,
+)
 from unet_jax.runtime import mesh as mesh_lib
 
 _log = logging.getLogger(__name__)
@@ -66,8 +73,10 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   """
   start = time.perf_counter()
   program.initialize(fields.cache_dir(config))
-  mesh_lib.check_processes(config, 'evaluate')
-  mesh = mesh_lib.make_mesh(config)
+  if config.eval.resolution == 'original' and jax.process_count() > 1:
+    mesh = mesh_lib.make_prediction_mesh(config)
+  else:
+    mesh = mesh_lib.make_mesh(config)
   variables, ensemble, members = restore.restore(config, workdir, mesh)
   whole_files.make_workdir(workdir)  # Before hours of work.
   split = config.eval.split or config.data.eval_split
@@ -165,9 +174,6 @@ def _check_trained(
 
 def _choose(config: ml_collections.ConfigDict) -> Callable[..., dict[str, Any]]:
   """Returns the evaluation below that the config asks for and allows."""
-  if jax.process_count() > 1:
-    _log.warning('many processes: only counts on the devices')
-    return _count
   if config.model.spatial_dims == 3:
     return _count
   if config.eval.resolution == 'original':
@@ -251,6 +257,7 @@ def _measure_originals(
 ) -> dict[str, Any]:
   """Compares at each image's own size, with the masks as they are stored."""
   predict = predictor.Predictor(config, *network)
+  mine = processes.share(range(len(source)))
 
   def skip(index: int, error: errors.DecodeError) -> bool:
     if config.data.on_error == 'skip':
@@ -264,7 +271,7 @@ def _measure_originals(
 
   with (
     contextlib.closing(split_lib.MeasuredSplit(config)) as measured,
-    progress.Progress(f'evaluating {source.split}', len(source)) as bar,
+    progress.Progress(f'evaluating {source.split}', len(mine)) as bar,
   ):
 
     def open_image(index: int) -> tuple[rasters.Raster, sinks.RowSink]:
@@ -284,7 +291,7 @@ def _measure_originals(
       raster = predictor.WholeImage(example['image'])
       return raster, sinks.ArraySink(raster.size, measure)
 
-    predict.run(range(len(source)), open_image, skip)
+    processes.together(lambda: predict.run(mine, open_image, skip))
     result = measured.results()
     pictures = measured.examples(result['rows'], read)
   return {

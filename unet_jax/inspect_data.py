@@ -1,7 +1,8 @@
 """Inspection of a data set before a GPU hour is spent on it: --mode=inspect.
 
 Every pair is read once; the findings go to inspect.json for machines and to
-inspect.html for people.
+inspect.html for people. Of many processes, each reads its part of the pairs,
+and the first one reports.
 """
 
 import collections
@@ -47,7 +48,8 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
       are errors in them.
   """
   start = time.perf_counter()
-  processes.refuse_several('inspect')
+  if not processes.is_alone():
+    processes.initialize_distributed()
   whole_files.make_workdir(workdir)
   chosen, config = _choose_reading(config)
   by_split, by_source, found, seconds = _scan(config)
@@ -62,6 +64,8 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   batch: list[dict[str, np.ndarray]] = []
   if config.inspect.network:
     step, batch = _try_network(by_source[split], measurements, found, config)
+  if not processes.is_first():
+    return
   found = records.by_level(found)
   report: dict[str, Any] = {
     'data': {
@@ -182,7 +186,8 @@ def _take(
   taken.data.update(values)
   for name, value in values.items():
     field = f'data.{name}'
-    print(f'inspected with the suggested {field}={value}: {why}')
+    if processes.is_first():
+      print(f'inspected with the suggested {field}={value}: {why}')
     chosen.append(suggest.Suggestion(field, config.data[name], value, why))
   return taken
 

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import jax
 import ml_collections
 
 from unet_jax.config import fields
@@ -25,7 +26,7 @@ from unet_jax.prediction import (
   sinks,
 )
 from unet_jax.prediction import network as network_lib
-from unet_jax.runtime import errors, program, progress
+from unet_jax.runtime import errors, processes, program, progress
 from unet_jax.runtime import mesh as mesh_lib
 
 _log = logging.getLogger(__name__)
@@ -33,6 +34,8 @@ _log = logging.getLogger(__name__)
 
 def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   """Predicts the images that predict.input names and that are not done.
+
+  Of many processes, each predicts every n-th image on its own devices.
 
   Args:
     config: of the run; `predict` names input and output, `inference` the
@@ -44,7 +47,6 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
       (skipped with data.on_error=skip); files written before stay.
   """
   program.initialize(fields.cache_dir(config))
-  mesh_lib.check_processes(config, 'predict')
   members = restore.member_workdirs(config, workdir)
   images = inputs.find(config.predict.input)
   folder = outputs.output_folder(config, workdir, images)
@@ -59,13 +61,14 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     predicts = network_lib.describe(config, variables, about, files)
   index = index_lib.Index(folder, predicts)
   with contextlib.closing(index):
-    planned = index.plan(images, config)
-    left = [item for item in planned if not item.is_done]
-    if len(left) < len(planned):
+    plans = processes.together(lambda: index.plan(images, config))
+    count = sum(map(len, plans))
+    left = sum(not item.is_done for items in plans for item in items)
+    if left < count:
       _log.info(
         '%d images are done already, from the same content, checkpoint and '
         'settings',
-        len(planned) - len(left),
+        count - left,
       )
     skipped = 0
     if left:
@@ -80,17 +83,20 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
       mesh_lib.log_devices(mesh, native)
       model = unet.create_model(config, native)
       network = predictor.Predictor(config, model, variables, ensemble, mesh)
+      checks = kinds.checks(config, about[0])
+      mine = [i for i in plans[jax.process_index()] if not i.is_done]
       try:
-        checks = kinds.checks(config, about[0])
-        skipped = _predict(network, left, index, config, checks)
+        skipped = sum(
+          processes.together(
+            lambda: _predict(network, mine, index, config, checks)
+          )
+        )
       except OSError as e:
         e.filename = e.filename or folder  # A full disk has no name.
         raise
-  more = f', {skipped} skipped' if skipped else ''
-  print(
-    f'{len(planned) - skipped} images, {len(left) - skipped} new{more}: '
-    f'{folder}'
-  )
+  if processes.is_first():
+    more = f', {skipped} skipped' if skipped else ''
+    print(f'{count - skipped} images, {left - skipped} new{more}: {folder}')
 
 
 class _Page(NamedTuple):

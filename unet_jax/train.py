@@ -23,7 +23,7 @@ from unet_jax.evaluation import counting, files
 from unet_jax.inspection import before_training
 from unet_jax.kernels import build
 from unet_jax.models import unet
-from unet_jax.runtime import errors, locks, program, whole_files
+from unet_jax.runtime import errors, locks, processes, program, whole_files
 from unet_jax.runtime import mesh as mesh_lib
 from unet_jax.training import checkpoint, continuing, metric_writer, programs
 from unet_jax.training import optimizer as optimizer_lib
@@ -66,6 +66,7 @@ def run(
     checkpoints = checkpoint.Checkpoints(workdir, config, native=native)
     # Closed in any case: orbax's threads must not outlive the interpreter.
     stack.enter_context(contextlib.closing(checkpoints))
+    stack.enter_context(processes.end_with_others())
     _train(config, workdir, mesh, model, checkpoints, cut)
 
 

@@ -100,7 +100,7 @@ def _begun(sweep: Sweep) -> dict[str, Any]:
 def write_json(path: pathlib.Path, value: Any) -> None:
   """Writes a file whole or not at all, and makes its folder."""
   path.parent.mkdir(parents=True, exist_ok=True)
-  whole_files.write_json(path, value, asks_jax=False)
+  whole_files.write_json(path, value, by_all=True)
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:

@@ -151,4 +151,4 @@ def _write(
 ) -> None:
   """Writes a table; metrics that are not finite are empty cells."""
   rows = whole_files.finite_or_none(rows)
-  whole_files.write_csv(path, rows, columns, asks_jax=False)
+  whole_files.write_csv(path, rows, columns, by_all=True)

@@ -209,27 +209,3 @@ def test_images_are_not_split_between_processes(monkeypatch):
   assert refusals.message_of(mesh_lib.make_mesh, _config(spatial=4)) == (
     '--config.mesh.spatial=4 must divide the 2 devices of one process'
   )
-
-
-_ALONE = """\
-predict network
-  --mode=predict runs in one process; start it on one machine, without
-  JAX_NUM_PROCESSES or srun, for each part of the images
-evaluate original
-  --config.eval.resolution=original runs in one process; start it without
-  JAX_NUM_PROCESSES or srun, or evaluate at the resolution of the network
-"""
-_TOGETHER = [('evaluate network', None), ('cross_validate network', None)]
-
-
-@pytest.mark.parametrize('run,message', refusals.cases(_ALONE) + _TOGETHER)
-def test_modes_of_one_process(run, message, monkeypatch):
-  mode, resolution = run.split()
-  config = tiny.make_config(eval={'resolution': resolution})
-  mesh_lib.check_processes(config, mode)
-  monkeypatch.setattr(jax, 'process_count', lambda: 2)
-  if message is None:
-    mesh_lib.check_processes(config, mode)
-  else:
-    found = refusals.message_of(mesh_lib.check_processes, config, mode)
-    assert found == message

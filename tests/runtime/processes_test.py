@@ -1,6 +1,7 @@
 """How processes are found and joined."""
 
 import io
+import os
 import urllib.request
 
 import jax
@@ -15,6 +16,7 @@ _VARIABLES = (
   'TPU_SKIP_MDS_QUERY TPU_PROCESS_ADDRESSES TPU_WORKER_HOSTNAMES '
   'MEGASCALE_NUM_SLICES'
 ).split()
+_WAIT = {'heartbeat_timeout_seconds': 30}
 _HOSTS = 'TPU_ML_PLATFORM=JAX TPU_WORKER_HOSTNAMES='
 
 
@@ -28,6 +30,7 @@ def environment(monkeypatch):
     raise AssertionError('asks the metadata server')
 
   monkeypatch.setattr(urllib.request, 'urlopen', no_network)
+  processes._hosts_of_the_machine.cache_clear()
 
   def set_variables(text):
     for part in text.split():
@@ -77,25 +80,51 @@ def test_number_of_tpu_hosts_from_the_metadata_server(environment, monkeypatch):
   def nobody(request, timeout):
     raise OSError('no route to host')
 
+  processes._hosts_of_the_machine.cache_clear()
   monkeypatch.setattr(urllib.request, 'urlopen', nobody)
   assert processes._num_tasks() == 1
 
 
 @pytest.mark.parametrize(
-  'variables',
+  'variables,is_alone',
   [
-    'JAX_COORDINATOR_ADDRESS=host:1 JAX_NUM_PROCESSES=2 JAX_PROCESS_ID=0',
-    'SLURM_STEP_NUM_TASKS=2',
+    ('', True),
+    ('JAX_COORDINATOR_ADDRESS=host:1 JAX_NUM_PROCESSES=1', True),
+    (
+      'JAX_COORDINATOR_ADDRESS=host:1 JAX_NUM_PROCESSES=2 JAX_PROCESS_ID=0',
+      False,
+    ),
+    ('SLURM_STEP_NUM_TASKS=2', False),
   ],
 )
-def test_a_mode_of_one_process(variables, environment):
-  environment('')
-  processes.refuse_several('inspect')
+def test_whether_a_process_is_alone(variables, is_alone, environment):
   environment(variables)
-  assert message_of(processes.refuse_several, 'inspect') == (
-    '--mode=inspect runs in one process; start it on one machine, without '
-    'JAX_NUM_PROCESSES or srun'
+  assert processes.is_alone() == is_alone
+
+
+def test_one_process_does_all_the_work():
+  assert processes.share(range(3)) == range(3)
+  assert processes.together(lambda: 'all') == ['all']
+
+
+def test_a_lost_process_ends_the_others(environment, monkeypatch, capsys):
+  environment(
+    'JAX_COORDINATOR_ADDRESS=host:1 JAX_NUM_PROCESSES=2 JAX_PROCESS_ID=0'
   )
+  ended = []
+  monkeypatch.setattr(os, '_exit', ended.append)
+  with processes.end_with_others():
+    raise jax.errors.JaxRuntimeError('UNKNOWN: Gloo all-reduce failed\nmore')
+  assert ended == [1]
+  assert capsys.readouterr().err == (
+    'error: process 0 lost another one (UNKNOWN: Gloo all-reduce failed); '
+    'start all again with the same command, which continues from the last '
+    'checkpoint\n'
+  )
+  full = jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: out of memory')
+  with pytest.raises(jax.errors.JaxRuntimeError, match='out of memory'):
+    with processes.end_with_others():
+      raise full
 
 
 @pytest.fixture
@@ -112,12 +141,17 @@ def joined(monkeypatch):
   'variables,calls',
   [
     ('', []),
-    ('SLURM_STEP_NUM_TASKS=2', [((), {})]),
+    ('SLURM_STEP_NUM_TASKS=2', [((), _WAIT)]),
     # By hand goes before the cluster.
     (
       'JAX_COORDINATOR_ADDRESS=host:1234 JAX_NUM_PROCESSES=4 JAX_PROCESS_ID=2 '
       'SLURM_STEP_NUM_TASKS=9',
-      [(('host:1234', 4, 2), {'cluster_detection_method': 'deactivate'})],
+      [
+        (
+          ('host:1234', 4, 2),
+          {'cluster_detection_method': 'deactivate', **_WAIT},
+        )
+      ],
     ),
   ],
   ids=['alone', 'cluster', 'by hand'],

@@ -5,11 +5,10 @@ import json
 import math
 import os
 
-import jax
 import numpy as np
 import pytest
 
-from unet_jax.runtime import whole_files
+from unet_jax.runtime import processes, whole_files
 
 
 def test_write_json_is_whole_or_not_at_all(tmp_path):
@@ -86,7 +85,7 @@ def test_csv_is_written_whole_or_not_at_all(tmp_path):
 
 
 def test_only_one_process_writes(tmp_path, monkeypatch):
-  monkeypatch.setattr(jax, 'process_index', lambda: 1)
+  monkeypatch.setattr(processes, 'is_first', lambda: False)
   whole_files.write_json(str(tmp_path / 'eval.json'), {'a': 1})
   whole_files.write_csv(str(tmp_path / 'eval.csv'), [{'a': 1}])
   assert not list(tmp_path.iterdir())

@@ -29,7 +29,7 @@ class Evaluator:
   """Evaluates the variables of one model on one prepared set.
 
   Args:
-    returns_logits: whether `run` can return them; in one process only.
+    returns_logits: whether `run` can return them.
 
   Attributes:
     seconds_waiting: of the last run, time spent only waiting for the device.
@@ -68,7 +68,7 @@ class Evaluator:
           ('confusion', 'loss_total', 'loss_count', *self._row_keys),
           mesh_lib.replicated(mesh),
         ),
-        **dict.fromkeys(self._pixel_keys),
+        **dict.fromkeys(self._pixel_keys, mesh_lib.of_images(mesh)),
       },
       compiler_options=program.compiler_options(mesh),
     )
@@ -85,7 +85,8 @@ class Evaluator:
       variables: `params` and `batch_stats`.
       stop: asked between batches; the evaluation ends early once it is true.
       take: called with the index of each example in the set and its `logits`,
-        `prediction` and `mask`, see `eval_step`; needs `returns_logits`.
+        `prediction` and `mask`, see `eval_step`; needs `returns_logits`. Of
+        many processes, each gets the examples that it read.
 
     Returns:
       The metrics `eval/...`, the confusion counts of all images together,
@@ -135,12 +136,14 @@ class Evaluator:
     start = time.perf_counter()
     result = jax.device_get(result)
     if take is not None:
-      pixels = jax.device_get(pixels)
+      mine = mesh_lib.local_images(pixels)
     self.seconds_waiting += time.perf_counter() - start
     if take is not None:
-      for i in np.flatnonzero(result['weight']).tolist():
-        index = number * self._config.data.batch_size + i
-        take(index, {k: v[i] for k, v in pixels.items()})
+      count = len(mine['mask'])
+      first = number * self._config.data.batch_size
+      first += count * jax.process_index()
+      for i in range(min(count, len(self._dataset) - first)):
+        take(first + i, {k: v[i] for k, v in mine.items()})
     return result
 
   def _summarize(

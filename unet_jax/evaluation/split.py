@@ -1,4 +1,7 @@
-"""The images of a split as they are measured one by one, in any order."""
+"""The images of a split as they are measured one by one, in any order.
+
+Of many processes, each measures its part.
+"""
 
 import os
 import tempfile
@@ -11,7 +14,7 @@ import ml_collections
 import numpy as np
 
 from unet_jax.evaluation import measures
-from unet_jax.runtime import errors
+from unet_jax.runtime import errors, processes
 
 # Compressed predictions stay in memory up to this many bytes, on disk above.
 _IN_MEMORY = 256 * 2**20
@@ -32,6 +35,8 @@ class MeasuredSplit:
     # By the image's index: its name, its measures, and where in the file its
     # prediction is: first byte, number of bytes, height and width.
     self._images: dict[int, tuple[str, measures.Measured, tuple]] = {}
+    # Of all processes, once there are results.
+    self._indices: list[int] = []
 
   def close(self) -> None:
     self._file.close()
@@ -59,14 +64,22 @@ class MeasuredSplit:
   def results(self) -> dict[str, Any]:
     """Returns metrics, and the numbers of the page, of the images in order.
 
+    They are those of all processes, which all call this.
+
     Raises:
       UserError: there is no image.
     """
-    if not self._images:
+    mine = {i: image[:2] for i, image in self._images.items()}
+    images: dict[int, tuple[str, measures.Measured]] = {}
+    for part in processes.together(lambda: mine):
+      images |= part
+    if not images:
       raise errors.UserError(
         'no image of the split could be decoded; the log names each'
       )
-    names, measured, _ = zip(*(self._images[i] for i in sorted(self._images)))
+    self._indices = sorted(images)
+    names = [images[i][0] for i in self._indices]
+    measured = [images[i][1] for i in self._indices]
     metrics, intervals = measures.summarize(measured, self._spec)
     return {
       'metrics': metrics,
@@ -84,12 +97,16 @@ class MeasuredSplit:
   ) -> dict[str, list[dict[str, Any]]]:
     """Returns the `worst`, `median` and `best` images by their mIoU.
 
+    Args:
+      rows: of `results`.
+      read: takes the index of an image.
+
     Returns:
       Up to eval.num_examples images of each kind, each with the entries that
       `read` returns for its index (`image` and `mask`), `prediction`, `name`
       and `score`.
     """
-    indices = sorted(self._images)
+    indices = self._indices
     scores = np.array([row['miou'] for row in rows])
     order = [i for i in np.argsort(scores, kind='stable') if scores[i] >= 0]
     # Of few images, none is shown three times.
@@ -100,11 +117,16 @@ class MeasuredSplit:
       'median': order[middle : middle + count],
       'best': order[::-1][:count],
     }
+    shown = {indices[i] for places in chosen.values() for i in places}
+    mine = {i: self._prediction(i) for i in shown.intersection(self._images)}
+    predictions: dict[int, np.ndarray] = {}
+    for part in processes.together(lambda: mine):
+      predictions |= part
     return {
       kind: [
         {
           **read(indices[i]),
-          'prediction': self._prediction(indices[i]),
+          'prediction': predictions[indices[i]],
           'name': rows[i]['image'],
           'score': float(scores[i]),
         }

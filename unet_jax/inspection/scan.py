@@ -28,7 +28,7 @@ from unet_jax.data import (
   smoothed,
 )
 from unet_jax.inspection import alignment, records
-from unet_jax.runtime import errors
+from unet_jax.runtime import errors, processes
 
 # Edge of the thumbnails that find near duplicates, in pixels.
 _THUMBNAIL = 16
@@ -52,6 +52,8 @@ def scan(
 ) -> tuple[list[records.Measurement], dict[str, float]]:
   """Measures every example of a source, in threads, with a progress bar.
 
+  Of many processes, each measures its part.
+
   Returns:
     A measurement for each example, and the seconds of processor time that
     `decode` and `measure` took, and those that all of it took on the `wall`.
@@ -71,7 +73,15 @@ def scan(
     for index in dict.fromkeys(spread):
       fit = _measure(source, index, config, {})[0].fit
       borders[index] = fit.border if fit else None
-    prepare.in_threads(work, len(source), config, f'inspecting {source.split}')
+    mine, what = processes.share(range(len(source))), source.split
+    measure = lambda i: work(mine[i])
+
+    def work_through() -> dict[int, tuple[records.Measurement, float, float]]:
+      prepare.in_threads(measure, len(mine), config, f'inspecting {what}')
+      return results
+
+    for part in processes.together(work_through):
+      results |= part
   measurements, decoding, measuring = zip(
     *(results[i] for i in sorted(results))
   )

@@ -32,7 +32,7 @@ import ml_collections
 
 from unet_jax.data import digests, prepared, stored
 from unet_jax.prediction import names, network, outputs
-from unet_jax.runtime import errors, locks, progress, whole_files
+from unet_jax.runtime import errors, locks, processes, progress, whole_files
 
 _log = logging.getLogger(__name__)
 
@@ -90,7 +90,9 @@ class Index:
     sources: Sequence[pathlib.Path],
     config: ml_collections.ConfigDict,
   ) -> list[Item]:
-    """Names the images, says which are done, and notes the others as begun.
+    """Plans this process's part of the images.
+
+    Names them, says which are done, and notes the others as begun.
 
     Raises:
       UserError: the folder has files of these names that no index knows,
@@ -98,7 +100,8 @@ class Index:
     """
     with self._held():
       self._read()
-      chosen = self._names(sources)
+      every = self._names(sources)
+      chosen = {source: every[source] for source in processes.share(sources)}
       self._refuse_running(chosen.values())
       found = self._files(list(chosen.values()))
       self._refuse_unknown([n for n in found if found[n]])
@@ -294,9 +297,8 @@ class Index:
     }
     used = {entry.get('network') for entry in self._images.values()}
     networks = {k: v for k, v in self._networks.items() if k in used}
-    whole_files.write_json(
-      self._path, {'networks': networks, 'images': self._images}
-    )
+    found = {'networks': networks, 'images': self._images}
+    whole_files.write_json(self._path, found, by_all=True)
     self._changed, self._written = {}, time.monotonic()
 
 

@@ -25,22 +25,6 @@ PyTree = Any
 _AXES = ('data', 'fsdp', 'spatial')
 
 
-def check_processes(config: ml_collections.ConfigDict, mode: str) -> None:
-  """Raises UserError where a mode runs in one process and there are more."""
-  if jax.process_count() == 1:
-    return
-  if mode == 'predict':
-    raise errors.UserError(
-      '--mode=predict runs in one process; start it on one machine, without '
-      'JAX_NUM_PROCESSES or srun, for each part of the images'
-    )
-  if config.eval.resolution == 'original':
-    raise errors.UserError(
-      '--config.eval.resolution=original runs in one process; start it without '
-      'JAX_NUM_PROCESSES or srun, or evaluate at the resolution of the network'
-    )
-
-
 def make_mesh(
   config: ml_collections.ConfigDict,
   devices: Sequence[jax.Device] | None = None,
@@ -68,7 +52,7 @@ def make_mesh(
 
 
 def make_prediction_mesh(config: ml_collections.ConfigDict) -> Mesh:
-  """Returns as many of this machine's devices as divide a batch evenly.
+  """Returns as many of this process's devices as divide a batch evenly.
 
   A run may predict on another machine than it was trained on, so its section
   `mesh` is not read here.
@@ -136,6 +120,25 @@ def batch_sharding(mesh: Mesh) -> dict[str, NamedSharding]:
     'weight': per_image,
     'example': per_image,
   }
+
+
+def of_images(mesh: Mesh) -> NamedSharding | None:
+  """Sharding by which each process gets whole images; of one process, any."""
+  if jax.process_count() == 1:
+    return None
+  return NamedSharding(mesh, P(('data', 'fsdp')))
+
+
+def local_images(arrays: dict[str, jax.Array]) -> dict[str, np.ndarray]:
+  """Returns what this process has of arrays with the sharding `of_images`."""
+  if jax.process_count() == 1:
+    return jax.device_get(arrays)
+
+  def local(x: jax.Array) -> np.ndarray:
+    parts = {s.index[0].start or 0: s.data for s in x.addressable_shards}
+    return np.concatenate([parts[start] for start in sorted(parts)])
+
+  return {name: local(x) for name, x in arrays.items()}
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

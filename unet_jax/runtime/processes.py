@@ -1,16 +1,110 @@
-"""Joins the processes of a run on several hosts."""
+"""Joins the processes of a run on several hosts, and shares work among them.
 
+JAX is imported where there are several: an inspection in one does without.
+"""
+
+import contextlib
+import faulthandler
+import functools
+import logging
 import os
+import pickle
+import sys
 import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
 
 from unet_jax.runtime import errors
+
+T = TypeVar('T')
+# Seconds without a sign of life after which a process is given up: those that
+# wait for it end then.
+_TIMEOUT = 30
+# In errors of collectives (Gloo's on CPUs) and of JAX's coordination service.
+_OF_OTHERS = ('Gloo', 'gloo', 'UNAVAILABLE', 'coordination', 'heartbeat')
+
+
+def is_alone() -> bool:
+  """Whether a run has this process only; does not ask JAX."""
+  by_hand = os.environ.get('JAX_COORDINATOR_ADDRESS')
+  number = os.environ.get('JAX_NUM_PROCESSES', '1') if by_hand else '1'
+  return number == '1' and _num_tasks() == 1
 
 
 def is_first() -> bool:
   """Whether this process is the first of a run, or the only one."""
-  import jax  # Slow, and an inspection does without.
+  if is_alone():
+    return True
+  import jax
 
   return jax.process_index() == 0
+
+
+def share(items: Sequence[T]) -> Sequence[T]:
+  """Returns this process's part of a sequence: every n-th of n processes."""
+  if is_alone():
+    return items
+  import jax
+
+  return items[jax.process_index() :: jax.process_count()]
+
+
+def together(work: Callable[[], T]) -> list[T]:
+  """Does this process's part of a work that all processes call at once.
+
+  Returns:
+    What `work` returned in each process, in their order, in all of them.
+
+  Raises:
+    UserError, OSError: of the first process in which `work` raised one, in all.
+  """
+  if is_alone():
+    return [work()]
+  from jax.experimental import multihost_utils
+
+  result: Any = None
+  error: Exception | None = None
+  try:
+    result = work()
+  except (errors.UserError, OSError) as e:
+    error = e
+  data = np.frombuffer(pickle.dumps((result, error)), np.uint8)
+  sizes = multihost_utils.process_allgather(np.int32(len(data)))
+  padded = np.zeros(sizes.max(), np.uint8)
+  padded[: len(data)] = data
+  rows = multihost_utils.process_allgather(padded)
+  found = [pickle.loads(row[:n].tobytes()) for row, n in zip(rows, sizes)]
+  for _, error in found:
+    if error is not None:
+      raise error
+  return [result for result, _ in found]
+
+
+@contextlib.contextmanager
+def end_with_others() -> Iterator[None]:
+  """Ends this process, with one line, where another one of the run is gone.
+
+  At once: what waits for the others at its end would do so for minutes.
+  """
+  import jax
+
+  try:
+    yield
+  except jax.errors.JaxRuntimeError as e:
+    text = str(e)
+    if is_alone() or not any(word in text for word in _OF_OTHERS):
+      raise
+    line = text.splitlines()[0]
+    print(
+      f'error: process {jax.process_index()} lost another one ({line}); start '
+      'all again with the same command, which continues from the last '
+      'checkpoint',
+      file=sys.stderr,
+      flush=True,
+    )
+    os._exit(1)
 
 
 def initialize_distributed() -> None:
@@ -23,7 +117,7 @@ def initialize_distributed() -> None:
   Raises:
     UserError: the variables contradict one another, or no process answers.
   """
-  import jax  # Slow, and an inspection does without.
+  import jax
 
   if jax.distributed.is_initialized():
     return  # By a run before this one, in the same program.
@@ -37,25 +131,22 @@ def initialize_distributed() -> None:
         int(env['JAX_PROCESS_ID']),
         # Otherwise a Slurm step around it would pick the devices.
         cluster_detection_method='deactivate',
+        heartbeat_timeout_seconds=_TIMEOUT,
       )
     elif _num_tasks() > 1:
-      jax.distributed.initialize()
+      jax.distributed.initialize(heartbeat_timeout_seconds=_TIMEOUT)
   except (KeyError, ValueError, RuntimeError) as e:
     raise errors.UserError(
       f'cannot join the other processes ({e}); set JAX_COORDINATOR_ADDRESS='
       'HOST:PORT, JAX_NUM_PROCESSES=N and JAX_PROCESS_ID=0..N-1 in each'
     ) from e
-
-
-def refuse_several(mode: str) -> None:
-  """Raises UserError where this process is one of many; does not ask JAX."""
-  by_hand = os.environ.get('JAX_COORDINATOR_ADDRESS')
-  number = os.environ.get('JAX_NUM_PROCESSES', '1') if by_hand else '1'
-  if number != '1' or _num_tasks() > 1:
-    raise errors.UserError(
-      f'--mode={mode} runs in one process; start it on one machine, without '
-      'JAX_NUM_PROCESSES or srun'
-    )
+  if not is_alone():
+    # JAX says why it aborts a process that lost another one; the stacks of all
+    # threads after it would hide that.
+    faulthandler.disable()
+  if jax.process_index():
+    # The first one logs what all would log alike.
+    logging.getLogger('unet_jax').setLevel(logging.WARNING)
 
 
 def _num_tasks() -> int:
@@ -73,15 +164,21 @@ def _num_tpu_hosts() -> int:
   if env.get('TPU_ML_PLATFORM') != 'JAX' or env.get('TPU_SKIP_MDS_QUERY'):
     return 1
   hosts = env.get('TPU_PROCESS_ADDRESSES') or env.get('TPU_WORKER_HOSTNAMES')
-  if hosts is None:
-    request = urllib.request.Request(
-      'http://metadata.google.internal/computeMetadata/v1/instance/'
-      'attributes/worker-network-endpoints',
-      headers={'Metadata-Flavor': 'Google'},
-    )
-    try:
-      with urllib.request.urlopen(request, timeout=5) as answer:
-        hosts = answer.read().decode()
-    except OSError:
-      return 1
+  if hosts is None and not (hosts := _hosts_of_the_machine()):
+    return 1
   return len(hosts.split(',')) * int(env.get('MEGASCALE_NUM_SLICES') or 1)
+
+
+@functools.cache
+def _hosts_of_the_machine() -> str:
+  """What the metadata server says of a TPU slice; '' without one."""
+  request = urllib.request.Request(
+    'http://metadata.google.internal/computeMetadata/v1/instance/'
+    'attributes/worker-network-endpoints',
+    headers={'Metadata-Flavor': 'Google'},
+  )
+  try:
+    with urllib.request.urlopen(request, timeout=5) as answer:
+      return answer.read().decode()
+  except OSError:
+    return ''

@@ -3,7 +3,6 @@
 import ctypes
 import functools
 import hashlib
-import logging
 import os
 import pathlib
 import platform
@@ -25,9 +24,6 @@ def initialize(cache_dir: str) -> None:
   The absolute path is that of the folder that keeps compiled programs.
   """
   processes.initialize_distributed()
-  if jax.process_index():
-    # Process 0 logs what all processes would log alike.
-    logging.getLogger('unet_jax').setLevel(logging.WARNING)
   if not os.environ.get('JAX_COMPILATION_CACHE_DIR'):
     folder = os.path.join(cache_dir, 'xla', machine())
     jax.config.update('jax_compilation_cache_dir', folder)

@@ -1,7 +1,7 @@
 """Files that are written whole or not at all, and the folder they are in.
 
-Process 0 of a run writes; in the others, calls do nothing. Programs that are
-no part of a run pass `asks_jax=False`: asking it takes the devices.
+The first process of a run writes; in the others, calls do nothing, unless they
+say `by_all`.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from unet_jax.runtime import errors
+from unet_jax.runtime import errors, processes
 
 Path = str | os.PathLike
 
@@ -50,15 +50,9 @@ def replacing(path: Path, **options: Any) -> Iterator[TextIO]:
     temporary.unlink(missing_ok=True)
 
 
-def _is_first_process() -> bool:
-  import jax  # Slow, and the runner of sweeps does without.
-
-  return jax.process_index() == 0
-
-
-def write_json(path: Path, value: Any, asks_jax: bool = True) -> None:
+def write_json(path: Path, value: Any, by_all: bool = False) -> None:
   """Writes a value as JSON, which has no NaN: it becomes null."""
-  if asks_jax and not _is_first_process():
+  if not (by_all or processes.is_first()):
     return
   with replacing(path) as f:
     json.dump(finite_or_none(value), f, indent=2)
@@ -80,7 +74,7 @@ def write_csv(
   path: Path,
   rows: Iterable[Mapping[str, Any]],
   columns: Sequence[str] = (),
-  asks_jax: bool = True,
+  by_all: bool = False,
 ) -> None:
   """Writes a table as CSV (RFC 4180).
 
@@ -90,7 +84,7 @@ def write_csv(
       read back exactly.
     columns: without them, all keys in the order in which rows first name them.
   """
-  if asks_jax and not _is_first_process():
+  if not (by_all or processes.is_first()):
     return
   rows = list(rows)
   columns = columns or list(dict.fromkeys(key for row in rows for key in row))

@@ -436,7 +436,7 @@ sys.stdin.read()
 for i in range(50):
   folder.begin(sweep, out)
   folder.write_json(out / 'same.json', [i])
-  whole_files.write_csv(out / 'same.csv', [{{'i': i}}], asks_jax=False)
+  whole_files.write_csv(out / 'same.csv', [{{'i': i}}], by_all=True)
 """
 
 
