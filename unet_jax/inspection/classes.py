@@ -112,6 +112,8 @@ def _one_foreground(
     'instances/ keep them apart for loss.weight_map=border. If the values are '
     'classes, list them'
   )
+  if not has_colors:
+    why += f' ({samples.OBJECT_ODDS})'
   return ((nothing, 0), (mask_table.OTHERS, 1)), 2, why
 
 
