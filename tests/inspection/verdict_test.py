@@ -81,6 +81,24 @@ _FAULTS = {
 }
 
 
+@pytest.mark.parametrize(
+  'kind, down, right',
+  [
+    # A pixel is 1.6 % of the side.
+    ('discs', 0, 1),
+    # Beside a band that stands out more, as right masks lie.
+    ('layers', 4, 4),
+    # Edges that are no class's, and values that change by a hundredth.
+    ('stripes', 3, 0),
+  ],
+)
+def test_a_small_move(kind, down, right):
+  pairs = kinds.draw(kind, 16, seed=3)
+  assert _judge(pairs) is None
+  found = _judge([(i, objects.shift(mask, down, right)) for i, mask in pairs])
+  assert found.kind == 'moved'
+
+
 @pytest.mark.parametrize('message', _FAULTS)
 def test_a_faulty_set(message):
   size = (128, 128) if message.startswith('moved') else (96, 96)

@@ -39,9 +39,9 @@ _SAME_DETAILS = 0.6
 # images are compared in detail, so many at a time.
 _AROUND, _FLOOR = 9, 2.0
 _MOST_PAIRS, _AT_ONCE = 200_000, 1024
-# Waves of a thumbnail along each axis that find pairs, from 0; how much rounding
-# may take from a product; and of how many pairs in a block one must be left, for
-# the products of these alone to be quicker than all.
+# Waves of a thumbnail along each axis that find pairs, from 0; how much
+# rounding may take from a product; and of how many pairs in a block one must be
+# left, for the products of these alone to be quicker than all.
 _WAVES, _ROUNDING, _FEWER = 8, 1e-4, 30
 # Neighbours of a stack or a video correlate by this much more than others.
 _ALIKE = 0.2
