@@ -87,6 +87,7 @@ def test_masks_probabilities_overlays_and_contours(workdir, tmp_path, capsys):
     np.testing.assert_allclose(got, want, atol=1e-3)
     with Image.open(tmp_path / f'out/overlays/{stem}.jpg') as overlay:
       assert overlay.size == image.shape[1::-1]
+    assert (tmp_path / 'out/overlays/legend.png').is_file()
     path = tmp_path / f'out/contours/{stem}.geojson'
     outlines = json.loads(path.read_text())
     area = sum(f['properties']['area'] for f in outlines['features'])

@@ -20,6 +20,7 @@ from unet_jax.prediction import (
   kept_tags,
   kinds,
   outputs,
+  overlays,
   predictor,
   restore,
   sinks,
@@ -82,6 +83,9 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
       network = predictor.Predictor(config, model, variables, ensemble, mesh)
       try:
         checks = kinds.checks(config, about[0])
+        if config.predict.overlay:
+          names = fields.class_names(config)
+          overlays.write_legend(folder / 'overlays', names)
         skipped = _predict(network, left, index, config, checks)
       except OSError as e:
         e.filename = e.filename or folder  # A full disk has no name.
