@@ -50,7 +50,10 @@ def test_grey_files_have_one_channel(tmp_path):
 @pytest.mark.parametrize(
   'sizes, size, resize, depth',
   [
-    ([(128, 128)] * 3, (128, 128), 'stretch', 4),
+    # Few images, whatever their size.
+    ([(128, 128)] * 3, (128, 128), 'stretch', 3),
+    ([(512, 512)] * 24, (256, 256), 'patch', 3),
+    ([(128, 128)] * 100, (128, 128), 'stretch', 4),
     ([(96, 40)] * 3, (96, 40), 'stretch', 2),
     ([(20, 37), (18, 40)], (32, 48), 'stretch', 2),
     ([(128, 128)] * 2000, (128, 128), 'stretch', 4),
@@ -94,6 +97,22 @@ def test_the_size_is_what_the_masks_need(width, size, resize):
     assert np.mean(list(kept.values())) > 0.9
 
 
+@pytest.mark.parametrize(
+  'side, size, resize',
+  # At half of the side enough is kept; of 1024 px a window shows a quarter.
+  [(512, 256, 'patch'), (1024, 512, 'stretch')],
+)
+def test_windows_rather_than_a_resize_that_costs_as_much(side, size, resize):
+  measurements = _measurements(*[(side, side)] * 24)
+  config = folders.make_config('unused')
+  mask = _stripes(11, (side, side))
+  suggestions = suggest.suggest({'train': measurements}, [mask], config)
+  found = {s.field: s.value for s in suggestions}
+  assert found['data.image_size'] == (size, size)
+  assert found['data.resize'] == resize
+  assert found['data.batch_size'] == 2
+
+
 def test_images_whose_aspect_varies_are_padded():
   sizes = [(500, 300), (300, 500)] * 3
   got = _values(_measurements(*sizes), folders.make_config('unused'))
@@ -118,8 +137,9 @@ def test_the_network_fits_the_number_of_images_and_the_machine():
   'size, batch', [((128, 128), 16), ((112, 160), 16), ((256, 256), 4)]
 )
 def test_the_batch_is_the_nearest_power_of_two(size, batch):
-  """A little more than a batch's pixels does not halve it."""
+  """A little more than a batch's pixels does not halve it; few images do."""
   assert plan.choose_width(size, 300, True) == (16, batch)
+  assert plan.choose_width(size, 60, True) == (16, batch // 2)
 
 
 @pytest.mark.parametrize(

@@ -23,15 +23,18 @@ _KEPT_MEAN, _KEPT_WORST = 0.9, 0.75
 # Sides that are nearly those of the files are not worth a resize.
 _NEARLY = 0.8
 # Largest side of whole images of full resolution, and the windows' beyond it.
-_WHOLE, _WINDOW = 320, 256
+# Windows are also better than a resize to their size, which costs as much,
+# where they show this share of the side.
+_WHOLE, _WINDOW, _SHOWN = 320, 256, 0.5
 # Sides are multiples of this, which the usual depths divide.
 _MULTIPLE = 16
 # Smallest edge at the bottom of the U, in pixels; and depths, by the number of
 # images.
 _BOTTOM = 6
-_DEPTH, _DEEPER, _MANY_IMAGES = 4, 5, 2000
+_DEPTHS, _FEW_IMAGES, _MANY_IMAGES = (3, 4, 5), 100, 2000
 # Features of the first stage, and pixels in a batch: on CPUs, elsewhere, and
-# there for many images.
+# there for many images. Of few images a batch has half as many: they are seen
+# often enough.
 _FEATURES = (16, 32, 64)
 _BATCH_PIXELS = (2**18, 2**20, 2**20)
 _SMALLEST_BATCH, _LARGEST_BATCH = 2, 32
@@ -78,7 +81,8 @@ def choose_size(
   aspect = 'their aspect varies' if varied else 'their aspect is much the same'
   lost = ''
   for tried in _SIDES:
-    if tried >= _NEARLY * side:
+    in_windows = side > _WHOLE and tried >= _WINDOW >= _SHOWN * side
+    if tried >= _NEARLY * side or in_windows:
       break
     size = _rounded(height * tried / side, width * tried / side)
     kept = kept_iou(size)
@@ -119,7 +123,8 @@ def _rounded(
 
 def choose_depth(size: tuple[int, int], num_images: int) -> tuple[int, str]:
   """Returns model.depth, and why."""
-  most = _DEEPER if num_images >= _MANY_IMAGES else _DEPTH
+  kind = (num_images >= _FEW_IMAGES) + (num_images >= _MANY_IMAGES)
+  most = _DEPTHS[kind]
   fits = int(np.log2(max(min(size) // _BOTTOM, 1)))
   if fits < most:
     return fits, f'the smaller edge stays at least {_BOTTOM} px at the bottom'
@@ -132,6 +137,7 @@ def choose_width(
   """Returns model.base_features and data.batch_size."""
   kind = 0 if on_cpu else 1 + (num_images >= _MANY_IMAGES)
   batch = _BATCH_PIXELS[kind] / np.prod(size)
+  batch /= 2 if num_images < _FEW_IMAGES else 1
   batch = 2 ** round(np.log2(np.clip(batch, _SMALLEST_BATCH, _LARGEST_BATCH)))
   # Not most of a small set at once.
   most = max(num_images // 2, 1)
