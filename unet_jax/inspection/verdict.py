@@ -50,7 +50,6 @@ _TYPICAL = 0.5
 # A difference of predictions is clear if it is more than this share of that.
 _CLEARLY = 0.05
 
-
 # How often right sets of 16 pairs, of 18 kinds, are called so, and sets of 24
 # with the fault: experiments/data_faults.
 _ODDS = {
@@ -84,6 +83,7 @@ class Verdict:
 Fits = Sequence[alignment.Fit | None]
 Looks = Sequence[appearance.Look | None]
 _Known = Sequence[appearance.Look]
+_Place = tuple[int, int]
 
 
 def is_suspected(fits: Fits, owners: Mapping[int, int] | None = None) -> bool:
@@ -341,27 +341,31 @@ def _is_off_center(scores: np.ndarray) -> bool:
   return False
 
 
+def _is_clearly_at(peak: _Place, maps: np.ndarray, looks: _Known) -> bool:
+  """Whether masks fit clearly better, and far enough, where a peak is."""
+  gain = maps[:, *peak] - maps[:, appearance.REACH, appearance.REACH]
+  is_clear = gain.mean() > _MIN_EXPLAINED and _is_positive(gain)
+  if not is_clear and not _is_positive(gain, _MIN_ERRORS_ALONE):
+    return False
+  share = np.divide(appearance.top(maps.mean(0), peak), appearance.SIDE)
+  pixels = np.median([np.hypot(*(share * look.size)) for look in looks])
+  return bool(pixels >= _MIN_PIXELS and np.hypot(*share) >= _MIN_SHARE)
+
+
 def _moved(looks: _Known) -> Verdict | None:
   """Masks say more about their images when all are moved in one way."""
   maps = np.stack([look.moved for look in looks])
   mean, reach = maps.mean(0), appearance.REACH
-  now = maps[:, reach, reach]
-  peak = divmod(int(mean.argmax()), mean.shape[1])
-  # As they are they may be right, and only the objects beside stand out more:
-  # then the way there leads through worse places.
-  worse = now - maps[:, *appearance.lowest_on_way(mean, peak)]
-  if now.mean() > _MIN_PEAK * mean[peak] and _is_positive(worse):
-    peak = appearance.climb(mean)
-  gain = maps[:, *peak] - now
-  is_clear = gain.mean() > _MIN_EXPLAINED and _is_positive(gain)
-  if not is_clear and not _is_positive(gain, _MIN_ERRORS_ALONE):
-    return None
-  down, right = appearance.top(mean, peak)
-  share = np.array([right, down]) / appearance.SIDE
-  sizes = np.array([look.size[::-1] for look in looks])
-  pixels = np.median(np.hypot(*(share * sizes).T))
-  if pixels < _MIN_PIXELS or np.hypot(*share) < _MIN_SHARE:
-    return None
+  peak, highest = appearance.climb(mean), divmod(int(mean.argmax()), len(mean))
+  if not _is_clearly_at(peak, maps, looks):
+    # As they are they may be right, and only the objects beside stand out more:
+    # then the way there leads through worse places.
+    now = maps[:, reach, reach]
+    worse = now - maps[:, *appearance.lowest_on_way(mean, highest)]
+    is_apart = now.mean() > _MIN_PEAK * mean[highest] and _is_positive(worse)
+    if is_apart or not _is_clearly_at(highest, maps, looks):
+      return None
+    peak = highest
   y, x = (100 * (place - reach) / appearance.SIDE for place in peak)
   words = alignment.move_in_words(x, y, '% of the side', '.1f')
   return Verdict(
