@@ -97,22 +97,6 @@ def test_the_size_is_what_the_masks_need(width, size, resize):
     assert np.mean(list(kept.values())) > 0.9
 
 
-@pytest.mark.parametrize(
-  'side, size, resize',
-  # At half of the side enough is kept; of 1024 px a window shows a quarter.
-  [(512, 256, 'patch'), (1024, 512, 'stretch')],
-)
-def test_windows_rather_than_a_resize_that_costs_as_much(side, size, resize):
-  measurements = _measurements(*[(side, side)] * 24)
-  config = folders.make_config('unused')
-  mask = _stripes(11, (side, side))
-  suggestions = suggest.suggest({'train': measurements}, [mask], config)
-  found = {s.field: s.value for s in suggestions}
-  assert found['data.image_size'] == (size, size)
-  assert found['data.resize'] == resize
-  assert found['data.batch_size'] == 2
-
-
 def test_images_whose_aspect_varies_are_padded():
   sizes = [(500, 300), (300, 500)] * 3
   got = _values(_measurements(*sizes), folders.make_config('unused'))

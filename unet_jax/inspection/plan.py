@@ -23,9 +23,7 @@ _KEPT_MEAN, _KEPT_WORST = 0.9, 0.75
 # Sides that are nearly those of the files are not worth a resize.
 _NEARLY = 0.8
 # Largest side of whole images of full resolution, and the windows' beyond it.
-# Windows are also better than a resize to their size, which costs as much,
-# where they show this share of the side.
-_WHOLE, _WINDOW, _SHOWN = 320, 256, 0.5
+_WHOLE, _WINDOW = 320, 256
 # Sides are multiples of this, which the usual depths divide.
 _MULTIPLE = 16
 # Smallest edge at the bottom of the U, in pixels; and depths, by the number of
@@ -81,8 +79,7 @@ def choose_size(
   aspect = 'their aspect varies' if varied else 'their aspect is much the same'
   lost = ''
   for tried in _SIDES:
-    in_windows = side > _WHOLE and tried >= _WINDOW >= _SHOWN * side
-    if tried >= _NEARLY * side or in_windows:
+    if tried >= _NEARLY * side:
       break
     size = _rounded(height * tried / side, width * tried / side)
     kept = kept_iou(size)
