@@ -49,7 +49,7 @@ def _predict(workdir, root, **fields):
 
 def _written(root) -> set[str]:
   found = {p.name for p in (root / 'out').rglob('*') if p.is_file()}
-  return found - {'index.json', '.index.lock'}
+  return found - {'index.json', '.index.lock', 'legend.png'}
 
 
 def _images(folder, names=('a.png', 'b.png', 'c.tif'), seed=0):

@@ -83,10 +83,10 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
       network = predictor.Predictor(config, model, variables, ensemble, mesh)
       try:
         checks = kinds.checks(config, about[0])
-        if config.predict.overlay:
+        skipped = _predict(network, left, index, config, checks)
+        if config.predict.overlay and skipped < len(left):
           names = fields.class_names(config)
           overlays.write_legend(folder / 'overlays', names)
-        skipped = _predict(network, left, index, config, checks)
       except OSError as e:
         e.filename = e.filename or folder  # A full disk has no name.
         raise
