@@ -49,7 +49,7 @@ def _predict(workdir, root, **fields):
 
 def _written(root) -> set[str]:
   found = {p.name for p in (root / 'out').rglob('*') if p.is_file()}
-  return found - {'index.json', '.index.lock'}
+  return found - {'index.json', '.index.lock', 'legend.png'}
 
 
 def _images(folder, names=('a.png', 'b.png', 'c.tif'), seed=0):
@@ -87,6 +87,7 @@ def test_masks_probabilities_overlays_and_contours(workdir, tmp_path, capsys):
     np.testing.assert_allclose(got, want, atol=1e-3)
     with Image.open(tmp_path / f'out/overlays/{stem}.jpg') as overlay:
       assert overlay.size == image.shape[1::-1]
+    assert (tmp_path / 'out/overlays/legend.png').is_file()
     path = tmp_path / f'out/contours/{stem}.geojson'
     outlines = json.loads(path.read_text())
     area = sum(f['properties']['area'] for f in outlines['features'])

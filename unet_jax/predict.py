@@ -21,6 +21,7 @@ from unet_jax.prediction import (
   kept_tags,
   kinds,
   outputs,
+  overlays,
   predictor,
   restore,
   sinks,
@@ -91,6 +92,9 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
             lambda: _predict(network, mine, index, config, checks)
           )
         )
+        if config.predict.overlay and skipped < left and processes.is_first():
+          names = fields.class_names(config)
+          overlays.write_legend(folder / 'overlays', names)
       except OSError as e:
         e.filename = e.filename or folder  # A full disk has no name.
         raise

@@ -12,7 +12,7 @@ from unet_jax.data import resize
 Fault = Callable[[Sequence[np.ndarray], int], np.ndarray]
 
 # Shares of the side that masks are moved by.
-MOVES = (0.02, 0.05, 0.1)
+MOVES = (0.01, 0.02, 0.04, 0.08)
 
 
 def _move(mask: np.ndarray, share: float, angle: float) -> np.ndarray:

@@ -78,12 +78,32 @@ def test_enlarged_black_and_white(kind):
   assert smoothed.find(100 * mask.astype(np.int64)).drawn == (0, 25500)
 
 
+@pytest.mark.parametrize('kind', ['bilinear', 'OpenCV bilinear'])
+@pytest.mark.parametrize('values', [(0, 2), (0, 1, 2)])
+def test_few_neighbouring_values_that_were_enlarged_two_times(values, kind):
+  """Lines of a class between two others, everywhere, but at every second place.
+
+  By cubic resizing and Lanczos', 0 and 2 have nothing between them.
+  """
+  for seed in range(6):
+    mask = _resized(_shapes(seed, *values), 2, _KINDS[kind])
+    for cut in (mask, mask[3:, 1:], 3 + mask.T.astype(np.int32)):
+      found = smoothed.find(cut)
+      middle = int(cut.min()) + 1
+      assert found.values == (middle,)
+      assert {middle - 1, middle + 1} <= set(found.drawn)
+    nearest = _shapes(seed, *values).repeat(2, 0).repeat(2, 1)
+    assert smoothed.find(nearest) is None
+
+
 def test_right_masks_are_not():
   for seed in range(6):
     mask = _shapes(seed, 0, 1)
     assert smoothed.find(mask) is None
     for width in (1, 2, 3):
-      assert smoothed.find(_outlined(mask, width)) is None
+      lines = _outlined(mask, width)
+      for right in (lines, lines.repeat(2, 0).repeat(2, 1)):
+        assert smoothed.find(right) is None
     # A line along some of the borders, and every class a thin layer.
     part = _outlined(mask, 1)
     part[:96] = 2 * mask[:96]

@@ -161,6 +161,39 @@ def test_whole_lzw_is_decoded_at_once_and_damage_is_refused(
   assert_array_equal(stored.read(content, 'x').pixels, _RGB)
 
 
+@pytest.mark.parametrize('compression', [None, 'zlib', 'packbits', 'zstd'])
+@pytest.mark.parametrize('dtype', ['u1', '>u2', '<f4'])
+def test_small_strips_are_decoded_in_one_piece(compression, dtype, monkeypatch):
+  """To look at the tags for each took longer than the pixels."""
+  array = (_RGB[..., 0].repeat(3, 1) // 4).astype(dtype)
+  options = {'compression': compression, 'rowsperstrip': 3}
+  content = files.tiff(array, byteorder=dtype[0].replace('u', '<'), **options)
+  with monkeypatch.context() as without:
+    without.delattr(tiff_image, '_decode')
+    joined = stored.read(content, 'x').pixels
+  assert_array_equal(joined, array)
+  joined[0] = 0  # As other arrays, it may be written to.
+  found = []
+  for one_by_one in (False, True):
+    if one_by_one:
+      monkeypatch.setattr(tiff_image, '_PLAIN', ())
+    rng, results = np.random.default_rng(0), []
+    with tifffile.TiffFile(io.BytesIO(content)) as file:
+      strips = list(
+        zip(file.pages[0].dataoffsets, file.pages[0].databytecounts)
+      )
+    for _ in range(60):
+      damaged = bytearray(content)
+      start, size = strips[rng.integers(len(strips))]
+      damaged[start + rng.integers(size)] ^= 1 << int(rng.integers(8))
+      try:
+        results.append(stored.read(bytes(damaged), 'x').pixels.tobytes())
+      except errors.DecodeError as e:
+        results.append(str(e))
+    found.append(results)
+  assert found[0] == found[1]
+
+
 @pytest.mark.parametrize('bits', range(1, 17))
 def test_bits_of_tiff(bits, tmp_path):
   dtype = bool if bits == 1 else 'u1' if bits <= 8 else 'u2'

@@ -37,6 +37,7 @@ def test_the_worst_come_first():
   rows = [{'image': str(i), 'miou': m} for i, m in enumerate(scores)]
   with contextlib.closing(split.MeasuredSplit(_config())) as measured:
     _add(measured, _images())
+    measured.results()  # Of all processes.
     found = measured.examples(rows, lambda index: {'index': index})
   names = {k: ''.join(p['name'] for p in v) for k, v in found.items()}
   assert names == {'worst': '25', 'median': '54', 'best': '30'}

@@ -75,6 +75,24 @@ def test_moved_masks_are_predicted_when_moved_back():
   np.testing.assert_allclose(at_rest, [k.turned[0] for k in right], rtol=1e-3)
 
 
+def test_the_map_of_moves_is_read_from_no_move():
+  reach = appearance.REACH
+  y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1]
+  hill = lambda down, right: np.exp(-(np.hypot(y - down, x - right) ** 2) / 8)
+  mean = hill(2.3, -1.8) + 2 * hill(12, 8)
+  near = appearance.climb(mean)
+  assert near == (reach + 2, reach - 2)
+  np.testing.assert_allclose(appearance.top(mean, near), (2.3, -1.8), atol=0.05)
+  highest = reach + 12, reach + 8
+  lowest = np.subtract(appearance.lowest_on_way(mean, highest), reach)
+  assert tuple(lowest) == (6, 4)
+  # To the border of the map, of which no parabola is known.
+  slope = x + 0.5 * y
+  assert appearance.climb(slope) == (2 * reach, 2 * reach)
+  assert appearance.top(slope, (2 * reach, 2 * reach)) == [reach, reach]
+  assert appearance.climb(0.0 * slope) == (0, 0)
+
+
 def test_masks_of_others_say_nothing():
   looks = _looks(objects.make_pairs(8, _SIZE))
   assert _means(looks, 'others').max() < 0.4 * _means(looks, 'turned')[0]

@@ -5,7 +5,7 @@ import pytest
 
 from tests import folders
 from tests.inspection import measured
-from unet_jax.inspection import records, scan, suggest
+from unet_jax.inspection import records, samples, scan, suggest
 
 
 def _suggest(measurements, config, sampled=()):
@@ -150,16 +150,23 @@ _SPREAD = np.random.default_rng(0).permutation(60000)[:1000] + 1
     # Few in an image, and ids that go on through the set.
     [_draw_objects(9, range(9 * i + 1, 9 * i + 10)) for i in range(20)],
     [_draw_objects(20, _SPREAD[20 * i :]) for i in range(6)],
+    # One in an image, with a number of its own.
+    [_draw_objects(1, [i]) for i in range(1, 25)],
+    [_draw_objects(1 + i % 3, range(2 * i, 2 * i + 3)) for i in range(1, 13)],
     # Hundreds, of which each is in several parts.
     [np.arange(64 * 64).reshape(64, 64) // (9 + i) for i in range(4)],
   ],
-  ids=['from 1', 'bytes', 'through the set', 'spread', 'hundreds'],
+  ids='from 1,bytes,through the set,spread,one each,few each,hundreds'.split(
+    ','
+  ),
 )
 def test_objects_are_one_class(sampled):
   config = folders.make_config('unused')
   table = _suggest(_of_masks(*sampled), config, sampled)['data.mask_values']
   assert table.value == ((0, 0), ('others', 1))
   assert 'number objects' in table.why
+  is_large = max(mask.max() for mask in sampled) > 255
+  assert (samples.OBJECT_ODDS in table.why) != is_large
 
 
 def test_random_colors_are_objects():
@@ -188,10 +195,15 @@ def _draw_classes(seed, number, present):
     ([_draw_classes(i, 100, 12) for i in range(60)], 100),
     # Organs: each is one part, and all are in each image.
     ([_draw_objects(12, range(1, 13)) for _ in range(6)], 13),
+    ([_draw_objects(24, range(1, 25)) for _ in range(6)], 25),
+    # Of each image, most of them.
+    ([_draw_objects(20, range(1 + i % 4, 25)) for i in range(12)], 24),
+    # Breeds: each image shows one animal.
+    ([_draw_objects(1, [1 + i % 24])[:9, :9] for i in range(96)], 25),
     # Few objects are told from few classes by nobody.
     ([_draw_objects(n, range(1, 4)) for n in (1, 2, 3)], 4),
   ],
-  ids=['patches', 'scenes', 'organs', 'few'],
+  ids='patches,scenes,organs,many organs,most organs,breeds,few'.split(','),
 )
 def test_classes_are_no_objects(sampled, num_classes):
   config = folders.make_config('unused')

@@ -229,6 +229,37 @@ def test_copies_that_are_turned(shape):
   assert turned == [(f'train{i:02}', f'val{i - 1:02}') for i in range(2, 9)]
 
 
+@pytest.mark.parametrize('share', [0.3, 3.0])
+def test_pairs_are_those_of_all_products(share):
+  """Sets of few pairs, and those of which nearly all are alike."""
+  rng = np.random.default_rng(0)
+  smooth = [
+    cv2.GaussianBlur(x, (0, 0), 2) for x in rng.normal(size=(91, 16, 16))
+  ]
+  smooth = np.reshape(smooth, (91, 256))
+  smooth -= smooth.mean(1, keepdims=True)
+  thumbs = smooth[-1:] + smooth[:-1] / share
+  thumbs[:80:8] = [
+    stored.turn(t.reshape(16, 16), 1 + i % 8).ravel()
+    for i, t in enumerate(thumbs[1:80:8] + 0.02 * rng.normal(size=(10, 256)))
+  ]
+  thumbs /= np.linalg.norm(thumbs, axis=1, keepdims=True)
+  threshold, expected = 0.9, set()
+  for turn in range(1, 9):
+    turned = [stored.turn(t.reshape(16, 16), turn).ravel() for t in thumbs]
+    pairs = np.argwhere(np.triu(turned @ thumbs.T > threshold, 1))
+    expected |= {(*pair, turn) for pair in pairs.tolist()}
+  assert {turn for *_, turn in expected} == set(range(1, 9))
+  assert (len(expected) > 1000) == (share > 1)
+  found = duplicates._alike(thumbs, threshold)
+  assert set(map(tuple, found.tolist())) == expected
+  keys = duplicates._keys(thumbs)
+  np.testing.assert_allclose(np.linalg.norm(keys, axis=1), 1)
+  # Most other pairs are told apart by them.
+  if share < 1:
+    assert np.mean(keys @ keys.T > threshold) < 0.1
+
+
 def test_the_most_alike_count_where_there_are_too_many(monkeypatch):
   """Not the first ones: of a layout, images are alike by the million."""
   monkeypatch.setattr(duplicates, '_MOST_PAIRS', 3)

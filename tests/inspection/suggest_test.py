@@ -50,7 +50,10 @@ def test_grey_files_have_one_channel(tmp_path):
 @pytest.mark.parametrize(
   'sizes, size, resize, depth',
   [
-    ([(128, 128)] * 3, (128, 128), 'stretch', 4),
+    # Few images, whatever their size.
+    ([(128, 128)] * 3, (128, 128), 'stretch', 3),
+    ([(512, 512)] * 24, (256, 256), 'patch', 3),
+    ([(128, 128)] * 100, (128, 128), 'stretch', 4),
     ([(96, 40)] * 3, (96, 40), 'stretch', 2),
     ([(20, 37), (18, 40)], (32, 48), 'stretch', 2),
     ([(128, 128)] * 2000, (128, 128), 'stretch', 4),
@@ -118,8 +121,9 @@ def test_the_network_fits_the_number_of_images_and_the_machine():
   'size, batch', [((128, 128), 16), ((112, 160), 16), ((256, 256), 4)]
 )
 def test_the_batch_is_the_nearest_power_of_two(size, batch):
-  """A little more than a batch's pixels does not halve it."""
+  """A little more than a batch's pixels does not halve it; few images do."""
   assert plan.choose_width(size, 300, True) == (16, batch)
+  assert plan.choose_width(size, 60, True) == (16, batch // 2)
 
 
 @pytest.mark.parametrize(

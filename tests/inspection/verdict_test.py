@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import types
 
 import cv2
 import numpy as np
@@ -79,6 +80,55 @@ _FAULTS = {
     _SHUFFLED
   ),
 }
+
+
+@pytest.mark.parametrize(
+  'kind, down, right',
+  [
+    # A pixel is 1.6 % of the side.
+    ('discs', 0, 1),
+    # Beside a band that stands out more, as right masks lie.
+    ('layers', 4, 4),
+    # Edges that are no class's, and values that change by a hundredth.
+    ('stripes', 3, 0),
+  ],
+)
+def test_a_small_move(kind, down, right):
+  pairs = kinds.draw(kind, 16, seed=3)
+  assert _judge(pairs) is None
+  found = _judge([(i, objects.shift(mask, down, right)) for i, mask in pairs])
+  assert found.kind == 'moved'
+
+
+@pytest.mark.parametrize(
+  'peaks, words',
+  [
+    # The place that the way up leads to, not the best one beside.
+    ([(3, 0, 0.2), (12, 8, 0.5)], 'moved 2.3 % of the side down (roughly)'),
+    # Where that is no move, the best, but not from a place of its own.
+    (
+      [(12, 8, 0.5)],
+      'moved 6.2 % of the side right and 9.4 % of the side down',
+    ),
+    ([(0, 0, 0.3), (12, 8, 0.5)], None),
+    # Less than a pixel and more, and a share of the side.
+    ([(0, 1.4, 0.3)], None),
+    ([(0, 2, 0.3)], 'moved 1.6 % of the side right'),
+  ],
+)
+def test_a_map_of_moves(peaks, words):
+  rng = np.random.default_rng(0)
+  y, x = np.mgrid[-16:17, -16:17]
+  mean = sum(
+    height * np.exp(-(np.hypot(y - down, x - right) ** 2) / 18)
+    for down, right, height in peaks
+  )
+  looks = [
+    types.SimpleNamespace(moved=mean * rng.uniform(0.9, 1.1), size=(80, 80))
+    for _ in range(12)
+  ]
+  found = verdict._moved(looks)
+  assert (words in found.message) if words else found is None
 
 
 @pytest.mark.parametrize('message', _FAULTS)

@@ -33,6 +33,27 @@ def draw(tmp_path):
     file.abort()
 
 
+@pytest.mark.parametrize('count', [2, 7, 45])
+def test_legend(tmp_path, count):
+  """Each class has a square of its colour, but for the first, and a name."""
+  names = ['background', *(f'class {"ij" * i}' for i in range(1, count))]
+  overlays.write_legend(tmp_path / 'overlays', names)
+  assert [p.name for p in (tmp_path / 'overlays').iterdir()] == ['legend.png']
+  with Image.open(tmp_path / 'overlays/legend.png') as found:
+    legend = np.asarray(found)
+  assert max(legend.shape) < 30 * 22 + 22 * count
+  squares = [
+    np.argwhere((legend == color).all(-1))
+    for color in colors.class_colors(count)[1:]
+  ]
+  # 14 x 14 px inside of a line.
+  assert min(map(len, squares)) >= 14**2
+  # Names do not run into the next square, nor out of the picture.
+  assert np.all(legend[:, -1] == 255) and np.all(legend[-1] == 255)
+  first = squares[0].min(0)
+  assert np.all(legend[: first[0] - 6, :3] == 255)
+
+
 def test_file(tmp_path):
   image = np.full((16, 24, 3), (200, 30, 90), np.uint8)
   file = _overlay(tmp_path, image, np.zeros((16, 24), np.uint8))

@@ -45,16 +45,6 @@ def _create(config, mesh):
   return model, optimizer, tiny.make_state(config, model, optimizer, mesh)
 
 
-class _Examples(list):
-  """A set that is read as prepared ones are."""
-
-  split = 'test'
-
-  def read_batch(self, indices):
-    examples = [self[i] for i in indices]
-    return {k: np.stack([e[k] for e in examples]) for k in examples[0]}
-
-
 def _train(config, mesh):
   """Returns the losses of some steps, the last state and its evaluation."""
   model, optimizer, state = _create(config, mesh)
@@ -66,7 +56,7 @@ def _train(config, mesh):
     state, metrics = step(state, batch, jax.random.key(3))
     history.append(jax.tree.map(float, metrics))
   examples = tiny.make_examples(config, _NUM_EVAL, seed=99)
-  dataset = _Examples([_weigh(example) for example in examples])
+  dataset = tiny.Examples([_weigh(example) for example in examples])
   evaluator = counting.Evaluator(config, model, dataset, mesh)
   result, _, examples = evaluator.run(state.variables('ema'))
   assert evaluator.num_examples == _NUM_EVAL

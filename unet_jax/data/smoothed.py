@@ -24,6 +24,9 @@ _SEVERAL_SHARE, _ONE_SHARE, _MOST = 0.45, 0.6, 0.4
 # longer pieces (in pixels) than the rounding of one value leaves.
 _SEVERAL_SKIPPED, _ONE_SKIPPED, _SKIPPED = 0.4, 0.2, 0.9
 _PIECE = 16
+# In a mask that was enlarged two times: share of steps that lie at even places,
+# or at odd ones, and the fewest different places that say so.
+_AT_ONE, _PLACES = 0.7, 10
 # Share of a value's pixels that are in the middle of 3 x 3, if it was drawn.
 _DRAWN = 0.3
 
@@ -50,8 +53,9 @@ def find(mask: np.ndarray) -> Smoothed | None:
   None where there is no sign of it. A right mask may have thin classes between
   two others, but these are drawn as lines: they separate the two wherever they
   are, while smoothing leaves now one, now another value, and here and there
-  none. Masks that were enlarged two times or more from few neighbouring values,
-  such as 0 to 2, have such lines too, and are not found.
+  none. Masks that were enlarged two times from few neighbouring values, such as
+  0 to 2, have such lines too, but at every second place; those of other factors
+  above that are not found.
   """
   mask, values = _window(mask)
   if mask is None:
@@ -64,23 +68,47 @@ def find(mask: np.ndarray) -> Smoothed | None:
   if count < _FEW or count > _MOST * mask.size or count < _ONE_SHARE / 2 * thin:
     return None
   found = np.bincount(mask[is_between], minlength=256)
-  skipped = _count_skipped(mask, found > 0)
-  share = skipped / (skipped + count)
-  is_one = np.count_nonzero(found) == 1
-  least_share, least_skipped = _SEVERAL_SHARE, _SEVERAL_SKIPPED
-  if is_one:
-    least_share, least_skipped = _ONE_SHARE, _ONE_SKIPPED
-    pieces = cv2.connectedComponents(is_between.view(np.uint8))[0] - 1
-    if count > _PIECE * pieces:
+  if not _is_doubled(mask):
+    skipped = _count_skipped(mask, found > 0)
+    share = skipped / (skipped + count)
+    least_share, least_skipped = _SEVERAL_SHARE, _SEVERAL_SKIPPED
+    if np.count_nonzero(found) == 1:
+      least_share, least_skipped = _ONE_SHARE, _ONE_SKIPPED
+      pieces = cv2.connectedComponents(is_between.view(np.uint8))[0] - 1
+      if count > _PIECE * pieces:
+        return None
+    if count < least_share * thin or not least_skipped <= share <= _SKIPPED:
       return None
-  if count < least_share * thin or not least_skipped <= share <= _SKIPPED:
-    return None
   return Smoothed(
     count,
     count / mask.size,
     tuple(values[np.flatnonzero(found)].tolist()),
     _drawn(mask, is_middle, values),
   )
+
+
+def _is_doubled(mask: np.ndarray) -> bool:
+  """Whether a mask uint8 [H, W] was enlarged two times, linearly.
+
+  Each pixel becomes two in a row. Beside one another, 0 becomes 0 and 1, and 2
+  becomes 2 and 2: all steps up have the value between at odd places, say, and
+  all steps down at even ones. Of a mask that was drawn, half are at either.
+  """
+  for now in (mask.astype(np.int16), mask.T.astype(np.int16)):
+    before, at, after = now[:, 1:-3], now[:, 2:-2], now[:, 3:-1]
+    is_line = (now[:, :-4] == before) & (after == now[:, 4:])
+    where = []
+    for way in (1, -1):
+      is_step = is_line & (at - before == way) & (after - at == way)
+      places = np.nonzero(is_step)[1]
+      odd = places % 2 == 1
+      share = odd.mean() if len(places) else 0.5
+      if len(np.unique(places)) < _PLACES or 1 - _AT_ONE < share < _AT_ONE:
+        return False
+      where.append(share > 0.5)
+    if where[0] == where[1]:
+      return False
+  return True
 
 
 def drawn_values(mask: np.ndarray) -> tuple[int, ...]:

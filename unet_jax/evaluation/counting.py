@@ -107,20 +107,24 @@ class Evaluator:
       contextlib.closing(batches),
       progress.Progress(f'evaluating {self.split}', total, unit) as bar,
     ):
+
+      def fetch(batch: dict[str, jax.Array], result: dict[str, Any]) -> None:
+        first = len(batch['weight']) * len(results)
+        rows = np.unique(spread[spread >= first] - first)
+        shown.extend(self._examples(batch, result['prediction'], rows))
+        results.append(self._fetch(result, len(results), take))
+        bar.update(int(results[-1]['weight'].sum()))
+
       for batch in batches:
         if stop():
           return None
         result = self._step(variables, batch)
-        first = len(batch['weight']) * (len(results) + (pending is not None))
-        rows = spread[spread >= first] - first
-        shown += self._examples(batch, result['prediction'], np.unique(rows))
         if pending is not None:
           # Of the batch before: the device never waits for the host.
-          results.append(self._fetch(pending, len(results), take))
-          bar.update(int(results[-1]['weight'].sum()))
-        pending = result
-    assert pending is not None, 'a split has examples'
-    results.append(self._fetch(pending, len(results), take))
+          fetch(*pending)
+        pending = batch, result
+      assert pending is not None, 'a split has examples'
+      fetch(*pending)
     metrics, counts = self._summarize(results)
     metrics['seconds'] = time.perf_counter() - start
     return {f'eval/{k}': v for k, v in metrics.items()}, counts, shown

@@ -324,3 +324,41 @@ def _scores(
   together[:, : len(by_class)] *= (by_class[0] / by_class).mean(-1)
   alone = (weights[:, :1] * products).sum(-1) @ scale
   return together, alone
+
+
+def climb(mean: np.ndarray) -> tuple[int, int]:
+  """Returns the peak that the way up leads to from no move.
+
+  The map `mean` is that of `Look.moved`, over the looks.
+  """
+  last, peak = None, (REACH, REACH)
+  while peak != last:
+    last = peak
+    row, column = (max(place - 1, 0) for place in last)
+    around = mean[row : last[0] + 2, column : last[1] + 2]
+    down, right = divmod(int(around.argmax()), around.shape[1])
+    peak = row + down, column + right
+  return peak
+
+
+def lowest_on_way(mean: np.ndarray, peak: tuple[int, int]) -> tuple[int, int]:
+  """Returns the lowest place on the straight way to a peak from no move."""
+  length = max(abs(place - REACH) for place in peak)
+  ways = np.linspace((REACH, REACH), peak, 2 * length + 1).round().astype(int)
+  row, column = ways[mean[*ways.T].argmin()].tolist()
+  return row, column
+
+
+def top(mean: np.ndarray, peak: tuple[int, int]) -> list[float]:
+  """Returns the moves down and right of the top of a peak, in cells.
+
+  It is that of a parabola through the peak and its neighbours.
+  """
+  moves = []
+  for place, line in zip(peak, (mean[:, peak[1]], mean[peak[0]])):
+    moves.append(float(place - REACH))
+    if 0 < place < len(line) - 1:
+      before, here, after = line[place - 1 : place + 2].tolist()
+      bend = 2 * here - before - after
+      moves[-1] += (after - before) / (2 * bend) if bend > 0 else 0.0
+  return moves

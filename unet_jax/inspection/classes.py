@@ -105,12 +105,19 @@ def _one_foreground(
   """As `find_table`, of masks that number objects: all are one class."""
   nothing = (0, 0, 0) if has_colors else 0
   number = len(values) - (nothing in values)
-  what = 'colours' if has_colors else 'values'
+  what, rule = 'values', 'some are above 255'
+  if has_colors:
+    what, rule = 'colours', 'most of the many colours are in few masks'
+  elif max(values) <= fields.IGNORE_LABEL:
+    rule = (
+      'nearly all are one connected part of a mask, and they count from 1 in '
+      f'most masks or are in few of them; {samples.OBJECT_ODDS}'
+    )
   why = (
-    f'{number} {what} but {nothing} in {num_masks} masks number objects: all '
-    'are one class. Objects that touch become one; copies of the masks in '
-    'instances/ keep them apart for loss.weight_map=border. If the values are '
-    'classes, list them'
+    f'{number} {what} but {nothing} in {num_masks} masks number objects '
+    f'({rule}): all are one class. Objects that touch become one; copies of '
+    'the masks in instances/ keep them apart for loss.weight_map=border. If '
+    'the values are classes, list them'
   )
   return ((nothing, 0), (mask_table.OTHERS, 1)), 2, why
 

@@ -29,9 +29,10 @@ _MULTIPLE = 16
 # Smallest edge at the bottom of the U, in pixels; and depths, by the number of
 # images.
 _BOTTOM = 6
-_DEPTH, _DEEPER, _MANY_IMAGES = 4, 5, 2000
+_DEPTHS, _FEW_IMAGES, _MANY_IMAGES = (3, 4, 5), 100, 2000
 # Features of the first stage, and pixels in a batch: on CPUs, elsewhere, and
-# there for many images.
+# there for many images. Of few images a batch has half as many: they are seen
+# often enough.
 _FEATURES = (16, 32, 64)
 _BATCH_PIXELS = (2**18, 2**20, 2**20)
 _SMALLEST_BATCH, _LARGEST_BATCH = 2, 32
@@ -119,7 +120,8 @@ def _rounded(
 
 def choose_depth(size: tuple[int, int], num_images: int) -> tuple[int, str]:
   """Returns model.depth, and why."""
-  most = _DEEPER if num_images >= _MANY_IMAGES else _DEPTH
+  kind = (num_images >= _FEW_IMAGES) + (num_images >= _MANY_IMAGES)
+  most = _DEPTHS[kind]
   fits = int(np.log2(max(min(size) // _BOTTOM, 1)))
   if fits < most:
     return fits, f'the smaller edge stays at least {_BOTTOM} px at the bottom'
@@ -132,6 +134,7 @@ def choose_width(
   """Returns model.base_features and data.batch_size."""
   kind = 0 if on_cpu else 1 + (num_images >= _MANY_IMAGES)
   batch = _BATCH_PIXELS[kind] / np.prod(size)
+  batch /= 2 if num_images < _FEW_IMAGES else 1
   batch = 2 ** round(np.log2(np.clip(batch, _SMALLEST_BATCH, _LARGEST_BATCH)))
   # Not most of a small set at once.
   most = max(num_images // 2, 1)

@@ -6,7 +6,8 @@ In the output folder an image NAME.ext gets (of stems that collide see names.py)
                            NAME.tif, in tiles, where the image is a TIFF
   probabilities/NAME.npz   `probabilities` float16 [H, W, classes] and
                            `class_names`; or NAME.tif, in tiles
-  overlays/NAME.jpg        the image under its classes, at most 2000 px large
+  overlays/NAME.jpg        the image under its classes, at most 2000 px large;
+                           legend.png beside them names the colours
   contours/NAME.geojson    outlines, see contours.py
 
 so that the folder with the images as images/ is one for configs/folder.py. Of a
