@@ -40,7 +40,7 @@ _PACKAGE = str(pathlib.Path(__file__).parents[1])
 # Sections and fields that no program depends on.
 _NOT_COMPILED = (
   *('log', 'eval', 'inference', 'inspect', 'predict', 'checkpoint', 'summary'),
-  *('weights', 'export', 'data.dir', 'data.cache', 'data.cache_dir'),
+  *('plan', 'weights', 'export', 'data.dir', 'data.cache', 'data.cache_dir'),
   *('data.num_workers', 'data.on_error', 'data.check', 'data.suggest'),
   'data.skip_checks',
 )
