@@ -33,6 +33,12 @@ def test_time(described):
   assert seconds['links'] == pytest.approx(links)
 
 
+def test_loops_go_round_more_than_once(program):
+  """All products are in the loop of three; the borders of images are not."""
+  flops, num_bytes = program.loops()
+  assert flops == 3 and 2 < num_bytes < 3
+
+
 def test_kinds_of_operations(described):
   kinds = described['cycles_by_kind']
   assert sum(kinds.values()) == described['cycles']

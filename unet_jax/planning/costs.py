@@ -96,6 +96,22 @@ class Program:
       'slowest': self._slowest(cycles),
     }
 
+  def loops(self) -> tuple[float, float]:
+    """Returns by what FLOP and bytes of the program exceed those of one turn.
+
+    That is what the compiler counts of a loop, as of accumulate_steps parts.
+    """
+    products = list(hlo.products(self.operations))
+    sizes = [
+      (sum(a.bytes for a in op.arrays), op.times)
+      for op in self._top()
+      if op.kind not in _NAMES
+    ]
+    return (
+      _growth((product.flops, op.times) for op, product in products),
+      _growth(sizes),
+    )
+
   def _top(self) -> Iterable[hlo.Operation]:
     return (op for op in self.operations if not op.inside)
 
@@ -188,6 +204,11 @@ class Program:
     ]
 
 
+def _growth(work: Iterable[tuple[int, int]]) -> float:
+  work = list(work)
+  return sum(n * times for n, times in work) / max(sum(n for n, _ in work), 1)
+
+
 def _called(op: hlo.Operation) -> str:
   """Returns the computation of a fusion; '' for another operation."""
   before, _, after = op.text.partition('calls=')
@@ -223,7 +244,9 @@ def describe(
   """Returns what a compiled step of so many images costs on a chip, as JSON."""
   program = Program(hlo.read(compiled.as_text() or ''), chip, mesh.shape)
   counted: dict[str, float] = compiled.cost_analysis() or {}
-  flops, num_bytes = counted.get('flops', 0), counted.get('bytes accessed', 0)
+  of_flops, of_bytes = program.loops()
+  flops = counted.get('flops', 0) * of_flops
+  num_bytes = counted.get('bytes accessed', 0) * of_bytes
   return {
     'memory': memory(compiled, chip.hbm),
     **program.describe(images, flops, num_bytes),
