@@ -63,7 +63,8 @@ class Program:
 
     Args:
       images: of one step, on all chips.
-      flops, num_bytes: of a chip, as the compiler counts them.
+      flops: of a chip.
+      num_bytes: that it reads from its memory and writes to it.
     """
     chip = self.chip
     sent = collectives.read(self.operations, self.mesh)
@@ -96,21 +97,41 @@ class Program:
       'slowest': self._slowest(cycles),
     }
 
-  def loops(self) -> tuple[float, float]:
-    """Returns by what FLOP and bytes of the program exceed those of one turn.
+  def turns(self) -> float:
+    """Returns by what the FLOP of the program exceed those of one turn.
 
     That is what the compiler counts of a loop, as of accumulate_steps parts.
     """
-    products = list(hlo.products(self.operations))
-    sizes = [
-      (sum(a.bytes for a in op.arrays), op.times)
-      for op in self._top()
-      if op.kind not in _NAMES
-    ]
-    return (
-      _growth((product.flops, op.times) for op, product in products),
-      _growth(sizes),
-    )
+    once = total = 0
+    for op, product in hlo.products(self.operations):
+      once += product.flops
+      total += product.flops * op.times
+    return total / max(once, 1)
+
+  def moved(self) -> int:
+    """Returns bytes that operations read from a chip's memory and write to it.
+
+    The compiler's own count has those that stay on the chip too.
+    """
+    known = {(op.computation, op.name): op for op in self.operations}
+    total = 0
+    for op in self._top():
+      if op.kind in _NAMES or op.kind.endswith('-done'):
+        continue
+      operands = [
+        array
+        for name in op.operands
+        for array in known[op.computation, name].arrays
+      ]
+      if op.kind.endswith('-start'):
+        # From one memory to the other; the rest is to wait for it.
+        total += op.times * min(a.padded for a in op.arrays if a.shape)
+      else:
+        made = _outside(op.arrays)
+        is_part = op.kind in ('slice', 'dynamic-slice', 'gather')
+        read = min(_outside(operands), made) if is_part else _outside(operands)
+        total += op.times * (made + read)
+    return total
 
   def _top(self) -> Iterable[hlo.Operation]:
     return (op for op in self.operations if not op.inside)
@@ -204,9 +225,9 @@ class Program:
     ]
 
 
-def _growth(work: Iterable[tuple[int, int]]) -> float:
-  work = list(work)
-  return sum(n * times for n, times in work) / max(sum(n for n, _ in work), 1)
+def _outside(arrays: Iterable[hlo.Array]) -> int:
+  """Returns the bytes of arrays in the memory beside the chip."""
+  return sum(a.padded for a in arrays if not a.on_chip)
 
 
 def _called(op: hlo.Operation) -> str:
@@ -244,10 +265,8 @@ def describe(
   """Returns what a compiled step of so many images costs on a chip, as JSON."""
   program = Program(hlo.read(compiled.as_text() or ''), chip, mesh.shape)
   counted: dict[str, float] = compiled.cost_analysis() or {}
-  of_flops, of_bytes = program.loops()
-  flops = counted.get('flops', 0) * of_flops
-  num_bytes = counted.get('bytes accessed', 0) * of_bytes
+  flops = counted.get('flops', 0) * program.turns()
   return {
     'memory': memory(compiled, chip.hbm),
-    **program.describe(images, flops, num_bytes),
+    **program.describe(images, flops, program.moved()),
   }

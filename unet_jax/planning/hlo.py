@@ -21,12 +21,20 @@ _BITS = {'pred': 8}
 
 
 class Array(NamedTuple):
-  """An array on a device: type, shape, and bytes with and without padding."""
+  """An array on a device.
+
+  Attributes:
+    dtype, shape: as in the program.
+    bytes: of its values.
+    padded: bytes that it takes.
+    on_chip: whether it lies in the fast memory of the chip.
+  """
 
   dtype: str
   shape: tuple[int, ...]
   bytes: int
   padded: int
+  on_chip: bool
 
 
 class Operation(NamedTuple):
@@ -163,7 +171,8 @@ def arrays(text: str) -> tuple[Array, ...]:
     bits = int(width[1]) if width else _BITS.get(dtype, 0)
     size = math.prod(shape) * bits // 8
     padded = math.prod(_padded(shape, layout)) * bits // 8
-    found.append(Array(dtype, shape, size, max(padded, size)))
+    # Space 1 of a TPU is its vector memory.
+    found.append(Array(dtype, shape, size, max(padded, size), 'S(1)' in layout))
   return tuple(found)
 
 
