@@ -171,8 +171,9 @@ def arrays(text: str) -> tuple[Array, ...]:
     bits = int(width[1]) if width else _BITS.get(dtype, 0)
     size = math.prod(shape) * bits // 8
     padded = math.prod(_padded(shape, layout)) * bits // 8
-    # Space 1 of a TPU is its vector memory.
-    found.append(Array(dtype, shape, size, max(padded, size), 'S(1)' in layout))
+    # Spaces of a TPU: 1 is its vector memory, 3 the one that v4 has besides.
+    on_chip = 'S(1)' in layout or 'S(3)' in layout
+    found.append(Array(dtype, shape, size, max(padded, size), on_chip))
   return tuple(found)
 
 
