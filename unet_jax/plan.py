@@ -108,8 +108,8 @@ def _largest_batch(
   mesh, hbm = found['mesh'], target.chip.hbm
   unit = mesh['data'] * mesh['fsdp'] * config.optimizer.accumulate_steps
   memory = found['memory']
-  # All of a program that does not fit may grow.
-  growing = memory.get('temporaries', memory['total'])
+  # All of a program may grow that does not fit, or has no temporaries.
+  growing = memory.get('temporaries') or memory['total']
   slope, fixed = growing / found['images'], memory['total'] - growing
   totals = {found['images']: memory['total']}
   fits = {found['images']} if memory['total'] <= hbm else set()
@@ -128,8 +128,9 @@ def _largest_batch(
     if totals[guess] <= hbm:
       fits.add(guess)
     (a, low), (b, high) = sorted(totals.items())[-2:]
-    slope = max((high - low) / (b - a), 1.0)
-    guess = max(int(a + (hbm - low) / slope) // unit * unit, 0)
+    # The compiler may put more into less; then, in proportion.
+    slope = (high - low) / (b - a) if high > low else high / b
+    guess = max(int(b + (hbm - high) / slope) // unit * unit, 0)
   return {'images': max(fits, default=0), 'compiled': True}
 
 
