@@ -21,6 +21,7 @@ _ORDER = (
   'inspection',
   'prediction',
   'evaluation',
+  'planning',
 )
 _LONG = {
   # One file documents every field.
@@ -71,6 +72,7 @@ _TESTED_IN = {
   'unet_jax.inspection.shown': 'inspect_data_test.py',
   'unet_jax.inspection.records': 'inspection/scan_test.py',
   'unet_jax.models.trace': 'models/graph_test.py',
+  'unet_jax.planning.report': 'planning/costs_test.py',
   'unet_jax.prediction.kept_tags': 'prediction/row_files_test.py',
   'unet_jax.prediction.network': 'prediction/index_test.py',
   'unet_jax.prediction.sinks': 'prediction/predictor_test.py',

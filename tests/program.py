@@ -27,6 +27,7 @@ _FORKS.set_forkserver_preload(
     'unet_jax.export_weights',
     'unet_jax.import_weights',
     'unet_jax.inspect_data',
+    'unet_jax.plan',
     'unet_jax.predict',
     'unet_jax.summary',
     'matplotlib.pyplot',

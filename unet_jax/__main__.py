@@ -24,6 +24,7 @@ _MODES = {
   'predict': 'predict',
   'inspect': 'inspect_data',
   'summary': 'summary',
+  'plan': 'plan',
   'import': 'import_weights',
   'export': 'export_weights',
 }

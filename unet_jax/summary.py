@@ -7,18 +7,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
-from jax.sharding import Mesh
-from jax.stages import Compiled, Lowered
+from jax.stages import Compiled
 
 from unet_jax.config import fields
-from unet_jax.data import pipeline
 from unet_jax.models import graph, sizes, unet
+from unet_jax.planning import programs
 from unet_jax.reports import diagram, diagram_parts, text_table
 from unet_jax.runtime import mesh as mesh_lib
 from unet_jax.runtime import program, whole_files
-from unet_jax.training import optimizer as optimizer_lib
-from unet_jax.training import state as state_lib
-from unet_jax.training import steps
 
 _log = logging.getLogger(__name__)
 
@@ -88,18 +84,6 @@ def _forward_flops(model: unet.UNet, image: graph.Shape) -> float | None:
   return (cost or {}).get('flops')
 
 
-def lower_train_step(
-  config: ml_collections.ConfigDict, model: unet.UNet, mesh: Mesh
-) -> Lowered:
-  """Returns the train step of a config, traced for abstract arrays."""
-  optimizer = optimizer_lib.make_optimizer(config)
-  state = state_lib.abstract_train_state(config, model, optimizer, mesh)
-  batch = pipeline.abstract_batch(config, mesh)
-  key = jax.eval_shape(lambda: jax.random.key(0))
-  step = steps.make_train_step(config, model, optimizer, mesh, state)
-  return step.lower(state, batch, key)
-
-
 def costs(compiled: Compiled) -> dict[str, float | None]:
   """Returns FLOP and bytes of a program, per device; None: not reported."""
   memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
@@ -116,7 +100,7 @@ def _train_step(
 ) -> dict[str, Any]:
   """Returns the compiler's costs of the train step."""
   mesh = mesh_lib.make_mesh(config)
-  compiled = lower_train_step(config, model, mesh).compile()
+  compiled = programs.lower_train_step(config, model, mesh).compile()
   return {
     'backend': mesh.devices.flat[0].platform,
     'devices': mesh.size,

@@ -14,7 +14,6 @@ version: compare within one.
 
 import argparse
 import functools
-import os
 import re
 import statistics
 import time
@@ -27,19 +26,13 @@ import numpy as np
 
 from unet_jax.config import default
 from unet_jax.models import forms, unet
+from unet_jax.planning import chips
 from unet_jax.runtime import mesh as mesh_lib
 from unet_jax.training import optimizer as optimizer_lib
 from unet_jax.training import state as state_lib
 from unet_jax.training import steps
 
 _BATCH = 8
-# libtpu asks for them where there is no TPU.
-_NO_TPU = {
-  'TPU_SKIP_MDS_QUERY': '1',
-  'TPU_WORKER_HOSTNAMES': 'localhost',
-  'TPU_WORKER_ID': '0',
-  'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
-}
 
 
 def _max_of_slices(x: jax.Array) -> jax.Array:
@@ -178,14 +171,9 @@ def _compile_for_tpu(traced: Any) -> Estimate:
 
 
 def _tpu_mesh(name: str) -> jax.sharding.Mesh:
-  from jax.experimental import topologies
-
-  os.environ.update(_NO_TPU)
-  jax.config.update('jax_platforms', 'cpu')
-  chips = topologies.get_topology_desc(platform='tpu', topology_name=name)
   config = default.get_config()
   config.mesh.data = 1
-  return mesh_lib.make_mesh(config, chips.devices[:1])
+  return mesh_lib.make_mesh(config, chips.make_slice(name).devices[:1])
 
 
 def estimate_form(

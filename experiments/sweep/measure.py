@@ -26,6 +26,7 @@ from unet_jax import evaluate, summary
 from unet_jax.config import checks, saved
 from unet_jax.kernels import build
 from unet_jax.models import unet
+from unet_jax.planning import programs
 from unet_jax.prediction import step as step_lib
 from unet_jax.runtime import errors, logs, program
 from unet_jax.runtime import mesh as mesh_lib
@@ -76,7 +77,7 @@ def costs(config: ml_collections.ConfigDict) -> dict[str, float | str | None]:
   mesh = mesh_lib.make_mesh(config)
   native = build.choose(config, mesh)
   model = unet.create_model(config, native)
-  lowered = summary.lower_train_step(config, model, mesh)
+  lowered = programs.lower_train_step(config, model, mesh)
   compile_seconds = timeit.timeit(lowered.compile, number=1)
   size = config.inference.batch_size or config.data.batch_size
   shape = (size, *config.data.image_size, config.data.num_channels)

@@ -297,6 +297,22 @@ inference.scales=()
   : takes factors from 0.1 to 10, such as 1.0,1.25
 inference.scales=(0.5,) model.padding=valid data.image_size=(92,92)
   needs model.padding=same: with valid, few sizes fit the network
+plan.topology=h100:8
+  : GPUs cannot be planned (docs/plan.md says why); TPU slices are v4, v5e, v5p,
+  v6e
+plan.topology=v4:2x2
+  : a kind of chip and chips along each axis, as v4:2x2x2, v5e:2x2, v5p:2x2x2,
+  v6e:2x2
+plan.topology=v7:2x2
+  : a kind of chip and chips along each axis, as v4:2x2x2, v5e:2x2, v5p:2x2x2,
+  v6e:2x2
+plan.topology=v5e:0x2
+  : a kind of chip and chips along each axis, as v4:2x2x2, v5e:2x2, v5p:2x2x2,
+  v6e:2x2
+plan.steps=('train','test')
+  : takes train, evaluate, predict
+plan.sweep=('8x1x1:64','8x1')
+  : takes DATAxFSDPxSPATIAL or DATAxFSDPxSPATIAL:BATCH, as in 8x1x1:64, or grid
 {_3D} augment.rotate_90=0.5
   = --config.augment.rotate_90=0.5 is for images: volumes
   (model.spatial_dims=3) take 0.0 only
@@ -383,6 +399,9 @@ data.num_classes=1 data.source=tfds
   eval/dataset_dice/foreground, eval/image_miou, eval/image_iou/background,
   eval/image_iou/foreground, eval/image_mdice, eval/image_dice/background,
   eval/image_dice/foreground
+plan not predict: data.image_size=(4,4)
+  = an image of 4 x 4 pixels cannot be halved 3 times (model.depth=3); use at
+  least 8 pixels or a smaller depth
 summary not inspect predict: data.image_size=(4,4)
   = an image of 4 x 4 pixels cannot be halved 3 times (model.depth=3); use at
   least 8 pixels or a smaller depth

@@ -99,8 +99,8 @@ def _unlike(value):
 
 def test_continued_run_may_change_the_free_fields_alone():
   free = (
-    'log eval inference inspect predict checkpoint summary mesh cpu weights '
-    'export data.check data.skip_checks data.suggest '
+    'log eval inference inspect predict checkpoint summary plan mesh cpu '
+    'weights export data.check data.skip_checks data.suggest '
     'data.cache data.cache_dir data.num_workers data.on_error '
     'model.remat optimizer.decay_steps optimizer.end_factor train.num_steps'
   ).split()

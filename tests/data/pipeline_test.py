@@ -10,7 +10,9 @@ from numpy.testing import assert_array_equal
 from tests.data import helpers
 from tests.refusals import message_of
 from unet_jax.data import pipeline
+from unet_jax.evaluation import step
 from unet_jax.runtime import errors
+from unet_jax.training import programs
 
 
 class _Numbers:
@@ -118,7 +120,7 @@ def test_batches_on_the_devices():
   batch = next(batches)
   batches.close()
   assert set(batch) == {'image', 'mask'}
-  abstract = pipeline.abstract_batch(
+  abstract = programs.abstract_batch(
     _config(8, image_size=(4, 2)), helpers.make_mesh(4)
   )
   describe = lambda x: (x.shape, x.dtype, x.sharding)
@@ -128,6 +130,17 @@ def test_batches_on_the_devices():
   for array in batch.values():
     assert len(array.addressable_shards) == 4
     assert {s.data.shape[0] for s in array.addressable_shards} == {2}
+
+
+@pytest.mark.eight_devices
+def test_batches_of_an_evaluation_are_as_its_step_expects_them():
+  config, mesh = _config(8, image_size=(4, 2)), helpers.make_mesh(4)
+  batches = pipeline.eval_batches(_Numbers(9), config, mesh)
+  batch = next(batches)
+  batches.close()
+  describe = lambda x: (x.shape, x.dtype, x.sharding)
+  abstract = step.abstract_batch(config, mesh)
+  assert jax.tree.map(describe, abstract) == jax.tree.map(describe, batch)
 
 
 @pytest.mark.parametrize('num_processes', [2, 4])

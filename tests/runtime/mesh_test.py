@@ -1,6 +1,7 @@
 """Meshes of eight devices against one device; what runs on one alone."""
 
 import collections
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -194,8 +195,19 @@ def test_mesh_that_does_not_fit(fields, message):
   assert refusals.message_of(mesh_lib.make_mesh, config) == message
 
 
-def test_images_are_not_split_between_processes(monkeypatch):
-  monkeypatch.setattr(jax, 'local_device_count', lambda: 2)
-  assert refusals.message_of(mesh_lib.make_mesh, _config(spatial=4)) == (
+class _OfTwo(NamedTuple):
+  """A device of a slice of two hosts, which this machine is no part of."""
+
+  process_index: int
+
+
+def test_images_are_not_split_between_processes():
+  config, devices = _config(spatial=4), [_OfTwo(i // 2) for i in range(4)]
+  assert refusals.message_of(mesh_lib.make_mesh, config, devices) == (
     '--config.mesh.spatial=4 must divide the 2 devices of one process'
   )
+
+
+def test_devices_of_one_process():
+  devices = [_OfTwo(1), _OfTwo(0), _OfTwo(1)]
+  assert mesh_lib.of_one_process(devices) == [devices[0], devices[2]]

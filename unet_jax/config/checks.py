@@ -350,10 +350,34 @@ def _folds(config: ml_collections.ConfigDict, mode: str) -> Table:
   }
 
 
+def _planning(config: ml_collections.ConfigDict, mode: str) -> Table:
+  """What --mode=plan compiles."""
+  plan, kinds = config.plan, ', '.join(fields.SLICES)
+  kind, _, size = plan.topology.partition(':')
+  axes = fields.SLICES.get(kind, 0)
+  shapes = {k: ':' + 'x'.join('2' * n) for k, n in fields.SLICES.items()}
+  known = ', '.join(k + v for k, v in shapes.items())
+  number = r'[1-9]\d*'
+  entry = rf'grid|({number}x){{2}}{number}(:{number})?'
+  return {
+    'plan.topology: GPUs cannot be planned (docs/plan.md says why); TPU slices '
+    f'are {kinds}': bool(re.match('gpu|cuda|rocm|[abh][12]?00', kind.lower())),
+    f'plan.topology: a kind of chip and chips along each axis, as {known}': (
+      not re.fullmatch('x'.join([number] * axes) or '-', size)
+    ),
+    f'plan.steps: takes {", ".join(fields.STEPS)}': (
+      not plan.steps or set(plan.steps) - set(fields.STEPS)
+    ),
+    'plan.sweep: takes DATAxFSDPxSPATIAL or DATAxFSDPxSPATIAL:BATCH, as in '
+    '8x1x1:64, or grid': not all(re.fullmatch(entry, e) for e in plan.sweep),
+  }
+
+
 # A table may rely on those before it.
 _TABLES = (
   *(_single_fields, _volumes, _tuples, *value_checks.TABLES, _names),
   *(_augmentation, _loss, _model, _inference, _data, _training, _folds),
+  _planning,
 )
 
 
@@ -370,5 +394,5 @@ def validate(config: ml_collections.ConfigDict, mode: str = 'train') -> None:
         if field:
           text = f'--config.{field}={flat[field]}{text.removeprefix(field)}'
         raise errors.UserError(text)
-  if mode in ('train', 'cross_validate', 'summary'):
+  if mode in ('train', 'cross_validate', 'summary', 'plan'):
     output_size.output_size(config.data.image_size, config.model)

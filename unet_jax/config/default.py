@@ -441,6 +441,16 @@ def get_config() -> config_dict.ConfigDict:
   # it the table and the drawing take seconds for any network.
   summary.compile = True
 
+  config.plan = plan = config_dict.ConfigDict()
+  # --mode=plan (docs/plan.md): a TPU slice, as v5e:4x4 or v4:2x2x4.
+  plan.topology = 'v5e:2x4'
+  # What is compiled, minutes each: `train`, `evaluate`, `predict`.
+  plan.steps = ('train', 'evaluate', 'predict')
+  # Compile for the largest batch that fits; else it is extrapolated.
+  plan.largest_batch = False
+  # Compare train steps instead, by DATAxFSDPxSPATIAL[:BATCH], or `grid`.
+  plan.sweep = ()
+
   config.weights = weights = config_dict.ConfigDict()
   # --mode=import: a .pth, .safetensors, .npz, .keras, .weights.h5 or .h5 file.
   weights.path = ''

@@ -196,7 +196,13 @@ NAMES = (
   'inference.ensemble',
   'inspect.splits',
   'data.skip_checks',
+  'plan.steps',
+  'plan.sweep',
 )
+
+# Allowed entries of plan.steps, and kinds of slices with their axes.
+STEPS = ('train', 'evaluate', 'predict')
+SLICES = {'v4': 3, 'v5e': 2, 'v5p': 3, 'v6e': 2}
 
 # Allowed entries of inference.flips.
 FLIPS = ('horizontal', 'vertical')

@@ -21,6 +21,7 @@ FREE_TO_CHANGE = (
   'predict',
   'checkpoint',
   'summary',
+  'plan',
   'mesh',
   'cpu',
   'data.check',

@@ -135,17 +135,6 @@ def train_batches(
   return _to_devices(_ShuffledBatches(examples, config), config, mesh)
 
 
-def abstract_batch(
-  config: ml_collections.ConfigDict, mesh: Mesh
-) -> dict[str, jax.ShapeDtypeStruct]:
-  """Returns shapes, types and shardings of `train_batches`, no arrays."""
-  size, shardings = config.data.batch_size, mesh_lib.batch_sharding(mesh)
-  return {
-    name: jax.ShapeDtypeStruct((size, *shape), dtype, sharding=shardings[name])
-    for name, (shape, dtype) in prepared.array_specs(config).items()
-  }
-
-
 def eval_examples(
   dataset: prepared.Dataset, config: ml_collections.ConfigDict
 ) -> prepared.Dataset | windows.Tiles:

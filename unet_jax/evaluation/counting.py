@@ -19,7 +19,7 @@ from unet_jax.evaluation import confusion, step
 from unet_jax.models import fold, unet
 from unet_jax.models.ensemble import Ensemble, SINGLE
 from unet_jax.runtime import mesh as mesh_lib
-from unet_jax.runtime import program, progress
+from unet_jax.runtime import progress
 from unet_jax.training import losses
 
 _log = logging.getLogger(__name__)
@@ -47,30 +47,11 @@ class Evaluator:
     self._config, self._dataset, self._mesh = config, dataset, mesh
     self._loss_spec = losses.make_spec(config)
     self.seconds_waiting = 0.0
-    # Per-example entries passed through eval_step.
-    is_tiled = config.data.resize == 'patch'
-    self._row_keys = ('weight', 'example') if is_tiled else ('weight',)
-    # Entries per pixel stay where they are computed.
-    self._pixel_keys = ['prediction'] + ['logits', 'mask'] * returns_logits
+    self._row_keys = step.row_keys(config)
+    self._pixel_keys = step.pixel_keys(returns_logits)
     self._fold = functools.partial(fold.fold, model, members=ensemble.members)
-    self._step = jax.jit(
-      functools.partial(
-        step.eval_step,
-        model=fold.without_norms(model),
-        loss_spec=self._loss_spec,
-        mean=config.data.mean,
-        std=config.data.std,
-        ensemble=ensemble,
-        returns_logits=returns_logits,
-      ),
-      out_shardings={
-        **dict.fromkeys(
-          ('confusion', 'loss_total', 'loss_count', *self._row_keys),
-          mesh_lib.replicated(mesh),
-        ),
-        **dict.fromkeys(self._pixel_keys, mesh_lib.of_images(mesh)),
-      },
-      compiler_options=program.compiler_options(mesh),
+    self._step = step.make_eval_step(
+      config, model, mesh, ensemble, returns_logits
     )
 
   def run(

@@ -14,7 +14,6 @@ The way of an image (see sinks.py for the protocol of sinks):
 
 import collections
 import concurrent.futures
-import functools
 import itertools
 import math
 import time
@@ -30,7 +29,7 @@ from unet_jax.data import prepared, rasters, resize, stored, tiling
 from unet_jax.models import fold, unet
 from unet_jax.models.ensemble import Ensemble
 from unet_jax.prediction import resampling, sinks, step
-from unet_jax.runtime import errors, program
+from unet_jax.runtime import errors
 from unet_jax.runtime import mesh as mesh_lib
 
 PyTree = Any
@@ -180,32 +179,15 @@ class Predictor:
   ):
     self._config, self._mesh = config, mesh
     self._variables = fold.fold(model, variables, ensemble.members)
-    inference = config.inference
-    self._layout = tiling.make_layout(
-      model,
-      inference.window or config.data.image_size,
-      inference.overlap,
-      inference.blend,
-    )
+    self._layout = make_layout(config, model)
     self._weights: jax.Array | None = None
     if self._layout.weights is not None:
       # Once on the device, not once for each window on the host.
       self._weights = jax.device_put(
         self._layout.weights[..., None], mesh_lib.replicated(mesh)
       )
-    self._step = jax.jit(
-      functools.partial(
-        _window_step,
-        model=fold.without_norms(model),
-        mean=config.data.mean,
-        std=config.data.std,
-        ensemble=ensemble,
-      ),
-      compiler_options=program.compiler_options(mesh),
-    )
-    size = inference.batch_size or config.data.batch_size
-    parts = mesh.shape['data'] * mesh.shape['fsdp']
-    self._batch_size = -(-size // parts) * parts
+    self._step = step.make_window_step(config, model, ensemble, mesh)
+    self._batch_size = batch_size(config, mesh)
     self.seconds_waiting = 0.0
 
   def run(
@@ -365,12 +347,20 @@ class _Run:
       self._unfinished.pop().abort()
 
 
-def _window_step(
-  variables: PyTree, image: jax.Array, weights: jax.Array | None, **kwargs: Any
-) -> jax.Array:
-  """Logits of windows, float32 [B, H', W', K], times their weights."""
-  logits = step.predict_step(variables, image, **kwargs)
-  return logits if weights is None else logits * weights
+def make_layout(
+  config: ml_collections.ConfigDict, model: unet.UNet
+) -> tiling.Layout:
+  """Returns how windows lie on an image."""
+  inference = config.inference
+  window = inference.window or config.data.image_size
+  return tiling.make_layout(model, window, inference.overlap, inference.blend)
+
+
+def batch_size(config: ml_collections.ConfigDict, mesh: Mesh) -> int:
+  """Returns how many windows a step predicts."""
+  size = config.inference.batch_size or config.data.batch_size
+  parts = mesh.shape['data'] * mesh.shape['fsdp']
+  return -(-size // parts) * parts
 
 
 def _ahead(

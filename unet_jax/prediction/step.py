@@ -1,10 +1,16 @@
-"""The prediction step: a pure function, jitted by its callers."""
+"""The prediction step: a pure function, and that of windows, jitted."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
-from unet_jax.models import unet
+import jax
+import ml_collections
+from jax.sharding import Mesh
+
+from unet_jax.models import fold, unet
 from unet_jax.models.ensemble import Ensemble, ensemble_logits, SINGLE
+from unet_jax.runtime import program
 from unet_jax.training import steps
 
 
@@ -34,3 +40,36 @@ def predict_step(
   )
   image = steps.normalize(image, mean, std)
   return ensemble_logits(apply, variables, image, ensemble)
+
+
+def make_window_step(
+  config: ml_collections.ConfigDict,
+  model: unet.UNet,
+  ensemble: Ensemble,
+  mesh: Mesh,
+) -> jax.stages.Wrapped:
+  """Returns `step(variables, image, weights)`, jitted, see `_window_step`.
+
+  It takes the variables of `fold`.
+  """
+  return jax.jit(
+    functools.partial(
+      _window_step,
+      model=fold.without_norms(model),
+      mean=config.data.mean,
+      std=config.data.std,
+      ensemble=ensemble,
+    ),
+    compiler_options=program.compiler_options(mesh),
+  )
+
+
+def _window_step(
+  variables: Any,
+  image: steps.Array,
+  weights: steps.Array | None,
+  **kwargs: Any,
+) -> steps.Array:
+  """Logits of windows, float32 [B, H', W', K], times their weights."""
+  logits = predict_step(variables, image, **kwargs)
+  return logits if weights is None else logits * weights

@@ -47,19 +47,28 @@ def make_mesh(
     )
   _check_batch(config, data * m.fsdp)
   if m.spatial > 1:
-    _check_rows(config)
+    _check_rows(config, len(of_one_process(devices)))
   return _mesh(shape, devices)
 
 
-def make_prediction_mesh(config: ml_collections.ConfigDict) -> Mesh:
-  """Returns as many of this process's devices as divide a batch evenly.
+def make_prediction_mesh(
+  config: ml_collections.ConfigDict,
+  devices: Sequence[jax.Device] | None = None,
+) -> Mesh:
+  """Returns as many of one process's devices as divide a batch evenly.
 
   A run may predict on another machine than it was trained on, so its section
-  `mesh` is not read here.
+  `mesh` is not read here. The devices are by default those of this process.
   """
+  devices = jax.local_devices() if devices is None else of_one_process(devices)
   size = config.inference.batch_size or config.data.batch_size
-  count = math.gcd(size, jax.local_device_count())
-  return _mesh((count, 1, 1), jax.local_devices()[:count])
+  count = math.gcd(size, len(devices))
+  return _mesh((count, 1, 1), devices[:count])
+
+
+def of_one_process(devices: Sequence[jax.Device]) -> list[jax.Device]:
+  """Returns the devices of the process that has the first one."""
+  return [d for d in devices if d.process_index == devices[0].process_index]
 
 
 def _mesh(shape: tuple[int, ...], devices: Sequence[jax.Device]) -> Mesh:
@@ -79,8 +88,12 @@ def _check_batch(config: ml_collections.ConfigDict, parts: int) -> None:
     )
 
 
-def _check_rows(config: ml_collections.ConfigDict) -> None:
-  """Raises UserError where rows of images cannot be split."""
+def _check_rows(config: ml_collections.ConfigDict, local: int) -> None:
+  """Raises UserError where rows of images cannot be split.
+
+  Args:
+    local: devices of one process.
+  """
   height, spatial = config.data.image_size[0], config.mesh.spatial
   if height % spatial:
     raise errors.UserError(
@@ -96,10 +109,10 @@ def _check_rows(config: ml_collections.ConfigDict) -> None:
       f'each device needs a multiple of {rows} rows, data.image_size a height '
       f'of {nearest_multiples(height, spatial * rows)}'
     )
-  if jax.local_device_count() % spatial:
+  if local % spatial:
     raise errors.UserError(
-      f'--config.mesh.spatial={spatial} must divide the '
-      f'{jax.local_device_count()} devices of one process'
+      f'--config.mesh.spatial={spatial} must divide the {local} devices of one '
+      'process'
     )
 
 
@@ -124,7 +137,7 @@ def batch_sharding(mesh: Mesh) -> dict[str, NamedSharding]:
 
 def of_images(mesh: Mesh) -> NamedSharding | None:
   """Sharding by which each process gets whole images; of one process, any."""
-  if jax.process_count() == 1:
+  if len({device.process_index for device in mesh.devices.flat}) == 1:
     return None
   return NamedSharding(mesh, P(('data', 'fsdp')))
 

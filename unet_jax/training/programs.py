@@ -27,8 +27,9 @@ from jax.experimental import serialize_executable
 from jax.sharding import Mesh
 
 from unet_jax.config import fields
-from unet_jax.data import pipeline
+from unet_jax.data import prepared
 from unet_jax.models import unet
+from unet_jax.runtime import mesh as mesh_lib
 from unet_jax.runtime import program
 from unet_jax.training import state as state_lib
 from unet_jax.training import steps
@@ -39,7 +40,7 @@ _PACKAGE = str(pathlib.Path(__file__).parents[1])
 # Sections and fields that no program depends on.
 _NOT_COMPILED = (
   *('log', 'eval', 'inference', 'inspect', 'predict', 'checkpoint', 'summary'),
-  *('weights', 'export', 'data.dir', 'data.cache', 'data.cache_dir'),
+  *('plan', 'weights', 'export', 'data.dir', 'data.cache', 'data.cache_dir'),
   *('data.num_workers', 'data.on_error', 'data.check', 'data.suggest'),
   'data.skip_checks',
 )
@@ -93,7 +94,7 @@ def start(
   else:
     abstract = state_lib.abstract_train_state(config, model, optimizer, mesh)
     function = steps.make_train_step(config, model, optimizer, mesh, abstract)
-    batch = pipeline.abstract_batch(config, mesh)
+    batch = abstract_batch(config, mesh)
     compile = lambda: _compile(path, 'step', function, abstract, batch, key)
     compiled = program.in_thread(compile) if steps_left else futures.Future()
   drawing = state_lib.drawing(config, model, optimizer, abstract, mesh)
@@ -105,6 +106,17 @@ def start(
     return (loaded.result() if loaded else load())(key)
 
   return Programs(abstract, draw, compiled)
+
+
+def abstract_batch(
+  config: ml_collections.ConfigDict, mesh: Mesh
+) -> dict[str, jax.ShapeDtypeStruct]:
+  """Returns shapes, types and shardings of a step's batch, no arrays."""
+  size, shardings = config.data.batch_size, mesh_lib.batch_sharding(mesh)
+  return {
+    name: jax.ShapeDtypeStruct((size, *shape), dtype, sharding=shardings[name])
+    for name, (shape, dtype) in prepared.array_specs(config).items()
+  }
 
 
 def _path(
