@@ -2,9 +2,11 @@
 
 import types
 
+import jax
 import pytest
 
 from tests.planning.hlo_test import PROGRAM
+from tests.refusals import message_of
 from unet_jax.planning import chips, costs, hlo, report
 
 _CHIP = chips.CHIPS['v5e']
@@ -128,3 +130,20 @@ def test_report(described):
     lines = [s.replace('all-gather along ', '') for s in text.splitlines()]
     assert line in lines, text
   assert report.best_of([large, refused]) is None
+
+
+def test_a_program_that_jaxlib_cannot_read():
+  class Compiled:
+    def memory_analysis(self):
+      sizes = {field: 2**30 for field in costs._MEMORY.values()}
+      return types.SimpleNamespace(**sizes)
+
+    def as_text(self):
+      raise jax.errors.JaxRuntimeError('INTERNAL: async-update\nmore')
+
+  mesh = types.SimpleNamespace(shape={'data': 4})
+  assert message_of(costs.describe, Compiled(), _CHIP, mesh, 8) == (
+    'the step of 8 images compiles, and takes 3.00 of 15.75 GiB of a chip, but '
+    'jaxlib cannot read the program (INTERNAL: async-update); take another '
+    'version of libtpu or jax, or another slice'
+  )

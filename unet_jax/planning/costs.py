@@ -10,6 +10,7 @@ from jax.stages import Compiled
 
 from unet_jax.planning import collectives, hlo
 from unet_jax.planning.chips import Chip
+from unet_jax.runtime import errors
 
 # Slowest operations that are named.
 _SLOWEST = 10
@@ -262,11 +263,26 @@ def _summed(
 def describe(
   compiled: Compiled, chip: Chip, mesh: jax.sharding.Mesh, images: int
 ) -> dict[str, Any]:
-  """Returns what a compiled step of so many images costs on a chip, as JSON."""
-  program = Program(hlo.read(compiled.as_text() or ''), chip, mesh.shape)
+  """Returns what a compiled step of so many images costs on a chip, as JSON.
+
+  Raises:
+    UserError: this jaxlib cannot read what the compiler made.
+  """
+  used = memory(compiled, chip.hbm)
+  try:
+    text = compiled.as_text() or ''
+  except jax.errors.JaxRuntimeError as e:
+    # The compiler and jaxlib have each their version of XLA.
+    raise errors.UserError(
+      f'the step of {images} images compiles, and takes '
+      f'{used["total"] / 2**30:.2f} of {chip.hbm / 2**30:.2f} GiB of a chip, '
+      f'but jaxlib cannot read the program ({str(e).splitlines()[0]}); take '
+      'another version of libtpu or jax, or another slice'
+    ) from e
+  program = Program(hlo.read(text), chip, mesh.shape)
   counted: dict[str, float] = compiled.cost_analysis() or {}
   flops = counted.get('flops', 0) * program.turns()
   return {
-    'memory': memory(compiled, chip.hbm),
+    'memory': used,
     **program.describe(images, flops, program.moved()),
   }
