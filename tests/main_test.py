@@ -399,7 +399,7 @@ def test_config_oxford_pets_small(tmp_path, cache):
     (
       ['--mode=predicct'],
       '--mode=predicct: value should be one of <train|cross_validate|'
-      'evaluate|predict|inspect|summary|import|export>',
+      'evaluate|predict|inspect|summary|plan|import|export>',
     ),
     (
       ['--worksdir=a'],
