@@ -282,14 +282,6 @@ def test_a_broken_file_that_is_skipped_is_a_warning(tmp_path):
   assert {f.kind: f.level for f in found} == {'broken': 'warning'}
 
 
-def test_several_processes_are_refused(tmp_path, monkeypatch):
-  write_splits(tmp_path / 'data')
-  monkeypatch.setenv('SLURM_STEP_NUM_TASKS', '2')
-  config = make_config(tmp_path / 'data', tmp_path)
-  with pytest.raises(errors.UserError, match='runs in one process'):
-    inspect_data.run(config, str(tmp_path / 'run'))
-
-
 def test_neither_jax_nor_a_network_is_needed(tmp_path):
   """Their import alone takes as long as to inspect a small set."""
   write_splits(tmp_path / 'data')
