@@ -278,15 +278,14 @@ def one_device(tmp_path_factory, cache):
   return workdir
 
 
-@pytest.mark.parametrize('mesh', ['data=8', 'fsdp=4', 'spatial=2'])
-def test_eight_devices_give_the_numbers_of_one(
-  mesh, tmp_path, cache, one_device
-):
+def test_eight_devices_give_the_numbers_of_one(tmp_path, cache, one_device):
+  """Along all axes of the mesh; mesh_test.py has a step along each."""
   _, err = _run(
     tmp_path,
     cache,
     *_SHARDED,
-    f'--config.mesh.{mesh}',
+    '--config.mesh.fsdp=2',
+    '--config.mesh.spatial=2',
     **program.devices(8),
   )
   assert '8 cpu device(s) in 1 process(es)' in err
