@@ -59,6 +59,7 @@ class _Network(NamedTuple):
   mesh: Mesh
 
 
+@processes.end_with_others()
 def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   """Evaluates a checkpoint of a workdir; prints a table.
 

@@ -35,6 +35,7 @@ _BySplit = dict[str, list[records.Measurement]]
 _Sources = dict[str, examples.Source]
 
 
+@processes.end_with_others()
 def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   """Goes through the splits, writes the report and prints a summary.
 
@@ -68,27 +69,13 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     return
   found = records.by_level(found)
   report: dict[str, Any] = {
-    'data': {
-      'source': config.data.source,
-      'dir': config.data.dir,
-      'name': config.data.name if config.data.source == 'tfds' else '',
-      'class_names': list(fields.class_names(config)),
-    },
-    'counts': {
-      level: sum(f.level == level for f in found) for level in records.LEVELS
-    },
-    'findings': [{**vars(f), 'names': list(f.names)} for f in found],
-    'splits': {
-      name: _describe_split(measured, config)
-      for name, measured in by_split.items()
-    },
-    'fit': _describe_fit(by_split),
+    **_describe(by_split, found, config),
     'network': step,
     'suggestion': _describe_suggestions(suggestions, config),
     'seconds': {**seconds, 'total': time.perf_counter() - start},
   }
   pictures = shown.pictures(by_split, by_source, found, suggestions, config)
-  whole_files.write_json(os.path.join(workdir, 'inspect.json'), report, False)
+  whole_files.write_json(os.path.join(workdir, 'inspect.json'), report)
   path = os.path.join(workdir, 'inspect.html')
   page.write(path, report, {'examples': pictures, 'batch': batch})
   _print_summary(report, suggestions, workdir)
@@ -257,6 +244,31 @@ def _write_suggestion(
 
 
 # The entries of inspect.json.
+
+
+def _describe(
+  by_split: _BySplit,
+  found: Sequence[records.Finding],
+  config: ml_collections.ConfigDict,
+) -> dict[str, Any]:
+  """Returns what was read of the data, and found in them."""
+  return {
+    'data': {
+      'source': config.data.source,
+      'dir': config.data.dir,
+      'name': config.data.name if config.data.source == 'tfds' else '',
+      'class_names': list(fields.class_names(config)),
+    },
+    'counts': {
+      level: sum(f.level == level for f in found) for level in records.LEVELS
+    },
+    'findings': [{**vars(f), 'names': list(f.names)} for f in found],
+    'splits': {
+      name: _describe_split(measured, config)
+      for name, measured in by_split.items()
+    },
+    'fit': _describe_fit(by_split),
+  }
 
 
 def _describe_suggestions(

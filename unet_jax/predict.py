@@ -6,15 +6,17 @@ import logging
 import pathlib
 import threading
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import ml_collections
+from jax.sharding import Mesh
 
 from unet_jax.config import fields
 from unet_jax.data import digests, rasters
 from unet_jax.kernels import build
 from unet_jax.models import unet
+from unet_jax.models.ensemble import Ensemble
 from unet_jax.prediction import index as index_lib
 from unet_jax.prediction import (
   inputs,
@@ -33,6 +35,7 @@ from unet_jax.runtime import mesh as mesh_lib
 _log = logging.getLogger(__name__)
 
 
+@processes.end_with_others()
 def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   """Predicts the images that predict.input names and that are not done.
 
@@ -74,16 +77,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     skipped = 0
     if left:
       variables, ensemble, about = restored()
-      if ensemble.count > 1:
-        _log.info(
-          'averaging %d network(s), %d view(s)',
-          ensemble.members,
-          ensemble.count // ensemble.members,
-        )
-      native = build.choose(config, mesh)
-      mesh_lib.log_devices(mesh, native)
-      model = unet.create_model(config, native)
-      network = predictor.Predictor(config, model, variables, ensemble, mesh)
+      network = _make_predictor(config, variables, ensemble, mesh)
       checks = kinds.checks(config, about[0])
       mine = [i for i in plans[jax.process_index()] if not i.is_done]
       try:
@@ -101,6 +95,25 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   if processes.is_first():
     more = f', {skipped} skipped' if skipped else ''
     print(f'{count - skipped} images, {left - skipped} new{more}: {folder}')
+
+
+def _make_predictor(
+  config: ml_collections.ConfigDict,
+  variables: Any,
+  ensemble: Ensemble,
+  mesh: Mesh,
+) -> predictor.Predictor:
+  """Returns what predicts with variables, and logs how it does."""
+  if ensemble.count > 1:
+    _log.info(
+      'averaging %d network(s), %d view(s)',
+      ensemble.members,
+      ensemble.count // ensemble.members,
+    )
+  native = build.choose(config, mesh)
+  mesh_lib.log_devices(mesh, native)
+  model = unet.create_model(config, native)
+  return predictor.Predictor(config, model, variables, ensemble, mesh)
 
 
 class _Page(NamedTuple):

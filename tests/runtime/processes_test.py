@@ -102,24 +102,38 @@ def test_whether_a_process_is_alone(variables, is_alone, environment):
   assert processes.is_alone() == is_alone
 
 
+@pytest.mark.parametrize('count', [1, 2])
+def test_a_program_that_joins_its_processes_itself(
+  count, environment, monkeypatch
+):
+  environment('')
+  monkeypatch.setattr(jax.distributed, 'is_initialized', lambda: True)
+  monkeypatch.setattr(jax, 'process_count', lambda: count)
+  monkeypatch.setattr(jax, 'process_index', lambda: count - 1)
+  assert processes.is_alone() == processes.is_first() == (count == 1)
+  assert processes.share(range(4)) == (
+    range(4) if count == 1 else range(1, 4, 2)
+  )
+
+
 def test_one_process_does_all_the_work():
   assert processes.share(range(3)) == range(3)
   assert processes.together(lambda: 'all') == ['all']
 
 
-def test_a_lost_process_ends_the_others(environment, monkeypatch, capsys):
+@pytest.mark.parametrize('kind', [jax.errors.JaxRuntimeError, ValueError])
+def test_a_lost_process_ends_the_others(kind, environment, monkeypatch, capsys):
   environment(
     'JAX_COORDINATOR_ADDRESS=host:1 JAX_NUM_PROCESSES=2 JAX_PROCESS_ID=0'
   )
   ended = []
   monkeypatch.setattr(os, '_exit', ended.append)
   with processes.end_with_others():
-    raise jax.errors.JaxRuntimeError('UNKNOWN: Gloo all-reduce failed\nmore')
+    raise kind('UNKNOWN: Gloo all-reduce failed\nmore')
   assert ended == [1]
   assert capsys.readouterr().err == (
     'error: process 0 lost another one (UNKNOWN: Gloo all-reduce failed); '
-    'start all again with the same command, which continues from the last '
-    'checkpoint\n'
+    'start all again with the same command, which goes on from what is saved\n'
   )
   full = jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: out of memory')
   with pytest.raises(jax.errors.JaxRuntimeError, match='out of memory'):

@@ -65,11 +65,8 @@ def make_window_step(
 
 
 def _window_step(
-  variables: Any,
-  image: steps.Array,
-  weights: steps.Array | None,
-  **kwargs: Any,
-) -> steps.Array:
+  variables: Any, image: jax.Array, weights: jax.Array | None, **kwargs: Any
+) -> jax.Array:
   """Logits of windows, float32 [B, H', W', K], times their weights."""
   logits = predict_step(variables, image, **kwargs)
   return logits if weights is None else logits * weights

@@ -27,7 +27,10 @@ _OF_OTHERS = ('Gloo', 'gloo', 'UNAVAILABLE', 'coordination', 'heartbeat')
 
 
 def is_alone() -> bool:
-  """Whether a run has this process only; does not ask JAX."""
+  """Whether a run has this process only; does not import JAX."""
+  jax = sys.modules.get('jax')
+  if jax is not None and jax.distributed.is_initialized():
+    return jax.process_count() == 1
   by_hand = os.environ.get('JAX_COORDINATOR_ADDRESS')
   number = os.environ.get('JAX_NUM_PROCESSES', '1') if by_hand else '1'
   return number == '1' and _num_tasks() == 1
@@ -86,21 +89,25 @@ def together(work: Callable[[], T]) -> list[T]:
 def end_with_others() -> Iterator[None]:
   """Ends this process, with one line, where another one of the run is gone.
 
-  At once: what waits for the others at its end would do so for minutes.
+  At once: what waits for the others at its end would do so for minutes. For
+  `with`, and as a decorator.
   """
-  import jax
-
   try:
     yield
-  except jax.errors.JaxRuntimeError as e:
+  except Exception as e:
+    if is_alone():
+      raise
+    import jax
+
+    # Where a result is awaited, and where a collective is dispatched.
+    is_jax = isinstance(e, jax.errors.JaxRuntimeError | ValueError)
     text = str(e)
-    if is_alone() or not any(word in text for word in _OF_OTHERS):
+    if not (is_jax and any(word in text for word in _OF_OTHERS)):
       raise
     line = text.splitlines()[0]
     print(
       f'error: process {jax.process_index()} lost another one ({line}); start '
-      'all again with the same command, which continues from the last '
-      'checkpoint',
+      'all again with the same command, which goes on from what is saved',
       file=sys.stderr,
       flush=True,
     )
