@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from unet_jax.config import fields
 from unet_jax.data import pipeline
 from unet_jax.evaluation import confusion, step
-from unet_jax.models import fold, unet
+from unet_jax.models import fold, rows, unet
 from unet_jax.models.ensemble import Ensemble, SINGLE
 from unet_jax.runtime import mesh as mesh_lib
 from unet_jax.runtime import program, progress
@@ -55,7 +55,7 @@ class Evaluator:
     self._fold = functools.partial(fold.fold, model, members=ensemble.members)
     self._step = jax.jit(
       functools.partial(
-        step.eval_step,
+        rows.split(mesh, step.eval_step),
         model=fold.without_norms(model),
         loss_spec=self._loss_spec,
         mean=config.data.mean,
