@@ -93,8 +93,9 @@ def convolve(
   if rows.parts() == 1:
     return _convolve(x, kernel, bias, pads, native, relu)
   # The rows get their padding as a halo.
-  settings = {'pads': ((0, 0), *pads[1:]), 'native': native, 'relu': relu}
-  function = functools.partial(_convolve, **settings)
+  function = functools.partial(
+    _convolve, pads=((0, 0), *pads[1:]), native=native, relu=relu
+  )
   return rows.apply(function, x, kernel, bias, halo=pad)
 
 

@@ -2,7 +2,8 @@
 
 The mesh has the axes `data`, `fsdp` and `spatial`. A batch is split over data
 and fsdp, the rows of an image over spatial, parameters and optimiser state over
-fsdp; GSPMD inserts the communication. Every combination gives the numbers of
+fsdp; GSPMD inserts the communication, but where rows are joined
+(models/rows.py). Every combination gives the numbers of
 one device, up to rounding.
 """
 
@@ -107,8 +108,8 @@ def _check_rows(config: ml_collections.ConfigDict) -> None:
   if config.model.padding == 'valid':
     # Each convolution would leave rows that do not split evenly.
     raise errors.UserError(
-      f'--config.mesh.spatial={spatial} needs --config.model.padding=same; with '
-      'valid, split the batch alone (mesh.spatial=1)'
+      f'--config.mesh.spatial={spatial} needs --config.model.padding=same; '
+      'with valid, split the batch alone (mesh.spatial=1)'
     )
   if jax.local_device_count() % spatial:
     raise errors.UserError(
