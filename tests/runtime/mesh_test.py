@@ -180,11 +180,12 @@ data.batch_size=20
 data.batch_size=6 mesh.fsdp=2 mesh.spatial=2 optimizer.accumulate_steps=3
   --config.data.batch_size=6 is not divisible by 12 (devices along data and
   fsdp, times optimizer.accumulate_steps); the nearest that are: 12
-data.image_size=(10,16) mesh.spatial=2
-  --config.mesh.spatial=2: at model.depth=1 each device needs a multiple of 2
-  rows, data.image_size a height of 8 or 12
 data.image_size=(18,16) mesh.spatial=4
-  --config.mesh.spatial=4 does not divide the 18 rows of data.image_size
+  --config.mesh.spatial=4 does not divide the 18 rows of data.image_size; the
+  nearest that it does: 16 or 20
+model.padding=valid mesh.spatial=2
+  --config.mesh.spatial=2 needs --config.model.padding=same; with valid, split
+  the batch alone (mesh.spatial=1)
 """
 
 

@@ -468,8 +468,9 @@ def get_config() -> config_dict.ConfigDict:
 
   config.mesh = mesh = config_dict.ConfigDict()
   # Devices along each axis; -1: all that the others leave. The batch is split
-  # over data and fsdp, rows of an image over spatial, parameters and optimiser
-  # state over fsdp.
+  # over data and fsdp, parameters and optimiser state over fsdp, rows of an
+  # image (planes of a volume) over spatial, which needs model.padding=same and
+  # must divide the rows and the devices of a process.
   mesh.data = -1
   mesh.fsdp = 1
   mesh.spatial = 1

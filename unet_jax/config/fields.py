@@ -160,9 +160,6 @@ ONLY_VALUE_IN_3D = {
   'augment.cutout.probability': 0.0,
   'loss.weight_map': 'none',
   'loss.balance': 'none',
-  # Split along a spatial axis, XLA's gradients of 3-D networks are wrong on
-  # CPUs (jax 0.10.2): 6 % off in their norm.
-  'mesh.spatial': 1,
 }
 
 

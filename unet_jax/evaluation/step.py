@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from unet_jax.config import fields
 from unet_jax.evaluation import confusion
-from unet_jax.models import fold, unet
+from unet_jax.models import fold, rows, unet
 from unet_jax.models.ensemble import Ensemble, SINGLE
 from unet_jax.prediction import probabilities, step
 from unet_jax.runtime import mesh as mesh_lib
@@ -29,7 +29,7 @@ def make_eval_step(
   counts = ('confusion', 'loss_total', 'loss_count')
   return jax.jit(
     functools.partial(
-      eval_step,
+      rows.split(mesh, eval_step),
       model=fold.without_norms(model),
       loss_spec=losses.make_spec(config),
       mean=config.data.mean,

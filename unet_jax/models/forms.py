@@ -14,6 +14,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from unet_jax.models import rows
+
 Array = jax.Array
 
 
@@ -149,6 +151,9 @@ def _bilinear_along(axis: int, x: Array, align_corners: bool) -> Array:
   first, last = part(0, 1), part(n - 1, n)
   before = jnp.concatenate([first, part(0, n - 1)], axis)
   after = jnp.concatenate([part(1, n), last], axis)
+  if axis == 1 and rows.parts() > 1:
+    shift = lambda x: (x[:, :-2], x[:, 2:])
+    before, after = rows.apply(shift, x, halo=(1, 1), border='edge')
   pair = [
     (1 - before_weight) * x + before_weight * before,
     (1 - after_weight) * x + after_weight * after,
@@ -164,6 +169,8 @@ def _bilinear_by_sums(x: Array, align_corners: bool = False) -> Array:
 
 
 def _bilinear_by_products(x: Array, align_corners: bool = False) -> Array:
+  if rows.parts() > 1:
+    return _bilinear_by_sums(x, align_corners)
   along = functools.partial(_bilinear_along, 0, align_corners=align_corners)
   return _by_products(along, x)
 
@@ -232,6 +239,8 @@ FORMS = {
   'depth_to_space': _Row(_shuffle, _shuffle, _shuffle_by_convolution),
 }
 
+_HALVING = ('max_pool', 'average_pool', 'strided_conv')
+
 
 def apply(operation: str, *args: Array, **settings: Any) -> Array:
   """Returns the operation of `args`, in the form of the platform.
@@ -241,4 +250,9 @@ def apply(operation: str, *args: Array, **settings: Any) -> Array:
   """
   row = FORMS[operation]
   cpu, gpu, tpu = (functools.partial(form, **settings) for form in row)
-  return jax.lax.platform_dependent(*args, cpu=cpu, tpu=tpu, default=gpu)
+  choose = functools.partial(
+    jax.lax.platform_dependent, cpu=cpu, tpu=tpu, default=gpu
+  )
+  if rows.parts() == 1 or operation == 'bilinear':
+    return choose(*args)
+  return rows.apply(choose, *args, multiple=2 if operation in _HALVING else 1)

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from unet_jax.kernels import batch_norm, convolution
+from unet_jax.models import rows
 
 Array = jax.Array
 ModuleDef = Callable[..., Any]
@@ -83,11 +84,34 @@ def convolve(
     [B, H', W', F] or [B, D', H', W', F].
   """
   taps = kernel.shape[0]
-  pad = (taps - 1) // 2 if padding == 'SAME' else 0
+  pad = ((taps - 1) // 2, taps // 2) if padding == 'SAME' else (0, 0)
   if isinstance(x, tuple):
     if native and convolution.joins(x, kernel):
-      return convolution.convolve(x, kernel, pad, bias, relu)
+      return convolution.convolve(x, kernel, pad[0], bias, relu)
     x = x[0] if len(x) == 1 else jnp.concatenate(x, -1)
+  pads = (pad,) * (x.ndim - 2)
+  if rows.parts() == 1:
+    return _convolve(x, kernel, bias, pads, native, relu)
+  # The rows get their padding as a halo.
+  function = functools.partial(
+    _convolve, pads=((0, 0), *pads[1:]), native=native, relu=relu
+  )
+  return rows.apply(function, x, kernel, bias, halo=pad)
+
+
+Pads = tuple[tuple[int, int], ...]
+
+
+def _convolve(
+  x: Array,
+  kernel: Array,
+  bias: Array | None,
+  pads: Pads,
+  native: bool,
+  relu: bool,
+) -> Array:
+  """As `convolve`, with zeros before and after each axis."""
+  taps = kernel.shape[0]
 
   def stock(x: Array, kernel: Array, bias: Array | None) -> Array:
     axes = 'HWD'[: x.ndim - 2]
@@ -95,19 +119,19 @@ def convolve(
       x,
       kernel,
       (1,) * len(axes),
-      padding,
+      pads,
       dimension_numbers=(f'N{axes}C', f'{axes}IO', f'N{axes}C'),
     )
     y = y if bias is None else add_bias(y, bias)
     return nn.relu(y) if relu else y
 
   def by_planes(x: Array, kernel: Array, bias: Array | None) -> Array:
-    return _convolve_planes(x, kernel, bias, padding, native, relu)
+    return _convolve_planes(x, kernel, bias, pads, native, relu)
 
   # The kernels pad alike on all sides; `SAME` of an even K does not.
-  is_centered = padding == 'VALID' or taps % 2
+  is_centered = len({n for pad in pads for n in pad}) == 1
   if native and is_centered and convolution.supports(x, kernel):
-    return convolution.convolve(x, kernel, pad, bias, relu)
+    return convolution.convolve(x, kernel, pads[0][0], bias, relu)
   if x.ndim == 4 or taps == 1:
     return stock(x, kernel, bias)
   return jax.lax.platform_dependent(
@@ -129,22 +153,20 @@ def _convolve_planes(
   x: Array,
   kernel: Array,
   bias: Array | None,
-  padding: str,
+  pads: Pads,
   native: bool,
   relu: bool,
 ) -> Array:
   """3-D convolution as one 2-D convolution of all planes, see `convolve`."""
   taps = kernel.shape[0]
-  if padding == 'SAME':
-    around = ((taps - 1) // 2, taps // 2)
-    x = jnp.pad(x, ((0, 0), around, *((0, 0),) * 3))
+  x = jnp.pad(x, ((0, 0), pads[0], *((0, 0),) * 3))
   b, depth = x.shape[0], x.shape[1] - taps + 1
   x = jnp.concatenate([x[:, i : i + depth] for i in range(taps)], -1)
   # [K, K, K, C, F] to [K, K, K C, F].
   kernel = kernel.transpose(1, 2, 0, 3, 4)
   kernel = kernel.reshape(*kernel.shape[:2], -1, kernel.shape[-1])
   x = x.reshape(-1, *x.shape[2:])
-  x = convolve(x, kernel, bias, padding, native, relu)
+  x = _convolve(x, kernel, bias, pads[1:], native, relu)
   return x.reshape(b, depth, *x.shape[1:])
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from unet_jax.models import forms
+from unet_jax.models import forms, rows
 
 Array = jax.Array
 
@@ -44,7 +44,9 @@ def space_to_depth_2x(x: Array) -> Array:
 
   An odd last row or column is dropped.
   """
-  return forms.space_to_depth(x)
+  if rows.parts() == 1:
+    return forms.space_to_depth(x)
+  return rows.apply(forms.space_to_depth, x, multiple=2)
 
 
 def nearest_2x(x: Array) -> Array:

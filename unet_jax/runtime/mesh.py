@@ -2,8 +2,9 @@
 
 The mesh has the axes `data`, `fsdp` and `spatial`. A batch is split over data
 and fsdp, the rows of an image over spatial, parameters and optimiser state over
-fsdp; GSPMD inserts the communication. Every combination gives the numbers of
-one device, up to rounding.
+fsdp; GSPMD inserts the communication, but where rows are joined
+(models/rows.py). Every combination gives the numbers of one device, up to
+rounding.
 """
 
 import logging
@@ -98,16 +99,14 @@ def _check_rows(config: ml_collections.ConfigDict, local: int) -> None:
   if height % spatial:
     raise errors.UserError(
       f'--config.mesh.spatial={spatial} does not divide the {height} rows of '
-      'data.image_size'
+      'data.image_size; the nearest that it does: '
+      f'{nearest_multiples(height, spatial)}'
     )
-  rows = 2 ** (config.model.depth + (config.model.stem == 'space_to_depth'))
-  if height % (spatial * rows):
-    # With fewer rows on a device, XLA's gradients were wrong by 20 % (jax
-    # 0.10.2 on CPUs) beside a right loss, so that nothing showed it.
+  if config.model.padding == 'valid':
+    # Each convolution would leave rows that do not split evenly.
     raise errors.UserError(
-      f'--config.mesh.spatial={spatial}: at model.depth={config.model.depth} '
-      f'each device needs a multiple of {rows} rows, data.image_size a height '
-      f'of {nearest_multiples(height, spatial * rows)}'
+      f'--config.mesh.spatial={spatial} needs --config.model.padding=same; '
+      'with valid, split the batch alone (mesh.spatial=1)'
     )
   if local % spatial:
     raise errors.UserError(

@@ -17,7 +17,7 @@ import optax
 from jax.sharding import Mesh
 
 from unet_jax.data import augment
-from unet_jax.models import resample, unet
+from unet_jax.models import resample, rows, unet
 from unet_jax.runtime import mesh as mesh_lib
 from unet_jax.runtime import program
 from unet_jax.training import deep_supervision, losses
@@ -44,7 +44,7 @@ def make_train_step(
   shardings = mesh_lib.state_sharding(mesh, state)
   return jax.jit(
     functools.partial(
-      train_step,
+      rows.split(mesh, train_step),
       model=model,
       update=update_lib.make_update(
         config, optimizer, model.native and mesh.size == 1
