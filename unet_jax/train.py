@@ -128,8 +128,7 @@ def _train(
         stop = interrupt.requested(step)
         stopped = loop.save_and_evaluate(step, state, batches, stop)
       if stopped:
-        assert interrupt.signal is not None
-        _exit_stopped(interrupt.signal, step, workdir)
+        interrupt.exit(f'stopped at step {step}', workdir)
     loop.finish()
   finally:
     batches.close()
@@ -193,17 +192,6 @@ def _log_start(
   )
   if first == total:
     _log.info('all %d steps are done; a larger train.num_steps goes on', total)
-
-
-def _exit_stopped(signal_number: int, step: int, workdir: str) -> None:
-  """Exits after a signal, once all is saved."""
-  if jax.process_index() == 0:
-    print(
-      f'stopped at step {step} by signal {signal_number}; saved in '
-      f'{workdir}. Run the same command again to continue',
-      file=sys.stderr,
-    )
-  sys.exit(128 + signal_number)
 
 
 @dataclasses.dataclass
@@ -302,16 +290,10 @@ class _Loop:
     Returns:
       Whether a signal ended it.
     """
-    if step and self._evaluates(step) and self._evaluation(step) is None:
-      return not self._evaluate(step, state)
+    if step and self._evaluates(step):
+      if metric_writer.read_evaluation(self.workdir, step) is None:
+        return not self._evaluate(step, state)
     return False
-
-  def _evaluation(self, step: int) -> dict[str, float] | None:
-    """The metrics of the evaluation after a step, if it was made."""
-    for line in metric_writer.read_metrics(self.workdir):
-      if line['step'] == step and 'eval/loss' in line:
-        return line
-    return None
 
   def _evaluate(self, step: int, state: state_lib.TrainState) -> bool:
     """Evaluates and writes the results; returns False if a signal came."""
@@ -354,7 +336,8 @@ class _Loop:
         metric_writer.read_metrics(self.workdir),
         self.config.checkpoint.best_metric,
       )
-    metrics = self._evaluation(self.config.train.num_steps)
+    last = self.config.train.num_steps
+    metrics = metric_writer.read_evaluation(self.workdir, last)
     assert metrics is not None, 'the last step was not evaluated'
     print(files.format_table(metrics, fields.class_names(self.config)))
     _log.info('wrote %s', self.workdir)

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import re
 
 import flax.linen as nn
 import flax.serialization
@@ -366,3 +367,22 @@ def test_dropout_acts_in_training_only():
   np.testing.assert_array_equal(apply(1), apply(1))
   assert np.any(apply(1) != apply(2))
   assert np.any(apply(1) != evaluated)
+
+
+@pytest.mark.parametrize('precision', ['default', 'highest'])
+def test_precision_is_that_of_all_products(precision):
+  fields = {'skip': 'attention', 'squeeze_excite': 2, 'downsample': 'conv'}
+  model = _small(depth=2, precision=precision, **fields)
+  image = jnp.ones((1, 8, 8, 3))
+  variables = networks.shapes(model, 1, 8, 8, 3)
+
+  def loss(variables):
+    logits = model.apply(variables, image, train=False)
+    return jnp.sum(logits**2)
+
+  text = str(jax.make_jaxpr(jax.grad(loss))(variables))
+  found = set(re.findall(r'precision=(.*)', text))
+  if precision == 'default':
+    assert 'None' in found
+  else:
+    assert found == {'(Precision.HIGHEST, Precision.HIGHEST)'}

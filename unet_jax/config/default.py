@@ -280,6 +280,9 @@ def get_config() -> config_dict.ConfigDict:
   # Of activations and products: `float32` or `bfloat16`. Parameters, norm
   # statistics, logits and losses are float32 either way.
   model.dtype = 'float32'
+  # Of float32 products on chips that round them (TPUs to bfloat16): `default`,
+  # `high`, or `highest`: true float32, at several times the products' time.
+  model.precision = 'default'
   # Recompute each stage's activations in the backward pass: less memory, about
   # a third more time.
   model.remat = False

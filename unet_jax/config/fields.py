@@ -57,6 +57,7 @@ CHOICES = {
   'model.activation': ('relu', 'leaky_relu', 'elu', 'gelu', 'silu'),
   'model.padding': ('same', 'valid'),
   'model.dtype': ('float32', 'bfloat16'),
+  'model.precision': ('default', 'high', 'highest'),
   'optimizer.name': ('adamw', 'sgd'),
   'optimizer.schedule': ('cosine', 'linear', 'constant'),
   'eval.params': ('ema', 'raw'),

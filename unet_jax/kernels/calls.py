@@ -67,7 +67,15 @@ def over_batch(
 
   opaque = jax.custom_jvp(jax.custom_batching.sequential_vmap(split))
   opaque.defjvp(refuse)
-  return opaque
+
+  def of_device(*arrays: Array) -> Array:
+    y = opaque(*arrays)
+    # Within `shard_map` a result differs between devices where an operand does.
+    types = (jax.typeof(x).manual_axis_type for x in arrays)
+    axes = set().union(*(x.varying for x in types))
+    return jax.lax.pcast(y, tuple(axes), to='varying') if axes else y
+
+  return of_device
 
 
 def total(part: Array, axes: Any) -> Array:

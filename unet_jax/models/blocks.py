@@ -49,7 +49,7 @@ class Conv2x(nn.Module):
     bias = None
     if self.use_bias:
       bias = self.param('bias', nn.initializers.zeros, (self.features,))
-    x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
+    (x,) = nn.dtypes.promote_dtype(x, dtype=self.dtype)
     if self.native and convolution.supports(x, kernel):
       return convolution.convolve_2x(forms.even(x), kernel, bias)
     x = forms.apply('strided_conv', x, kernel)
@@ -75,7 +75,7 @@ class ConvTranspose2x(nn.Module):
     init = nn.initializers.he_normal(batch_axis=tuple(range(n)))
     kernel = self.param('kernel', init, shape, jnp.float32)
     bias = self.param('bias', nn.initializers.zeros, (self.features,))
-    x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
+    (x,) = nn.dtypes.promote_dtype(x, dtype=self.dtype)
     if self.native and convolution.supports(x, kernel):
       return convolution.convolve_transpose_2x(x, kernel, bias)
     return add_bias(forms.apply('transposed_conv', x, kernel), bias)

@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from unet_jax.models import rows
+from unet_jax.models import products, rows
 
 Array = jax.Array
 
@@ -97,20 +97,18 @@ def _shuffle_by_convolution(x: Array) -> Array:
   )
   kernel = jnp.flip(jnp.moveaxis(kernel, 0, n), range(n))
   # Products with ones are to be exact.
-  return _transposed(x, kernel, precision='highest')
+  with jax.default_matmul_precision('highest'):
+    return products.convolve_transpose_2x(x, kernel)
 
 
 def _strided_product(x: Array, kernel: Array) -> Array:
   """Windows do not overlap: space to depth, and one product."""
-  return space_to_depth(x) @ kernel.reshape(-1, kernel.shape[-1])
+  kernel = kernel.reshape(-1, kernel.shape[-1])
+  return products.matmul(space_to_depth(x), kernel)
 
 
 def _strided(x: Array, kernel: Array) -> Array:
-  n = x.ndim - 2
-  axes = _AXES[n]
-  return jax.lax.conv_general_dilated(
-    x, kernel, (2,) * n, 'VALID', dimension_numbers=axes
-  )
+  return products.convolve(x, kernel, 2, ((0, 0),) * (x.ndim - 2))
 
 
 def _transposed_product(x: Array, kernel: Array) -> Array:
@@ -119,22 +117,7 @@ def _transposed_product(x: Array, kernel: Array) -> Array:
   # [2, 2, C, F] to [C, 2, 2, F]; lax's kernel runs against the output's axes.
   kernel = kernel[(slice(None, None, -1),) * n]
   kernel = kernel.transpose(n, *range(n), n + 1)
-  return _shuffle(x @ kernel.reshape(x.shape[-1], -1))
-
-
-def _transposed(x: Array, kernel: Array, precision: Any = None) -> Array:
-  n = x.ndim - 2
-  return jax.lax.conv_transpose(
-    x,
-    kernel,
-    (2,) * n,
-    'SAME',
-    dimension_numbers=_AXES[n],
-    precision=precision,
-  )
-
-
-_AXES = {2: ('NHWC', 'HWIO', 'NHWC'), 3: ('NDHWC', 'DHWIO', 'NDHWC')}
+  return _shuffle(products.matmul(x, kernel.reshape(x.shape[-1], -1)))
 
 
 def _bilinear_along(axis: int, x: Array, align_corners: bool) -> Array:
@@ -226,7 +209,9 @@ FORMS = {
   # 31662, 25 times that of PyTorch on a GPU (RTX 5060 Ti, 3-D). tpu: 2.36,
   # stock 0.43.
   'transposed_conv': _Row(
-    _transposed_product, _transposed_product, _transposed
+    _transposed_product,
+    _transposed_product,
+    products.convolve_transpose_2x,
   ),
   # gpu: the products cost as many multiplications a pixel as the image is wide.
   # tpu: 2.55, products 0.50.

@@ -13,8 +13,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from unet_jax.kernels import batch_norm, convolution
-from unet_jax.models import rows
+from unet_jax.kernels import convolution
+from unet_jax.models import batch_norm, products, rows
 
 Array = jax.Array
 ModuleDef = Callable[..., Any]
@@ -51,8 +51,9 @@ class Conv(nn.Conv):
     bias = None
     if self.use_bias:
       bias = self.param('bias', self.bias_init, (self.features,), jnp.float32)
-    *parts, kernel = nn.dtypes.promote_dtype(*parts, kernel, dtype=self.dtype)
-    is_native = self.native and kernel.dtype == jnp.float32
+    # The kernel stays in float32, see products.py.
+    parts = nn.dtypes.promote_dtype(*parts, dtype=self.dtype)
+    is_native = self.native and parts[0].dtype == jnp.float32
     fuses = is_native and self.activation is nn.relu
     y = convolve(tuple(parts), kernel, bias, self.padding, self.native, fuses)
     return y if fuses or self.activation is None else self.activation(y)
@@ -74,7 +75,7 @@ def convolve(
 
   Args:
     x: [B, H, W, C] or [B, D, H, W, C], or arrays that make it along C.
-    kernel: [K, K, C, F] or [K, K, K, C, F].
+    kernel: float32 [K, K, C, F] or [K, K, K, C, F].
     bias: [F] or None.
     padding: `SAME` or `VALID`.
     native: see `Conv`.
@@ -99,14 +100,11 @@ def convolve(
   return rows.apply(function, x, kernel, bias, halo=pad)
 
 
-Pads = tuple[tuple[int, int], ...]
-
-
 def _convolve(
   x: Array,
   kernel: Array,
   bias: Array | None,
-  pads: Pads,
+  pads: products.Pads,
   native: bool,
   relu: bool,
 ) -> Array:
@@ -114,14 +112,7 @@ def _convolve(
   taps = kernel.shape[0]
 
   def stock(x: Array, kernel: Array, bias: Array | None) -> Array:
-    axes = 'HWD'[: x.ndim - 2]
-    y = jax.lax.conv_general_dilated(
-      x,
-      kernel,
-      (1,) * len(axes),
-      pads,
-      dimension_numbers=(f'N{axes}C', f'{axes}IO', f'N{axes}C'),
-    )
+    y = products.convolve(x, kernel, 1, pads)
     y = y if bias is None else add_bias(y, bias)
     return nn.relu(y) if relu else y
 
@@ -153,7 +144,7 @@ def _convolve_planes(
   x: Array,
   kernel: Array,
   bias: Array | None,
-  pads: Pads,
+  pads: products.Pads,
   native: bool,
   relu: bool,
 ) -> Array:
@@ -212,15 +203,11 @@ class BatchNorm(nn.BatchNorm):
 
   activation: Activation | None = None
   native: bool = False
-  # The default of flax, E[x^2] - E[x]^2, is lost in rounding where the mean is
-  # large beside the spread (1000 and 0.1: 27 times off), on each device anew.
-  use_fast_variance: bool = False
 
   @nn.compact
   def __call__(self, x: Array) -> Array:  # type: ignore[override]
     activate = self.activation or (lambda x: x)
-    is_native = self.native and x.dtype == jnp.float32
-    if self.use_running_average or not is_native:
+    if self.use_running_average:
       return activate(super().__call__(x))
     shape = x.shape[-1:]
     scale = self.param('scale', self.scale_init, shape, jnp.float32)
@@ -228,8 +215,12 @@ class BatchNorm(nn.BatchNorm):
     zeros, ones = jnp.zeros, jnp.ones
     mean = self.variable('batch_stats', 'mean', zeros, shape, jnp.float32)
     var = self.variable('batch_stats', 'var', ones, shape, jnp.float32)
+    (x,) = nn.dtypes.promote_dtype(x, dtype=self.dtype)
     fuses = self.activation is nn.relu
-    x, *now = batch_norm.batch_norm(x, scale, bias, self.epsilon, fuses)
+    is_native = self.native and x.dtype == jnp.float32
+    x, *now = batch_norm.batch_norm(
+      x, scale, bias, self.epsilon, fuses, is_native
+    )
     if not self.is_initializing():
       for running, value in zip((mean, var), now):
         kept = self.momentum * running.value
@@ -253,7 +244,9 @@ class _GroupNorm(nn.Module):
       groups,
       epsilon=self.epsilon,
       dtype=self.dtype,
-      use_fast_variance=False,  # As in BatchNorm.
+      # The default of flax, E[x^2] - E[x]^2, is lost in rounding where the mean
+      # is large beside the spread (1000 and 0.1: 27 times off).
+      use_fast_variance=False,
       name='group_norm',
     )(x)
     return x if self.activation is None else self.activation(x)

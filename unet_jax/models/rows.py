@@ -18,12 +18,12 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 Array = jax.Array
-_AXIS = 'spatial'
+_BATCH, _AXIS = ('data', 'fsdp'), 'spatial'
 
 
 def split(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
-  """Returns a function, for `jax.jit`, in which rows are split as in `mesh`."""
-  if mesh.shape[_AXIS] == 1:
+  """Returns a function, for `jax.jit`, in which batch and rows are split."""
+  if mesh.size == 1:
     return function
 
   @functools.wraps(function)
@@ -63,17 +63,51 @@ def apply(
   """
   count, height = parts(), x.shape[1]
   is_whole = height % (count * multiple) or height // count < max(halo)
-  spec = P(('data', 'fsdp'), None if is_whole else _AXIS)
+  axes = _BATCH if is_whole else (*_BATCH, _AXIS)
+  spec = P(_BATCH, *axes[2:])
 
   def of_device(x: Array, *weights: Array | None) -> Any:
     if is_whole:
       x = jnp.pad(x, ((0, 0), halo, *[(0, 0)] * (x.ndim - 2)), mode=border)
     else:
       x = _exchange(x, halo, border == 'edge', count)
-    return function(x, *weights)
+    # Each device has a gradient of its own; their sum is that of the weights.
+    own = functools.partial(jax.lax.pcast, axis_name=axes, to='varying')
+    return function(x, *jax.tree.map(own, weights))
 
   specs = (spec, *[P()] * len(weights))
   return jax.shard_map(of_device, in_specs=specs, out_specs=spec)(x, *weights)
+
+
+def reduce(
+  function: Callable[..., Array],
+  combine: Callable[[Array, Any], Array],
+  images: tuple[Array, ...],
+  others: tuple[Array, ...] = (),
+) -> Array:
+  """Returns what all devices' `function(*images, *others)` come to.
+
+  It has no gradient.
+
+  Args:
+    function: of equal parts of the images.
+    combine: makes the whole's result of a part's and the axes of the mesh.
+    images: [B, H, W, C], of one size.
+    others: the same for all parts.
+  """
+  if not jax.sharding.get_abstract_mesh().shape:
+    return function(*images, *others)
+  is_whole = images[0].shape[1] % parts()
+  axes = _BATCH if is_whole else (*_BATCH, _AXIS)
+
+  def of_device(*arrays: Array) -> Array:
+    return combine(function(*arrays), axes)
+
+  specs = (P(_BATCH, *axes[2:]),) * len(images) + (P(),) * len(others)
+  of_all = jax.shard_map(
+    of_device, in_specs=specs, out_specs=P(), check_vma=False
+  )
+  return of_all(*images, *others)
 
 
 def _exchange(

@@ -56,6 +56,7 @@ class UNet(nn.Module):
   deep_supervision: tuple[float, ...] = ()
   padding: str = 'same'
   dtype: Any = jnp.float32
+  precision: str = 'default'
   remat: bool = False
   native: bool = False
 
@@ -129,6 +130,13 @@ class UNet(nn.Module):
     if train and self.deep_supervision:
       return logits, tuple(coarse_logits)
     return logits
+
+  @nn.nowrap
+  def apply(self, *args: Any, **kwargs: Any) -> Any:
+    if self.precision == 'default':  # JAX's, which a process may have set.
+      return super().apply(*args, **kwargs)
+    with jax.default_matmul_precision(self.precision):
+      return super().apply(*args, **kwargs)
 
   def _conv(self) -> Callable[..., nn.Module]:
     """Makes convolutions: `conv(features, kernel_size, name=...)`."""

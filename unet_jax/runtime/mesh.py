@@ -176,6 +176,27 @@ def state_sharding(mesh: Mesh, state: PyTree) -> PyTree:
   return jax.tree.map(leaf, state)
 
 
+def gather(mesh: Mesh, params: PyTree) -> PyTree:
+  """Returns parameters whole on each device; their gradients are split again.
+
+  Left to itself, XLA's partitioner splits products by the parameters' axes, and
+  sends activations.
+  """
+  if mesh.shape['fsdp'] == 1:
+    return params
+  constrain = jax.lax.with_sharding_constraint
+
+  @jax.custom_vjp
+  def whole(params: PyTree) -> PyTree:
+    return constrain(params, replicated(mesh))
+
+  def split(_: None, gradients: PyTree) -> tuple[PyTree]:
+    return (constrain(gradients, state_sharding(mesh, gradients)),)
+
+  whole.defvjp(lambda params: (whole(params), None), split)
+  return whole(params)
+
+
 def to_devices(
   batch: dict[str, np.ndarray], mesh: Mesh
 ) -> dict[str, jax.Array]:

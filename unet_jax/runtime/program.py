@@ -7,10 +7,11 @@ import os
 import pathlib
 import platform
 import signal
+import sys
 import warnings
 from collections.abc import Callable
 from concurrent import futures
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 from jax.experimental import multihost_utils
@@ -157,3 +158,14 @@ class Interrupt:
     if multihost_utils.reached_preemption_sync_point(step):
       self.signal = signal.SIGTERM
     return self.signal is not None
+
+  def exit(self, what: str, workdir: str) -> NoReturn:
+    """Exits after a signal, once all is saved; `what` says what it ended."""
+    assert self.signal is not None
+    if jax.process_index() == 0:
+      print(
+        f'{what} by signal {self.signal}; saved in {workdir}. Run the same '
+        'command again to continue',
+        file=sys.stderr,
+      )
+    sys.exit(128 + self.signal)

@@ -29,6 +29,14 @@ def read_metrics(workdir: str) -> list[dict[str, Any]]:
   return lines
 
 
+def read_evaluation(workdir: str, step: int) -> dict[str, Any] | None:
+  """Returns the metrics of the evaluation after a step, if it was made."""
+  for line in read_metrics(workdir):
+    if line['step'] == step and 'eval/loss' in line:
+      return line
+  return None
+
+
 def _tensorboardx() -> Any:
   """Imports tensorboardX without PyTorch, which it asks for but for its name.
 

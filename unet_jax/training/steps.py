@@ -55,6 +55,7 @@ def make_train_step(
       mean=config.data.mean,
       std=config.data.std,
       accumulate_steps=config.optimizer.accumulate_steps,
+      gather=functools.partial(mesh_lib.gather, mesh),
     ),
     out_shardings=(shardings, mesh_lib.replicated(mesh)),
     donate_argnums=0,
@@ -75,6 +76,7 @@ def train_step(
   mean: Sequence[float],
   std: Sequence[float],
   accumulate_steps: int = 1,
+  gather: Callable[[PyTree], PyTree] = lambda params: params,
 ) -> tuple[TrainState, dict[str, Array]]:
   """Updates the parameters once.
 
@@ -88,6 +90,7 @@ def train_step(
     augmentation: applied to image and mask together.
     mean, std: per channel, of values in 0..1.
     accumulate_steps: parts of the batch, run one after the other.
+    gather: makes parameters that are split over devices whole.
 
   Returns:
     The new state, and float32 scalars: `loss`, `grad_norm` (before clipping),
@@ -97,7 +100,7 @@ def train_step(
   image = batch['image']
   target = targets(batch, model.output_size(image.shape[1:-1]))
   count = losses.counts(target[0], loss_spec, target[1])
-  loss_fn = _make_loss(model, loss_spec, mean, std, target, count)
+  loss_fn = _make_loss(model, loss_spec, mean, std, target, count, gather)
   grads, total, batch_stats = _accumulated_gradients(
     loss_fn, state, (image, *target), dropout_key, accumulate_steps
   )
@@ -147,6 +150,7 @@ def _make_loss(
   std: Sequence[float],
   batch_target: Target,
   count: dict[str, Array],
+  gather: Callable[[PyTree], PyTree],
 ) -> Callable[..., tuple[Array, tuple[dict[str, Array], PyTree]]]:
   """Returns the loss of a part of a batch, divided by the whole batch's count.
 
@@ -158,7 +162,7 @@ def _make_loss(
   def loss_fn(params, batch_stats, inputs, key):
     image, mask, weight_map = inputs
     logits, updates = model.apply(
-      {'params': params, 'batch_stats': batch_stats},
+      {'params': gather(params), 'batch_stats': batch_stats},
       normalize(image, mean, std),
       train=True,
       rngs={'dropout': key},
