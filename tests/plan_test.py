@@ -54,13 +54,24 @@ def test_the_train_step_on_a_slice(rows):
     assert memory['fits'] and memory['total'] < 2**26
     # Forward and backward; a head's logits are float32.
     assert sum(p['share'] for p in row['products'] if 'bf16' in p['dtypes']) > (
-      0.999
+      0.99
     )
     both = [p['share'] for p in row['products'] if set(p['dtypes']) == {'bf16'}]
     assert sum(both) > 0.95
     assert row['images_per_second']['estimated'] > 0
-  # No activation is gathered, and gradients are summed along data.
-  assert _collectives(by_data) == {('all-reduce', 'data')}
+  # No activation is gathered: moments of norms alone, two of each channel; and
+  # gradients are summed along data, once, in float32.
+  sent = {c['kind']: c for c in by_data['collectives']}
+  assert _collectives(by_data) == {
+    ('all-reduce', 'data'),
+    ('all-gather', 'data'),
+  }
+  assert all(c['dtypes'] == ['f32'] for c in by_data['collectives'])
+  num_norms, most_features = 6, 8
+  assert sent['all-gather']['count'] == num_norms
+  assert sent['all-gather']['bytes'] <= num_norms * 4 * 2 * most_features * 4
+  # Those of the norms' gradients, and one of all kernels.
+  assert sent['all-reduce']['count'] <= num_norms + 2
   assert ('collective-permute', 'spatial') in _collectives(by_rows)
 
 

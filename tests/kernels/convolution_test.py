@@ -14,6 +14,7 @@ import pytest
 from tests import program
 from tests.kernels import parity
 from unet_jax.kernels import convolution
+from unet_jax.models import layers, rows
 
 
 @pytest.fixture(autouse=True)
@@ -165,6 +166,24 @@ def test_batches_are_split_over_devices():
   assert 'f32[1,9,10,16]' in text and 'all-gather' not in text
 
 
+@pytest.mark.eight_devices
+def test_rows_are_split_over_devices():
+  rng = np.random.default_rng(0)
+  x, kernel = _normal(rng, (2, 16, 9, 16)), _normal(rng, (3, 3, 16, 16))
+
+  def loss(x, kernel):
+    y = layers.convolve(x, kernel, None, 'SAME', native=True, relu=True)
+    return jnp.sum(jnp.sin(y))
+
+  gradient = jax.value_and_grad(loss, (0, 1))
+  auto = (jax.sharding.AxisType.Auto,) * 3
+  mesh = jax.make_mesh((2, 1, 4), ('data', 'fsdp', 'spatial'), axis_types=auto)
+  got = jax.jit(rows.split(mesh, gradient))(x, kernel)
+  want = jax.jit(gradient)(x, kernel)
+  for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want)):
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max())
+
+
 def test_what_it_supports():
   array = lambda *shape, dtype='float32': jax.ShapeDtypeStruct(shape, dtype)
   image, kernel = array(1, 8, 8, 16), array(3, 3, 16, 16)
@@ -231,6 +250,7 @@ import resource
 import jax
 import jax.numpy as jnp
 from unet_jax.kernels import convolution
+from unet_jax.models import layers, rows
 x, kernel = jnp.zeros((2, 3, 3000, 4096)), jnp.zeros((3, 3, 4096, 1))
 call = jax.jit(lambda x, k: convolution.convolve(x, k, 1))
 call = call.lower(x, kernel).compile()
