@@ -178,7 +178,8 @@ def test_rows_are_split_over_devices():
   gradient = jax.value_and_grad(loss, (0, 1))
   auto = (jax.sharding.AxisType.Auto,) * 3
   mesh = jax.make_mesh((2, 1, 4), ('data', 'fsdp', 'spatial'), axis_types=auto)
-  got = jax.jit(rows.split(mesh, gradient))(x, kernel)
+  sent = jax.device_put((x, kernel), jax.NamedSharding(mesh, jax.P()))
+  got = jax.jit(rows.split(mesh, gradient))(*sent)
   want = jax.jit(gradient)(x, kernel)
   for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want)):
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max())
