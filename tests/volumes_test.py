@@ -15,7 +15,7 @@ from unet_jax.data import augment, pipeline, prepare, shapes
 from unet_jax.evaluation import counting
 from unet_jax.models import unet
 from unet_jax.prediction import step as step_lib
-from unet_jax.reports import plots
+from unet_jax.reports import sheets
 from unet_jax.runtime import errors
 from unet_jax.runtime import mesh as mesh_lib
 from unet_jax.training import optimizer, steps
@@ -183,7 +183,7 @@ def test_evaluation_counts_as_numpy_does(tmp_path):
   pictures = []
   for examples in (shown, middle):
     path = tmp_path / f'{len(pictures)}.png'
-    plots.draw_predictions(str(path), examples, config.data.class_names)
+    sheets.write_predictions(str(path), examples, config.data.class_names)
     pictures.append(path.read_bytes())
   assert pictures[0] == pictures[1]
 

@@ -7,7 +7,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
 
-from unet_jax.reports import colors, plots
+from unet_jax.reports import plots
 
 _NAMES = ('ground', 'cell', 'rim')
 
@@ -36,44 +36,6 @@ def _panel(axis):
 
 def _texts(texts):
   return [text.get_text() for text in texts]
-
-
-def test_predictions_side_by_side(drawn, tmp_path):
-  rng = np.random.default_rng(0)
-  image = rng.integers(0, 256, (6, 8, 3), np.uint8)
-  mask = rng.integers(0, 3, (6, 8)).astype(np.uint8)
-  prediction = mask.copy()
-  prediction[2, 3] = (mask[2, 3] + 1) % 3
-  mask[0, 0] = 255
-  rgb = {'image': image, 'mask': mask, 'prediction': prediction}
-  # Grey, and of a `valid` network, which predicts the centre.
-  grey = {'image': image[..., :1], 'mask': mask, 'prediction': mask[1:5, 2:6]}
-  path = str(tmp_path / 'figures' / 'predictions.png')
-  plots.draw_predictions(path, [rgb, grey], _NAMES)
-  (figure,) = drawn
-  titles = [a.get_title() for a in figure.axes[:4]]
-  assert titles == ['image', 'mask', 'prediction', 'errors']
-  panels = [_panel(axis) for axis in figure.axes]
-  of_rgb, of_grey = panels[:4], panels[4:]
-  assert_array_equal(of_rgb[0], image)
-  assert_array_equal(of_rgb[1], colors.color_mask(mask, 3))
-  assert_array_equal(of_rgb[2], colors.color_mask(prediction, 3))
-  errors = of_rgb[3]
-  assert tuple(errors[2, 3]) == (220, 40, 40)
-  assert tuple(errors[0, 0]) == (255, 255, 255)
-  assert (errors == (220, 40, 40)).all(-1).sum() == 1
-  assert_array_equal(of_grey[0], image[1:5, 2:6, 0])
-  assert_array_equal(of_grey[1], colors.color_mask(mask[1:5, 2:6], 3))
-  assert not (of_grey[3] == (220, 40, 40)).all(-1).any()
-  assert _texts(figure.legends[0].get_texts()) == [*_NAMES, 'ignored']
-  assert figure.shorter_side > 400
-
-
-def test_legend_names_ignored_pixels_only_where_there_are_any(drawn, tmp_path):
-  zeros = np.zeros((4, 4), np.uint8)
-  example = {'image': zeros[..., None], 'mask': zeros, 'prediction': zeros}
-  plots.draw_predictions(str(tmp_path / 'a.png'), [example], _NAMES)
-  assert _texts(drawn[0].legends[0].get_texts()) == list(_NAMES)
 
 
 @pytest.mark.parametrize('best', ['eval/dataset_miou', '-eval/seconds'])

@@ -13,7 +13,7 @@ import ml_collections
 import numpy as np
 
 from unet_jax.config import fields, saved
-from unet_jax.reports import text_table
+from unet_jax.reports import sheets, text_table
 from unet_jax.runtime import whole_files
 
 _log = logging.getLogger(__name__)
@@ -84,9 +84,7 @@ def write(
   )
   if not examples:
     return
-  from unet_jax.reports import plots  # matplotlib is slow to import.
-
-  plots.draw_predictions(
+  sheets.write_predictions(
     os.path.join(workdir, 'figures', 'predictions.png'),
     examples,
     fields.class_names(config),
@@ -160,5 +158,5 @@ def write_full(
   page.write(path('eval.html'), report, result['rows'], pictures)
   for kind, examples in pictures.items():
     if examples:
-      plots.draw_predictions(path('figures', f'{kind}.png'), examples, names)
+      sheets.write_predictions(path('figures', f'{kind}.png'), examples, names)
   _log.info('wrote %s', path('eval.html'))

@@ -6,39 +6,24 @@ from collections.abc import Sequence
 
 import cv2
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
 
 from unet_jax.data import rasters, stored
 from unet_jax.prediction import row_files
-from unet_jax.reports import colors, pictures
+from unet_jax.reports import colors, pictures, sheets
 
 # Of the longest side, in pixels.
 _LARGEST = 2000
 # Share of the classes' colours inside their outlines.
 _OPACITY = 0.4
-# Of the legend, in pixels: a line's height, and the most lines of a column.
-_LINE, _LINES = 22, 20
+# The most lines of a column of the legend.
+_LINES = 20
 
 
 def write_legend(folder: pathlib.Path, names: Sequence[str]) -> None:
   """Writes legend.png: which colour is which class, of all pictures there."""
-  import matplotlib  # Slow to import, and few predictions need it.
-
-  # Its font has Greek and Cyrillic; Pillow's has not even umlauts.
-  fonts = pathlib.Path(matplotlib.get_data_path(), 'fonts/ttf')
-  font = ImageFont.truetype(fonts / 'DejaVuSans.ttf', 13)
   labels = [f'{names[0]} (not coloured)', *names[1:]]
-  width = 2 * _LINE + int(max(font.getlength(label) for label in labels))
-  columns, lines = -(-len(labels) // _LINES), min(len(labels), _LINES)
-  size = (columns * width + 8, lines * _LINE + 8)
-  picture = Image.new('RGB', size, 'white')
-  draw = ImageDraw.Draw(picture)
-  table = colors.class_colors(len(names)).tolist()
-  for i, (label, color) in enumerate(zip(labels, table, strict=True)):
-    x, y = 4 + i // _LINES * width, 4 + i % _LINES * _LINE
-    fill = tuple(color) if i else 'white'
-    draw.rectangle((x + 3, y + 3, x + 18, y + 18), fill, 'gray')
-    draw.text((x + 26, y + 11), label, 'black', font, anchor='lm')
+  table = [tuple(color) for color in colors.class_colors(len(names)).tolist()]
+  picture = sheets.legend(labels, ['white', *table[1:]], _LINES)
   folder.mkdir(parents=True, exist_ok=True)
   # Of a name of its own, since several runs may write here.
   temporary = folder / f'.legend.{os.getpid()}.tmp'

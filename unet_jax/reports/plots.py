@@ -1,4 +1,4 @@
-"""Plots of a workdir as PNG files: predictions, curves, confusion, calibration.
+"""Plots of a workdir as PNG files: curves, confusion, calibration.
 
 Pages show the same files.
 """
@@ -14,68 +14,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from unet_jax.config import fields
-from unet_jax.reports import colors, pictures
-
 # Above this many classes a confusion matrix has no counts.
 _ROOMY_CLASSES = 10
 # Longest printed name of a class, in characters.
 _LABEL = 24
-
-
-def draw_predictions(
-  path: str, examples: Sequence[Mapping[str, Any]], names: Sequence[str]
-) -> None:
-  """Draws input, mask, prediction and errors side by side, an example a row.
-
-  Examples are those of `pictures.predicted_part`.
-  """
-  rows, titles = len(examples), ('image', 'mask', 'prediction', 'errors')
-  parts = [pictures.predicted_part(example) for example in examples]
-  # Of the highest mask; a row of square ones is 2.3 inches high.
-  aspect = max(mask.shape[0] / mask.shape[1] for _, mask, _ in parts)
-  height = (0.2 + 2.1 * min(aspect, 1)) * rows + 0.5
-  figure, axes = plt.subplots(rows, 4, figsize=(9, height), squeeze=False)
-  for i, (row, part) in enumerate(zip(axes, parts)):
-    image, mask, prediction = part
-    ignored = mask == fields.IGNORE_LABEL
-    wrong = (mask != prediction) & ~ignored
-    image, note = pictures.stretch(image)
-    row[0].set_ylabel(note, fontsize=7)
-    panels = (
-      image if image.shape[-1] == 3 else image[..., 0],
-      colors.color_mask(mask, len(names)),
-      colors.color_mask(prediction, len(names)),
-      np.where(
-        wrong[..., None],
-        np.array(colors.WRONG, np.uint8),
-        np.where(ignored, 255, 225)[..., None].astype(np.uint8),
-      ),
-    )
-    for axis, panel, title in zip(row, panels, titles):
-      axis.imshow(panel, cmap='gray', vmin=0, vmax=255, interpolation='nearest')
-      axis.set_xticks([])
-      axis.set_yticks([])
-      if i == 0:
-        axis.set_title(title, fontsize=10)
-  handles = [
-    plt.Rectangle((0, 0), 1, 1, color=c)
-    for c in colors.class_colors(len(names)) / 255
-  ]
-  labels = list(names)
-  if any((e['mask'] == fields.IGNORE_LABEL).any() for e in examples):
-    handles.append(plt.Rectangle((0, 0), 1, 1, fc='white', ec='gray'))
-    labels.append('ignored')
-  figure.legend(
-    handles,
-    labels,
-    loc='lower center',
-    ncols=min(len(labels), 8),
-    fontsize=9,
-    frameon=False,
-  )
-  figure.tight_layout(rect=(0, 0.35 / height, 1, 1))
-  _save(figure, path)
 
 
 def draw_curves(
