@@ -18,6 +18,12 @@ from unet_jax.training import checkpoint
 from unet_jax.training import optimizer as optimizer_lib
 from unet_jax.training import state as state_lib
 
+# Where an array is damaged, Orbax abandons the coroutines that read the others;
+# some are found in a later test.
+pytestmark = pytest.mark.filterwarnings(
+  'ignore::pytest.PytestUnraisableExceptionWarning'
+)
+
 
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
@@ -33,8 +39,6 @@ def _truncate(path):
     file.write_bytes(file.read_bytes()[:20])
 
 
-# Orbax abandons the coroutines that read the other arrays.
-@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
 @pytest.mark.parametrize(
   'part,damage',
   [
