@@ -84,6 +84,7 @@ _TESTED_IN = {
   'unet_jax.runtime.logs': 'main_test.py',
   'unet_jax.training.checkpoint': 'train_test.py',
   'unet_jax.training.deep_supervision': 'training/steps_test.py',
+  'unet_jax.training.made_by': 'training/checkpoint_test.py',
   'unet_jax.training.native_update': 'training/update_test.py',
   'unet_jax.training.state': 'training/steps_test.py',
   'unet_jax.weights.deduce': 'import_weights_test.py',

@@ -112,7 +112,7 @@ def _check_resumable(config: ml_collections.ConfigDict, workdir: str) -> None:
     checkpoint.Checkpoints(workdir, config, read_only=True)
   ) as checkpoints:
     if checkpoints.steps:
-      saved = checkpoints.saved_config(checkpoints.steps[-1])
+      saved = checkpoints.saved_config(*checkpoints.select('latest', -1))
       if identity.read(workdir) is not None:
         identity.continued(workdir, config, saved)
       saved_lib.check_resumable(saved, config, workdir)

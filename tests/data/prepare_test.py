@@ -388,6 +388,42 @@ def test_full_disk(tmp_path, examples, monkeypatch):
   assert _kept_names(tmp_path) == []
 
 
+@pytest.mark.parametrize('resize', ['stretch', 'patch'])
+def test_what_is_damaged_is_prepared_again(tmp_path, examples, caplog, resize):
+  """Of folds too, which share the files."""
+
+  def assert_same():
+    caplog.clear()
+    found = _prepare(tmp_path, num_folds=2, fold=0, resize=resize)
+    for got, want in zip(found, whole, strict=True):
+      helpers.assert_same(got, want)
+
+  whole = list(_prepare(cache='memory', num_folds=2, fold=0, resize=resize))
+  assert_same()
+  [name] = _kept_names(tmp_path)
+  folder = tmp_path / 'prepared' / name
+  files = sorted(p for p in folder.rglob('*') if p.is_file())
+  damages = [
+    lambda path: path.unlink(),
+    lambda path: path.write_bytes(b''),
+    lambda path: path.write_bytes(path.read_bytes()[:-9]),
+  ]
+  for file in files[:2] + files[-2:]:
+    for damage in damages:
+      damage(file)
+      assert_same()
+      assert f'{folder} is damaged (' in caplog.text, file
+  stats = folder / 'stats.npz'
+  content = bytearray(stats.read_bytes())
+  content[len(content) // 2] ^= 1
+  stats.write_bytes(content)
+  assert_same()
+  assert 'is damaged (' in caplog.text
+  assert _kept_names(tmp_path) == [name]
+  assert_same()
+  assert 'is damaged (' not in caplog.text
+
+
 # More than one process
 
 

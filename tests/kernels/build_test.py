@@ -216,16 +216,18 @@ def test_options_of_the_compiler_make_another_library(
   assert len(paths) == 2
 
 
-def test_a_library_that_was_cut_off_is_built_again(
+def test_a_library_that_is_damaged_is_built_again(
   tmp_path, monkeypatch, library
 ):
   """It would crash the process; and a compiler that is not there is named."""
   monkeypatch.setenv('CXX', _copier(tmp_path, library))
-  paths = []
-  for _ in range(2):
+  content = library.read_bytes()
+  wrong_bit = bytes([content[0] ^ 1]) + content[1:]
+  for bad in b'cut off', wrong_bit:
     build._library.cache_clear()
-    paths.append(build._library(str(tmp_path / 'cache')))
-    paths[-1].write_bytes(b'cut off')
+    path = build._library(str(tmp_path / 'cache'))
+    assert path.read_bytes() == content
+    path.write_bytes(bad)
   build._library.cache_clear()
   whole = build._library(str(tmp_path / 'cache'))
   assert whole.read_bytes() == library.read_bytes()

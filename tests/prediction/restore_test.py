@@ -105,5 +105,6 @@ def test_arrays_of_another_version(tmp_path):
   path = tmp_path / 'checkpoints/00000001/config'
   file = path / 'metadata'
   file.write_text(file.read_text().replace('"norm": "none"', '"norm": "layer"'))
+  (path.parent / 'digests.json').unlink()
   with pytest.raises(errors.UserError, match='step 1 has other arrays than'):
     _restore(make_config(model={'norm': 'layer'}), tmp_path)

@@ -18,6 +18,12 @@ from unet_jax.training import checkpoint
 from unet_jax.training import optimizer as optimizer_lib
 from unet_jax.training import state as state_lib
 
+# Where an array is damaged, Orbax abandons the coroutines that read the others;
+# some are found in a later test.
+pytestmark = pytest.mark.filterwarnings(
+  'ignore::pytest.PytestUnraisableExceptionWarning'
+)
+
 
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
@@ -33,21 +39,22 @@ def _truncate(path):
     file.write_bytes(file.read_bytes()[:20])
 
 
-# Orbax abandons the coroutines that read the other arrays.
-@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
 @pytest.mark.parametrize(
   'part,damage',
   [
     ('config/metadata', lambda path: path.write_text('{"a')),
     ('config', shutil.rmtree),
+    ('data/metadata', lambda path: path.write_bytes(b'{"\xff": 1}')),
     ('state/ocdbt.process_0/d', _truncate),
     ('state/ocdbt.process_0/d', shutil.rmtree),
   ],
 )
 def test_a_damaged_checkpoint_is_one_line(run, tmp_path, part, damage):
+  """As Orbax says it, of one without digests."""
   workdir, config, model = run
   copy = tmp_path / 'run'
   shutil.copytree(workdir, copy)
+  (copy / 'checkpoints/00000002/digests.json').unlink()
   damage(copy / 'checkpoints/00000002' / part)
   abstract = state_lib.abstract_train_state(
     config,
@@ -73,6 +80,72 @@ def test_a_damaged_checkpoint_is_one_line(run, tmp_path, part, damage):
     'checkpoints: 1'
   )
   gc.collect()  # The coroutines, while the filter holds.
+
+
+def _flip(folder):
+  """Changes a bit of the largest file, which holds arrays."""
+  file = max(folder.rglob('*/d/*'), key=lambda path: path.stat().st_size)
+  content = bytearray(file.read_bytes())
+  content[len(content) // 2] ^= 4
+  file.write_bytes(content)
+  return file.relative_to(folder)
+
+
+def test_a_damaged_checkpoint_is_passed_over(
+  run, tmp_path, caplog, monkeypatch
+):
+  """By what reads a run; one that goes on sets it aside and saves it again."""
+  monkeypatch.setattr(logging.getLogger('unet_jax'), 'propagate', True)
+  caplog.set_level(logging.INFO)
+  workdir, config, model = run
+  copy = tmp_path / 'run'
+  shutil.copytree(workdir, copy)
+  lines = [f'{{"step": {step}, "eval/loss": {step}}}\n' for step in (1, 2)]
+  (copy / 'metrics.jsonl').write_text(''.join(lines))
+  config.checkpoint.best_metric = 'eval/loss'
+  newest = copy / 'checkpoints/00000002'
+  name = _flip(newest)
+  warning = (
+    f'warning: {newest} is damaged ({name} is not as it was saved): it is '
+    'passed over'
+  )
+  with contextlib.closing(
+    checkpoint.Checkpoints(str(copy), config, read_only=True)
+  ) as checkpoints:
+    for which in 'latest', 'best', 'all':
+      caplog.clear()
+      assert checkpoints.select(which, -1) == [1]
+      assert warning in caplog.messages
+    message = message_of(checkpoints.select, 'latest', 2)
+    assert f': damaged: step 2 ({name} is not as it was saved); ' in message
+
+  _, states = runs.save(tmp_path / 'other', config, steps=(2,))
+  for _ in range(2):
+    with contextlib.closing(
+      checkpoint.Checkpoints(str(copy), config)
+    ) as checkpoints:
+      checkpoints.set_aside_damaged()
+      assert checkpoints.steps == [1]
+      checkpoints.save(states[2], 2, {})
+      checkpoints.wait()
+      assert checkpoints.select('latest', -1) == [2]
+    name = _flip(newest)
+  kept = sorted(path.name for path in newest.parent.glob('damaged*'))
+  assert kept == ['damaged_00000002_0', 'damaged_00000002_1']
+
+  _flip(newest.parent / '00000001')
+  with contextlib.closing(
+    checkpoint.Checkpoints(str(copy), config)
+  ) as checkpoints:
+    message = message_of(checkpoints.set_aside_damaged)
+    assert checkpoints.steps == [1, 2]
+  assert message.startswith(
+    f'{copy}/checkpoints: damaged: step 2 ({name} is not as it was saved), '
+    'step 1 ('
+  )
+  assert message.endswith(
+    '; restore the folder of one, or move them away to start anew'
+  )
 
 
 @pytest.mark.parametrize('is_old', [False, True])

@@ -23,6 +23,17 @@ def _parse_header(header: bytes) -> tuple[tuple[int, ...], Any, np.dtype]:
   return shape, 'F' if is_fortran else 'C', dtype
 
 
+def num_bytes(folder: pathlib.Path) -> int:
+  """Returns the bytes of a folder's files and folders, but of meta.json."""
+  with os.scandir(folder) as entries:
+    return sum(
+      num_bytes(pathlib.Path(entry))
+      if entry.is_dir()
+      else entry.stat().st_size * (entry.name != 'meta.json')
+      for entry in entries
+    )
+
+
 class Files:
   """Arrays of any size, each in a file that is mapped when it is asked for.
 

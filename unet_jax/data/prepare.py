@@ -17,6 +17,7 @@ import pathlib
 import shutil
 import tempfile
 import threading
+import zipfile
 from collections.abc import Callable
 from typing import Any
 
@@ -103,21 +104,27 @@ def prepare_source(
   folder = pathlib.Path(fields.cache_dir(config), 'prepared')
   key = lambda: folder / cache_key(source, config, make_weights)
   path = key()
+  load = lambda: _load(path, source, split, rows)
   try:
-    if not path.exists():  # What is there can be read by who cannot write.
+    found = load()
+    if found is None:  # What is there can be read by who cannot write.
       folder.mkdir(parents=True, exist_ok=True)
       with locks.lock(path.with_suffix('.lock'), f'preparing {source.split}'):
         path = key()  # Perhaps of content that was not known before.
-        if not path.exists():
+        found = load()
+        if found is None:
+          shutil.rmtree(path, ignore_errors=True)
           _build(source, config, key, make_weights)
           path = key()
+          found = load()
   except OSError as e:
     raise errors.UserError(
       f'{path}: cannot keep the prepared arrays there '
       f'({e.strerror or e}); free space, set --config.data.cache_dir=DIR, or '
       'use --config.data.cache=memory'
     ) from e
-  return _load(path, source, split, rows)
+  assert found is not None, f'{path}: damaged while it was written'
+  return _checked(*found)
 
 
 def _memory_arrays(n: int, config: ml_collections.ConfigDict) -> dict[str, Any]:
@@ -221,6 +228,7 @@ def _build(
       'names': stats.names,
       'notes': notes,
       'palette': list(palette.items()),
+      'bytes': array_files.num_bytes(temporary),
     }
     (temporary / 'meta.json').write_text(json.dumps(meta, indent=2))
     if not (path := key()).exists():  # Another run may have had a copy.
@@ -234,9 +242,32 @@ def _load(
   source: examples.Source,
   split: str,
   rows: np.ndarray | None,
-) -> prepared.Prepared:
-  """Opens the files of `_build`: all of them, or the examples of some rows."""
+) -> tuple[prepared.Prepared, list[dict], list[str]] | None:
+  """Opens the files of `_build`: all of them, or the examples of some rows.
+
+  Returns:
+    What `_checked` takes; None where they are not there, or damaged.
+  """
+  if not path.exists():
+    return None
+  try:
+    return _open(path, source, split, rows)
+  except (OSError, EOFError, ValueError, LookupError, zipfile.BadZipFile) as e:
+    text = ' '.join(str(e).split())
+    _log.warning('%s is damaged (%s): preparing again', path, text[:100])
+    return None
+
+
+def _open(
+  path: pathlib.Path,
+  source: examples.Source,
+  split: str,
+  rows: np.ndarray | None,
+) -> tuple[prepared.Prepared, list[dict], list[str]]:
+  """As `_load`; raises where they are damaged."""
   meta = json.loads((path / 'meta.json').read_text())
+  if meta.get('bytes') not in (None, array_files.num_bytes(path)):
+    raise ValueError('files are gone or cut off')
   arrays: dict[str, Any] = {}
   for name in meta['arrays']:
     files = path / f'{name}s'
@@ -264,7 +295,7 @@ def _load(
   if rows is not None:
     dataset = dataset.select(rows)
     skipped = [s for s in skipped if s['index'] in rows]
-  return _checked(dataset, skipped, meta['notes'])
+  return dataset, skipped, meta['notes']
 
 
 def _checked(

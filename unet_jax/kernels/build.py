@@ -98,14 +98,20 @@ def _library(cache_dir: str) -> pathlib.Path:
   key = hashlib.sha256(b'\0'.join(depends_on)).hexdigest()[:16]
   folder = pathlib.Path(cache_dir, 'kernels')
   try:
-    # Its size is part of the name: a library that was cut off crashes.
+    # Its digest is part of the name: a damaged library crashes, or computes
+    # other numbers.
     for path in folder.glob(f'kernels-{key}-*.so'):
-      if path.stem == f'kernels-{key}-{path.stat().st_size}':
+      if path.stem == f'kernels-{key}-{_digest(path)}':
         return path
     folder.mkdir(parents=True, exist_ok=True)
     return _compile_unless_failed(command, folder, f'kernels-{key}')
   except (OSError, subprocess.SubprocessError) as e:
     raise BuildError(f'{folder}: cannot be built in ({e})') from e
+
+
+def _digest(path: str | pathlib.Path) -> str:
+  with open(path, 'rb') as f:
+    return hashlib.file_digest(f, 'sha256').hexdigest()[:16]
 
 
 def _compiler() -> list[str]:
@@ -160,7 +166,7 @@ def _compile(
       list(pool.map(compile_one, objects.items()))
     built = os.path.join(mine, name)
     _run([*command, '-shared', *objects.values(), '-o', built])
-    path = folder / f'{name}-{os.path.getsize(built)}.so'
+    path = folder / f'{name}-{_digest(built)}.so'
     os.rename(built, path)
   _log.info('compiled them in %.1f s', time.perf_counter() - start)
   return path

@@ -85,6 +85,11 @@ def together(work: Callable[[], T]) -> list[T]:
   return [result for result, _ in found]
 
 
+def of_first(work: Callable[[], T]) -> T:
+  """As `together`, of a work that the first process alone does."""
+  return together(lambda: work() if is_first() else None)[0]  # type: ignore
+
+
 @contextlib.contextmanager
 def end_with_others() -> Iterator[None]:
   """Ends this process, with one line, where another one of the run is gone.

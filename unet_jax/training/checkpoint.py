@@ -4,46 +4,33 @@ With them is kept which convolutions (`native` or `xla`, see `cpu.kernels`) and
 which versions of the libraries made the steps since the one before.
 
 Orbax writes them asynchronously into a temporary folder and renames it once all
-is on disk, so that a run that dies meanwhile leaves the earlier ones whole.
+is on disk, so that a run that dies meanwhile leaves the earlier ones whole. One
+that is damaged later is known by the digests of its files (whole_checkpoint).
 """
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import logging
 import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-import cv2
-import flax
 import jax
-import jaxlib
 import ml_collections
-import optax
 import orbax.checkpoint as ocp
-import PIL
 from orbax.checkpoint import checkpoint_managers as policies
 
 from unet_jax.config import saved
 from unet_jax.data import digests
-from unet_jax.runtime import errors
-from unet_jax.training import metric_writer
+from unet_jax.runtime import errors, processes
+from unet_jax.training import made_by, metric_writer, whole_checkpoint
 from unet_jax.training.state import TrainState
 
 _log = logging.getLogger(__name__)
-
-# Libraries whose versions may change the bits of a step, by their package.
-_LIBRARIES = {
-  'jax': jax,
-  'jaxlib': jaxlib,
-  'flax': flax,
-  'optax': optax,
-  'Pillow': PIL,
-  'OpenCV': cv2,
-}
 
 # Parts of messages of the system and of Orbax, with the fix.
 _FIXES = {
@@ -56,7 +43,7 @@ _FIXES = {
   'file too large': 'raise the limit on the size of files',
 }
 
-# Parts of Orbax's messages about files that are damaged or not there.
+# What Orbax says of damaged files, of checkpoints without digests.
 _DAMAGED = (
   'error while reading array',
   'was not found in the checkpoint',
@@ -65,10 +52,7 @@ _DAMAGED = (
   'not_found:',
   'failed_precondition:',
 )
-
-
-def _versions() -> dict[str, str]:
-  return {name: module.__version__ for name, module in _LIBRARIES.items()}
+_UNREADABLE = (json.JSONDecodeError, UnicodeDecodeError, FileNotFoundError)
 
 
 def best_scores(workdir: str, best_metric: str) -> dict[int, float]:
@@ -129,6 +113,7 @@ class Checkpoints:
     self._config, self._workdir = config, workdir
     self._read_only, self._kernels = read_only, 'native' if native else 'xla'
     self._directory = os.path.join(workdir, 'checkpoints')
+    self._saving = ''
     self.edges: tuple[float, ...] = ()
     self.origins: tuple[str, ...] = ()
     c = config.checkpoint
@@ -146,6 +131,12 @@ class Checkpoints:
         create=not read_only,
         cleanup_tmp_directories=not read_only,
         step_format_fixed_length=8,
+        async_options=ocp.AsyncOptions(
+          # In the first process, once all is written and before it is renamed.
+          post_finalization_callback=lambda: whole_checkpoint.write_digests(
+            self._saving
+          )
+        ),
       ),
     )
 
@@ -174,6 +165,8 @@ class Checkpoints:
       return
     with self._one_line_errors():
       self._check_space(state)
+      self._manager.wait_until_finished()  # As `save` would.
+      self._saving = self._path(step) + ocp.path.step.TMP_DIR_SUFFIX
       self._manager.save(
         step,
         args=ocp.args.Composite(
@@ -183,7 +176,7 @@ class Checkpoints:
           meta=ocp.args.JsonSave(
             {
               'kernels': self._kernels,
-              'versions': _versions(),
+              'versions': made_by.versions(),
               'edges': list(self.edges),
               'origins': list(self.origins),
             }
@@ -191,6 +184,9 @@ class Checkpoints:
         ),
         force=True,
       )
+
+  def _path(self, step: int) -> str:
+    return os.path.join(self._directory, f'{step:08d}')
 
   def wait(self) -> None:
     """Returns once all saved checkpoints are on disk; raises like `save`."""
@@ -243,7 +239,7 @@ class Checkpoints:
     except Exception as e:
       text = ' '.join(str(e).split())
       damaged = any(part in text.lower() for part in _DAMAGED)
-      if not damaged and not isinstance(e, json.JSONDecodeError):
+      if not damaged and not isinstance(e, _UNREADABLE):
         raise
       others = ', '.join(str(s) for s in self.steps if s != step) or 'none'
       raise errors.UserError(
@@ -289,40 +285,12 @@ class Checkpoints:
       ) from e
     _log.info('restored step %d from %s', step, self._directory)
     if step and not self._read_only:
-      self._say_other_program(step)
+      made_by.say_others(step, self._meta(step), self._kernels)
     return restored.state, restored.data
-
-  def _say_other_program(self, step: int) -> None:
-    """Logs where a run goes on with other code than a step's."""
-    meta = self._meta(step)
-    if meta is None:
-      return
-    made_by = meta.get('kernels', 'xla')
-    then: dict[str, str] = meta.get('versions', {})
-    if made_by != self._kernels:
-      _log.info(
-        'step %d was made with the convolutions of cpu.kernels=%s, this run '
-        'has %s ones, whose bits differ',
-        step,
-        made_by,
-        self._kernels,
-      )
-    others = [
-      f'{name} {then[name]} (now {version})'
-      for name, version in _versions().items()
-      if then.get(name, version) != version
-    ]
-    if others:
-      _log.info(
-        'step %d was made with %s; bits may differ from a run that has the '
-        'same versions throughout',
-        step,
-        ', '.join(others),
-      )
 
   def _meta(self, step: int) -> dict[str, Any] | None:
     """Returns the record of a step: {} of older ones, None if damaged."""
-    if not os.path.isdir(os.path.join(self._directory, f'{step:08d}', 'meta')):
+    if not os.path.isdir(f'{self._path(step)}/meta'):
       return {}
     try:
       return self._manager.restore(
@@ -339,11 +307,58 @@ class Checkpoints:
   def fingerprint(self, step: int) -> str:
     """Changes with the arrays of a checkpoint, which are not read."""
     # Its files have random names, which this one lists.
-    path = os.path.join(self._directory, f'{step:08d}/state/manifest.ocdbt')
-    return digests.of_file(path)
+    return digests.of_file(f'{self._path(step)}/state/manifest.ocdbt')
+
+  def _whole_ones(self, steps: Sequence[int]) -> Iterator[int]:
+    """Yields the steps that are not damaged; warns of the others.
+
+    Raises:
+      UserError: all are damaged.
+    """
+    found = {}
+    for step in steps:
+      path = self._path(step)
+      look = lambda path=path: whole_checkpoint.damage(path)
+      found[step] = processes.of_first(look)
+      if not found[step]:
+        yield step
+      elif processes.is_first():
+        say = 'warning: %s is damaged (%s): it is passed over'
+        _log.warning(say, path, found[step])
+    if all(found.values()):
+      what = ', '.join(f'step {step} ({why})' for step, why in found.items())
+      raise errors.UserError(
+        f'{self._directory}: damaged: {what}; restore the folder of one, or '
+        'move them away to start anew'
+      )
+
+  def set_aside_damaged(self) -> None:
+    """Renames the damaged checkpoints that come after the newest whole one.
+
+    A run then goes on from that one, and saves these steps again.
+
+    Raises:
+      UserError: all are damaged.
+    """
+    if not self.steps:
+      return
+    [whole] = self.select('latest', -1)
+    damaged = [step for step in self.steps if step > whole]
+
+    def rename() -> None:
+      for step in damaged:
+        names = (f'damaged_{step:08d}_{i}' for i in itertools.count())
+        paths = (os.path.join(self._directory, name) for name in names)
+        path = next(path for path in paths if not os.path.exists(path))
+        os.rename(self._path(step), path)
+        _log.info('kept as %s; the run goes on from step %d', path, whole)
+
+    if damaged:
+      processes.of_first(rename)
+      self._manager.reload()
 
   def select(self, which: str, step: int) -> list[int]:
-    """Returns the steps to predict with.
+    """Returns the steps to predict with; damaged ones are passed over.
 
     Args:
       which: `latest`, `best` or `all`.
@@ -364,11 +379,11 @@ class Checkpoints:
           f'--config.checkpoint.step={step}: {self._workdir} has checkpoints '
           f'of the steps {", ".join(map(str, steps))}'
         )
-      return [step]
+      return list(self._whole_ones([step]))
     if which == 'all':
-      return steps
+      return list(self._whole_ones(steps))
     if which == 'latest':
-      return steps[-1:]
+      return [next(self._whole_ones(steps[::-1]))]
     scores = best_scores(self._workdir, self._config.checkpoint.best_metric)
     known = [s for s in steps if s in scores]
     if not known:
@@ -377,4 +392,5 @@ class Checkpoints:
         f'{self._config.checkpoint.best_metric} in metrics.jsonl; use '
         '--config.checkpoint.which=latest'
       )
-    return [max(known, key=lambda step: scores[step])]
+    known.sort(key=lambda step: -scores[step])
+    return [next(self._whole_ones(known))]

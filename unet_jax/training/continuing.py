@@ -19,9 +19,12 @@ def check_saved(
 ) -> identity.Record | None:
   """Refuses to continue from a checkpoint of another config.
 
+  Damaged checkpoints are set aside first.
+
   Returns:
     The record of the run's images.
   """
+  checkpoints.set_aside_damaged()
   if not checkpoints.steps:
     return None
   step = checkpoints.steps[-1]
