@@ -38,10 +38,16 @@ _TINY = (
 )
 
 
+def _make_cache(path, native_cache):
+  """Makes a cache folder in which the native kernels are."""
+  shutil.copytree(f'{native_cache}/kernels', path / 'kernels')
+  return path
+
+
 @pytest.fixture(scope='module')
-def cache(tmp_path_factory):
+def cache(tmp_path_factory, native_cache):
   """Compiled programs and prepared arrays, shared by the runs of this file."""
-  return tmp_path_factory.mktemp('cache')
+  return _make_cache(tmp_path_factory.mktemp('cache'), native_cache)
 
 
 def _start(workdir, cache, *flags, **how):
@@ -184,13 +190,12 @@ class _Interrupted:
 
 
 def test_a_run_that_is_stopped_in_every_way_continues_bit_for_bit(
-  tmp_path, cache, uninterrupted
+  tmp_path, native_cache, uninterrupted
 ):
   """Each stop is where the one before has left the run."""
   checkpoints = tmp_path / 'checkpoints'
   # The compiled programs are taken along, the prepared arrays are not.
-  own = tmp_path / 'cache'
-  own.mkdir()
+  own = _make_cache(tmp_path / 'cache', native_cache)
   run = _Interrupted(tmp_path, own, uninterrupted)
 
   # While the cache is built.
