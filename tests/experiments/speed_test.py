@@ -80,15 +80,12 @@ def test_torch_network_at_half_size_has_blocks_of_pixels(size):
   torch.testing.assert_close(torch_unet.HalfSize(lambda x: x)(x), x)
 
 
-@pytest.mark.parametrize(
-  'stem,norm', [('none', 'batch'), ('space_to_depth', 'instance')]
-)
-def test_steps_of_volumes_are_measured(stem, norm):
+def test_steps_of_volumes_are_measured():
   from experiments.speed import step
 
   config = volumes.get_config()
   config.data.image_size = (4, 8, 4)
-  config.model.update(depth=1, features=(2, 3), stem=stem, norm=norm)
+  config.model.update(depth=1, features=(2, 3))
   config.cpu.kernels = 'xla'
   results = step.measure(config, 1, 1, torch_compile=False)
   rows = ['unet_jax']
@@ -190,7 +187,8 @@ def test_a_process_says_how_much_memory_it_took(monkeypatch):
   from experiments.speed import memory
 
   flags = '--config=configs/shapes.py --config.data.image_size=16,16'
-  flags += ' --config.model.depth=1 --config.cpu.kernels=xla'
+  flags += ' --config.model.depth=1 --config.model.base_features=4'
+  flags += ' --config.cpu.kernels=xla'
   # No process that imports JAX takes less, in MB.
   assert memory._peak(['1', *flags.split()], 'unet_jax') > 100
   pretended = {'unet_jax': 3.0, 'channels_last': 6.0}
@@ -301,11 +299,12 @@ def test_what_the_data_loader_does_not_do(
   )
 
 
-def test_batches_of_sets_of_any_size_are_measured(monkeypatch):
+def test_batches_of_sets_of_any_size_are_measured(monkeypatch, tmp_path):
   from experiments.speed import sizes
 
   monkeypatch.setattr(sizes, '_SIZES', (1, 70))
   config = shapes.get_config()
+  config.cpu.kernels, config.data.cache_dir = 'xla', str(tmp_path)
   # As the pets: fewer classes than shapes have, by a table.
   config.data.update(image_size=(16, 16), batch_size=4, num_classes=3)
   config.data.update(class_names=(), mask_values=((1, 0), (2, 1), (3, 2)))

@@ -78,7 +78,12 @@ def test_a_step(sections, expected):
     {'upsample': 'bilinear', 'skip': 'attention', 'downsample': 'conv'},
     {'upsample': 'nearest', 'upsample_kernel': 2, 'norm': 'group'},
     {'upsample': 'bilinear', 'upsample_kernel': 0, 'kernel_size': 5},
-    {'padding': 'valid', 'stem': 'space_to_depth', 'deep_supervision': (0.5,)},
+    {
+      'padding': 'valid',
+      'stem': 'space_to_depth',
+      'deep_supervision': (0.5,),
+      'convs': 2,
+    },
     {'spatial_dims': 3, 'norm': 'instance', 'features': (16, 24, 32)},
   ],
   ids=lambda fields: next(iter(fields)),
@@ -87,7 +92,7 @@ def test_variants_of_the_network(fields):
   """Value and gradient in training, and the value in prediction."""
   config = default.get_config()
   config.model.update(
-    {'depth': 2, 'base_features': 16, 'norm': 'none', **fields}
+    {'depth': 2, 'convs': 1, 'base_features': 16, 'norm': 'none', **fields}
   )
   size = {'spatial_dims': (8, 12, 12), 'padding': (88, 88)}.get(
     next(iter(fields)), (44, 44)
