@@ -8,12 +8,14 @@ and as a mask, whole and by rows.
 import functools
 import io
 import itertools
+import struct
+import zlib
 
 import numpy as np
 import pytest
 import tifffile
 from numpy.testing import assert_array_equal
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 
 from experiments.formats import files
 from tests.data import helpers
@@ -489,6 +491,102 @@ def test_other_formats_are_named():
     stored.read, file.getvalue(), 'a.png', kind=errors.DecodeError
   )
   assert message.startswith('a.png is ICO, which is not read; ')
+
+
+def _png(rows: list[bytes], width: int, height: int, kind: str) -> bytes:
+  """A PNG of some rows, whose checksums are all right."""
+  depth, color = {
+    'grey': (8, 0),
+    'bits': (1, 0),
+    'palette': (8, 3),
+    'RGB': (8, 2),
+    'deep': (16, 0),
+    'alpha': (8, 6),
+  }[kind]
+
+  def chunk(code, content):
+    checksum = zlib.crc32(code + content)
+    return (
+      struct.pack('>I', len(content))
+      + code
+      + content
+      + (struct.pack('>I', checksum))
+    )
+
+  header = struct.pack('>IIBBBBB', width, height, depth, color, 0, 0, 0)
+  pixels = zlib.compress(b''.join(b'\0' + row for row in rows))
+  return b'\x89PNG\r\n\x1a\n' + b''.join(
+    chunk(*parts)
+    for parts in (
+      (b'IHDR', header),
+      (b'PLTE', bytes(range(6)) * (color == 3)),
+      (b'IDAT', pixels),
+      (b'IEND', b''),
+    )
+    if parts[1] or parts[0] == b'IEND'
+  )
+
+
+@pytest.mark.parametrize(
+  'kind, row',
+  [('grey', 16), ('bits', 2), ('palette', 16), ('RGB', 48), ('deep', 32)]
+  + [('alpha', 64)],
+)
+def test_a_png_without_all_rows_is_damage(kind, row, capfd):
+  """Its checksums are right; Pillow and OpenCV leave the rest black."""
+  whole = _png([bytes(row)] * 9, 16, 9, kind)
+  assert stored.read(whole, 'x').pixels.shape[:2] == (9, 16)
+  with pytest.raises(errors.DecodeError, match='Not enough image data'):
+    stored.read(_png([bytes(row)] * 6, 16, 9, kind), 'x')
+  assert capfd.readouterr() == ('', '')
+
+
+def test_a_png_may_hold_much_text():
+  """Programs keep their settings in it; Pillow takes it for an attack."""
+  text = PngImagePlugin.PngInfo()
+  text.add_text('workflow', 'x' * 2**21, zip=True)
+  content = io.BytesIO()
+  Image.new('RGB', (5, 4), (1, 2, 3)).save(
+    content, 'PNG', pnginfo=text, icc_profile=bytes(2**21)
+  )
+  assert_array_equal(
+    stored.read(content.getvalue(), 'x').pixels[0, 0], 1 + np.arange(3)
+  )
+
+
+def _jpeg(array: np.ndarray, **options) -> bytes:
+  content = io.BytesIO()
+  Image.fromarray(array).save(content, 'JPEG', **options)
+  return content.getvalue()
+
+
+@pytest.mark.parametrize('channels', [1, 3])
+def test_a_jpeg_that_lost_pixels_is_damage(channels):
+  """libjpeg warns of these, and gives noise or grey."""
+  array = np.random.default_rng(0).integers(0, 256, (90, 120, channels))
+  whole = _jpeg(array.astype(np.uint8).squeeze())
+  half = len(whole) // 2
+  end = b'\xff\xd9'
+  for damaged in (
+    whole[:half] + end,
+    whole[:half] + bytes(len(whole) - half),
+    whole[:half] + bytes(len(whole) - half - 2) + end,
+    whole[:half] + bytes(100) + whole[half + 100 :],
+  ):
+    with pytest.raises(errors.DecodeError, match='cannot be decoded'):
+      stored.read(damaged, 'x')
+  stored.read(whole + bytes(100), 'x')  # What follows the end is no pixel.
+
+
+@pytest.mark.parametrize('value', [0, 128])
+@pytest.mark.parametrize('shape', [(90, 120), (90, 120, 3)])
+@pytest.mark.parametrize(
+  'options', [{}, {'optimize': True}, {'progressive': True}, {'quality': 100}]
+)
+def test_a_flat_jpeg_is_whole(value, shape, options):
+  array = np.full(shape, value, np.uint8)
+  found = stored.read(_jpeg(array, **options), 'x')
+  assert_array_equal(found.pixels, array)
 
 
 def test_a_tag_that_is_cut_off_is_damage():
