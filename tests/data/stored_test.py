@@ -493,6 +493,49 @@ def test_other_formats_are_named():
   assert message.startswith('a.png is ICO, which is not read; ')
 
 
+def _written(array, **options) -> bytes:
+  content = io.BytesIO()
+  tifffile.imwrite(content, array, photometric='minisblack', **options)
+  return content.getvalue()
+
+
+@pytest.mark.parametrize(
+  'options',
+  [{'imagej': True}, {'ome': True}, {'metadata': None}, {'compression': 'lzw'}],
+)
+@pytest.mark.parametrize('part', [0.4, 0.6])
+def test_a_stack_that_is_cut_is_damage(options, part):
+  """Also where its first slice is whole."""
+  stack = np.random.default_rng(0).integers(0, 256, (7, 40, 50), np.uint8)
+  whole = _written(stack, **options)
+  assert stored.read(whole, 'x').pages in (1, 7)  # Channels, or slices.
+  with pytest.raises(errors.DecodeError, match='cannot be decoded'):
+    stored.read(whole[: int(part * len(whole))], 'x')
+
+
+@pytest.mark.parametrize('compression', [None, 'zlib'])
+@pytest.mark.parametrize('writer', ['imagej', 'ome'])
+@pytest.mark.parametrize('told, held', [(2, 4), (3, 2), (3, 1)])
+def test_pages_count_where_a_description_is_of_another_file(
+  told, held, writer, compression
+):
+  """Of the stack that an image was cut from, or of a set of files."""
+  stack = np.random.default_rng(0).integers(0, 256, (4, 20, 30), np.uint8)
+  of_another = _written(stack[:told], **{writer: True})
+  with tifffile.TiffFile(io.BytesIO(of_another)) as file:
+    description = file.pages.first.description
+  content = _written(
+    stack[:held],
+    metadata=None,
+    description=description,
+    compression=compression,
+  )
+  for page in range(held):
+    found = stored.read(content, 'x', page)
+    assert found.pages == held
+    assert_array_equal(found.pixels, stack[page])
+
+
 def _png(rows: list[bytes], width: int, height: int, kind: str) -> bytes:
   """A PNG of some rows, whose checksums are all right."""
   depth, color = {

@@ -68,7 +68,7 @@ def _bare(data: bytes) -> bytes:
     if code == b'IDAT'
   ]
   return b''.join(
-    [_SIGNATURE, _chunk(b'IHDR', header), *kept, _chunk(b'IEND', b'')]
+    [_SIGNATURE, _chunk(b'IHDR', bytes(header)), *kept, _chunk(b'IEND', b'')]
   )
 
 
