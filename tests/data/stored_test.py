@@ -296,6 +296,8 @@ def test_pictures_in_a_photograph_that_are_none(tmp_path):
     (tmp_path / 'x').write_bytes(file.getvalue())
     assert stored.count_pages(tmp_path / 'x') == pages
     assert stored.read(file.getvalue(), 'x', pages - 1).pages == pages
+    alone = file.getvalue()[: file.getvalue().index(b'\xff\xd9\xff\xd8') + 2]
+    assert stored.read(alone, 'x').pages == 1
 
 
 def test_tags_are_told():
@@ -536,51 +538,19 @@ def test_pages_count_where_a_description_is_of_another_file(
     assert_array_equal(found.pixels, stack[page])
 
 
-def _png(rows: list[bytes], width: int, height: int, kind: str) -> bytes:
-  """A PNG of some rows, whose checksums are all right."""
-  depth, color = {
-    'grey': (8, 0),
-    'bits': (1, 0),
-    'palette': (8, 3),
-    'RGB': (8, 2),
-    'deep': (16, 0),
-    'alpha': (8, 6),
-  }[kind]
-
-  def chunk(code, content):
-    checksum = zlib.crc32(code + content)
-    return (
-      struct.pack('>I', len(content))
-      + code
-      + content
-      + (struct.pack('>I', checksum))
-    )
-
-  header = struct.pack('>IIBBBBB', width, height, depth, color, 0, 0, 0)
-  pixels = zlib.compress(b''.join(b'\0' + row for row in rows))
-  return b'\x89PNG\r\n\x1a\n' + b''.join(
-    chunk(*parts)
-    for parts in (
-      (b'IHDR', header),
-      (b'PLTE', bytes(range(6)) * (color == 3)),
-      (b'IDAT', pixels),
-      (b'IEND', b''),
-    )
-    if parts[1] or parts[0] == b'IEND'
-  )
-
-
 @pytest.mark.parametrize(
-  'kind, row',
-  [('grey', 16), ('bits', 2), ('palette', 16), ('RGB', 48), ('deep', 32)]
-  + [('alpha', 64)],
+  'depth, color', [(8, 0), (1, 0), (8, 3), (8, 2), (16, 0), (8, 6)]
 )
-def test_a_png_without_all_rows_is_damage(kind, row, capfd):
+def test_a_png_without_all_rows_is_damage(depth, color, capfd):
   """Its checksums are right; Pillow and OpenCV leave the rest black."""
-  whole = _png([bytes(row)] * 9, 16, 9, kind)
-  assert stored.read(whole, 'x').pixels.shape[:2] == (9, 16)
+  channels = {2: (3,), 6: (4,)}.get(color, ())
+  array = np.zeros((6, 16, *channels), np.uint8)
+  whole = files.png(array, depth, color, ((b'PLTE', bytes(6)),) * (color == 3))
+  assert stored.read(whole, 'x').pixels.shape[:2] == (6, 16)
+  header = whole[12:20] + struct.pack('>I', 9) + whole[24:29]
+  checksum = struct.pack('>I', zlib.crc32(header))
   with pytest.raises(errors.DecodeError, match='Not enough image data'):
-    stored.read(_png([bytes(row)] * 6, 16, 9, kind), 'x')
+    stored.read(whole[:12] + header + checksum + whole[33:], 'x')
   assert capfd.readouterr() == ('', '')
 
 
@@ -630,6 +600,21 @@ def test_a_flat_jpeg_is_whole(value, shape, options):
   array = np.full(shape, value, np.uint8)
   found = stored.read(_jpeg(array, **options), 'x')
   assert_array_equal(found.pixels, array)
+
+
+@pytest.mark.parametrize(
+  'content, what',
+  [
+    (b'', 'it is empty'),
+    (b'\0\0\0\x18ftypheic\0\0\0\0mif1', 'x is HEIC, which is not read'),
+    (b'\n<!DOCTYPE html><html>', 'a web page'),
+    (b'version https://git-lfs.github.com', 'a pointer of Git LFS'),
+    (b'\0\5\x16\7', 'cannot identify image file'),
+  ],
+)
+def test_what_is_no_image_is_named(content, what):
+  with pytest.raises(errors.DecodeError, match=what):
+    stored.read(content, 'x')
 
 
 def test_a_tag_that_is_cut_off_is_damage():

@@ -23,9 +23,6 @@ from unet_jax.runtime import errors
 
 Problems = list[examples.Problem] | None
 
-# Endings of files that may hold several images.
-_PAGED = ('.tif', '.tiff', '.gif', '.webp', '.png')
-
 
 class FolderSource:
   """Images and masks in folders; configs/folder.py shows the layouts.
@@ -153,8 +150,6 @@ def _count_pages(pairs: list[file_pairs.Pair], problems: Problems) -> list[int]:
   """Returns how many images each pair holds; 0 where its files differ."""
 
   def count(path: str) -> int:
-    if os.path.splitext(path)[1].lower() not in _PAGED:
-      return 1
     try:
       return stored.count_pages(path)
     except errors.DecodeError:  # Decoding it says so, or skips it.

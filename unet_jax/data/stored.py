@@ -217,9 +217,16 @@ def format_of(data: bytes) -> str:
 
 
 def _unidentified(data: bytes, name: str) -> errors.DecodeError:
+  if data[4:8] == b'ftyp':
+    return tiff_image.refused(name, 'HEIC')
+  reason = 'cannot identify image file'
   if data.startswith(b'version https://git-lfs'):
-    return broken(name, 'a pointer of Git LFS; `git lfs pull` gets the file')
-  return broken(name, 'cannot identify image file')
+    reason = 'a pointer of Git LFS; `git lfs pull` gets the file'
+  elif data[:64].lstrip().lower().startswith((b'<!doctype', b'<html')):
+    reason = 'a web page, as servers send for a file that they do not give'
+  elif not data:
+    reason = 'it is empty'
+  return broken(name, reason)
 
 
 def _is_lossy(data: bytes) -> bool:
@@ -246,7 +253,10 @@ def _frames(image: ImageFile.ImageFile) -> Sequence[int]:
   # Cameras add thumbnails and maps of light, which are smaller.
   size, frames = image.size, []
   for i in range(count):
-    image.seek(i)
+    try:
+      image.seek(i)
+    except ValueError:  # Programs that edit and send photographs drop them.
+      break
     if image.size == size:
       frames.append(i)
   image.seek(0)
