@@ -190,6 +190,11 @@ def _find_pairs(
   if usable:
     tree.passed_over += listed.values()
     listed = {}
+  tree.passed_over = [
+    folder
+    for folder in tree.passed_over
+    if not any(path.startswith(folder + os.sep) for path in listed.values())
+  ]
   if not usable and not whole:
     raise errors.UserError(_nothing(tree))
   splits = list(usable or listed or ['train'])
