@@ -172,7 +172,9 @@ def _simple(name: str) -> str:
 def _without_endings(name: str) -> str:
   """As `_simple`, without the endings that are left: `a.jpg` of `a.jpg.png`."""
   stem, ending = os.path.splitext(_simple(name))
-  return _without_endings(stem) if ending in decode.EXTENSIONS else stem + ending
+  return (
+    _without_endings(stem) if ending in decode.EXTENSIONS else stem + ending
+  )
 
 
 def _match(
