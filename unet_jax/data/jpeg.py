@@ -1,4 +1,6 @@
-"""JPEG files: quick decoding of the common ones, and damage in any."""
+"""JPEG files: quick decoding, and damage that decoders only warn of."""
+
+from collections.abc import Iterator
 
 import imagecodecs
 import numpy as np
@@ -10,39 +12,44 @@ _PROGRESSIVE = b'\xff\xc2'
 _HOLE = bytes(64)
 
 
-def decode(image: ImageFile.ImageFile, data: bytes) -> np.ndarray | None:
-  """Decodes a common file quickly; None where Pillow should load it.
+def decode(image: ImageFile.ImageFile, data: bytes) -> np.ndarray:
+  """Decodes a file that Pillow has opened, as RGB or L, and not loaded.
 
-  Both use the same library and get the same pixels, [H, W] of grey or
-  [H, W, 3] of RGB. But Pillow takes 1.2 times as long: it keeps four bytes for
-  a pixel of RGB and copies them twice. Pillow also judges files that the other
-  refuses.
+  Returns:
+    uint8 [H, W] of grey or [H, W, 3] of RGB.
 
-  Pillow has opened the image, of the mode RGB or L, and not loaded it: its
-  headers are sound.
+  Raises:
+    ValueError, OSError and others of Pillow's: the file is damaged.
   """
-  if not _is_one_sound_scan(data):
-    return None
-  space = 'RGB' if image.mode == 'RGB' else 'GRAYSCALE'
-  # OpenCV is as quick, but prints what it finds wrong inside a scan.
-  try:
-    return imagecodecs.jpeg8_decode(data, outcolorspace=space)
-  except imagecodecs.Jpeg8Error:
-    return None
+  *_, (_, start) = _segments(data)
+  array = None
+  if _is_one_sound_scan(data, start):
+    # The same library and pixels as Pillow's, which takes 1.2 times as long: it
+    # keeps four bytes for a pixel of RGB and copies them twice. OpenCV is as
+    # quick, but prints what it finds wrong inside a scan.
+    space = 'RGB' if image.mode == 'RGB' else 'GRAYSCALE'
+    try:
+      array = imagecodecs.jpeg8_decode(data, outcolorspace=space)
+    except imagecodecs.Jpeg8Error:
+      pass
+  if array is None:  # Pillow judges what is wrong.
+    array = np.asarray(image)
+  _check_whole(data, array, start)
+  return array
 
 
-def check_whole(data: bytes, array: np.ndarray) -> None:
-  """Raises ValueError for grey or RGB of which pixels are lost.
+def _check_whole(data: bytes, array: np.ndarray, start: int) -> None:
+  """Raises ValueError for a file of which pixels are lost.
 
   Downloads that were interrupted and damaged disks leave such files. libjpeg
   makes noise or grey of it and only warns, which no decoder here passes on.
   What is lost in other ways is not found.
   """
-  start, has_flat_zeros = _headers(data)
-  end = data.find(_END, start)
-  hole = data.find(_HOLE, start, end if end >= 0 else len(data))
-  lost = hole >= 0 and not has_flat_zeros
-  if not lost and (array[-8:, -8:] == 128).all():
+  hole, lost = data.find(_HOLE, start), False
+  if hole >= 0:
+    end = data.find(_END, start)
+    lost = (end < 0 or hole < end) and not _has_flat_zeros(data)
+  if not lost and array.flat[-1] == 128 and (array[-8:, -8:] == 128).all():
     # The way to JPEG XL is strict, but takes ten times as long as decoding.
     try:
       imagecodecs.jpegxl_encode_jpeg(data)
@@ -52,34 +59,41 @@ def check_whole(data: bytes, array: np.ndarray) -> None:
     raise ValueError('pixels are lost: the file is cut or has a hole of zeros')
 
 
-def _headers(data: bytes) -> tuple[int, bool]:
-  """Looks at what comes before the pixels.
-
-  Returns:
-    Where the pixels begin, and whether flat ones may be zeros there: in files
-    of many scans, or where the shortest code of luminance ends a block.
-  """
-  position, code, has_flat_zeros = 2, b'', False
+def _segments(data: bytes) -> Iterator[tuple[bytes, int]]:
+  """Yields what comes before the pixels: the code and the end of each."""
+  position, code = 2, b''
   while data[position : position + 1] == b'\xff' and code != _SCAN:
     code = data[position : position + 2]
-    length = int.from_bytes(data[position + 2 : position + 4], 'big')
-    tables = data[position + 4 : position + 2 + length]
-    has_flat_zeros |= code == _PROGRESSIVE
+    position += 2 + int.from_bytes(data[position + 2 : position + 4], 'big')
+    yield code, position
+
+
+def _has_flat_zeros(data: bytes) -> bool:
+  """Whether flat pixels may be zeros in the file.
+
+  They may in files of many scans, or where luminance has the shortest code for
+  the end of a block.
+  """
+  start = 2
+  for code, stop in _segments(data):
+    tables, start = data[start + 4 : stop], stop
+    if code == _PROGRESSIVE:
+      return True
     while code == _TABLES and len(tables) > 17:
       # A table's class and number, how many codes it has of 1 to 16 bits, and
       # their symbols; 0 ends a block.
-      has_flat_zeros |= (tables[0], tables[17]) == (0x10, 0)
+      if (tables[0], tables[17]) == (0x10, 0):
+        return True
       tables = tables[17 + sum(tables[1:17]) :]
-    position += 2 + length
-  return position, has_flat_zeros
+  return False
 
 
-def _is_one_sound_scan(data: bytes) -> bool:
+def _is_one_sound_scan(data: bytes, start: int) -> bool:
   """Whether a JPEG file has one scan without wrong markers, and an end.
 
   libjpeg stops at the last row; Pillow reads on, and refuses other files.
   """
-  scan = np.frombuffer(data, np.uint8)[_headers(data)[0] :]
+  scan = np.frombuffer(data, np.uint8)[start:]
   if not data.endswith(_END) or len(scan) < 2:
     return False
   codes = scan[np.flatnonzero(scan[:-2] == 0xFF) + 1]

@@ -274,8 +274,6 @@ def _read_with_pillow(data: bytes, name: str, page: int) -> Stored:
   is_jpeg = image.format in ('JPEG', 'MPO') and image.mode in ('L', 'RGB')
   if len(frames) == 1 and is_jpeg:
     array = jpeg.decode(image, data)
-    array = np.asarray(image) if array is None else array
-    jpeg.check_whole(data, array)
     kind = 'grey' if array.ndim == 2 else 'rgb'
     return Stored(array, kind, 8, orientation=orientation)
   if len(frames) > 1:
