@@ -55,7 +55,7 @@ _TESTED_IN = {
   'unet_jax.data.mask_advice': 'data/masks_test.py',
   'unet_jax.data.mask_colors': 'data/masks_test.py',
   'unet_jax.data.noticed': 'data/prepare_test.py',
-  'unet_jax.data.plain': 'data/decode_test.py',
+  'unet_jax.data.jpeg': 'data/decode_test.py',
   'unet_jax.data.png': 'data/stored_test.py',
   'unet_jax.data.tiff': 'data/stored_test.py',
   'unet_jax.data.tiff_image': 'data/stored_test.py',

@@ -7,6 +7,7 @@ from unet_jax.config import checks, default, fields
 from unet_jax.data import shapes
 
 _FIELDS = fields.flatten(default.get_config())
+_NO_FLIP = 'augment.flip_horizontal=0.0'
 _GREY = 'data.num_channels=1 data.mean=(0,) data.std=(1,)'
 _3D = 'model.spatial_dims=3 data.image_size=(8,8,8)'
 
@@ -127,6 +128,12 @@ data.class_names=('a','b')
   : takes 4 values (the classes; data.num_classes), not 2
 data.class_names=('a','b','c','a')
   : takes a different name for each class, as in cat,dog
+augment.flip_horizontal=0.5 data.class_names=('a','L-lung','b','r-lung')
+  : a mirror makes each of L-lung and r-lung look like the other
+  (data.class_names); set --config.augment.flip_horizontal=0
+augment.flip_vertical=1.0 data.class_names=('a','Left','right','b') {_NO_FLIP}
+  : a mirror makes each of Left and right look like the other
+  (data.class_names); set --config.augment.flip_vertical=0
 loss.class_weights=(1.0,) data.num_classes=1
   : takes 2 values (the classes; data.num_classes), not 1
 loss.class_weights=(1,1,-1,1)
@@ -351,6 +358,8 @@ def test_values_that_are_refused(values, message):
     'data.foreground_fraction=1.0 loss.weight_map=border',
     'data.num_folds=2 data.fold=1 data.eval_split=test',
     'data.image_pattern={stem}_scan data.mask_pattern=m_{stem}',
+    "data.class_names=('left','bright','c','d')",
+    f"data.class_names=('left','right','c','d') {_NO_FLIP}",
     'model.padding=valid data.image_size=(92,92)',
     'checkpoint.best_metric=-eval/loss',
     _3D,

@@ -611,6 +611,17 @@ def test_pages_are_examples(tmp_path):
   assert source.fingerprint != make(tmp_path, 'train').fingerprint
 
 
+def test_pages_are_counted_whatever_the_ending(tmp_path):
+  """A photograph of two frames is a JPEG by its name."""
+  frames = [Image.new('RGB', (9, 8), c) for c in ('red', 'blue')]
+  for kind in ('images', 'masks'):
+    (tmp_path / 'train' / kind).mkdir(parents=True)
+    path = tmp_path / 'train' / kind / 'a.jpg'
+    frames[0].save(path, 'MPO', save_all=True, append_images=frames[1:])
+  write_pairs(tmp_path / 'val', ['z'])
+  assert len(make(tmp_path, 'train', pages='images')) == 2
+
+
 def test_pages_of_a_file_are_held_out_together(tmp_path):
   counts = [3, 1, 2, 4]
   _write_stacks(tmp_path, counts)

@@ -82,6 +82,11 @@ def test_find(tmp_path):
     'train': f'{tmp_path}/Train.txt',
     'val': f'{tmp_path}/valid.TXT',
   }
+  voc = tmp_path / 'ImageSets/Segmentation'
+  voc.mkdir(parents=True)
+  (voc / 'train.txt').touch()
+  assert lists.find(str(tmp_path))['train'] == f'{tmp_path}/Train.txt'
+  assert lists.find(f'{tmp_path}/ImageSets') == {}
   (tmp_path / 'val.txt').touch()
   assert 'are lists of one split; remove one' in message_of(
     lists.find, str(tmp_path)

@@ -36,6 +36,11 @@ _WAYS = {
   'other zeros': ('i_000 i_001 i_010', 'i_0 i_1 i_10', '{stem} {stem}'),
   'zeros and suffix': ('01 02', '001_m 002_m', '{stem} {stem}_m'),
   'other case': ('IMG_1 IMG_2', 'img_1 img_2', '{stem} {stem}'),
+  'endings of some images': (
+    'a b c d',
+    'a.jpg B.png c d.jpg.png',
+    '{stem} {stem}',
+  ),
   'the ending of the image': ('a b', 'a.jpg b.jpg', '{stem} {stem}.jpg'),
   'brackets': (
     'benign|(1) benign|(2)',

@@ -1,9 +1,11 @@
 """Tests of unet_jax/data/sources.py: folds."""
 
+import re
+
 import pytest
 
 from tests.data import helpers
-from tests.data.value_pairs import error, make, values, write_pairs
+from tests.data.value_pairs import error, make, values, write, write_pairs
 from unet_jax.data import sources
 
 
@@ -106,3 +108,30 @@ def test_unpaired_files_of_a_folder_with_folds_are_collected(tmp_path):
     problems = []
     assert len(make(tmp_path, split, problems, num_folds=3)) == count
     assert [p.kind for p in problems] == ['unpaired']
+
+
+@pytest.mark.parametrize('layout', ['images/{0}', '{0}/images'])
+@pytest.mark.parametrize('folds', [0, 4])
+def test_folders_of_patients_are_held_out_whole(tmp_path, layout, folds):
+  """Else slices of one patient are trained on and evaluated."""
+  for i in range(24):
+    for kind in ('images', 'masks'):
+      place = layout.replace('images', kind).format(f'p{i % 8}')
+      write(tmp_path / place / f's{i}.png', i)
+  for holdout in ('random', 'folder'):
+    problems: list = []
+    fields = {'num_folds': folds, 'val_fraction': 0.25, 'holdout': holdout}
+    trained, held_out = (
+      {int(re.search(r'p(\d)', s.read(i)['name'])[1]) for i in range(len(s))}
+      for s in (
+        make(tmp_path, split, problems, **fields) for split in ('train', 'auto')
+      )
+    )
+    said = [p.message for p in problems if p.kind == 'shared folders']
+    if holdout == 'folder':
+      assert len(trained) == 6 and len(held_out) == 2 and not said
+      assert not trained & held_out
+    else:
+      shared = len(trained & held_out)
+      (message,) = said
+      assert message.startswith(f'{shared} folder(s) have images both in')

@@ -8,12 +8,14 @@ and as a mask, whole and by rows.
 import functools
 import io
 import itertools
+import struct
+import zlib
 
 import numpy as np
 import pytest
 import tifffile
 from numpy.testing import assert_array_equal
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 
 from experiments.formats import files
 from tests.data import helpers
@@ -294,6 +296,8 @@ def test_pictures_in_a_photograph_that_are_none(tmp_path):
     (tmp_path / 'x').write_bytes(file.getvalue())
     assert stored.count_pages(tmp_path / 'x') == pages
     assert stored.read(file.getvalue(), 'x', pages - 1).pages == pages
+    alone = file.getvalue()[: file.getvalue().index(b'\xff\xd9\xff\xd8') + 2]
+    assert stored.read(alone, 'x').pages == 1
 
 
 def test_tags_are_told():
@@ -489,6 +493,128 @@ def test_other_formats_are_named():
     stored.read, file.getvalue(), 'a.png', kind=errors.DecodeError
   )
   assert message.startswith('a.png is ICO, which is not read; ')
+
+
+def _written(array, **options) -> bytes:
+  content = io.BytesIO()
+  tifffile.imwrite(content, array, photometric='minisblack', **options)
+  return content.getvalue()
+
+
+@pytest.mark.parametrize(
+  'options',
+  [{'imagej': True}, {'ome': True}, {'metadata': None}, {'compression': 'lzw'}],
+)
+@pytest.mark.parametrize('part', [0.4, 0.6])
+def test_a_stack_that_is_cut_is_damage(options, part):
+  """Also where its first slice is whole."""
+  stack = np.random.default_rng(0).integers(0, 256, (7, 40, 50), np.uint8)
+  whole = _written(stack, **options)
+  assert stored.read(whole, 'x').pages in (1, 7)  # Channels, or slices.
+  with pytest.raises(errors.DecodeError, match='cannot be decoded'):
+    stored.read(whole[: int(part * len(whole))], 'x')
+
+
+@pytest.mark.parametrize('compression', [None, 'zlib'])
+@pytest.mark.parametrize('writer', ['imagej', 'ome'])
+@pytest.mark.parametrize('told, held', [(2, 4), (3, 2), (3, 1)])
+def test_pages_count_where_a_description_is_of_another_file(
+  told, held, writer, compression
+):
+  """Of the stack that an image was cut from, or of a set of files."""
+  stack = np.random.default_rng(0).integers(0, 256, (4, 20, 30), np.uint8)
+  of_another = _written(stack[:told], **{writer: True})
+  with tifffile.TiffFile(io.BytesIO(of_another)) as file:
+    description = file.pages.first.description
+  content = _written(
+    stack[:held],
+    metadata=None,
+    description=description,
+    compression=compression,
+  )
+  for page in range(held):
+    found = stored.read(content, 'x', page)
+    assert found.pages == held
+    assert_array_equal(found.pixels, stack[page])
+
+
+@pytest.mark.parametrize(
+  'depth, color', [(8, 0), (1, 0), (8, 3), (8, 2), (16, 0), (8, 6)]
+)
+def test_a_png_without_all_rows_is_damage(depth, color, capfd):
+  """Its checksums are right; Pillow and OpenCV leave the rest black."""
+  channels = {2: (3,), 6: (4,)}.get(color, ())
+  array = np.zeros((6, 16, *channels), np.uint8)
+  whole = files.png(array, depth, color, ((b'PLTE', bytes(6)),) * (color == 3))
+  assert stored.read(whole, 'x').pixels.shape[:2] == (6, 16)
+  header = whole[12:20] + struct.pack('>I', 9) + whole[24:29]
+  checksum = struct.pack('>I', zlib.crc32(header))
+  with pytest.raises(errors.DecodeError, match='Not enough image data'):
+    stored.read(whole[:12] + header + checksum + whole[33:], 'x')
+  assert capfd.readouterr() == ('', '')
+
+
+def test_a_png_may_hold_much_text():
+  """Programs keep their settings in it; Pillow takes it for an attack."""
+  text = PngImagePlugin.PngInfo()
+  text.add_text('workflow', 'x' * 2**21, zip=True)
+  content = io.BytesIO()
+  Image.new('RGB', (5, 4), (1, 2, 3)).save(
+    content, 'PNG', pnginfo=text, icc_profile=bytes(2**21)
+  )
+  assert_array_equal(
+    stored.read(content.getvalue(), 'x').pixels[0, 0], 1 + np.arange(3)
+  )
+
+
+def _jpeg(array: np.ndarray, **options) -> bytes:
+  content = io.BytesIO()
+  Image.fromarray(array).save(content, 'JPEG', **options)
+  return content.getvalue()
+
+
+@pytest.mark.parametrize('channels', [1, 3])
+def test_a_jpeg_that_lost_pixels_is_damage(channels):
+  """libjpeg warns of these, and gives noise or grey."""
+  array = np.random.default_rng(0).integers(0, 256, (90, 120, channels))
+  whole = _jpeg(array.astype(np.uint8).squeeze())
+  half = len(whole) // 2
+  end = b'\xff\xd9'
+  for damaged in (
+    whole[:half] + end,
+    whole[:half] + bytes(len(whole) - half),
+    whole[:half] + bytes(len(whole) - half - 2) + end,
+    whole[:half] + bytes(100) + whole[half + 100 :],
+  ):
+    with pytest.raises(errors.DecodeError, match='cannot be decoded'):
+      stored.read(damaged, 'x')
+  stored.read(whole + bytes(100), 'x')  # What follows the end is no pixel.
+
+
+@pytest.mark.parametrize('value', [0, 128])
+@pytest.mark.parametrize('shape', [(90, 120), (90, 120, 3)])
+@pytest.mark.parametrize(
+  'options', [{}, {'optimize': True}, {'progressive': True}, {'quality': 100}]
+)
+def test_a_flat_jpeg_is_whole(value, shape, options):
+  array = np.full(shape, value, np.uint8)
+  found = stored.read(_jpeg(array, **options), 'x')
+  assert_array_equal(found.pixels, array)
+
+
+@pytest.mark.parametrize(
+  'content, what',
+  [
+    (b'', 'it is empty'),
+    (b'\0\0\0\x18ftypheic\0\0\0\0mif1', 'x is HEIC, which is not read'),
+    (b'\n<!DOCTYPE html><html>', 'a web page'),
+    (b'version https://git-lfs.github.com', 'a pointer of Git LFS'),
+    (b'\0\5\x16\7', 'cannot identify image file'),
+  ],
+)
+def test_what_is_no_image_is_named(content, what):
+  with pytest.raises(errors.DecodeError, match=what):
+    stored.read(content, 'x')
 
 
 def test_a_tag_that_is_cut_off_is_damage():

@@ -40,9 +40,9 @@ def get_config() -> config_dict.ConfigDict:
   data.train_split = 'train'
   data.eval_split = 'auto'
   # folder without a `val` or `test`: the fraction of `train` that is held out
-  # as `val`, chosen by `seed` (`random`) or as one block at the end in the
-  # order of the names (`last`: for stacks and videos, whose neighbours look
-  # alike). 0 holds nothing out: eval_split must then name a split.
+  # as `val`, chosen by `seed` (`random`; `folder`: whole folders, as those of
+  # patients) or as a block at the end in the order of the names (`last`: stacks
+  # and videos, whose neighbours look alike). 0: none; eval_split names a split.
   data.val_fraction = 0.2
   data.holdout = 'random'
   # folder: the part of the stems that an image and its mask share, as in

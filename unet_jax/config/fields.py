@@ -26,7 +26,7 @@ RENAMED = {
 CHOICES = {
   'data.source': ('tfds', 'folder', 'shapes'),
   'data.num_channels': (1, 3),
-  'data.holdout': ('random', 'last'),
+  'data.holdout': ('random', 'last', 'folder'),
   'data.intensity': ('dtype', 'range', 'image'),
   'data.pages': ('one', 'images'),
   'data.alpha': ('refuse', 'drop', 'nodata'),

@@ -3,6 +3,7 @@
 Tables as in checks.py, which runs them.
 """
 
+import re
 from typing import Any
 
 import ml_collections
@@ -102,4 +103,27 @@ def _intensity(config: ml_collections.ConfigDict, mode: str) -> Table:
   }
 
 
-TABLES = (_mask_values, _written_masks, _intensity)
+_SIDES = {'left': 'right', 'right': 'left', 'l': 'r', 'r': 'l'}
+_SIDE = re.compile(rf'(?<![a-z])({"|".join(_SIDES)})(?![a-z])')
+
+
+def _mirrors(config: ml_collections.ConfigDict, mode: str) -> Table:
+  """Classes that a mirror turns into each other."""
+  names = {name.casefold(): name for name in fields.class_names(config)}
+  pairs = [
+    f'{name} and {names[other]}'
+    for key, name in names.items()
+    if (other := _SIDE.sub(lambda m: _SIDES[m[0]], key)) != key
+    and other in names
+  ]
+  flat, trains = fields.flatten(config), mode in ('train', 'cross_validate')
+  return {
+    f'{field}: a mirror makes each of {"".join(pairs[:1])} look like the other '
+    f'(data.class_names); set --config.{field}=0': (
+      trains and pairs and flat[field] > 0
+    )
+    for field in ('augment.flip_horizontal', 'augment.flip_vertical')
+  }
+
+
+TABLES = (_mask_values, _written_masks, _intensity, _mirrors)

@@ -45,8 +45,8 @@ class Source(Protocol):
 
   @property
   def groups(self) -> np.ndarray | None:
-    """int [N], ascending: examples of one number, such as the pages of a file,
-    stay together when some are held out; None if each stands alone.
+    """int [N]: examples of one number, such as the pages of a file, stay
+    together when some are held out; None if each stands alone.
     """
 
   def __len__(self) -> int: ...
@@ -140,6 +140,6 @@ def natural_key(name: str) -> list:
 
 def holdout_order(count: int, config: ml_collections.ConfigDict) -> np.ndarray:
   """Returns the order in which `count` examples are cut, by data.holdout."""
-  if config.data.holdout == 'random':
-    return np.random.default_rng(config.seed).permutation(count)
-  return np.arange(count)
+  if config.data.holdout == 'last':
+    return np.arange(count)
+  return np.random.default_rng(config.seed).permutation(count)

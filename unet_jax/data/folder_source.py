@@ -23,9 +23,6 @@ from unet_jax.runtime import errors
 
 Problems = list[examples.Problem] | None
 
-# Endings of files that may hold several images.
-_PAGED = ('.tif', '.tiff', '.gif', '.webp', '.png')
-
 
 class FolderSource:
   """Images and masks in folders; configs/folder.py shows the layouts.
@@ -54,15 +51,30 @@ class FolderSource:
     self._counts = [1] * len(self._pairs)
     if self._data.pages == 'images':
       self._counts = _count_pages(self._pairs, problems)
-    self.groups = np.repeat(np.arange(len(self._pairs)), self._counts)
+    self._files = np.repeat(np.arange(len(self._pairs)), self._counts)
     ends = np.cumsum(self._counts)
     self._pages = (
-      np.arange(len(self.groups)) - (ends - self._counts)[self.groups]
+      np.arange(len(self._files)) - (ends - self._counts)[self._files]
     )
 
   @property
+  def groups(self) -> np.ndarray:
+    """Numbers of what data.holdout keeps together, see `examples.Source`."""
+    return self.folders if self._data.holdout == 'folder' else self._files
+
+  @property
+  def folders(self) -> np.ndarray:
+    """Of each example the number of its folder, such as a patient's."""
+    names = [self._folder(image) for image, *_ in self._pairs]
+    return np.unique(names, return_inverse=True)[1][self._files]
+
+  def _folder(self, path: str) -> str:
+    *parts, _ = os.path.relpath(path, self._root).split(os.sep)
+    return next((p for p in parts if folders.meaning(p) == ('', '')), '')
+
+  @property
   def fingerprint(self) -> list:
-    numbers = np.unique(self.groups).tolist()
+    numbers = np.unique(self._files).tolist()
     paths = [path for i in numbers for path in self._pairs[i]]
     found = ['folder', [self._digests.stamp(path) for path in paths]]
     if self._data.pages == 'images':
@@ -72,7 +84,7 @@ class FolderSource:
   def select(self, rows: np.ndarray) -> 'FolderSource':
     """Returns the source of some of its examples, ascending int [K]."""
     part = copy.copy(self)
-    part.groups, part._pages = self.groups[rows], self._pages[rows]
+    part._files, part._pages = self._files[rows], self._pages[rows]
     part._images = {
       kind: [images[i] for i in rows] for kind, images in self._images.items()
     }
@@ -80,18 +92,18 @@ class FolderSource:
 
   def name(self, index: int) -> str:
     """Returns the name of an example, for people."""
-    return self._pairs[self.groups[index]][0] + self._suffix(index)
+    return self._pairs[self._files[index]][0] + self._suffix(index)
 
   def _suffix(self, index: int) -> str:
     # Numbered from 0, as in the libraries that write pages.
-    is_one = self._counts[self.groups[index]] == 1
+    is_one = self._counts[self._files[index]] == 1
     return '' if is_one else f'[{self._pages[index]}]'
 
   def images(
     self, read: bool, kind: str = digests.KIND
   ) -> list[identity.Image] | None:
     if kind not in self._images:
-      numbers = np.unique(self.groups).tolist()
+      numbers = np.unique(self._files).tolist()
       paths = [path for i in numbers for path in self._pairs[i]]
       found = self._digests.of(paths, read, kind)
       if found is None:
@@ -101,7 +113,7 @@ class FolderSource:
     return self._images[kind]
 
   def _image(self, index: int, found: dict[str, str]) -> identity.Image:
-    image, *others = self._pairs[self.groups[index]]
+    image, *others = self._pairs[self._files[index]]
     suffix = self._suffix(index)
     # The page stands before the ending, by which names are compared.
     name, ending = os.path.splitext(image.removeprefix(self._root))
@@ -112,13 +124,13 @@ class FolderSource:
     )
 
   def __len__(self) -> int:
-    return len(self.groups)
+    return len(self._files)
 
   def __getitem__(self, index: int) -> examples.Example:
     return examples.decode_example(self.read(index), self._data)
 
   def read(self, index: int) -> examples.Example:
-    number, page = self.groups[index], int(self._pages[index])
+    number, page = self._files[index], int(self._pages[index])
     image_path, mask_path, *instance_path = self._pairs[number]
     example = {
       'image': self._read(image_path),
@@ -153,8 +165,6 @@ def _count_pages(pairs: list[file_pairs.Pair], problems: Problems) -> list[int]:
   """Returns how many images each pair holds; 0 where its files differ."""
 
   def count(path: str) -> int:
-    if os.path.splitext(path)[1].lower() not in _PAGED:
-      return 1
     try:
       return stored.count_pages(path)
     except errors.DecodeError:  # Decoding it says so, or skips it.
@@ -195,6 +205,11 @@ def _find_pairs(
   if usable:
     tree.passed_over += listed.values()
     listed = {}
+  tree.passed_over = [
+    folder
+    for folder in tree.passed_over
+    if not any(path.startswith(folder + os.sep) for path in listed.values())
+  ]
   if not usable and not whole:
     raise errors.UserError(_nothing(tree))
   splits = list(usable or listed or ['train'])

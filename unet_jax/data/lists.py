@@ -9,20 +9,29 @@ from unet_jax.runtime import errors
 
 Problems = list[examples.Problem] | None
 
+# Where lists are, the first place that has some: ours, and that of Pascal VOC.
+_PLACES = ('', 'ImageSets/Segmentation')
+
 
 def find(root: str) -> dict[str, str]:
-  """Returns {split: path} of the lists in a folder.
+  """Returns {split: path} of the lists for a folder of images and masks.
 
   Raises:
     UserError: two are of one split.
   """
+  places = [os.path.join(root, place) for place in _PLACES]
+  found = (_in(place) for place in places if os.path.isdir(place))
+  return next(filter(None, found), {})
+
+
+def _in(folder: str) -> dict[str, str]:
   found: dict[str, str] = {}
-  for name in sorted(os.listdir(root)):
+  for name in sorted(os.listdir(folder)):
     stem, ending = os.path.splitext(name)
     split = folders.split_name(stem)
     if ending.lower() != '.txt' or split not in folders.SPLITS:
       continue
-    path = os.path.join(root, name)
+    path = os.path.join(folder, name)
     if split in found:
       raise errors.UserError(
         f'{found[split]} and {path} are lists of one split; remove one'

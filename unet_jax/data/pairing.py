@@ -8,12 +8,13 @@ and its mask share: `{stem}_mask` of `a0_mask` is `a0`.
 import collections
 import difflib
 import heapq
+import os
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from unet_jax.data import examples
+from unet_jax.data import decode, examples
 
 STEM = '{stem}'
 # Of images and of masks.
@@ -75,8 +76,9 @@ def pair(
   """Pairs the keys of images with those of masks.
 
   Names that are equal to the letter pair. Without patterns, others (numbers
-  with other zeros in front, other case, one prefix or suffix for all) do if
-  this is the only way to pair all files one to one.
+  with other zeros in front, other case, one prefix or suffix for all, endings
+  that were kept in some) do if this is the only way to pair all files one to
+  one.
 
   Args:
     images, masks: keys, each once.
@@ -107,7 +109,8 @@ def pair(
       matched = _match(images, masks, other, simplify)
       if is_whole(matched):
         return Pairing(matched or {}, other, simplify is str)
-  return found
+  named = _match(images, masks, tried, _without_endings)
+  return Pairing(named or {}, tried, False) if is_whole(named) else found
 
 
 def likely_patterns(
@@ -164,6 +167,14 @@ def _numbers(name: str) -> list[int]:
 def _simple(name: str) -> str:
   """A name without zeros in front of numbers and without case."""
   return _ZEROS.sub('', name).casefold()
+
+
+def _without_endings(name: str) -> str:
+  """As `_simple`, without the endings that are left: `a.jpg` of `a.jpg.png`."""
+  stem, ending = os.path.splitext(_simple(name))
+  return (
+    _without_endings(stem) if ending in decode.EXTENSIONS else stem + ending
+  )
 
 
 def _match(

@@ -1,15 +1,15 @@
-"""The chunks of PNG files, and colours of 16 bits."""
+"""The chunks of PNG files, and their samples as they are stored."""
 
 import struct
 import zlib
 from collections.abc import Iterator
 
-import cv2
+import imagecodecs
 import numpy as np
 
 _SIGNATURE = b'\x89PNG\r\n\x1a\n'
-# Those without which pixels cannot be decoded.
-_PIXEL_CHUNKS = (b'IHDR', b'PLTE', b'IDAT', b'IEND')
+# libpng stretches samples of fewer bits to 8.
+_STRETCHED = {1: 255, 2: 85, 4: 17}
 
 
 def chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
@@ -22,7 +22,7 @@ def chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 
 def is_sound(data: bytes) -> bool:
-  """Whether all checksums are right up to an end; else OpenCV prints."""
+  """Whether all checksums are right up to an end."""
   view = memoryview(data)
   for code, start, length in chunks(data):
     end = start + 8 + length
@@ -35,32 +35,43 @@ def is_sound(data: bytes) -> bool:
   return False
 
 
-def bare(data: bytes) -> bytes:
-  """Returns a file without the chunks that say how pixels are shown.
+def decode(data: bytes) -> np.ndarray:
+  """Returns the samples of a file of one frame.
 
-  Of those libpng prints what it finds wrong.
-  """
-  return _SIGNATURE + b''.join(
-    data[start : start + length + 12]
-    for code, start, length in chunks(data)
-    if code in _PIXEL_CHUNKS
-  )
+  Pillow and OpenCV leave rows that are missing black.
 
-
-def decode_deep(data: bytes) -> np.ndarray:
-  """Returns uint16 [H, W] or [H, W, C], which Pillow would reduce to 8 bit.
-
-  OpenCV sees no colour profile, transparent colour or animation.
+  Returns:
+    uint8, of 16 bits uint16: [H, W], or [H, W, C] of colours and alpha. Samples
+    of fewer bits keep their values, pixels of a palette are its indices.
 
   Raises:
     ValueError: the file is damaged.
   """
-  if not is_sound(data):
-    raise ValueError('a checksum is wrong, or the end is missing')
-  plain = np.frombuffer(bare(data), np.uint8)
-  array = cv2.imdecode(plain, cv2.IMREAD_UNCHANGED)
-  if array is None or array.dtype != np.uint16:
-    raise ValueError('unknown kind of 16-bit image')
-  if array.ndim == 3:
-    return array[..., [2, 1, 0, 3][: array.shape[2]]]
-  return array
+  try:
+    array = imagecodecs.png_decode(_bare(data))
+  except imagecodecs.PngError as e:
+    raise ValueError(e) from e
+  stretched = _STRETCHED.get(data[24])
+  return array // stretched if stretched else array
+
+
+def _bare(data: bytes) -> bytes:
+  """Returns a file without the chunks that say how pixels are shown.
+
+  Indices of a palette become grey.
+  """
+  header = bytearray(data[16:29])
+  header[9] = 0 if header[9] == 3 else header[9]
+  kept = [
+    data[start : start + length + 12]
+    for code, start, length in chunks(data)
+    if code == b'IDAT'
+  ]
+  return b''.join(
+    [_SIGNATURE, _chunk(b'IHDR', bytes(header)), *kept, _chunk(b'IEND', b'')]
+  )
+
+
+def _chunk(code: bytes, content: bytes) -> bytes:
+  checksum = struct.pack('>I', zlib.crc32(code + content))
+  return struct.pack('>I', len(content)) + code + content + checksum

@@ -1,6 +1,6 @@
 """The table of sources, and the parts that are cut of one."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import ml_collections
 import numpy as np
@@ -76,8 +76,8 @@ def cut_folds(
   """Cuts `count` examples into data.num_folds parts of nearly equal size.
 
   Args:
-    groups: int [count], ascending from 0: examples of one number stay together,
-      as the pages of a file; None if each stands alone.
+    groups: int [count]: examples of one number stay together, as the pages of
+      a file; None if each stands alone.
 
   Returns:
     The indices of each part, ascending; with data.holdout `last` a part is one
@@ -92,7 +92,8 @@ def cut_folds(
   _, groups = np.unique(groups, return_inverse=True)
   number = groups[-1] + 1
   if number < data.num_folds:
-    pages = f' in {number} file(s)' if number < count else ''
+    what = 'folder' if data.holdout == 'folder' else 'file'
+    pages = f' in {number} {what}(s)' if number < count else ''
     raise errors.UserError(
       f'--config.data.num_folds={data.num_folds}: the {count} example(s)'
       f'{pages} of {data.train_split} cannot be cut into that many; at '
@@ -109,8 +110,9 @@ def _hold_out(groups: np.ndarray, config: ml_collections.ConfigDict) -> Parts:
   count = len(numbers)
   held_out = max(round(count * data.val_fraction), 1)
   if held_out >= count:
+    what = 'folder(s) of pairs' if data.holdout == 'folder' else 'pair(s)'
     raise errors.UserError(
-      f'{data.dir}: {count} pair(s) leave nothing to train on once '
+      f'{data.dir}: {count} {what} leave nothing to train on once '
       f'data.val_fraction={data.val_fraction} is held out; add '
       'pairs, or evaluate on them too: --config.data.val_fraction=0 '
       '--config.data.eval_split=train'
@@ -164,6 +166,7 @@ def make_source(
     if rows is None:
       held_out = parts[folds[data.fold]]
       rows = np.setdiff1d(np.arange(len(source)), held_out)
+      _report_folders(source, (rows, held_out), problems)
     part = Subset(source, rows, split, parts)
   elif isinstance(source, folder_source.FolderSource) and source.held_out:
     parts = _hold_out(source.groups, config)
@@ -171,6 +174,8 @@ def make_source(
       names = {record.held_out: 'val'}
       parts = _recorded(source, record, names, 'train', config) or parts
     part = source.select(parts[source.split])
+    if source.split == data.train_split:
+      _report_folders(source, parts.values(), problems)
   elif record is not None:
     part = _on_its_side(source, record, config)
   if not len(part):
@@ -181,6 +186,26 @@ def make_source(
       'or start another --workdir'
     )
   return part
+
+
+def _report_folders(
+  source: examples.Source,
+  parts: Iterable[np.ndarray],
+  problems: list[examples.Problem] | None,
+) -> None:
+  """Says whether images of one folder are trained on and held out."""
+  if not isinstance(source, folder_source.FolderSource):
+    return
+  trained, held_out = (set(source.folders[rows]) for rows in parts)
+  shared = trained & held_out
+  if shared and len(trained | held_out) > 1:
+    text = (
+      f'{len(shared)} folder(s) have images both in train and in what is held '
+      'out; if a folder is a patient or a place, hold out whole ones: '
+      '--config.data.holdout=folder'
+    )
+    problem = examples.Problem('shared folders', text, (), 'note')
+    examples.report(problem, problems)
 
 
 def _place(config: ml_collections.ConfigDict) -> str:

@@ -6,9 +6,9 @@ palette, an orientation, the stretch of 2 and 4 bits to 8) are kept beside them
 and not applied. What cannot be read exactly is refused by name. docs/formats.md
 has the rules, and what other libraries make of the same files.
 
-tifffile reads TIFF (see tiff.py), Pillow the rest, since it refuses damaged
-files; OpenCV decodes sound JPEG and PNG files to the same pixels in less time,
-and PNGs of 16 bits, which Pillow reduces to 8.
+tifffile reads TIFF (see tiff.py), Pillow the rest and the headers of all;
+imagecodecs decodes JPEG and PNG files to the same pixels in less time, PNGs of
+16 bits, which Pillow reduces to 8, and finds damage that Pillow lets pass.
 """
 
 import contextlib
@@ -21,15 +21,23 @@ from collections.abc import Iterator, Sequence
 
 import cv2
 import numpy as np
-from PIL import Image, ImageFile, MpoImagePlugin, UnidentifiedImageError
+from PIL import (
+  Image,
+  ImageFile,
+  MpoImagePlugin,
+  PngImagePlugin,
+  UnidentifiedImageError,
+)
 
-from unet_jax.data import plain, png, tiff, tiff_image
+from unet_jax.data import jpeg, png, tiff, tiff_image
 from unet_jax.data.tiff_image import broken
 from unet_jax.runtime import errors
 
 # Pillow refuses images of more than 179 megapixels as an attack; scans of
 # tissue and of the earth are larger. Now it warns at 1 gigapixel.
 Image.MAX_IMAGE_PIXELS = 2**30
+# Nor is text of more than a megabyte, or a profile of colours, a bomb.
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 2**30
 
 # What libraries print of files that they cannot read, or that have odd
 # metadata; our messages name the file.
@@ -209,9 +217,16 @@ def format_of(data: bytes) -> str:
 
 
 def _unidentified(data: bytes, name: str) -> errors.DecodeError:
+  if data[4:8] == b'ftyp':
+    return tiff_image.refused(name, 'HEIC')
+  reason = 'cannot identify image file'
   if data.startswith(b'version https://git-lfs'):
-    return broken(name, 'a pointer of Git LFS; `git lfs pull` gets the file')
-  return broken(name, 'cannot identify image file')
+    reason = 'a pointer of Git LFS; `git lfs pull` gets the file'
+  elif data[:64].lstrip().lower().startswith((b'<!doctype', b'<html')):
+    reason = 'a web page, as servers send for a file that they do not give'
+  elif not data:
+    reason = 'it is empty'
+  return broken(name, reason)
 
 
 def _is_lossy(data: bytes) -> bool:
@@ -238,7 +253,10 @@ def _frames(image: ImageFile.ImageFile) -> Sequence[int]:
   # Cameras add thumbnails and maps of light, which are smaller.
   size, frames = image.size, []
   for i in range(count):
-    image.seek(i)
+    try:
+      image.seek(i)
+    except ValueError:  # Programs that edit and send photographs drop them.
+      break
     if image.size == size:
       frames.append(i)
   image.seek(0)
@@ -249,18 +267,15 @@ def _read_with_pillow(data: bytes, name: str, page: int) -> Stored:
   image = _open(data, name)
   orientation = _orientation(image, data)
   frames = _frames(image) if image.format not in ('BMP', 'DIB') else [0]
-  if len(frames) == 1:
-    array = plain.decode(image, data)
-    if array is not None:
-      kind = 'grey' if array.ndim == 2 else 'rgb'
-      return Stored(array, kind, 8, orientation=orientation)
-  if image.format == 'PNG':
-    depth, color = data[24], data[25]
-    if len(frames) > 1 and depth == 16:
-      raise tiff_image.refused(name, 'an animated PNG of 16 bits')
-    if len(frames) == 1:
-      stored = _read_png(image, data, depth, color)
-      return dataclasses.replace(stored, orientation=orientation)
+  if len(frames) == 1 and image.format == 'PNG':
+    return dataclasses.replace(_read_png(image, data), orientation=orientation)
+  if len(frames) > 1 and image.format == 'PNG' and data[24] == 16:
+    raise tiff_image.refused(name, 'an animated PNG of 16 bits')
+  is_jpeg = image.format in ('JPEG', 'MPO') and image.mode in ('L', 'RGB')
+  if len(frames) == 1 and is_jpeg:
+    array = jpeg.decode(image, data)
+    kind = 'grey' if array.ndim == 2 else 'rgb'
+    return Stored(array, kind, 8, orientation=orientation)
   if len(frames) > 1:
     image.seek(frames[page])
   image.load()
@@ -298,21 +313,13 @@ def _palette(image: Image.Image) -> np.ndarray:
   return np.array(image.getpalette('RGB'), np.uint8).reshape(-1, 3)
 
 
-def _read_png(
-  image: ImageFile.ImageFile, data: bytes, depth: int, color: int
-) -> Stored:
+def _read_png(image: ImageFile.ImageFile, data: bytes) -> Stored:
   """Reads a PNG of one frame, of any depth and type of colour."""
-  # Of deep colours too, since Pillow is the stricter about damage.
-  image.load()
+  depth, color = data[24], data[25]
+  if not png.is_sound(data):
+    image.load()  # Pillow judges what is wrong.
+  array = png.decode(data)
   key = image.info.get('transparency')
-  if depth == 16:
-    array = png.decode_deep(data)
-  else:
-    array = np.asarray(image)
-    array = array.astype(np.uint8) if array.dtype == bool else array
-    if color == 0:
-      # Pillow stretches 2 and 4 bits to 8.
-      array = array // {2: 85, 4: 17}.get(depth, 1)
   if color == 3:
     palette, alpha = _palette(image), None
     if key is not None:

@@ -10,6 +10,7 @@ import io
 import json
 import math
 import os
+import struct
 from typing import Self
 
 import numpy as np
@@ -95,11 +96,47 @@ def _find_images(
   if any(getattr(first, name) for name in _SLIDES):
     return [([tiff_image.Plane(first)], None)]
   writers = [name for name in _DESCRIBED if getattr(first, name)]
+  described: list[list[tiff_image.Plane]] = []
   if writers and not (writers == ['is_shaped'] and _is_alone(tiff, first)):
     described = _described_images(tiff)
-    # Others are ordered by their pages alone.
-    if any(len(planes) > 1 or planes[0].offset for planes in described):
-      return [(planes, None) for planes in described]
+  _check_whole(tiff, first)
+  count, by_pages = sum(map(len, described)), None
+  if count < len(tiff.pages):
+    # The description may be of another file, of which this is a part or copy.
+    by_pages = _images_of_pages(tiff)
+    described = described if count >= len(by_pages) else []
+  # Others are ordered by their pages alone.
+  if any(len(planes) > 1 or planes[0].offset for planes in described):
+    return [(planes, None) for planes in described]
+  return _images_of_pages(tiff) if by_pages is None else by_pages
+
+
+def _check_whole(tiff: tifffile.TiffFile, first: tifffile.TiffPage) -> None:
+  """Raises ValueError where the end of a file of several images is missing."""
+  file, layout = tiff.filehandle, tiff.tiff
+  last = tiff.pages.get(len(tiff.pages) - 1, aspage=True).aspage()
+  file.seek(last.offset)
+  (count,) = struct.unpack(layout.tagnoformat, file.read(layout.tagnosize))
+  file.seek(last.offset + layout.tagnosize + count * layout.tagsize)
+  (following,) = struct.unpack(
+    layout.offsetformat, file.read(layout.offsetsize)
+  )
+  # ImageJ counts images that have no page; what it writes first are the tags.
+  number = (tiff.imagej_metadata or {}).get('images', 1)
+  end = max(np.add(first.dataoffsets, first.databytecounts), default=0)
+  is_cut = (
+    len(tiff.pages) == 1 < number
+    and first.offset < first.dataoffsets[0]
+    and end < file.size < end + (number - 1) * first.nbytes
+  )
+  if following >= file.size or is_cut:
+    raise ValueError('image file is truncated')
+
+
+def _images_of_pages(
+  tiff: tifffile.TiffFile,
+) -> list[tuple[list[tiff_image.Plane], tiff_image.Plane | None]]:
+  """Returns the images whose pages are no reduced copies, and their masks."""
   pages = [
     tiff.pages.get(i, aspage=True).aspage() for i in range(len(tiff.pages))
   ]
@@ -149,7 +186,8 @@ def _is_reduced(page: tifffile.TiffPage, whole: tifffile.TiffPage) -> bool:
 def _described_images(tiff: tifffile.TiffFile) -> list[list[tiff_image.Plane]]:
   """Returns the planes of each image where a description orders them.
 
-  Those along an axis C are the bands of one image.
+  Those along an axis C are the bands of one image. Returns [] where it counts
+  more than there are.
   """
   images: list[list[tiff_image.Plane]] = []
   for series in tiff.series:
@@ -166,6 +204,8 @@ def _described_images(tiff: tifffile.TiffFile) -> list[list[tiff_image.Plane]]:
         )
         break
     planes = _planes_of(series, page, count)
+    if len(planes) < count:
+      return []
     images += [[planes[i] for i in row] for row in order.tolist()]
   return images
 
@@ -180,7 +220,4 @@ def _planes_of(
     return [
       tiff_image.Plane(page, start + i * page.nbytes) for i in range(count)
     ]
-  pages = [p.aspage() for p in map(series.__getitem__, range(count)) if p]
-  if len(pages) < count:
-    raise ValueError(f'{count - len(pages)} of {count} planes are missing')
-  return [tiff_image.Plane(p) for p in pages]
+  return [tiff_image.Plane(p.aspage()) for p in stored_pages if p]

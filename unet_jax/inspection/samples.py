@@ -94,7 +94,7 @@ def choose_pages(
   if config.data.source != 'folder' or config.data.pages != 'one':
     return {}, ''
   config = config.copy_and_resolve_references()
-  config.data.pages = 'images'
+  config.data.update(pages='images', holdout='random')
   try:
     source = sources.make_source(config, config.data.train_split, [])
   except errors.UserError:
