@@ -1,7 +1,6 @@
 """Mistakes that a user can fix, and how they are reported."""
 
 import errno
-import os
 import sys
 import threading
 from collections.abc import Sequence
