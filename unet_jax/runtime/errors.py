@@ -1,7 +1,6 @@
 """Mistakes that a user can fix, and how they are reported."""
 
 import errno
-import os
 import sys
 import threading
 from collections.abc import Sequence
@@ -68,7 +67,7 @@ def exit_with(line: str, code: int) -> NoReturn:
   # Without jax, whose import takes seconds, there are no other processes.
   jax = sys.modules.get('jax')
   if compiles or (jax is not None and jax.process_count() > 1):
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    from unet_jax.runtime import processes  # It imports this module.
+
+    processes.leave(code)
   sys.exit(code)
