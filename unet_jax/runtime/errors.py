@@ -6,6 +6,8 @@ import threading
 from collections.abc import Sequence
 from typing import NoReturn
 
+from unet_jax.runtime import exits
+
 # Threads that compile have names that begin so.
 COMPILING = 'compile'
 
@@ -67,7 +69,5 @@ def exit_with(line: str, code: int) -> NoReturn:
   # Without jax, whose import takes seconds, there are no other processes.
   jax = sys.modules.get('jax')
   if compiles or (jax is not None and jax.process_count() > 1):
-    from unet_jax.runtime import processes  # It imports this module.
-
-    processes.leave(code)
+    exits.leave(code)
   sys.exit(code)
