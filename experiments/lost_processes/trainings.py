@@ -1,5 +1,6 @@
 """A small training by several processes: started, watched, compared."""
 
+import contextlib
 import functools
 import json
 import pathlib
@@ -104,7 +105,7 @@ class Training:
     return self._root / f'{self._name}.{self._attempt}.{i}.txt'
 
   def send(self, i: int, number: int) -> None:
-    if self._processes[i].poll() is None:
+    with contextlib.suppress(ProcessLookupError):  # It has ended.
       self._processes[i].send_signal(number)
 
   def wait_for(self, condition: Callable[[], bool]) -> None:

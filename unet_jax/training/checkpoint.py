@@ -14,7 +14,6 @@ import logging
 import math
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -105,20 +104,6 @@ class _Best(policies.PreservationPolicy):
     return [c.step in best for c in checkpoints]
 
 
-def _hide_late_writes() -> None:
-  """Prints no stack trace for each array after the one whose write failed.
-
-  Orbax stops waiting at the first; TensorStore reports the others by the hook.
-  """
-  before = sys.excepthook
-
-  def hook(kind, e, trace) -> None:
-    if not (kind is RuntimeError and str(e) == 'Event loop is closed'):
-      before(kind, e, trace)
-
-  sys.excepthook = hook
-
-
 class Checkpoints:
   """The checkpoints of a workdir.
 
@@ -144,7 +129,6 @@ class Checkpoints:
     self._config, self._workdir = config, workdir
     self._read_only, self._kernels = read_only, 'native' if native else 'xla'
     self._directory = os.path.join(workdir, 'checkpoints')
-    _hide_late_writes()
     self.edges: tuple[float, ...] = ()
     self.origins: tuple[str, ...] = ()
     c = config.checkpoint
