@@ -23,7 +23,7 @@ STEPS, _SAVED = 100, 10
 # Seconds in which a process starts, about.
 START = 12.0
 # Seconds after which a process that still runs counts as hung.
-_HUNG = 150
+_HUNG = 300
 _FLAGS = (
   '--config=configs/folder.py',
   '--config.data.image_size=32,32',
