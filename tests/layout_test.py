@@ -81,7 +81,6 @@ _TESTED_IN = {
   'unet_jax.reports.diagram_layout': 'reports/diagram_test.py',
   'unet_jax.reports.diagram_parts': 'reports/diagram_test.py',
   'unet_jax.runtime.errors': 'main_test.py',
-  'unet_jax.runtime.logs': 'main_test.py',
   'unet_jax.training.checkpoint': 'train_test.py',
   'unet_jax.training.deep_supervision': 'training/steps_test.py',
   'unet_jax.training.made_by': 'training/checkpoint_test.py',

@@ -67,11 +67,11 @@ CASES = {
   'frozen (SIGSTOP), other': Case((2, 4), Training.freeze, 'other'),
   'network cut, first': Case((2, 4), lambda t, i: t.hosts.cut(i), 'first'),
   'network cut, other': Case((2, 4), lambda t, i: t.hosts.cut(i), 'other'),
-  'folder slow (10 kB/s)': Case((2,), _NONE, disk='slow'),
+  'folder slow (30 kB/s)': Case((2,), _NONE, disk='slow'),
   'folder away for 40 s': Case((2,), _hold(40), disk='ext4'),
   'folder full': Case((1, 2, 4), lambda t, i: t.disk.fill(), disk='tmpfs'),
   'folder read-only': Case(
-    (1, 2, 4), lambda t, i: t.disk.read_only(True), disk='tmpfs'
+    (1, 2, 4), lambda t, i: t.disk.make_read_only(), disk='ext4'
   ),
   'SIGTERM to one': Case((1, 2, 4), _stop(signal.SIGTERM)),
   'SIGTERM at the start': Case((1, 2), _stop(signal.SIGTERM), when='start'),

@@ -97,12 +97,12 @@ class Disk:
   Args:
     folder: is made.
     kind: '' is an ordinary folder; `tmpfs`; `ext4` in a file; `slow` is that,
-      with 10 kB/s to write.
+      with 30 kB/s to write.
   """
 
   def __init__(self, folder: pathlib.Path, kind: str):
     self._folder, self._kind = folder, kind
-    self._device = ''
+    self._device, self._is_aborted = '', False
     self._ballast = folder / 'ballast'
 
   def __enter__(self) -> 'Disk':
@@ -117,7 +117,7 @@ class Disk:
       self._device = _do('losetup', '--find', '--show', image)
       _do('mount', self._device, self._folder)
       if self._kind == 'slow':
-        self._throttle(10_000)
+        self._throttle(30_000)
     return self
 
   def _throttle(self, rate: int) -> None:
@@ -141,17 +141,19 @@ class Disk:
       except OSError:
         pass  # It is full.
 
-  def read_only(self, on: bool) -> None:
-    # Files that are open to be written stay so: a remount would be refused.
-    flag = 'ro' if on else 'rw'
-    _do('mount', '-o', f'remount,{flag}', self._folder)
+  def make_read_only(self) -> None:
+    """As the system does after an error; files that are open are so too."""
+    _do('mount', '-o', 'remount,abort', self._folder)
+    self._is_aborted = True
 
   def freeze(self, on: bool) -> None:
     """Makes writers wait, as for a server that does not answer."""
     _do('fsfreeze', '--freeze' if on else '--unfreeze', self._folder)
 
   def mend(self) -> None:
-    """Undoes what `fill` and `read_only` did."""
-    if self._kind == 'tmpfs':
-      self.read_only(False)
+    """Undoes what `fill` and `make_read_only` did, once no run uses it."""
+    if self._is_aborted:
+      _do('umount', self._folder)
+      _do('mount', self._device, self._folder)
+      self._is_aborted = False
     self._ballast.unlink(missing_ok=True)

@@ -1,5 +1,6 @@
 """A small training by several processes: started, watched, compared."""
 
+import contextlib
 import functools
 import json
 import pathlib
@@ -22,7 +23,7 @@ STEPS, _SAVED = 100, 10
 # Seconds in which a process starts, about.
 START = 12.0
 # Seconds after which a process that still runs counts as hung.
-_HUNG = 150
+_HUNG = 300
 _FLAGS = (
   '--config=configs/folder.py',
   '--config.data.image_size=32,32',
@@ -104,7 +105,7 @@ class Training:
     return self._root / f'{self._name}.{self._attempt}.{i}.txt'
 
   def send(self, i: int, number: int) -> None:
-    if self._processes[i].poll() is None:
+    with contextlib.suppress(ProcessLookupError):  # It has ended.
       self._processes[i].send_signal(number)
 
   def wait_for(self, condition: Callable[[], bool]) -> None:

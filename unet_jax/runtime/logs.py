@@ -1,6 +1,7 @@
 """Logging to stderr."""
 
 import logging
+import sys
 
 
 def set_up() -> None:
@@ -19,3 +20,12 @@ def set_up() -> None:
   # Orbax and its tasks log a stack trace for each failure; we report it once.
   logging.getLogger('asyncio').setLevel(logging.CRITICAL)
   absl.addFilter(lambda r: not r.exc_info and 'Traceback' not in r.getMessage())
+  # TensorStore gives the hook an error for each array whose write fails after
+  # the one at which Orbax stopped waiting.
+  before = sys.excepthook
+
+  def hook(kind, e, trace) -> None:
+    if not (kind is RuntimeError and str(e) == 'Event loop is closed'):
+      before(kind, e, trace)
+
+  sys.excepthook = hook
