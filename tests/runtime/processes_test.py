@@ -2,8 +2,6 @@
 
 import io
 import os
-import subprocess
-import sys
 import urllib.request
 
 import jax
@@ -141,23 +139,6 @@ def test_a_lost_process_ends_the_others(kind, environment, monkeypatch, capsys):
   with pytest.raises(jax.errors.JaxRuntimeError, match='out of memory'):
     with processes.end_with_others():
       raise full
-
-
-@pytest.mark.parametrize(
-  'end,said',
-  [
-    ('os.abort()', 'all again\n'),
-    ('processes.leave(1)', ''),
-    ('sys.exit(1)', ''),
-  ],
-)
-def test_a_process_that_is_aborted_says_so(end, said):
-  code = 'import os, sys\nfrom unet_jax.runtime import processes\n'
-  code += f'processes._watch("all again")\n{end}'
-  done = subprocess.run(
-    [sys.executable, '-c', code], capture_output=True, text=True
-  )
-  assert done.stderr == said
 
 
 @pytest.fixture

@@ -3,18 +3,16 @@
 JAX is imported where there are several: an inspection in one does without.
 """
 
-import atexit
 import contextlib
 import faulthandler
 import functools
 import logging
 import os
 import pickle
-import subprocess
 import sys
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -115,40 +113,7 @@ def end_with_others() -> Iterator[None]:
       f'{_AGAIN}',
       file=sys.stderr,
     )
-    leave(1)
-
-
-def leave(code: int) -> NoReturn:
-  """Ends this process at once, without waiting for others."""
-  sys.stdout.flush()
-  sys.stderr.flush()
-  _end_watch()
-  os._exit(code)
-
-
-_watches: list[subprocess.Popen] = []
-
-
-def _watch(line: str) -> None:
-  """Has a line printed if this process is aborted, when no Python runs.
-
-  A shell waits beside it for a sign that it ends by itself.
-  """
-  script = 'read -r sign || echo "$0" >&2'
-  _watches.append(
-    subprocess.Popen(
-      ['sh', '-c', script, line],
-      stdin=subprocess.PIPE,
-      stdout=subprocess.DEVNULL,
-      start_new_session=True,  # Ctrl-C and SIGTERM are not for it.
-    )
-  )
-  atexit.register(_end_watch)
-
-
-def _end_watch() -> None:
-  while _watches:
-    _watches.pop().communicate(b'\n')
+    errors.leave(1)
 
 
 def initialize_distributed() -> None:
@@ -188,7 +153,7 @@ def initialize_distributed() -> None:
     # JAX says why it aborts a process that lost another one; the stacks of all
     # threads after it would hide that.
     faulthandler.disable()
-    _watch(
+    errors.if_aborted(
       f'error: process {jax.process_index()} was aborted by JAX, which lost '
       f'another process (reason above), or killed; {_AGAIN}'
     )
