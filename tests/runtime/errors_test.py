@@ -53,3 +53,20 @@ errors.exit_with('why', 130)
     [sys.executable, '-c', code], capture_output=True, text=True, timeout=30
   )
   assert (done.returncode, done.stdout, done.stderr) == (130, 'kept\n', 'why\n')
+
+
+@pytest.mark.parametrize(
+  'end,said',
+  [
+    ('os.abort()', 'all again\n'),
+    ('errors.leave(1)', ''),
+    ('sys.exit(1)', ''),
+  ],
+)
+def test_a_process_that_is_aborted_says_so(end, said):
+  code = 'import os, sys\nfrom unet_jax.runtime import errors\n'
+  code += f'errors.if_aborted("all again")\n{end}'
+  done = subprocess.run(
+    [sys.executable, '-c', code], capture_output=True, text=True
+  )
+  assert done.stderr == said

@@ -1,12 +1,13 @@
 """Mistakes that a user can fix, and how they are reported."""
 
+import atexit
 import errno
+import os
+import subprocess
 import sys
 import threading
 from collections.abc import Sequence
 from typing import NoReturn
-
-from unet_jax.runtime import exits
 
 # Threads that compile have names that begin so.
 COMPILING = 'compile'
@@ -69,5 +70,38 @@ def exit_with(line: str, code: int) -> NoReturn:
   # Without jax, whose import takes seconds, there are no other processes.
   jax = sys.modules.get('jax')
   if compiles or (jax is not None and jax.process_count() > 1):
-    exits.leave(code)
+    leave(code)
   sys.exit(code)
+
+
+def leave(code: int) -> NoReturn:
+  """Ends this process at once, without waiting for others."""
+  sys.stdout.flush()
+  sys.stderr.flush()
+  _end_watch()
+  os._exit(code)
+
+
+_watches: list[subprocess.Popen] = []
+
+
+def if_aborted(line: str) -> None:
+  """Has a line printed if this process is aborted, when no Python runs.
+
+  A shell waits beside it for a sign that it ends by itself.
+  """
+  script = 'read -r sign || echo "$0" >&2'
+  _watches.append(
+    subprocess.Popen(
+      ['sh', '-c', script, line],
+      stdin=subprocess.PIPE,
+      stdout=subprocess.DEVNULL,
+      start_new_session=True,  # Ctrl-C and SIGTERM are not for it.
+    )
+  )
+  atexit.register(_end_watch)
+
+
+def _end_watch() -> None:
+  while _watches:
+    _watches.pop().communicate(b'\n')

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from unet_jax.runtime import errors, exits
+from unet_jax.runtime import errors
 
 T = TypeVar('T')
 # Seconds without a sign of life after which a process is given up: those that
@@ -118,7 +118,7 @@ def end_with_others() -> Iterator[None]:
       f'{_AGAIN}',
       file=sys.stderr,
     )
-    exits.leave(1)
+    errors.leave(1)
 
 
 def initialize_distributed() -> None:
@@ -158,7 +158,7 @@ def initialize_distributed() -> None:
     # JAX says why it aborts a process that lost another one; the stacks of all
     # threads after it would hide that.
     faulthandler.disable()
-    exits.watch(
+    errors.if_aborted(
       f'error: process {jax.process_index()} was aborted by JAX, which lost '
       f'another process (reason above), or killed; {_AGAIN}'
     )
