@@ -128,6 +128,8 @@ data.class_names=('a','b')
   : takes 4 values (the classes; data.num_classes), not 2
 data.class_names=('a','b','c','a')
   : takes a different name for each class, as in cat,dog
+data.holdout=folder data.source=tfds
+  : the tfds source has no folders; take random or last
 augment.flip_horizontal=0.5 data.class_names=('a','L-lung','b','r-lung')
   : a mirror makes each of L-lung and r-lung look like the other
   (data.class_names); set --config.augment.flip_horizontal=0

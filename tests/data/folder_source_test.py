@@ -590,6 +590,21 @@ def _write_stacks(root, counts):
       _write_pages(root / folder / f's{i}.tif', first, count)
 
 
+def test_pascal_voc(tmp_path):
+  """Else images of its val.txt are trained on."""
+  for i, stem in enumerate(['a', 'b', 'c']):
+    write(tmp_path / f'JPEGImages/{stem}.png', i)
+    write(tmp_path / f'SegmentationClass/{stem}.png', 100 + i)
+  lists = tmp_path / 'ImageSets/Segmentation'
+  lists.mkdir(parents=True)
+  (lists / 'train.txt').write_text('c\na\n')
+  (lists / 'val.txt').write_text('b\n')
+  problems: list = []
+  assert values(make(tmp_path, 'train', problems)) == [2, 0]
+  assert values(make(tmp_path, 'auto', problems)) == [1]
+  assert {problem.kind for problem in problems} == {'paired'}
+
+
 def test_pages_are_examples(tmp_path):
   _write_stacks(tmp_path / 'train', [3, 1, 2])
   write_pairs(tmp_path / 'val', ['z'])

@@ -1,4 +1,4 @@
-"""Checks of the fields that say what values of images and masks mean.
+"""Checks of the fields that say what images and masks mean.
 
 Tables as in checks.py, which runs them.
 """
@@ -126,4 +126,12 @@ def _mirrors(config: ml_collections.ConfigDict, mode: str) -> Table:
   }
 
 
-TABLES = (_mask_values, _written_masks, _intensity, _mirrors)
+def _holdout(config: ml_collections.ConfigDict, mode: str) -> Table:
+  data = config.data
+  return {
+    f'data.holdout: the {data.source} source has no folders; take random or '
+    'last': data.holdout == 'folder' and data.source != 'folder',
+  }
+
+
+TABLES = (_mask_values, _written_masks, _intensity, _mirrors, _holdout)
