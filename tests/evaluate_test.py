@@ -15,7 +15,7 @@ import unet_jax
 from tests import runs, tiny
 from unet_jax import evaluate
 from unet_jax.config import checks, saved
-from unet_jax.data import identity, sources
+from unet_jax.data import identity, prepare, sources
 from unet_jax.data import resize as resize_lib
 from unet_jax.evaluation import confusion, counting, files
 from unet_jax.models import ensemble
@@ -296,7 +296,8 @@ def test_what_was_trained_on_is_said_or_refused(
     config.seed = seed
     splits = [sources.make_source(config, split) for split in ('train', 'val')]
     runs.save(tmp_path / f'run{seed}', config)
-    sources.keep_record(str(tmp_path / f'run{seed}'), splits, None)
+    pixels = identity.pixels_of(prepare.prepare_source(splits[0], config))
+    sources.keep_record(str(tmp_path / f'run{seed}'), splits, None, pixels)
     held_out.append([image.name for image in identity.images_of(splits[1])])
   # The config's own seed would choose those of the other.
   evaluate.run(config, str(tmp_path / 'run0'))
@@ -314,6 +315,19 @@ def test_what_was_trained_on_is_said_or_refused(
   config.eval.split = 'train'
   evaluate.run(config, str(tmp_path / 'run0'))
   assert 'run0 was trained on 4 of the 4 images of train (' in caplog.text
+  assert 'in other files' not in caplog.text
+  # The same pixels in another format.
+  for path in data[0].rglob('*.png'):
+    copy = tmp_path / 'copies/test' / path.relative_to(data[0])
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    Image.open(path).save(copy.with_suffix('.tif'), compression='tiff_lzw')
+  config.data.update(dir=str(tmp_path / 'copies'))
+  config.eval.split = 'test'
+  evaluate.run(config, str(tmp_path / 'run0'))
+  text = 'run0 was trained on, in other files ('
+  assert f'4 of test have the pixels of images that {tmp_path}/{text}' in (
+    caplog.text
+  )
 
 
 def test_a_sigmoid_has_two_classes(tmp_path):

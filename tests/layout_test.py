@@ -66,7 +66,7 @@ _TESTED_IN = {
   'unet_jax.evaluation.files': 'main_test.py',
   'unet_jax.export_weights': 'import_weights_test.py',
   'unet_jax.kernels.calls': 'kernels/convolution_test.py',
-  'unet_jax.inspection.before_training': 'train_test.py',
+  'unet_jax.inspection.before_training': 'inspection/duplicates_test.py',
   'unet_jax.inspection.network': 'inspect_data_test.py',
   'unet_jax.inspection.plan': 'inspection/suggest_test.py',
   'unet_jax.inspection.shown': 'inspect_data_test.py',

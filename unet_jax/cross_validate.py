@@ -100,7 +100,10 @@ def _cut(workdirs: list[str], fold: int) -> identity.Record | None:
     record = identity.read(workdir, continues=True)
     # Without a checkpoint, nothing depends on it.
     if record and any(pathlib.Path(workdir, 'checkpoints').glob('[0-9]*')):
-      return dataclasses.replace(record, held_out=f'fold_{fold}')
+      # What that fold trained on is another part.
+      return dataclasses.replace(
+        record, held_out=f'fold_{fold}', pixels=frozenset()
+      )
   return None
 
 

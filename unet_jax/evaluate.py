@@ -90,6 +90,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   model = unet.create_model(config, native)
   network = _Network(model, variables, ensemble, mesh)
   result = _choose(config)(config, source, network)
+  _say_copies(result.pop('pixels', {}), source, members)
   seconds = time.perf_counter() - start
   steps = sorted({member['step'] for member in members})
   about = {
@@ -173,6 +174,32 @@ def _check_trained(
     found.say(f'{text}: scores there do not tell how it does on new ones')
 
 
+def _say_copies(
+  pixels: dict[str, str],
+  source: examples.Source,
+  members: list[dict[str, Any]],
+) -> None:
+  """Says which images were trained on in other files, such as other formats.
+
+  Args:
+    pixels: {digest: name}, see `identity.pixels_of`.
+    source: what is evaluated.
+    members: its networks.
+  """
+  for path in dict.fromkeys(member['workdir'] for member in members):
+    record = identity.read(path)
+    if record is None:
+      continue
+    copies = [name for key, name in pixels.items() if key in record.pixels]
+    known = record.trained(identity.images_of(source, record))
+    if len(copies) > len(known):
+      record.say(
+        f'{len(copies)} of {source.split} have the pixels of images that {path}'
+        f' was trained on, in other files ({errors.some(copies)}): scores '
+        'there do not tell how it does on new ones'
+      )
+
+
 def _choose(config: ml_collections.ConfigDict) -> Callable[..., dict[str, Any]]:
   """Returns the evaluation below that the config asks for and allows."""
   if config.model.spatial_dims == 3:
@@ -204,6 +231,7 @@ def _count(
     'intervals': {},
     'num_examples': len(dataset),
     'seconds_waiting': evaluator.seconds_waiting,
+    'pixels': identity.pixels_of(dataset),
     'confusion': confusion,
     'shown': shown,
   }
@@ -248,6 +276,7 @@ def _measure_prepared(
     return {
       **result,
       'seconds_waiting': evaluator.seconds_waiting,
+      'pixels': identity.pixels_of(dataset),
       'shown': counted[2],
       'pictures': measured.examples(result['rows'], dataset.__getitem__),
     }

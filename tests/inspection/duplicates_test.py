@@ -11,7 +11,13 @@ from tests import folders
 from tests.folders import make_pairs
 from tests.inspection import measured
 from unet_jax.data import prepare, stored
-from unet_jax.inspection import duplicates, findings, records, scan
+from unet_jax.inspection import (
+  before_training,
+  duplicates,
+  findings,
+  records,
+  scan,
+)
 
 
 def _smooth(seed):
@@ -47,6 +53,32 @@ def test_duplicates_within_and_across_splits(tmp_path):
   assert mirrored.level == 'warning'
   assert '(0 of 1,050 right images are called so, 523 of ' in mirrored.message
   assert found['contradicting masks'].names == (train[0], train[5])
+
+
+def test_a_training_says_what_is_nearly_the_same(tmp_path, monkeypatch):
+  train, val = make_pairs(6), make_pairs(3, 50)
+  for pairs, start in ((train, 0), (val, 50)):
+    for i, (stem, (_, mask)) in enumerate(pairs.items(), start):
+      pairs[stem] = _smooth(i), mask
+  val['00'] = folders.encode(train['02'][0], 'JPEG', quality=80), train['02'][1]
+  train['04'] = train['01']  # Within a split it harms nothing.
+  measured.write(tmp_path, train=train, val=val)
+  config = folders.make_config(tmp_path, cache='memory')
+  sets = {s: prepare.prepare(config, s) for s in ('train', 'val')}
+  found = before_training.find_near(sets, config)
+  assert [f.kind for f in found] == ['near duplicates, leakage']
+  copy, original = (
+    str(tmp_path / f'{name}.png')
+    for name in ('val/images/00', 'train/images/02')
+  )
+  assert found[0].names == (f'{original} = {copy}',)
+  assert '1 of val' in found[0].message
+  assert 'skip_checks=near_duplicates' in found[0].message
+  config.data.skip_checks = ('near_duplicates',)
+  assert not before_training.find_near(sets, config)
+  config.data.skip_checks = ()
+  monkeypatch.setattr(before_training, '_CHEAP', 8)
+  assert not before_training.find_near(sets, config)
 
 
 @pytest.mark.parametrize('resize', ['stretch', 'pad', 'patch'])

@@ -69,6 +69,20 @@ def images_of(
   return [Image(name, name, '') for name in names]
 
 
+def pixels_of(dataset: Any) -> dict[str, str]:
+  """Returns {digest of the pixels: name} of the images of a prepared set.
+
+  An image has the same pixels in another format. Those of one colour are left
+  out: they are equal by chance. Of sets that were not read whole, none is
+  known.
+  """
+  stats = dataset.stats
+  if stats is None:
+    return {}
+  entries = zip(stats.digests, stats.names, stats.stds)
+  return {bytes(d).hex(): name for d, name, std in entries if std > 0}
+
+
 def _stem(name: str) -> str:
   """A name without its ending: images may be stored anew in another format."""
   return os.path.splitext(name)[0]
@@ -104,6 +118,8 @@ class Record:
     parts: {part: images}, with those that were there earlier at its end.
     continues: whether the run goes on; otherwise it is evaluated.
     kind: of its digests.
+    pixels: digests of the images that are trained on, see `pixels_of`; none in
+      records of older versions.
     said: lines that were logged; each is logged once.
   """
 
@@ -112,6 +128,7 @@ class Record:
   parts: Mapping[str, Sequence[Image]]
   continues: bool = False
   kind: str = digests.KIND
+  pixels: frozenset[str] = frozenset()
   said: set[str] = dataclasses.field(default_factory=set)
 
   def say(self, text: str) -> None:
@@ -252,7 +269,8 @@ def read(workdir: str, continues: bool = False) -> Record | None:
       for part, images in found['parts'].items()
     }
     kind = found.get('digest', digests.FIRST_KIND)
-    return Record(workdir, found['held_out'], parts, continues, kind)
+    pixels = frozenset(found.get('pixels', ()))
+    return Record(workdir, found['held_out'], parts, continues, kind, pixels)
   except FileNotFoundError:
     return None
   except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
@@ -267,6 +285,7 @@ def write(
   held_out: str,
   parts: Mapping[str, Sequence[Image]],
   earlier: Record | None,
+  pixels: Iterable[str] = (),
 ) -> None:
   """Writes the record of a run, in process 0.
 
@@ -276,6 +295,7 @@ def write(
     parts: {part: images} of today, see `images_of`.
     earlier: the record that it goes on from. Its images stay where they were,
       also those that are gone: they may come back.
+    pixels: digests of today's images that are trained on.
   """
   if not processes.is_first():
     return
@@ -286,5 +306,6 @@ def write(
     merged[part] = merged.get(part, []) + old
   kind = earlier.kind if earlier else digests.KIND
   content = {'digest': kind, 'held_out': held_out, 'parts': merged}
+  content['pixels'] = sorted({*pixels, *(earlier.pixels if earlier else ())})
   with whole_files.replacing(pathlib.Path(workdir, FILE)) as f:
     f.write(json.dumps(content))

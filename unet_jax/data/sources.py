@@ -309,6 +309,7 @@ def keep_record(
   workdir: str,
   splits: Sequence[examples.Source],
   earlier: identity.Record | None,
+  pixels: Iterable[str] = (),
 ) -> None:
   """Writes which images a run trains on and which it evaluates.
 
@@ -316,6 +317,7 @@ def keep_record(
     workdir: of the run.
     splits: the one that it trains on, and the one that it evaluates.
     earlier: the record that these were cut by.
+    pixels: digests of the images that it trains on, see `identity.pixels_of`.
   """
   trained, evaluated = splits
   if isinstance(trained, Subset) and trained.parts:
@@ -325,4 +327,4 @@ def keep_record(
     parts = {s.split: identity.images_of(s, earlier) for s in splits}
   # Nothing is held out where the split that is trained on is evaluated.
   held_out = evaluated.split if evaluated.split != trained.split else ''
-  identity.write(workdir, held_out, parts, earlier)
+  identity.write(workdir, held_out, parts, earlier, pixels)

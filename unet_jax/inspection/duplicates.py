@@ -211,6 +211,8 @@ def near_duplicates(
   pairs = pairs[_have_same_details(shown, pairs)]
   # Of each pair, the orientation in which it is the most alike.
   pairs = pairs[np.unique(pairs[:, :2], axis=0, return_index=True)[1]]
+  if not len(pairs):
+    return groups
   from scipy import sparse  # Slow to import; training does without.
 
   graph = sparse.coo_matrix(
