@@ -296,8 +296,8 @@ def test_what_was_trained_on_is_said_or_refused(
     config.seed = seed
     splits = [sources.make_source(config, split) for split in ('train', 'val')]
     runs.save(tmp_path / f'run{seed}', config)
-    pixels = identity.pixels_of(prepare.prepare_source(splits[0], config))
-    sources.keep_record(str(tmp_path / f'run{seed}'), splits, None, pixels)
+    train_set = prepare.prepare_source(splits[0], config)
+    sources.keep_record(str(tmp_path / f'run{seed}'), splits, None, train_set)
     held_out.append([image.name for image in identity.images_of(splits[1])])
   # The config's own seed would choose those of the other.
   evaluate.run(config, str(tmp_path / 'run0'))

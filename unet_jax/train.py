@@ -98,8 +98,7 @@ def _train(
   if config.data.check:
     before_training.check(train_set, eval_set, config)
   _note_kinds(train_set, checkpoints)
-  pixels = identity.pixels_of(train_set)
-  sources.keep_record(workdir, splits, record, pixels)
+  sources.keep_record(workdir, splits, record, train_set)
   batches = pipeline.train_batches(train_set, config, mesh)
   state = _first_state(
     config, run, model, optimizer, mesh, checkpoints, batches

@@ -197,18 +197,24 @@ _MISTAKES = {
     'FILE:4: there is no such field modle (did you mean model?)'
   ),
   _FROM_DEFAULT + '  config.model.depth = 2.5': (
-    'FILE:4: the field depth takes int, not 2.5'
+    'FILE:4: --config.model.depth=2.5: takes a whole number, such as 3'
   ),
   _FROM_DEFAULT + "  config.data.image_size = 'big'": (
-    'FILE:4: the field image_size takes tuple, not big'
+    'FILE:4: --config.data.image_size=big: takes numbers with commas between '
+    'them, such as 64,64'
   ),
   _FROM_DEFAULT + '  config.data.image_size = ("a", "b")\n  return config': (
     "FILE: get_config(): --config.data.image_size=('a', 'b'): takes numbers "
     'with commas between them, such as 64,64'
   ),
   _FROM_DEFAULT + '  config.model.depth = True\n  return config': (
-    'FILE: get_config(): --config.model.depth=True: takes a whole number, '
-    'such as 3'
+    'FILE:4: --config.model.depth=True: takes a whole number, such as 3'
+  ),
+  _FROM_DEFAULT + '  config.augment.flip_horizontal = True\n  return config': (
+    'FILE:4: --config.augment.flip_horizontal=True: takes a number, such as 0.5'
+  ),
+  _FROM_DEFAULT + '  config.augment.update(flip_horizontal=True)': (
+    'FILE:4: --config.augment.flip_horizontal=True: takes a number, such as 0.5'
   ),
   _FROM_DEFAULT + '  config.model.depth = None\n  return config': (
     'FILE: get_config(): --config.model.depth=None: takes a whole number, '

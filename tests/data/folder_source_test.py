@@ -1,10 +1,12 @@
 """Tests of unet_jax/data/folder_source.py, through `sources.make_source`."""
 
+import logging
 import os
 import re
 
 import numpy as np
 import pytest
+import tifffile
 from numpy.testing import assert_array_equal
 from PIL import Image
 
@@ -71,6 +73,26 @@ def test_instances_of_a_list(tmp_path):
   (tmp_path / 'train.txt').write_text('c\na\n')
   (tmp_path / 'val.txt').write_text('b\n')
   assert _instances(make(tmp_path, 'train')) == [202, 200]
+
+
+def test_instances_below_0_are_said_once(tmp_path, caplog, monkeypatch):
+  monkeypatch.setattr(logging.getLogger('unet_jax'), 'propagate', True)
+  write_pairs(tmp_path / 'train', ['a', 'b', 'c'])
+  _write_instances(tmp_path / 'train', ['a', 'b', 'c'])
+  for stem in 'abc':
+    path = tmp_path / f'train/instances/{stem}.png'
+    path.unlink()
+    ids = np.array([[-1, -7, 3], [0, 1, 2]], np.int16)
+    tifffile.imwrite(path.with_suffix('.tif'), ids)
+  source = make(tmp_path, 'train')
+  for i in range(len(source)):
+    found = source[i]['instances']
+    np.testing.assert_array_equal(found, [[0, 0, 3], [0, 1, 2]])
+  said = [m for m in caplog.messages if 'below 0' in m]
+  assert said == [
+    f'warning: instance masks of the images in {tmp_path}/train/images have '
+    'values below 0, which are no object; number objects from 1'
+  ]
 
 
 def test_colors_are_instances(tmp_path):

@@ -228,5 +228,8 @@ def _explained(e: Exception, words: str) -> str:
     words,
   )
   if isinstance(e, TypeError) and other:
-    return f'the field {other[1]} takes {other[3]}, not {other[2]}'
+    text, names = other[2], values.named(other[1], other[3])
+    if len(names) == 1:
+      return f'--config.{names[0]}={text}: {values.takes(names[0])}'
+    return f'the field {other[1]} takes {other[3]}, not {text}'
   return f'{type(e).__name__}: {words}'

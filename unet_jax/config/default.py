@@ -6,17 +6,17 @@ sets a leaf. Tuples are written as `--config.data.image_size=96,96`. The default
 of a new field must be what was done before it: older workdirs are read with it.
 """
 
-from ml_collections import config_dict
+from unet_jax.config.fields import ConfigDict
 
 
-def get_config() -> config_dict.ConfigDict:
+def get_config() -> ConfigDict:
   """Returns the whole tree; the set of fields is fixed from here on."""
-  config = config_dict.ConfigDict()
+  config = ConfigDict()
   # Root of every random choice: initialisation, data order, augmentation,
   # dropout, hold-out. The same seed on the same machine repeats a run exactly.
   config.seed = 0
 
-  config.data = data = config_dict.ConfigDict()
+  config.data = data = ConfigDict()
   # `tfds` (TensorFlow Datasets), `folder` (images/ and masks/) or `shapes`
   # (drawn on the fly; volumes too).
   data.source = 'shapes'
@@ -138,7 +138,7 @@ def get_config() -> config_dict.ConfigDict:
   # --mode=inspect: write the suggested config to WORKDIR/suggested.py.
   data.suggest = False
 
-  config.augment = augment = config_dict.ConfigDict()
+  config.augment = augment = ConfigDict()
   # Probabilities, per image; all of it runs on the device inside the step, in
   # the order of unet_jax/data/augment.py. Ranges are (low, high). Volumes are
   # flipped along W and H, and take what changes values but no blur or cutout.
@@ -152,7 +152,7 @@ def get_config() -> config_dict.ConfigDict:
   # Pixels outside the image: `mirror`, or `ignore`, where the image is
   # mirrored too but the mask is 255.
   augment.border = 'mirror'
-  augment.affine = config_dict.ConfigDict()
+  augment.affine = ConfigDict()
   # Probability, per image, as in all the sections that follow; 0: off.
   augment.affine.probability = 0.0
   # Degrees, counter-clockwise (nnU-Net, Isensee et al. 2021: -180 to 180).
@@ -163,13 +163,13 @@ def get_config() -> config_dict.ConfigDict:
   augment.affine.shear = (-10.0, 10.0)
   # Shares of height and width, one drawn for each.
   augment.affine.translation = (-0.1, 0.1)
-  augment.elastic = config_dict.ConfigDict()
+  augment.elastic = ConfigDict()
   augment.elastic.probability = 0.0
   # Nodes along each axis at which displacements are drawn, and their standard
   # deviation in pixels (the 2015 paper: 3, and 10 in images of 512 px).
   augment.elastic.grid = 3
   augment.elastic.sigma = (10.0, 10.0)
-  augment.crop = config_dict.ConfigDict()
+  augment.crop = ConfigDict()
   augment.crop.probability = 0.0
   # Share of the image's area that is cut out and zoomed to the full size
   # (Szegedy et al. 2015 start at 0.08, for classes of whole images).
@@ -177,42 +177,42 @@ def get_config() -> config_dict.ConfigDict:
   # Width to height, over that of the image; evenly on a log scale (the same).
   augment.crop.aspect = (0.75, 1.3333)
   # Factor of the values (nnU-Net).
-  augment.brightness = config_dict.ConfigDict()
+  augment.brightness = ConfigDict()
   augment.brightness.probability = 0.0
   augment.brightness.range = (0.75, 1.25)
   # Factor of their distance from the image's mean grey (nnU-Net).
-  augment.contrast = config_dict.ConfigDict()
+  augment.contrast = ConfigDict()
   augment.contrast.probability = 0.0
   augment.contrast.range = (0.75, 1.25)
   # Factor of their distance from the pixel's own grey; colour images only.
-  augment.saturation = config_dict.ConfigDict()
+  augment.saturation = ConfigDict()
   augment.saturation.probability = 0.0
   augment.saturation.range = (0.6, 1.4)
   # Degrees on the circle of hues; colour images only.
-  augment.hue = config_dict.ConfigDict()
+  augment.hue = ConfigDict()
   augment.hue.probability = 0.0
   augment.hue.range = (-18.0, 18.0)
   # Exponent of the values as shares of 255; evenly on a log scale (nnU-Net).
-  augment.gamma = config_dict.ConfigDict()
+  augment.gamma = ConfigDict()
   augment.gamma.probability = 0.0
   augment.gamma.range = (0.7, 1.5)
   # Standard deviation of a Gaussian kernel, in pixels (nnU-Net).
-  augment.blur = config_dict.ConfigDict()
+  augment.blur = ConfigDict()
   augment.blur.probability = 0.0
   augment.blur.range = (0.5, 1.0)
   # Standard deviation of Gaussian noise, of 255.
-  augment.noise = config_dict.ConfigDict()
+  augment.noise = ConfigDict()
   augment.noise.probability = 0.0
   augment.noise.range = (0.0, 15.0)
   # Side of a square that is covered with data.mean, as a share of the shorter
   # edge (DeVries and Taylor 2017: 0.5 for CIFAR-10, 0.25 for CIFAR-100).
-  augment.cutout = config_dict.ConfigDict()
+  augment.cutout = ConfigDict()
   augment.cutout.probability = 0.0
   augment.cutout.range = (0.1, 0.5)
   # The mask under it: `keep`, or `ignore` (255).
   augment.cutout.mask = 'keep'
 
-  config.model = model = config_dict.ConfigDict()
+  config.model = model = ConfigDict()
   # 2: images. 3: volumes, with all that is said here of pixels and squares for
   # voxels and cubes (Çiçek et al. 2016, arXiv 1606.06650); data.source: shapes.
   model.spatial_dims = 2
@@ -287,9 +287,9 @@ def get_config() -> config_dict.ConfigDict:
   # a third more time.
   model.remat = False
 
-  config.loss = loss = config_dict.ConfigDict()
+  config.loss = loss = ConfigDict()
   # The loss is the sum of these terms, each times its weight; 0: off.
-  loss.weights = config_dict.ConfigDict()
+  loss.weights = ConfigDict()
   loss.weights.cross_entropy = 1.0
   loss.weights.dice = 0.0
   # One factor per class (two where num_classes is 1), or () for equal ones.
@@ -309,7 +309,7 @@ def get_config() -> config_dict.ConfigDict:
   # Cross-entropy against (1 - s) * one_hot + s / num_classes, 0 to below 1.
   loss.label_smoothing = 0.0
 
-  config.optimizer = optimizer = config_dict.ConfigDict()
+  config.optimizer = optimizer = ConfigDict()
   # `adamw` or `sgd`.
   optimizer.name = 'adamw'
   # Peak learning rate; warmup_steps linear steps up to it (-1: 50, but at most
@@ -342,11 +342,11 @@ def get_config() -> config_dict.ConfigDict:
   # evaluate; the rate is min(ema_decay, (1 + step) / (10 + step)); 0: off.
   optimizer.ema_decay = 0.99
 
-  config.train = train = config_dict.ConfigDict()
+  config.train = train = ConfigDict()
   # Updates of the parameters.
   train.num_steps = 400
 
-  config.eval = evaluation = config_dict.ConfigDict()
+  config.eval = evaluation = ConfigDict()
   # Steps between evaluations of the whole eval split; 0: only at the end.
   evaluation.every = 200
   # --mode=evaluate: the split, named as in data.eval_split; '' is that one.
@@ -379,7 +379,7 @@ def get_config() -> config_dict.ConfigDict:
   # How often the images are drawn again for 95 % intervals; 0: no intervals.
   evaluation.bootstrap = 1000
 
-  config.inference = inference = config_dict.ConfigDict()
+  config.inference = inference = ConfigDict()
   # --mode=evaluate and predict, and unet_jax.load. Averages of probabilities
   # over views of each image: mirrored (`horizontal`, `vertical`), turned by 0,
   # 90, 180 and 270 degrees (square windows only), and scaled.
@@ -399,7 +399,7 @@ def get_config() -> config_dict.ConfigDict:
   # Windows in a step, over all devices; 0: data.batch_size.
   inference.batch_size = 0
 
-  config.inspect = inspect = config_dict.ConfigDict()
+  config.inspect = inspect = ConfigDict()
   # --mode=inspect: the splits to go through, () for data.train_split and
   # data.eval_split.
   inspect.splits = ()
@@ -410,7 +410,7 @@ def get_config() -> config_dict.ConfigDict:
   # seconds.
   inspect.network = False
 
-  config.predict = predict = config_dict.ConfigDict()
+  config.predict = predict = ConfigDict()
   # --mode=predict: an image, a folder of images (or with them in images/), or a
   # pattern such as 'DIR/*.png'.
   predict.input = ''
@@ -426,7 +426,7 @@ def get_config() -> config_dict.ConfigDict:
   # pixels, in contours/; classes of the whole image are kept in memory.
   predict.contours = False
 
-  config.checkpoint = checkpoint = config_dict.ConfigDict()
+  config.checkpoint = checkpoint = ConfigDict()
   # Steps between checkpoints; each evaluation and the end save one as well.
   checkpoint.every = 200
   # How many of the newest, and how many of the best by best_metric, are kept.
@@ -439,12 +439,12 @@ def get_config() -> config_dict.ConfigDict:
   checkpoint.which = 'latest'
   checkpoint.step = -1
 
-  config.summary = summary = config_dict.ConfigDict()
+  config.summary = summary = ConfigDict()
   # --mode=summary: compile the train step too, for its memory and FLOP; without
   # it the table and the drawing take seconds for any network.
   summary.compile = True
 
-  config.plan = plan = config_dict.ConfigDict()
+  config.plan = plan = ConfigDict()
   # --mode=plan (docs/plan.md): a TPU slice, as v5e:4x4 or v4:2x2x4.
   plan.topology = 'v5e:2x4'
   # What is compiled, minutes each: `train`, `evaluate`, `predict`.
@@ -454,14 +454,14 @@ def get_config() -> config_dict.ConfigDict:
   # Compare train steps instead, by DATAxFSDPxSPATIAL[:BATCH], or `grid`.
   plan.sweep = ()
 
-  config.weights = weights = config_dict.ConfigDict()
+  config.weights = weights = ConfigDict()
   # --mode=import: a .pth, .safetensors, .npz, .keras, .weights.h5 or .h5 file.
   weights.path = ''
   # Keras: the order of the inputs of `Concatenate`, `skip_first` or `up_first`;
   # `auto`: as the file says (weights alone do not: skip_first).
   weights.concat = 'auto'
 
-  config.export = export = config_dict.ConfigDict()
+  config.export = export = ConfigDict()
   # --mode=export: the .safetensors file that is written. eval.params and
   # checkpoint.which say which parameters.
   export.path = ''
@@ -469,7 +469,7 @@ def get_config() -> config_dict.ConfigDict:
   # github.com/milesial/Pytorch-UNet).
   export.format = 'unet_jax'
 
-  config.mesh = mesh = config_dict.ConfigDict()
+  config.mesh = mesh = ConfigDict()
   # Devices along each axis; -1: all that the others leave. The batch is split
   # over data and fsdp, parameters and optimiser state over fsdp, rows of an
   # image (planes of a volume) over spatial, which needs model.padding=same and
@@ -478,13 +478,13 @@ def get_config() -> config_dict.ConfigDict:
   mesh.fsdp = 1
   mesh.spatial = 1
 
-  config.cpu = cpu = config_dict.ConfigDict()
+  config.cpu = cpu = ConfigDict()
   # Convolutions on CPUs: `xla`, or `native`, those of unet_jax/kernels, which
   # the machine's C++ compiler compiles at first use; `auto`: native where that
   # succeeds. Numbers differ by rounding.
   cpu.kernels = 'auto'
 
-  config.log = log = config_dict.ConfigDict()
+  config.log = log = ConfigDict()
   # Steps between lines of metrics.jsonl (and of the log where it is no
   # terminal).
   log.every = 20

@@ -232,6 +232,22 @@ def warmup_steps(warmup: int, num_steps: int) -> int:
   return min(_WARMUP, int(num_steps * _WARMUP_SHARE)) if warmup < 0 else warmup
 
 
+class ConfigDict(ml_collections.ConfigDict):
+  """Refuses True and False for a number, as for all other types.
+
+  They are integers to Python, so that a float would become 1.0 in silence.
+  """
+
+  def __setitem__(self, key: str, value: Any) -> None:
+    if isinstance(value, bool) and type(self.get(key)) in (int, float):
+      kind = type(self[key])
+      raise TypeError(
+        f"Could not override field '{key}'. {value} is of original type "
+        f'{bool} and cannot be casted to type {kind}'
+      )
+    super().__setitem__(key, value)
+
+
 def flatten(config: ml_collections.ConfigDict) -> dict[str, Any]:
   """Returns {'section.field': value} for every leaf of `config`."""
   flat = {}

@@ -92,7 +92,7 @@ def checked(name: str, value: Any, text: str | None = None) -> Any:
   shown = repr(value) if text is None else text
   if type(usual) is int and type(value) is int:
     raise errors.UserError(f'--config.{name}={shown}: must be below {2**_BITS}')
-  raise errors.UserError(f'--config.{name}={shown}: {_takes(name, usual)}')
+  raise errors.UserError(f'--config.{name}={shown}: {takes(name)}')
 
 
 def update(
@@ -160,8 +160,18 @@ def is_number(value: Any) -> bool:
   return type(value) is int and abs(value) < 2**64
 
 
-def _takes(name: str, usual: Any) -> str:
+def named(leaf: str, kind: str) -> list[str]:
+  """Returns the fields 'section.LEAF' whose type has the name `kind`."""
+  return [
+    name
+    for name, usual in known().items()
+    if name.rpartition('.')[2] == leaf and type(usual).__name__ == kind
+  ]
+
+
+def takes(name: str) -> str:
   """Returns what a field takes, with an example."""
+  usual = known()[name]
   if isinstance(usual, bool):
     return 'takes True or False'
   if isinstance(usual, str):

@@ -19,12 +19,14 @@ Volumes are [D, H, W, C] and [D, H, W]; only shapes has them.
 import dataclasses
 import functools
 import logging
+import os
 import re
 from typing import Any, Protocol
 
 import ml_collections
 import numpy as np
 
+from unet_jax.config import mask_table
 from unet_jax.data import decode, mask_colors
 from unet_jax.runtime import errors
 
@@ -120,6 +122,13 @@ def decode_example(
     instances = decode.decode_mask(example['instances'], name, data, page).array
     if instances.ndim == 3:  # Each colour is an object; black is none.
       instances = mask_colors.to_numbers(instances)
+    elif instances.min() < 0 and not mask_table.of(data).has_transparent:
+      _log_once(
+        'warning',
+        'warning: instance masks of the images in '
+        f'{os.path.dirname(example["name"]) or "the data"} have values below 0,'
+        ' which are no object; number objects from 1',
+      )
     # What is transparent is no object, see `alpha.mark`.
     result['instances'] = np.maximum(instances, 0)
   return result

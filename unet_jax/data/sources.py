@@ -1,6 +1,7 @@
 """The table of sources, and the parts that are cut of one."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import ml_collections
 import numpy as np
@@ -309,7 +310,7 @@ def keep_record(
   workdir: str,
   splits: Sequence[examples.Source],
   earlier: identity.Record | None,
-  pixels: Iterable[str] = (),
+  train_set: Any = None,
 ) -> None:
   """Writes which images a run trains on and which it evaluates.
 
@@ -317,7 +318,7 @@ def keep_record(
     workdir: of the run.
     splits: the one that it trains on, and the one that it evaluates.
     earlier: the record that these were cut by.
-    pixels: digests of the images that it trains on, see `identity.pixels_of`.
+    train_set: the first of them, prepared; its pixels are kept too.
   """
   trained, evaluated = splits
   if isinstance(trained, Subset) and trained.parts:
@@ -327,4 +328,5 @@ def keep_record(
     parts = {s.split: identity.images_of(s, earlier) for s in splits}
   # Nothing is held out where the split that is trained on is evaluated.
   held_out = evaluated.split if evaluated.split != trained.split else ''
+  pixels = identity.pixels_of(train_set) if train_set is not None else ()
   identity.write(workdir, held_out, parts, earlier, pixels)
