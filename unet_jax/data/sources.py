@@ -1,6 +1,6 @@
 """The table of sources, and the parts that are cut of one."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import ml_collections
