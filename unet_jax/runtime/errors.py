@@ -91,14 +91,16 @@ def if_aborted(line: str) -> None:
   A shell waits beside it for a sign that it ends by itself.
   """
   script = 'read -r sign || echo "$0" >&2'
-  _watches.append(
-    subprocess.Popen(
-      ['sh', '-c', script, line],
+  try:
+    shell = subprocess.Popen(
+      ['/bin/sh', '-c', script, line],
       stdin=subprocess.PIPE,
       stdout=subprocess.DEVNULL,
       start_new_session=True,  # Ctrl-C and SIGTERM are not for it.
     )
-  )
+  except OSError:  # No shell, or no more processes: JAX's own lines stay.
+    return
+  _watches.append(shell)
   atexit.register(_end_watch)
 
 
