@@ -63,6 +63,10 @@ class _Forked:
     self._process.start()
 
   @property
+  def pid(self):
+    return self._process.pid
+
+  @property
   def returncode(self):
     return self._process.exitcode
 
