@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import pytest
 
 from tests.data import helpers
@@ -26,6 +27,17 @@ def test_folds_are_a_partition(holdout, seed):
         if holdout == 'last':
           assert list(fold) == list(range(fold[0], fold[-1] + 1))
   assert holdout == 'last' or folds[0].tolist() != list(range(len(folds[0])))
+
+
+@pytest.mark.parametrize('num_folds', [2, 5])
+def test_folds_cover_groups_in_any_order(num_folds):
+  """Folders p1, p10, p2, ... of examples whose names are in natural order."""
+  config = helpers.make_config(holdout='folder', num_folds=num_folds)
+  groups = np.repeat([0, 2, 3, 4, 5, 6, 7, 8, 9, 1], 3)
+  folds = sources.cut_folds(30, config, groups)
+  assert sorted(np.concatenate(folds).tolist()) == list(range(30))
+  whole = [set(groups[fold].tolist()) for fold in folds]
+  assert sum(map(len, whole)) == 10
 
 
 def test_folds_depend_on_the_seed_where_they_are_random():

@@ -90,8 +90,8 @@ def cut_folds(
   data = config.data
   if groups is None:
     groups = np.arange(count)
-  _, groups = np.unique(groups, return_inverse=True)
-  number = groups[-1] + 1
+  found, groups = np.unique(groups, return_inverse=True)
+  number = len(found)
   if number < data.num_folds:
     what = 'folder' if data.holdout == 'folder' else 'file'
     pages = f' in {number} {what}(s)' if number < count else ''
