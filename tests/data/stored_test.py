@@ -18,6 +18,7 @@ from numpy.testing import assert_array_equal
 from PIL import Image, ImageOps, PngImagePlugin
 
 from experiments.formats import files
+from tests import folders
 from tests.data import helpers
 from tests.refusals import message_of
 from unet_jax.data import decode, rasters, stored, tiff_image
@@ -673,3 +674,37 @@ def test_nothing_is_printed(capfd, tmp_path):
         except errors.UserError as e:
           assert '\n' not in str(e)
   assert capfd.readouterr() == ('', '')
+
+
+def test_a_jpeg_of_one_scan_a_component_may_have_flat_zeros():
+  """Flat chroma is four bits of zero a block by the usual tables."""
+  rng = np.random.default_rng(0)
+  grey = rng.integers(0, 256, (128, 128), np.uint8)
+  options = {'quality': 90, 'subsampling': 0}
+  color = folders.encode(np.dstack([grey] * 3), 'JPEG', **options)
+  alone = folders.encode(grey, 'JPEG', **options)
+
+  def split(data):
+    """What comes before the scan, and the scan."""
+    position = 2
+    while data[position + 1] != 0xDA:
+      position += 2 + int.from_bytes(data[position + 2 : position + 4], 'big')
+    length = int.from_bytes(data[position + 2 : position + 4], 'big')
+    return data[:position], data[position + 2 + length : -2]
+
+  def scan(component, tables, content):
+    header = bytes([0xFF, 0xDA, 0, 8, 1, component, tables, 0, 63, 0])
+    return header + content
+
+  flat = bytes(128 // 8 * (128 // 8) // 2)
+  data = (
+    split(color)[0]
+    + scan(1, 0x00, split(alone)[1])
+    + scan(2, 0x11, flat)
+    + scan(3, 0x11, flat)
+    + b'\xff\xd9'
+  )
+  with Image.open(io.BytesIO(data)) as image:
+    expected = np.asarray(image)
+  assert np.ptp(expected) > 200
+  assert_array_equal(stored.read(data, 'a.jpg').pixels, expected)

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import ImageFile
 
 _SCAN, _TABLES, _END = b'\xff\xda', b'\xff\xc4', b'\xff\xd9'
-_PROGRESSIVE = b'\xff\xc2'
+_PROGRESSIVE, _FRAMES = b'\xff\xc2', (b'\xff\xc0', b'\xff\xc1')
 # So many zeros in a row are no pixels, unless flat ones are coded so.
 _HOLE = bytes(64)
 
@@ -74,10 +74,14 @@ def _has_flat_zeros(data: bytes) -> bool:
   They may in files of many scans, or where luminance has the shortest code for
   the end of a block.
   """
-  start = 2
+  start = components = 2
   for code, stop in _segments(data):
     tables, start = data[start + 4 : stop], stop
     if code == _PROGRESSIVE:
+      return True
+    if code in _FRAMES:
+      components = tables[5]
+    if code == _SCAN and tables[0] < components:
       return True
     while code == _TABLES and len(tables) > 17:
       # A table's class and number, how many codes it has of 1 to 16 bits, and
