@@ -424,6 +424,26 @@ def test_what_is_damaged_is_prepared_again(tmp_path, examples, caplog, resize):
   assert 'is damaged (' not in caplog.text
 
 
+def test_what_cannot_be_opened_for_now_is_kept(tmp_path, examples, monkeypatch):
+  """Such as with too many files open; hidden files of the system count not."""
+  _prepare(tmp_path)
+  [name] = _kept_names(tmp_path)
+  folder = tmp_path / 'prepared' / name
+  (folder / '.nfs0001').write_bytes(b'x')
+  content = {p: p.read_bytes() for p in folder.rglob('*') if p.is_file()}
+  written = {p: p.stat().st_mtime_ns for p in content}
+
+  def refuse(*args, **kwargs):
+    raise OSError(errno.EMFILE, 'Too many open files')
+
+  with monkeypatch.context() as patch:
+    patch.setattr(np, 'load', refuse)
+    message = message_of(_prepare, tmp_path)
+    assert 'Too many open files' in message
+  _prepare(tmp_path)
+  assert {p: p.stat().st_mtime_ns for p in content} == written
+
+
 # More than one process
 
 

@@ -5,9 +5,29 @@ import io
 import mmap
 import os
 import pathlib
+import shutil
+import tempfile
+import zipfile
 from typing import Any
 
 import numpy as np
+
+# What reading raises where files are gone, cut off or changed.
+DAMAGE = (
+  FileNotFoundError,
+  EOFError,
+  ValueError,
+  LookupError,
+  zipfile.BadZipFile,
+)
+
+
+def set_aside(path: pathlib.Path) -> None:
+  """Makes room where damaged arrays are; removes them if it can."""
+  if path.exists():
+    aside = tempfile.mkdtemp(prefix=f'{path.name}.tmp-', dir=path.parent)
+    path.rename(pathlib.Path(aside, 'damaged'))
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -24,13 +44,15 @@ def _parse_header(header: bytes) -> tuple[tuple[int, ...], Any, np.dtype]:
 
 
 def num_bytes(folder: pathlib.Path) -> int:
-  """Returns the bytes of a folder's files and folders, but of meta.json."""
+  """Returns the bytes of a folder's files and folders.
+
+  Without meta.json, and hidden files, which systems leave (NFS, macOS).
+  """
   with os.scandir(folder) as entries:
     return sum(
-      num_bytes(pathlib.Path(entry))
-      if entry.is_dir()
-      else entry.stat().st_size * (entry.name != 'meta.json')
+      num_bytes(pathlib.Path(entry)) if entry.is_dir() else entry.stat().st_size
       for entry in entries
+      if entry.name != 'meta.json' and not entry.name.startswith('.')
     )
 
 

@@ -17,7 +17,6 @@ import pathlib
 import shutil
 import tempfile
 import threading
-import zipfile
 from collections.abc import Callable
 from typing import Any
 
@@ -113,7 +112,7 @@ def prepare_source(
         path = key()  # Perhaps of content that was not known before.
         found = load()
         if found is None:
-          shutil.rmtree(path, ignore_errors=True)
+          array_files.set_aside(path)
           _build(source, config, key, make_weights)
           path = key()
           found = load()
@@ -252,7 +251,7 @@ def _load(
     return None
   try:
     return _open(path, source, split, rows)
-  except (OSError, EOFError, ValueError, LookupError, zipfile.BadZipFile) as e:
+  except array_files.DAMAGE as e:  # What cannot be opened for now is none.
     text = ' '.join(str(e).split())
     _log.warning('%s is damaged (%s): preparing again', path, text[:100])
     return None
