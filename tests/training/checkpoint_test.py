@@ -117,7 +117,10 @@ def test_a_damaged_checkpoint_is_passed_over(
       assert checkpoints.select(which, -1) == [1]
       assert warning in caplog.messages
     message = message_of(checkpoints.select, 'latest', 2)
-    assert f': damaged: step 2 ({name} is not as it was saved); ' in message
+    assert message.endswith(
+      f': damaged: step 2 ({name} is not as it was saved); restore the folder '
+      'of one, or take another with --config.checkpoint.step, of 1'
+    )
 
   _, states = runs.save(tmp_path / 'other', config, steps=(2,))
   for _ in range(2):

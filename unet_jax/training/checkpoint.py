@@ -313,7 +313,7 @@ class Checkpoints:
     """Yields the steps that are not damaged; warns of the others.
 
     Raises:
-      UserError: all are damaged.
+      UserError: all of these are damaged.
     """
     found = {}
     for step in steps:
@@ -322,14 +322,18 @@ class Checkpoints:
       found[step] = processes.of_first(look)
       if not found[step]:
         yield step
-      elif processes.is_first():
+      elif processes.is_first() and len(steps) > 1:
         say = 'warning: %s is damaged (%s): it is passed over'
         _log.warning(say, path, found[step])
     if all(found.values()):
       what = ', '.join(f'step {step} ({why})' for step, why in found.items())
+      others = ', '.join(str(s) for s in self.steps if s not in found)
+      fix = f'take another with --config.checkpoint.step, of {others}'
+      if not others:
+        fix = 'move them away to start anew'
       raise errors.UserError(
         f'{self._directory}: damaged: {what}; restore the folder of one, or '
-        'move them away to start anew'
+        f'{fix}'
       )
 
   def set_aside_damaged(self) -> None:
