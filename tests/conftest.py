@@ -67,7 +67,7 @@ def _run_on_eight_devices(ids, path):
   """Runs tests; called in a process that has not asked for devices."""
   os.environ['JAX_NUM_CPU_DEVICES'] = '8'
   jax.config.update('jax_num_cpu_devices', 8)
-  options = ('-n', '0', '-p', 'no:cacheprovider', '-q')
+  options = ('-n', '0', '-p', 'no:cacheprovider', '-q', '-m', '')
   pytest.main([*options, *ids], plugins=[_Reporter(path)])
 
 

@@ -332,6 +332,7 @@ def test_two_processes_give_the_numbers_of_one(tmp_path, cache, one_device):
   _assert_same_numbers(one_device, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which('c++'), reason='needs a C++ compiler')
 def test_two_processes_with_native_kernels(tmp_path, cache, one_device):
   """Each convolves its images; the numbers are those of XLA on one device."""

@@ -131,6 +131,7 @@ def test_changes_of_values_take_volumes():
     np.testing.assert_allclose(actual['image'], expected, atol=2e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.eight_devices
 def test_loss_falls_and_sharding_changes_nothing():
   """Deep supervision and Dice as well."""

@@ -80,6 +80,7 @@ def test_torch_network_at_half_size_has_blocks_of_pixels(size):
   torch.testing.assert_close(torch_unet.HalfSize(lambda x: x)(x), x)
 
 
+@pytest.mark.slow
 def test_steps_of_volumes_are_measured():
   from experiments.speed import step
 
@@ -147,6 +148,7 @@ def test_both_clocks_are_read_and_compared(monkeypatch):
   assert [row['ratio'] for row in processor] == [1, 1.5]
 
 
+@pytest.mark.slow
 def test_benchmark_measures_steps_and_pipeline(tmp_path):
   output = tmp_path / 'speed.json'
   arguments = (
@@ -182,6 +184,7 @@ def test_benchmark_measures_steps_and_pipeline(tmp_path):
   assert pipeline['prepare']['images'] == 32
 
 
+@pytest.mark.slow
 def test_a_process_says_how_much_memory_it_took(monkeypatch):
   """One of ours in truth; the rounds with processes that are pretended."""
   from experiments.speed import memory
@@ -299,6 +302,7 @@ def test_what_the_data_loader_does_not_do(
   )
 
 
+@pytest.mark.slow
 def test_batches_of_sets_of_any_size_are_measured(monkeypatch, tmp_path):
   from experiments.speed import sizes
 

@@ -57,7 +57,7 @@ def _check_room(layout):
     assert 0 < x < layout.width and 0 < y < layout.height
 
 
-@pytest.mark.parametrize('depth', range(7))
+@pytest.mark.parametrize('depth', (0, 1, 4))
 def test_depths(depth):
   layout = _layout(depth=depth, max_features=1024)
   # Three boxes a stage on the way down, four on the way up; the logits.

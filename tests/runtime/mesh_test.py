@@ -77,7 +77,7 @@ def one_device():
 @pytest.mark.parametrize(
   'mesh',
   [
-    {'data': 8},
+    pytest.param({'data': 8}, marks=pytest.mark.slow),
     {'data': 2, 'fsdp': 4},
     {'data': 2, 'spatial': 4},
     {'data': 2, 'fsdp': 2, 'spatial': 2},

@@ -214,6 +214,7 @@ def _check_row(row):
   assert row['device'] == 'cpu'
 
 
+@pytest.mark.slow
 @pytest.mark.whole_runs
 def test_a_sweep_repeats_bit_for_bit_also_after_stops(tiny, tmp_path):
   one, two = tmp_path / 'one', tmp_path / 'two'
