@@ -47,6 +47,7 @@ _CORE = (
 _TESTED_IN = {
   'unet_jax': 'prediction/restore_test.py',
   'unet_jax.__main__': 'main_test.py',
+  'unet_jax.config.loss_checks': 'config/checks_test.py',
   'unet_jax.config.value_checks': 'config/checks_test.py',
   'unet_jax.config.output_size': 'models/sizes_test.py',
   'unet_jax.data.array_files': 'data/prepared_test.py',
@@ -83,6 +84,7 @@ _TESTED_IN = {
   'unet_jax.runtime.errors': 'main_test.py',
   'unet_jax.training.checkpoint': 'train_test.py',
   'unet_jax.training.deep_supervision': 'training/steps_test.py',
+  'unet_jax.training.loss_terms': 'training/losses_test.py',
   'unet_jax.training.made_by': 'training/checkpoint_test.py',
   'unet_jax.training.native_update': 'training/update_test.py',
   'unet_jax.training.state': 'training/steps_test.py',

@@ -257,8 +257,18 @@ loss.border_sigma=0.0
 loss.border_sigma=nan
   : must be above 0 pixels
 loss.balance=image loss.weights.cross_entropy=0.0 loss.weights.dice=1.0
-  weighs the cross-entropy, which is off
-  (loss.weights.cross_entropy=0); set one of the two
+  weighs the pixels of cross_entropy, focal, hard_pixels, which are off; set
+  loss.weights.cross_entropy, or leave it out
+loss.hard_fraction=0.0
+loss.hard_fraction=1.1
+  : must be above 0, and at most 1
+loss.tversky=(0.3,)
+loss.tversky=(0.0,0.0)
+loss.tversky=(-1.0,2.0)
+  : takes two numbers of at least 0, not both 0, such as 0.3,0.7
+loss.weights.cl_dice=1.0 loss.class_weights=(1,0,0,0)
+  is of all classes but the first: with loss.class_weights, one of these must
+  be above 0
 data.instance_key=panoptic
   names a feature of the tfds source, not of shapes; the folder source takes
   instances/ beside masks/

@@ -9,7 +9,7 @@ from typing import Any
 
 import ml_collections
 
-from unet_jax.config import fields, output_size, value_checks
+from unet_jax.config import fields, loss_checks, output_size, value_checks
 from unet_jax.runtime import errors
 
 Table = dict[str, Any]
@@ -62,9 +62,6 @@ def _single_fields(config: ml_collections.ConfigDict, mode: str) -> Table:
   return table | {
     'mesh.data: takes a number of devices, or -1 for all': (
       config.mesh.data != -1 and config.mesh.data < 1
-    ),
-    'loss.border_sigma: must be above 0 pixels': (
-      not config.loss.border_sigma > 0
     ),
     'data.foreground_fraction: a fraction is between 0 and 1': (
       not 0 <= fraction <= 1
@@ -184,30 +181,6 @@ def _augmentation(config: ml_collections.ConfigDict, mode: str) -> Table:
       augment[name].probability and data.num_channels == 1
     )
     for name in ('saturation', 'hue')
-  }
-
-
-def _loss(config: ml_collections.ConfigDict, mode: str) -> Table:
-  data, loss = config.data, config.loss
-  weights = loss.class_weights
-  return {
-    'data.std: must be above 0': any(s <= 0 for s in data.std),
-    'loss.class_weights: must be at least 0, and not all 0': (
-      weights and (min(weights) < 0 or not any(weights))
-    ),
-    'config.loss.weights: all are 0; set one, for instance '
-    '--config.loss.weights.cross_entropy=1': not any(loss.weights.values()),
-    **{
-      f'loss.{name} weighs the cross-entropy, which is off '
-      '(loss.weights.cross_entropy=0); set one of the two': (
-        loss[name] != 'none' and not loss.weights.cross_entropy
-      )
-      for name in ('weight_map', 'balance')
-    },
-    f'data.instance_key names a feature of the tfds source, not of '
-    f'{data.source}; the folder source takes instances/ beside masks/': (
-      data.instance_key and data.source != 'tfds'
-    ),
   }
 
 
@@ -376,7 +349,15 @@ def _planning(config: ml_collections.ConfigDict, mode: str) -> Table:
 # A table may rely on those before it.
 _TABLES = (
   *(_single_fields, _volumes, _tuples, *value_checks.TABLES, _names),
-  *(_augmentation, _loss, _model, _inference, _data, _training, _folds),
+  *(
+    _augmentation,
+    loss_checks.table,
+    _model,
+    _inference,
+    _data,
+    _training,
+    _folds,
+  ),
   _planning,
 )
 

@@ -291,10 +291,17 @@ def get_config() -> ConfigDict:
   # The loss is the sum of these terms, each times its weight; 0: off.
   loss.weights = ConfigDict()
   loss.weights.cross_entropy = 1.0
+  loss.weights.focal = 0.0
+  loss.weights.hard_pixels = 0.0
   loss.weights.dice = 0.0
+  loss.weights.generalized_dice = 0.0
+  loss.weights.tversky = 0.0
+  loss.weights.lovasz = 0.0
+  loss.weights.boundary = 0.0
+  loss.weights.cl_dice = 0.0
   # One factor per class (two where num_classes is 1), or () for equal ones.
   loss.class_weights = ()
-  # Weights of the pixels in the cross-entropy: `none`, or `border`, those of
+  # Weights of the pixels in the first three: `none`, or `border`, those of
   # the 2015 paper: border_weight * exp(-(d1 + d2)^2 / (2 border_sigma^2)) is
   # added between instances, d1 and d2 the distances in pixels (of what enters
   # the network) to the two nearest. Instances are those of the data (see
@@ -308,6 +315,14 @@ def get_config() -> ConfigDict:
   loss.balance = 'none'
   # Cross-entropy against (1 - s) * one_hot + s / num_classes, 0 to below 1.
   loss.label_smoothing = 0.0
+  # Focal loss: the power of 1 - p; 0 makes it the cross-entropy.
+  loss.focal_gamma = 2.0
+  # Hard pixels: the part of an image's pixels that count.
+  loss.hard_fraction = 0.25
+  # Tversky: weights of pixels that are wrongly in a class, and of missing ones.
+  loss.tversky = (0.3, 0.7)
+  # clDice: erosions, at least half the width in pixels of what is thin.
+  loss.skeleton_steps = 5
 
   config.optimizer = optimizer = ConfigDict()
   # `adamw` or `sgd`.
