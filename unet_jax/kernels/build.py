@@ -12,6 +12,7 @@ import hashlib
 import logging
 import os
 import pathlib
+import platform
 import shutil
 import subprocess
 import tempfile
@@ -41,10 +42,7 @@ TARGETS = (
 )
 _COMPILERS = ('c++', 'g++', 'clang++')
 # Roots are not to be calls that may set an error number.
-_FLAGS = (
-  *('-std=c++17', '-O3', '-march=native', '-fPIC', '-w'),
-  '-fno-math-errno',
-)
+_FLAGS = ('-std=c++17', '-O3', '-fPIC', '-w', '-fno-math-errno')
 _SECONDS = 120
 # How long a compiler that failed is not tried again, and after which a folder
 # that a killed build left is removed.
@@ -80,8 +78,8 @@ def load(cache_dir: str) -> None:
 @functools.cache
 def _library(cache_dir: str) -> pathlib.Path:
   """Returns the path of the compiled library."""
-  compiler = _compiler()
-  command = [*compiler, *_FLAGS, '-isystem', jax.ffi.include_dir()]
+  compiler, flags = _compiler(), (*_FLAGS, *_processor_flags())
+  command = [*compiler, *flags, '-isystem', jax.ffi.include_dir()]
   try:
     version = subprocess.run(
       [*compiler, '--version'], capture_output=True, timeout=_SECONDS
@@ -91,7 +89,7 @@ def _library(cache_dir: str) -> pathlib.Path:
   depends_on = (
     *(source.read_bytes() for source in SOURCES),
     version,
-    ' '.join((*compiler, *_FLAGS)).encode(),
+    ' '.join((*compiler, *flags)).encode(),
     program.machine().encode(),
     jaxlib.__version__.encode(),
   )
@@ -107,6 +105,13 @@ def _library(cache_dir: str) -> pathlib.Path:
     return _compile_unless_failed(command, folder, f'kernels-{key}')
   except (OSError, subprocess.SubprocessError) as e:
     raise BuildError(f'{folder}: cannot be built in ({e})') from e
+
+
+def _processor_flags() -> tuple[str, ...]:
+  # All 64-bit Arm processors have NEON. clang++ 14 refuses -march=native there,
+  # and by -mcpu=native it takes SVE where the system does not give it.
+  is_x86 = platform.machine() in ('x86_64', 'AMD64')
+  return ('-march=native',) if is_x86 else ()
 
 
 def _digest(path: str | pathlib.Path) -> str:
@@ -225,16 +230,16 @@ def choose(
   Raises:
     UserError: `native` is wanted for a training and cannot be had.
   """
-  wanted, platform = config.cpu.kernels, mesh.devices.flat[0].platform
+  wanted, device = config.cpu.kernels, mesh.devices.flat[0].platform
   # Their calls gather the rows that are split over `spatial`.
   is_float32 = config.model.dtype == 'float32'
-  suits = platform == 'cpu' and mesh.shape['spatial'] == 1 and is_float32
+  suits = device == 'cpu' and mesh.shape['spatial'] == 1 and is_float32
   if wanted == 'xla' or (wanted == 'auto' and not suits):
     return False
   problem = ''
   try:
-    if platform != 'cpu':
-      raise BuildError(f'the devices of the mesh are {platform}s')
+    if device != 'cpu':
+      raise BuildError(f'the devices of the mesh are {device}s')
     if not is_float32:
       raise BuildError(f'they do not take model.dtype={config.model.dtype}')
     load(fields.cache_dir(config))
