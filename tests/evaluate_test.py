@@ -3,6 +3,7 @@
 import csv
 import json
 import logging
+import shutil
 from unittest import mock
 
 import jax
@@ -321,6 +322,16 @@ def test_what_was_trained_on_is_said_or_refused(
     copy = tmp_path / 'copies/test' / path.relative_to(data[0])
     copy.parent.mkdir(parents=True, exist_ok=True)
     Image.open(path).save(copy.with_suffix('.tif'), compression='tiff_lzw')
+  # A file that was trained on is not one of the others.
+  name = next(
+    path.name
+    for path in sorted(data[0].glob('images/*.png'))
+    if f'images/{path.name}' not in held_out[0]
+  )
+  for folder in ('images', 'masks'):
+    shutil.copy(
+      data[0] / folder / name, tmp_path / 'copies/test' / folder / 'again.png'
+    )
   config.data.update(dir=str(tmp_path / 'copies'))
   config.eval.split = 'test'
   evaluate.run(config, str(tmp_path / 'run0'))
@@ -328,6 +339,7 @@ def test_what_was_trained_on_is_said_or_refused(
   assert f'4 of test have the pixels of images that {tmp_path}/{text}' in (
     caplog.text
   )
+  assert 'run0 was trained on 1 of the 7 images of test (' in caplog.text
 
 
 def test_a_sigmoid_has_two_classes(tmp_path):

@@ -182,7 +182,7 @@ def _say_copies(
   """Says which images were trained on in other files, such as other formats.
 
   Args:
-    pixels: {digest: name}, see `identity.pixels_of`.
+    pixels: {name: digest}, see `identity.pixels_of`.
     source: what is evaluated.
     members: its networks.
   """
@@ -190,9 +190,14 @@ def _say_copies(
     record = identity.read(path)
     if record is None:
       continue
-    copies = [name for key, name in pixels.items() if key in record.pixels]
-    known = record.trained(identity.images_of(source, record))
-    if len(copies) > len(known):
+    copies = [name for name, key in pixels.items() if key in record.pixels]
+    if copies:  # Those of the same files are said already.
+      images = identity.images_of(source, record)
+      trained = set(record.trained(images))
+      rows = [i for i, image in enumerate(images) if image.name in trained]
+      known = {source.read(i)['name'] for i in rows}
+      copies = [name for name in copies if name not in known]
+    if copies:
       record.say(
         f'{len(copies)} of {source.split} have the pixels of images that {path}'
         f' was trained on, in other files ({errors.some(copies)}): scores '

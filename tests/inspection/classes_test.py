@@ -104,6 +104,13 @@ def test_slips_of_the_pen_are_no_classes():
   assert table.why == 'fits all masks but 1, which need fixing'
 
 
+def test_what_alone_is_drawn_is_no_slip():
+  config = folders.make_config('unused')
+  empty = [{0: 99_999}] * 30
+  found = _suggest(_of_values(*empty, {0: 99_900, 7: 99}), config)
+  assert found['data.mask_values'].value == ((0, 0), (7, 1))
+
+
 def test_jpeg_masks_suggest_no_table():
   masks = [{v: 100 for v in (*range(9), *range(246, 256))}] * 4
   jpeg = records.FileInfo('grey 8 bit JPEG')

@@ -70,7 +70,7 @@ def images_of(
 
 
 def pixels_of(dataset: Any) -> dict[str, str]:
-  """Returns {digest of the pixels: name} of the images of a prepared set.
+  """Returns {name: digest of the pixels} of the images of a prepared set.
 
   An image has the same pixels in another format. Those of one colour are left
   out: they are equal by chance. Of sets that were not read whole, none is
@@ -80,7 +80,7 @@ def pixels_of(dataset: Any) -> dict[str, str]:
   if stats is None:
     return {}
   entries = zip(stats.digests, stats.names, stats.stds)
-  return {bytes(d).hex(): name for d, name, std in entries if std > 0}
+  return {name: bytes(d).hex() for d, name, std in entries if std > 0}
 
 
 def _stem(name: str) -> str:

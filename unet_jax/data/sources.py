@@ -328,5 +328,5 @@ def keep_record(
     parts = {s.split: identity.images_of(s, earlier) for s in splits}
   # Nothing is held out where the split that is trained on is evaluated.
   held_out = evaluated.split if evaluated.split != trained.split else ''
-  pixels = identity.pixels_of(train_set) if train_set is not None else ()
-  identity.write(workdir, held_out, parts, earlier, pixels)
+  pixels = identity.pixels_of(train_set) if train_set is not None else {}
+  identity.write(workdir, held_out, parts, earlier, pixels.values())

@@ -64,6 +64,8 @@ def find_table(
     if pixels < _STRAY_PIXELS * values.total()
     and in_masks[v] <= max(_STRAY_MASKS * num_masks, 1)
   ]
+  if len(values) - len(stray) < 2:
+    stray = []  # All that is drawn: small objects in few masks, no slips.
   for v in stray:
     del values[v]
   if len(values) > fields.IGNORE_LABEL or not values:

@@ -58,7 +58,10 @@ def member_workdirs(
 def fingerprints(
   config: ml_collections.ConfigDict, members: Sequence[str]
 ) -> list[str]:
-  """What changes with the parameters of `restore`, without reading them."""
+  """Returns what changes with the parameters of `restore`.
+
+  Checkpoints are checked for damage here as in `restore`, not restored.
+  """
   found = [config.eval.params]
   for path in members:
     with contextlib.closing(
