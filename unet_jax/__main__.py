@@ -84,6 +84,11 @@ def _run(parsed: _Parsed) -> None:
     module.run(config, workdir)
   except (errors.UserError, OSError) as e:
     errors.exit_with(f'error: {errors.one_line(e, workdir)}', 1)
+  except Exception as e:
+    if line := errors.no_memory(e):
+      print(f'error: {line}', file=sys.stderr)
+      errors.leave(1)  # What waits for a thread that had no memory hangs.
+    raise
   except KeyboardInterrupt:
     errors.exit_with('interrupted; run the same command again to continue', 130)
 

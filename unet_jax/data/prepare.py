@@ -245,12 +245,7 @@ def _load(
 ) -> tuple[prepared.Prepared, list[dict], list[str]] | None:
   """Opens the files of `_build`: all of them, or the examples of some rows.
 
-  Args:
-    path: their folder.
-    source: of the examples.
-    split: of the source.
-    rows: of the source; None is all.
-    say: warn of damaged files; whoever then gets the lock looks again.
+  Damaged ones are warned of with `say`: who holds the lock has looked twice.
 
   Returns:
     What `_checked` takes; None where they are not there, or damaged.

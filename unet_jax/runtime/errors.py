@@ -19,6 +19,10 @@ _OF_USERS = (
 )
 
 
+# Of errors where memory is used up: of XLA, of C++ and of threads.
+_NO_MEMORY = ('RESOURCE_EXHAUSTED', 'bad_alloc', "can't start new thread")
+
+
 class UserError(ValueError):
   """A mistake that a user can fix; its text is one line: what, where, fix.
 
@@ -55,6 +59,20 @@ def one_line(e: UserError | OSError, where: str) -> str:
       'again'
     )
   raise e
+
+
+def no_memory(e: BaseException | None) -> str:
+  """Returns one line if an error, or one before it, is of memory; else ''."""
+  while e is not None:
+    text = ' '.join(str(e).split())
+    if isinstance(e, MemoryError) or any(part in text for part in _NO_MEMORY):
+      return (
+        f'out of memory ({text[:200] or "MemoryError"}); make '
+        'data.batch_size or data.image_size smaller (to predict, '
+        'inference.batch_size), or free memory, and run the same command again'
+      )
+    e = e.__cause__ or e.__context__
+  return ''
 
 
 def exit_with(line: str, code: int) -> NoReturn:
