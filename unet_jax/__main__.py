@@ -72,6 +72,7 @@ def _config(
 
 def _run(parsed: _Parsed) -> None:
   logs.set_up()
+  errors.watch_memory()
   # Names of files may be no text.
   sys.stdout.reconfigure(errors='backslashreplace')  # type: ignore[union-attr]
   workdir = _WORKDIR.value or command_line.default_workdir(parsed[0].file)
@@ -85,9 +86,7 @@ def _run(parsed: _Parsed) -> None:
   except (errors.UserError, OSError) as e:
     errors.exit_with(f'error: {errors.one_line(e, workdir)}', 1)
   except Exception as e:
-    if line := errors.no_memory(e):
-      print(f'error: {line}', file=sys.stderr)
-      errors.leave(1)  # What waits for a thread that had no memory hangs.
+    errors.end_if_of_memory(e)
     raise
   except KeyboardInterrupt:
     errors.exit_with('interrupted; run the same command again to continue', 130)

@@ -95,20 +95,41 @@ def test_without_memory_a_run_ends_in_one_line(error, said):
   assert said in line and '\n' not in line
 
 
-def test_a_program_without_memory_does_not_wait_for_its_threads():
-  code = """
-import threading
-from unet_jax import __main__ as program
-
+_FAILS = """
+import sys, threading
+forever = threading.Event().wait
 def fail(*_):
-  threading.Thread(target=threading.Event().wait).start()
   raise MemoryError
+"""
 
+
+@pytest.mark.parametrize(
+  'code',
+  [
+    """
+from unet_jax import __main__ as program
+threading.Thread(target=forever).start()
 program.checks.validate = fail
 program.main()
-"""
+""",
+    """
+from unet_jax.runtime import errors
+errors.watch_memory()
+threading.Thread(target=fail).start()
+forever()
+""",
+    # As TensorStore does in threads of its own.
+    """
+from unet_jax.runtime import errors
+errors.watch_memory()
+sys.excepthook(MemoryError, MemoryError(), None)
+forever()
+""",
+  ],
+)
+def test_a_program_without_memory_does_not_wait_for_its_threads(code):
   done = subprocess.run(
-    [sys.executable, '-c', code, '--mode=summary'],
+    [sys.executable, '-c', _FAILS + code, '--mode=summary'],
     capture_output=True,
     text=True,
     timeout=60,

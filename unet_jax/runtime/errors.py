@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 # Threads that compile have names that begin so.
 COMPILING = 'compile'
@@ -73,6 +73,35 @@ def no_memory(e: BaseException | None) -> str:
       )
     e = e.__cause__ or e.__context__
   return ''
+
+
+def end_if_of_memory(e: BaseException | None) -> None:
+  """Ends the program with one line if an error is of memory.
+
+  At once: what waits for a thread that had no memory may do so for ever.
+  """
+  if line := no_memory(e):
+    print(f'error: {line}', file=sys.stderr)
+    leave(1)
+
+
+def watch_memory() -> None:
+  """Ends the program where a thread has no memory, which others wait for.
+
+  TensorStore, which writes checkpoints, prints such an error in its own thread,
+  and the save never ends (tensorstore 0.1.86).
+  """
+  usual, of_threads = sys.excepthook, threading.excepthook
+
+  def hook(kind: Any, e: Any, trace: Any) -> None:
+    end_if_of_memory(e)
+    usual(kind, e, trace)
+
+  def thread_hook(args: Any) -> None:
+    end_if_of_memory(args.exc_value)
+    of_threads(args)
+
+  sys.excepthook, threading.excepthook = hook, thread_hook
 
 
 def exit_with(line: str, code: int) -> NoReturn:
