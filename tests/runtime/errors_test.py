@@ -118,7 +118,6 @@ errors.watch_memory()
 threading.Thread(target=fail).start()
 forever()
 """,
-    # As TensorStore does in threads of its own.
     """
 from unet_jax.runtime import errors
 errors.watch_memory()

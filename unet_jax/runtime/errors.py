@@ -88,8 +88,8 @@ def end_if_of_memory(e: BaseException | None) -> None:
 def watch_memory() -> None:
   """Ends the program where a thread has no memory, which others wait for.
 
-  TensorStore, which writes checkpoints, prints such an error in its own thread,
-  and the save never ends (tensorstore 0.1.86).
+  Not in every one: TensorStore's own threads may print the error alone, and the
+  save then never ends (experiments/faults/README.md).
   """
   usual, of_threads = sys.excepthook, threading.excepthook
 
