@@ -70,3 +70,69 @@ def test_a_process_that_is_aborted_says_so(end, said):
     [sys.executable, '-c', code], capture_output=True, text=True
   )
   assert done.stderr == said
+
+
+@pytest.mark.parametrize(
+  'error,said',
+  [
+    ('MemoryError()', 'MemoryError'),
+    ('RuntimeError("RESOURCE_EXHAUSTED: Out of\\n1 GiB")', 'Out of 1 GiB'),
+    ('RuntimeError("can\'t start new thread")', 'new thread'),
+    ('ValueError("a bug")', ''),
+  ],
+)
+def test_without_memory_a_run_ends_in_one_line(error, said):
+  """Where closing files fails for the same reason, too."""
+  e = eval(error)
+  try:
+    try:
+      raise e
+    finally:
+      raise RuntimeError('cannot join thread')
+  except RuntimeError as last:
+    line = errors.no_memory(last)
+  assert line.startswith('out of memory (') == bool(said)
+  assert said in line and '\n' not in line
+
+
+_FAILS = """
+import sys, threading
+forever = threading.Event().wait
+def fail(*_):
+  raise MemoryError
+"""
+
+
+@pytest.mark.parametrize(
+  'code',
+  [
+    """
+from unet_jax import __main__ as program
+threading.Thread(target=forever).start()
+program.checks.validate = fail
+program.main()
+""",
+    """
+from unet_jax.runtime import errors
+errors.watch_memory()
+threading.Thread(target=fail).start()
+forever()
+""",
+    """
+from unet_jax.runtime import errors
+errors.watch_memory()
+sys.excepthook(MemoryError, MemoryError(), None)
+forever()
+""",
+  ],
+)
+def test_a_program_without_memory_does_not_wait_for_its_threads(code):
+  done = subprocess.run(
+    [sys.executable, '-c', _FAILS + code, '--mode=summary'],
+    capture_output=True,
+    text=True,
+    timeout=60,
+  )
+  assert done.returncode == 1
+  assert done.stderr.startswith('error: out of memory (MemoryError); ')
+  assert done.stderr.count('\n') == 1

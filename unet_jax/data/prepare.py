@@ -105,7 +105,7 @@ def prepare_source(
   path = key()
   load = lambda: _load(path, source, split, rows)
   try:
-    found = load()
+    found = _load(path, source, split, rows, say=False)
     if found is None:  # What is there can be read by who cannot write.
       folder.mkdir(parents=True, exist_ok=True)
       with locks.lock(path.with_suffix('.lock'), f'preparing {source.split}'):
@@ -241,8 +241,11 @@ def _load(
   source: examples.Source,
   split: str,
   rows: np.ndarray | None,
+  say: bool = True,
 ) -> tuple[prepared.Prepared, list[dict], list[str]] | None:
   """Opens the files of `_build`: all of them, or the examples of some rows.
+
+  Damaged ones are warned of with `say`: who holds the lock has looked twice.
 
   Returns:
     What `_checked` takes; None where they are not there, or damaged.
@@ -252,8 +255,9 @@ def _load(
   try:
     return _open(path, source, split, rows)
   except array_files.DAMAGE as e:  # What cannot be opened for now is none.
-    text = ' '.join(str(e).split())
-    _log.warning('%s is damaged (%s): preparing again', path, text[:100])
+    if say:
+      text = ' '.join(str(e).split())
+      _log.warning('%s is damaged (%s): preparing again', path, text[:100])
     return None
 
 

@@ -35,7 +35,13 @@ def _call(name: str, x: Array, *operands: Array, **attributes: Any) -> Array:
 
 
 def combine_moments(part: Array, axes: Any) -> Array:
-  """Of the devices' equal parts; no difference of large squares is taken."""
+  """Mean and variance [2, C] of the whole, from those of equal parts.
+
+  Args:
+    part: mean and variance [2, C] of this device's part.
+    axes: of the mesh, over whose devices the parts lie.
+  """
+  # The mean of squares less the square of the mean would lose digits.
   mean, var = jnp.moveaxis(jax.lax.all_gather(part, axes), 1, 0)
   whole = jnp.mean(mean, 0)
   return jnp.stack([whole, jnp.mean(var + (mean - whole) ** 2, 0)])

@@ -59,8 +59,9 @@ def convolve_transpose_2x(x: Array, kernel: Array) -> Array:
     )
 
   def gradient(x: Array, dy: Array) -> Array:
-    # That of the convolution whose gradient `forward` is; lax's kernel runs
-    # against the axes of the result.
+    # `forward` is what a convolution of stride 2, from the large image to the
+    # small one, does to gradients, but with the kernel reversed. So dy is that
+    # convolution's input, x its output's gradient.
     found = _kernel_gradient(dy, x, 2, 2, ((0, 0),) * n, kernel.dtype)
     return jnp.flip(found, range(n)).swapaxes(-1, -2)
 

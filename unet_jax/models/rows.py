@@ -1,9 +1,10 @@
-"""Operations on images whose rows are split over devices.
+"""Operations on images whose batch and rows are split over devices.
 
 XLA's partitioner gives wrong gradients of convolutions whose rows it splits
-(jax 0.8 to 0.12). So each operation that joins rows runs as written here, on
-each device's own rows and those that it needs of its neighbours; the
-partitioner is left with what it does pixel by pixel, and with sums.
+(jax 0.8 to 0.12). So each operation that joins rows runs by `apply`, on each
+device's own rows and those that it needs of its neighbours, and the sums of
+batch norm by `reduce`. The partitioner is left with what is done pixel by
+pixel, and with the sums of losses and metrics.
 
 The rows of volumes are their planes. Shapes in docstrings are those of images.
 """

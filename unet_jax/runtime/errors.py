@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 # Threads that compile have names that begin so.
 COMPILING = 'compile'
@@ -17,6 +17,10 @@ _OF_USERS = (
   *(errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENOTDIR),
   *(errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG),
 )
+
+
+# Of errors where memory is used up: of XLA, of C++ and of threads.
+_NO_MEMORY = ('RESOURCE_EXHAUSTED', 'bad_alloc', "can't start new thread")
 
 
 class UserError(ValueError):
@@ -55,6 +59,49 @@ def one_line(e: UserError | OSError, where: str) -> str:
       'again'
     )
   raise e
+
+
+def no_memory(e: BaseException | None) -> str:
+  """Returns one line if an error, or one before it, is of memory; else ''."""
+  while e is not None:
+    text = ' '.join(str(e).split())
+    if isinstance(e, MemoryError) or any(part in text for part in _NO_MEMORY):
+      return (
+        f'out of memory ({text[:200] or "MemoryError"}); make '
+        'data.batch_size or data.image_size smaller (to predict, '
+        'inference.batch_size), or free memory, and run the same command again'
+      )
+    e = e.__cause__ or e.__context__
+  return ''
+
+
+def end_if_of_memory(e: BaseException | None) -> None:
+  """Ends the program with one line if an error is of memory.
+
+  At once: what waits for a thread that had no memory may do so for ever.
+  """
+  if line := no_memory(e):
+    print(f'error: {line}', file=sys.stderr)
+    leave(1)
+
+
+def watch_memory() -> None:
+  """Ends the program where a thread has no memory, which others wait for.
+
+  Not in every one: TensorStore's own threads may print the error alone, and the
+  save then never ends (experiments/faults/README.md).
+  """
+  usual, of_threads = sys.excepthook, threading.excepthook
+
+  def hook(kind: Any, e: Any, trace: Any) -> None:
+    end_if_of_memory(e)
+    usual(kind, e, trace)
+
+  def thread_hook(args: Any) -> None:
+    end_if_of_memory(args.exc_value)
+    of_threads(args)
+
+  sys.excepthook, threading.excepthook = hook, thread_hook
 
 
 def exit_with(line: str, code: int) -> NoReturn:

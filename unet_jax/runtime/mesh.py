@@ -2,9 +2,10 @@
 
 The mesh has the axes `data`, `fsdp` and `spatial`. A batch is split over data
 and fsdp, the rows of an image over spatial, parameters and optimiser state over
-fsdp; GSPMD inserts the communication, but where rows are joined
-(models/rows.py). Every combination gives the numbers of one device, up to
-rounding.
+fsdp. Parameters are gathered, and their gradients summed, by `gather`; what
+joins the rows or all pixels of a batch is in models/rows.py. XLA's partitioner
+(GSPMD) inserts the rest of the communication. Every combination gives the
+numbers of one device, up to rounding.
 """
 
 import logging
