@@ -81,17 +81,15 @@ class Segmenter:
       config, model, variables, ensemble, mesh
     )
 
-  def __call__(
-    self, images: np.ndarray | Image.Image | list[Any]
-  ) -> np.ndarray | list[np.ndarray]:
+  def __call__(self, images: Any) -> np.ndarray | list[np.ndarray]:
     """Returns the probabilities of each class, at the images' own size.
 
     Args:
       images: an image [H, W, C] or [H, W], a batch [B, H, W, C], or a list of
         images of any sizes, Pillow's too; grey or RGB, either with alpha (see
-        data.alpha); integers of 0..255, uint16 of 0..65535 or floats of 0..1 (of any type
-        and range unless data.intensity is `dtype`; with `range`, values as the
-        files of the training had them).
+        data.alpha); integers of 0..255, uint16 of 0..65535 or floats of 0..1
+        (of any type and range unless data.intensity is `dtype`; with `range`,
+        values as the files of the training had them).
 
     Returns:
       float32 [H, W, classes], [B, H, W, classes], or a list of these, that add
