@@ -43,6 +43,7 @@ def save(workdir, config, seed=0, steps=(1,), native=False, **trained):
       # Another network for each seed and step, its average another again.
       change = lambda tree, by: jax.tree.map(lambda x: x * by + 0.02, tree)
       states[step] = state.replace(
+        step=state.step + step,
         params=change(state.params, 1 - 0.1 * seed - 0.03 * step),
         ema_params=change(state.params, 0.8 - 0.1 * seed - 0.03 * step),
       )

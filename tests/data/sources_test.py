@@ -122,7 +122,9 @@ def test_unpaired_files_of_a_folder_with_folds_are_collected(tmp_path):
     assert [p.kind for p in problems] == ['unpaired']
 
 
-@pytest.mark.parametrize('layout', ['images/{0}', '{0}/images'])
+@pytest.mark.parametrize(
+  'layout', ['images/{0}', '{0}/images', 'archive/{0}/images']
+)
 @pytest.mark.parametrize('folds', [0, 4])
 def test_folders_of_patients_are_held_out_whole(tmp_path, layout, folds):
   """Else slices of one patient are trained on and evaluated."""

@@ -318,6 +318,9 @@ _ALPHA = {
   '16 bit PNG': files.png(_CLEAR * np.uint16(257), 16, 6),
   'PNG, grey': files.png(_CLEAR[..., [0, 3]], 8, 4),
   'PNG, a colour': files.png(_KEYED, 8, 0, ((b'tRNS', b'\0\7'),)),
+  'PNG, a colour of 1 bit': files.png(
+    (_KEYED == 7).astype(np.uint8), 1, 0, ((b'tRNS', b'\0\1'),)
+  ),
   'PNG, palette': files.png(
     _KEYED, 8, 3, ((b'PLTE', bytes(range(30))), (b'tRNS', b'\xff' * 7 + b'\0'))
   ),

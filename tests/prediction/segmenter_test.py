@@ -2,8 +2,10 @@
 
 import json
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 from scipy import special
 
 import unet_jax
@@ -51,8 +53,18 @@ def test_load(workdir):
     batch[0].astype(np.int16),
     batch[0].astype(np.uint16) * 257,
     alpha,
+    Image.fromarray(batch[0]),
   ):
     np.testing.assert_allclose(segment(same), want[0], atol=1e-5)
+  # All values of one bit are exact in bfloat16 too.
+  bits = (batch[0] > 128).astype(np.float32)
+  for same in jnp.asarray(bits, jnp.bfloat16), batch[0] > 128:
+    np.testing.assert_array_equal(segment(same), segment(bits))
+  # A palette's indices and inks are no colours.
+  for mode in 'P', 'CMYK':
+    picture = Image.fromarray(batch[0]).convert(mode)
+    colors = np.asarray(picture.convert('RGB'))
+    np.testing.assert_array_equal(segment(picture), segment(colors))
   alpha[:3, 5:9, 3] = 0
   with pytest.raises(errors.UserError, match='alpha that is not opaque in 12 '):
     segment(alpha)
@@ -112,8 +124,16 @@ def test_mistakes_in_loading(workdir, tmp_path):
   ):
     with pytest.raises(errors.UserError, match=message):
       unet_jax.load(path, {field: value})
+  for fields in 'eval.params', ['eval.params'], {1: 2}:
+    with pytest.raises(errors.UserError, match='fields are a dict such as {'):
+      unet_jax.load(path, fields)
+  with pytest.raises(errors.UserError, match='no path of a run; further ones'):
+    unet_jax.load([path])
   segment = unet_jax.load(path)
   for image, message in (
+    (np.zeros((4, 4, 3), complex), 'complex128 has no values to show'),
+    (np.zeros((4, 4, 3), object), 'object has no values to show'),
+    (np.zeros((4, 4, 3), 'M8[s]'), r'datetime64\[s\] has no values to show'),
     (np.zeros((0, 4, 3), np.uint8), r'not of shape \(0, 4, 3\)'),
     ('cat.jpg', r'not of shape \(\)'),
     (np.full((4, 4, 3), 200.0), '200, expected 0..1; pass uint8'),

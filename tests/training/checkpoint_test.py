@@ -267,6 +267,30 @@ def test_states_are_restored_into_abstract_arrays(run):
   assert kinds == {jax.ShapeDtypeStruct}
 
 
+def test_a_step_that_is_renamed_or_removed_is_one_line(run, tmp_path):
+  workdir, config, model = run
+  folder = tmp_path / 'run/checkpoints'
+  shutil.copytree(workdir / 'checkpoints', folder)
+  (folder / '00000002').rename(folder / '00000009')
+  abstract = state_lib.abstract_train_state(
+    config,
+    model,
+    optimizer_lib.make_optimizer(config),
+    mesh_lib.make_mesh(config),
+  )
+  with contextlib.closing(
+    checkpoint.Checkpoints(str(tmp_path / 'run'), config, read_only=True)
+  ) as checkpoints:
+    assert message_of(checkpoints.restore, 9, abstract) == (
+      f'{folder}/00000009 holds step 2; rename it to 00000002, or move it away'
+    )
+    shutil.rmtree(folder / '00000001')
+    assert message_of(checkpoints.restore, 1, abstract) == (
+      f'{folder}/00000001 was removed while it was read, as by a run that goes '
+      'on there; run the same command again'
+    )
+
+
 def test_a_step_below_the_latest_is_saved_too(tmp_path):
   """Orbax returns False for it unless it is forced."""
   config = tiny.make_config()

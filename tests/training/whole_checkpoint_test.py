@@ -59,3 +59,9 @@ def test_one_of_before_there_were_digests(folder):
   assert not whole_checkpoint.damage(folder)
   (folder / 'data/metadata').unlink()
   assert whole_checkpoint.damage(folder) == 'data/metadata is gone'
+
+
+def test_a_file_that_cannot_be_read_is_not_called_changed(folder):
+  (folder / 'config/metadata').unlink()
+  (folder / 'config/metadata').mkdir()  # Also root cannot read it.
+  assert whole_checkpoint.damage(folder) == 'config/metadata cannot be read'

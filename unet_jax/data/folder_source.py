@@ -64,13 +64,18 @@ class FolderSource:
 
   @property
   def folders(self) -> np.ndarray:
-    """Of each example the number of its folder, such as a patient's."""
-    names = [self._folder(image) for image, *_ in self._pairs]
+    """Of each example the number of its folder, such as a patient's.
+
+    It is the first one that not all images are in, such as that of an archive.
+    """
+    parts = [self._folders(image) for image, *_ in self._pairs]
+    first = len(os.path.commonprefix(parts))
+    names = ['/'.join(part[first : first + 1]) for part in parts]
     return np.unique(names, return_inverse=True)[1][self._files]
 
-  def _folder(self, path: str) -> str:
+  def _folders(self, path: str) -> list[str]:
     *parts, _ = os.path.relpath(path, self._root).split(os.sep)
-    return next((p for p in parts if folders.meaning(p) == ('', '')), '')
+    return [part for part in parts if folders.meaning(part) == ('', '')]
 
   @property
   def fingerprint(self) -> list:

@@ -336,6 +336,7 @@ def _read_png(image: ImageFile.ImageFile, data: bytes) -> Stored:
     return Stored(pixels, kind, depth, alpha=array[..., -1])
   alpha = None
   if key is not None:
+    key = 1 if depth == 1 and key else key  # Pillow shows white as 255.
     same = array == np.array(key, array.dtype)
     same = same.all(-1) if color & 2 else same
     alpha = np.where(same, np.uint8(0), np.uint8(255))

@@ -5,8 +5,10 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
+from PIL import Image
 
 from unet_jax.config import checks, saved
 from unet_jax.config import fields as fields_lib
@@ -18,6 +20,9 @@ from unet_jax.runtime import errors
 from unet_jax.runtime import mesh as mesh_lib
 
 _log = logging.getLogger(__name__)
+
+# Modes of Pillow whose arrays are no grey and no RGB.
+_NO_VALUES = ('P', 'PA', 'CMYK', 'YCbCr', 'HSV')
 
 
 def load(
@@ -38,14 +43,28 @@ def load(
     UserError: the workdir has no config or no checkpoint, or a field cannot
       have that value.
   """
+  if not isinstance(workdir, str | os.PathLike):
+    raise errors.UserError(
+      f'{workdir!r} is no path of a run; further ones are named by the field '
+      'inference.ensemble'
+    )
+  fields = {} if fields is None else fields
+  if not (isinstance(fields, Mapping) and all(map(_is_text, fields))):
+    raise errors.UserError(
+      f"{fields!r}: fields are a dict such as {{'eval.params': 'raw'}}"
+    )
   workdir = os.path.abspath(workdir)
-  config = saved.read(workdir, fields or {})
+  config = saved.read(workdir, fields)
   if config is None:
     raise errors.UserError(
       f'{workdir} has no config.json; name the workdir of a run'
     )
   checks.validate(config, 'load')
   return Segmenter(config, workdir)
+
+
+def _is_text(value: object) -> bool:
+  return isinstance(value, str)
 
 
 class Segmenter:
@@ -62,17 +81,15 @@ class Segmenter:
       config, model, variables, ensemble, mesh
     )
 
-  def __call__(
-    self, images: np.ndarray | list[np.ndarray]
-  ) -> np.ndarray | list[np.ndarray]:
+  def __call__(self, images: Any) -> np.ndarray | list[np.ndarray]:
     """Returns the probabilities of each class, at the images' own size.
 
     Args:
       images: an image [H, W, C] or [H, W], a batch [B, H, W, C], or a list of
-        images of any sizes; grey or RGB, either with alpha (see data.alpha);
-        integers of 0..255, uint16 of 0..65535 or floats of 0..1 (of any type
-        and range unless data.intensity is `dtype`; with `range`, values as the
-        files of the training had them).
+        images of any sizes, Pillow's too; grey or RGB, either with alpha (see
+        data.alpha); integers of 0..255, uint16 of 0..65535 or floats of 0..1
+        (of any type and range unless data.intensity is `dtype`; with `range`,
+        values as the files of the training had them).
 
     Returns:
       float32 [H, W, classes], [B, H, W, classes], or a list of these, that add
@@ -84,8 +101,8 @@ class Segmenter:
     """
     if isinstance(images, list | tuple):
       return self._of_list(images)
-    images = np.asarray(images)
-    if images.ndim == 4:
+    if np.ndim(images) == 4:
+      images = np.asarray(images)
       shape = (*images.shape[:3], len(self.class_names))
       return np.reshape(self._of_list(images), shape).astype(np.float32)
     return self._of_list([images])[0]
@@ -117,11 +134,21 @@ def _as_stored(image: Any, data: ml_collections.ConfigDict) -> np.ndarray:
   Raises:
     UserError: it is empty, no array, or of other values than `Segmenter` takes.
   """
+  if isinstance(image, Image.Image) and image.mode in _NO_VALUES:
+    has_alpha = 'transparency' in image.info or image.mode == 'PA'
+    image = image.convert('RGBA' if has_alpha else 'RGB')
   image = np.asarray(image)
   if image.ndim not in (2, 3) or not image.size:
     raise errors.UserError(
       f'an image is an array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4], not of '
-      f'shape {image.shape}; np.asarray(PIL.Image.open(path)) reads a file'
+      f'shape {image.shape}; PIL.Image.open(path) reads a file'
+    )
+  if jnp.issubdtype(image.dtype, jnp.floating) and image.dtype.kind != 'f':
+    image = image.astype(np.float32)  # Such as bfloat16.
+  if image.dtype.kind not in 'biuf':
+    raise errors.UserError(
+      f'an image of {image.dtype} has no values to show; pass uint8 of 0..255, '
+      'or floats of 0..1'
     )
   if image.dtype == bool:
     return image.astype(np.uint8) * np.uint8(255)

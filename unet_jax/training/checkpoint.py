@@ -43,17 +43,6 @@ _FIXES = {
   'file too large': 'raise the limit on the size of files',
 }
 
-# What Orbax says of damaged files, of checkpoints without digests.
-_DAMAGED = (
-  'error while reading array',
-  'was not found in the checkpoint',
-  'out_of_range:',
-  'data_loss:',
-  'not_found:',
-  'failed_precondition:',
-)
-_UNREADABLE = (json.JSONDecodeError, UnicodeDecodeError, FileNotFoundError)
-
 
 def best_scores(workdir: str, best_metric: str) -> dict[int, float]:
   """Returns {step: score} of a run's evaluations; larger is better.
@@ -237,10 +226,14 @@ class Checkpoints:
     try:
       yield
     except Exception as e:
-      text = ' '.join(str(e).split())
-      damaged = any(part in text.lower() for part in _DAMAGED)
-      if not damaged and not isinstance(e, _UNREADABLE):
+      if not whole_checkpoint.is_of_damage(e):
         raise
+      if not os.path.isdir(self._path(step)):
+        raise errors.UserError(
+          f'{self._path(step)} was removed while it was read, as by a run that '
+          'goes on there; run the same command again'
+        ) from e
+      text = ' '.join(str(e).split())
       others = ', '.join(str(s) for s in self.steps if s != step) or 'none'
       raise errors.UserError(
         f'{self._directory}: the checkpoint of step {step} is damaged '
@@ -283,6 +276,11 @@ class Checkpoints:
         'makes in this version; evaluate it with the version that made it, or '
         'export it there and import it here'
       ) from e
+    if int(restored.state.step) != step:
+      raise errors.UserError(
+        f'{self._path(step)} holds step {restored.state.step}; rename it to '
+        f'{restored.state.step:08d}, or move it away'
+      )
     _log.info('restored step %d from %s', step, self._directory)
     if step and not self._read_only:
       made_by.say_others(step, self._meta(step), self._kernels)

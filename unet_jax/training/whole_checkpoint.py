@@ -16,6 +16,16 @@ from unet_jax.runtime import whole_files
 _NAME = 'digests.json'
 # What checkpoints have that were saved before there were digests.
 _ALWAYS = ('config/metadata', 'data/metadata', 'state/manifest.ocdbt')
+# What Orbax says of damaged files, of checkpoints without digests.
+_DAMAGED = (
+  'error while reading array',
+  'was not found in the checkpoint',
+  'out_of_range:',
+  'data_loss:',
+  'not_found:',
+  'failed_precondition:',
+)
+_UNREADABLE = (json.JSONDecodeError, UnicodeDecodeError, FileNotFoundError)
 # Few, since the files are many and small, or few and large.
 _THREADS = 4
 
@@ -52,6 +62,14 @@ def damage(folder: str | os.PathLike) -> str:
   for name in saved:
     if not (folder / name).exists():
       return f'{name} is gone'
+    if found[name] == '':
+      return f'{name} cannot be read'
     if found[name] != saved[name]:
       return f'{name} is not as it was saved'
   return ''
+
+
+def is_of_damage(e: Exception) -> bool:
+  """Whether an error of Orbax's says that files are damaged or gone."""
+  text = ' '.join(str(e).split()).lower()
+  return isinstance(e, _UNREADABLE) or any(part in text for part in _DAMAGED)
