@@ -7,6 +7,7 @@ import socket
 
 import jax
 import pytest
+from orbax.checkpoint._src.path import step
 
 from tests import folders, program, runs
 from unet_jax import evaluate, inspect_data, predict
@@ -36,6 +37,10 @@ def _all_modes(root, name):
       for kind in ('json', 'csv'):
         new = root / f'{name}_{way}.{kind}'
         shutil.move(root / name / f'eval.{kind}', new)
+  if jax.process_index():
+    # This process is one whose view of the shared folder is late.
+    names = step._StandardNameFormat
+    names._glob_step_paths = lambda *_: []  # type: ignore[method-assign]
   predict.run(config, workdir)
   inspect_data.run(config, workdir)
   # The last process has an image that nobody can read.

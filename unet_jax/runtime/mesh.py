@@ -51,7 +51,7 @@ def make_mesh(
   if m.spatial > 1:
     _check_rows(config)
   mesh = _mesh(shape, devices)
-  _groups(mesh)  # Raises.
+  groups(mesh)  # Raises.
   return mesh
 
 
@@ -110,7 +110,7 @@ def _check_rows(config: ml_collections.ConfigDict) -> None:
 
 
 @functools.lru_cache
-def _groups(mesh: Mesh) -> list[list[int]]:
+def groups(mesh: Mesh) -> list[list[int]]:
   """Returns the processes that hold rows of the same images, as groups.
 
   They stand in the order of their parts of a batch.
@@ -122,17 +122,17 @@ def _groups(mesh: Mesh) -> list[list[int]]:
   by_image = mesh.devices.reshape(-1, mesh.shape['spatial'])
   for (image, _), device in np.ndenumerate(by_image):
     held.setdefault(device.process_index, set()).add(image)
-  groups: dict[tuple[int, ...], list[int]] = {}
+  found: dict[tuple[int, ...], list[int]] = {}
   for process in sorted(held):
-    groups.setdefault(tuple(sorted(held[process])), []).append(process)
-  if sum(map(len, groups)) != len(by_image):
+    found.setdefault(tuple(sorted(held[process])), []).append(process)
+  if sum(map(len, found)) != len(by_image):
     local = mesh.size // len(held)
     raise errors.UserError(
       f'--config.mesh.spatial={mesh.shape["spatial"]}: of processes with '
       f'{local} devices, two would share some of their images only; take what '
       f'divides {local}, or a multiple of it'
     )
-  return [groups[images] for images in sorted(groups)]
+  return [found[images] for images in sorted(found)]
 
 
 class Part(NamedTuple):
@@ -152,10 +152,10 @@ class Part(NamedTuple):
 
 def part(mesh: Mesh) -> Part:
   """Returns this process's part of each batch."""
-  groups, process = _groups(mesh), jax.process_index()
-  [index] = (i for i, group in enumerate(groups) if process in group)
-  group = groups[index]
-  return Part(index, len(groups), group.index(process), len(group))
+  parts, process = groups(mesh), jax.process_index()
+  [index] = (i for i, group in enumerate(parts) if process in group)
+  group = parts[index]
+  return Part(index, len(parts), group.index(process), len(group))
 
 
 def nearest_multiples(n: int, k: int) -> str:
@@ -253,7 +253,7 @@ def to_devices(
   Args:
     batch: whole images, of which these devices may hold some rows only.
   """
-  shardings, parts = batch_sharding(mesh), len(_groups(mesh))
+  shardings, parts = batch_sharding(mesh), len(groups(mesh))
   return {
     name: jax.make_array_from_process_local_data(
       shardings[name], value, (len(value) * parts, *value.shape[1:])
