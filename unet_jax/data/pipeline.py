@@ -105,8 +105,8 @@ def _to_devices(
 ) -> grain.DatasetIterator:
   """Reads this process's parts ahead, and keeps two on the devices."""
   mine = mesh_lib.part(mesh)
-  parts = grain.MapDataset.source(batches(examples, config, mine.count))
-  parts = parts[mine.index :: mine.count]
+  parts = grain.MapDataset.source(batches(examples, config, mine.parts))
+  parts = parts[mine.place :: mine.parts]
   # A thread makes a whole batch; more threads would only take memory.
   threads = min(prepared.num_workers(config), 16)
   options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)

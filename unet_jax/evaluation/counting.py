@@ -125,7 +125,7 @@ class Evaluator:
     self.seconds_waiting += time.perf_counter() - start
     if take is not None:
       count, part = len(mine['mask']), mesh_lib.part(self._mesh)
-      first = number * self._config.data.batch_size + count * part.index
+      first = number * self._config.data.batch_size + count * part.place
       left = min(count, len(self._dataset) - first)
       for i in range(part.member, left, part.members):
         take(first + i, {k: v[i] for k, v in mine.items()})

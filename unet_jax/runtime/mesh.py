@@ -139,13 +139,13 @@ class Part(NamedTuple):
   """What of each batch a process reads.
 
   Attributes:
-    index, count: the index-th of count parts, in the order of the batch.
+    place, parts: the place-th of all parts, in the order of the batch.
     member, members: the process is the member-th of those with this part, who
       hold different rows of its images.
   """
 
-  index: int
-  count: int
+  place: int
+  parts: int
   member: int
   members: int
 
