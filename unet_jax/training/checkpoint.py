@@ -145,7 +145,8 @@ class Checkpoints:
   @property
   def steps(self) -> list[int]:
     """The steps that have a whole checkpoint, ascending."""
-    return sorted(self._manager.all_steps())
+    # Of a broadcast, they are of NumPy.
+    return sorted(map(int, self._manager.all_steps()))
 
   def save(
     self,
