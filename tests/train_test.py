@@ -317,12 +317,12 @@ def _two_processes(workdir, cache, *flags):
 
 
 def test_two_processes_give_the_numbers_of_one(tmp_path, cache, one_device):
-  """They make the first half; one process goes on where they stopped."""
+  """They split rows in the first half; one process goes on from there."""
   half = ('--config.train.num_steps=6', '--config.optimizer.decay_steps=12')
   results = [
     program.finish(p)
     for p in _two_processes(
-      tmp_path, cache, *_SHARDED, *half, '--config.mesh.fsdp=2'
+      tmp_path, cache, *_SHARDED, *half, '--config.mesh.spatial=4'
     )
   ]
   assert '4 cpu device(s) in 2 process(es)' in results[0][1]
@@ -336,8 +336,8 @@ def test_two_processes_give_the_numbers_of_one(tmp_path, cache, one_device):
 @pytest.mark.skipif(not shutil.which('c++'), reason='needs a C++ compiler')
 def test_two_processes_with_native_kernels(tmp_path, cache, one_device):
   """Each convolves its images; the numbers are those of XLA on one device."""
-  native = '--config.cpu.kernels=native'
-  for process in _two_processes(tmp_path, cache, *_SHARDED, native):
+  flags = ('--config.cpu.kernels=native', '--config.mesh.fsdp=2')
+  for process in _two_processes(tmp_path, cache, *_SHARDED, *flags):
     program.finish(process)
   _assert_same_numbers(one_device, tmp_path)
 

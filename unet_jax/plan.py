@@ -11,6 +11,7 @@ import ml_collections
 
 from unet_jax.planning import chips, costs, programs, report
 from unet_jax.runtime import errors, whole_files
+from unet_jax.runtime import mesh as mesh_lib
 
 _log = logging.getLogger(__name__)
 # Programs that are compiled to find the largest batch.
@@ -69,7 +70,7 @@ def _compile(step: programs.Step, target: chips.Slice) -> dict[str, Any]:
   about = {
     'name': step.name,
     'images': step.images,
-    'images_per_host': step.images // _hosts(step),
+    'images_per_host': step.images // len(mesh_lib.groups(step.mesh)),
     'mesh': dict(step.mesh.shape),
     'compile_seconds': done.seconds,
   }
@@ -79,10 +80,6 @@ def _compile(step: programs.Step, target: chips.Slice) -> dict[str, Any]:
   return about | costs.describe(
     done.compiled, target.chip, step.mesh, step.images
   )
-
-
-def _hosts(step: programs.Step) -> int:
-  return len({d.process_index for d in step.mesh.devices.flat})
 
 
 def _describe(

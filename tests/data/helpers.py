@@ -5,6 +5,7 @@ import numpy as np
 from numpy.testing import assert_array_equal
 
 from unet_jax.config import default
+from unet_jax.runtime import mesh as mesh_lib
 
 
 def cannot_decode(name: str, reason: str) -> str:
@@ -36,10 +37,10 @@ def make_mesh(devices: int = 1):
 
 def of_processes(monkeypatch, count, make):
   """What `make` returns in each of some processes."""
-  monkeypatch.setattr(jax, 'process_count', lambda: count)
   made = []
   for i in range(count):
-    monkeypatch.setattr(jax, 'process_index', lambda i=i: i)
+    part = mesh_lib.Part(i, count, 0, 1)
+    monkeypatch.setattr(mesh_lib, 'part', lambda mesh, part=part: part)
     made.append(make())
   return made
 

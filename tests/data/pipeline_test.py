@@ -144,16 +144,13 @@ def test_batches_of_an_evaluation_are_as_its_step_expects_them():
 
 
 @pytest.mark.parametrize('num_processes', [2, 4])
-def test_processes_train_on_parts_of_the_same_batches(
-  monkeypatch, num_processes
-):
+def test_processes_train_on_parts_of_the_same_batches(num_processes):
   # 10 examples in batches of 4: the third lies in two epochs.
   config, dataset = _config(), _Numbers(10)
   whole = [
     _indices(pipeline._ShuffledBatches(dataset, config)[i]) for i in (0, 2)
   ]
-  monkeypatch.setattr(jax, 'process_count', lambda: num_processes)
-  parts = pipeline._ShuffledBatches(dataset, config)
+  parts = pipeline._ShuffledBatches(dataset, config, num_processes)
   for i, expected in zip((0, 2), whole):
     rows = range(i * num_processes, (i + 1) * num_processes)
     assert [index for k in rows for index in _indices(parts[k])] == expected

@@ -383,13 +383,12 @@ def test_batches_of_any_size_have_the_same_windows(first):
 
 
 @pytest.mark.parametrize('num_processes', [2, 4])
-def test_parts_of_processes_are_the_batches_of_one(monkeypatch, num_processes):
+def test_parts_of_processes_are_the_batches_of_one(num_processes):
   """Also the third batch, which lies in two epochs of 32 windows."""
   config, draws = _config(batch_size=12), _draws()
   assert len(draws) == 32
   whole = [pipeline._ShuffledBatches(draws, config)[k] for k in range(4)]
-  monkeypatch.setattr(jax, 'process_count', lambda: num_processes)
-  parts = pipeline._ShuffledBatches(draws, config)
+  parts = pipeline._ShuffledBatches(draws, config, num_processes)
   for k, expected in enumerate(whole):
     found = [parts[k * num_processes + i] for i in range(num_processes)]
     joined = jax.tree.map(lambda *arrays: np.concatenate(arrays), *found)

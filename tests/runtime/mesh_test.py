@@ -196,19 +196,56 @@ def test_mesh_that_does_not_fit(fields, message):
   assert refusals.message_of(mesh_lib.make_mesh, config) == message
 
 
-class _OfTwo(NamedTuple):
-  """A device of a slice of two hosts, which this machine is no part of."""
+class _Of(NamedTuple):
+  """A device of another process."""
 
   process_index: int
 
 
-def test_images_are_not_split_between_processes():
-  config, devices = _config(spatial=4), [_OfTwo(i // 2) for i in range(4)]
-  assert refusals.message_of(mesh_lib.make_mesh, config, devices) == (
-    '--config.mesh.spatial=4 must divide the 2 devices of one process'
+def _mesh_of(processes, spatial):
+  """A mesh of devices of these processes, in this order."""
+  devices = np.empty(len(processes), object)
+  devices[:] = [_Of(i) for i in processes]
+  return _Mesh(devices.reshape(-1, 1, spatial))
+
+
+class _Mesh:
+  def __init__(self, devices):
+    self.devices, self.size = devices, devices.size
+    self.shape = dict(zip(('data', 'fsdp', 'spatial'), devices.shape))
+
+
+@pytest.mark.parametrize(
+  'processes,spatial,groups',
+  [
+    ((0, 0, 1, 1), 2, [[0], [1]]),
+    ((0, 0, 1, 1), 4, [[0, 1]]),
+    ((0, 1, 0, 1), 2, [[0, 1]]),
+    ((0, 1, 2, 3), 2, [[0, 1], [2, 3]]),
+    # Neighbours on a torus, which JAX puts side by side.
+    ((3, 1, 3, 1, 0, 2, 0, 2), 2, [[1, 3], [0, 2]]),
+    ((0, 1, 1, 0), 1, [[0], [1]]),
+  ],
+)
+def test_processes_with_rows_of_the_same_images(
+  monkeypatch, processes, spatial, groups
+):
+  mesh = _mesh_of(processes, spatial)
+  for index, group in enumerate(groups):
+    for member, process in enumerate(group):
+      monkeypatch.setattr(jax, 'process_index', lambda i=process: i)
+      found = mesh_lib.part(mesh)
+      assert found == (index, len(groups), member, len(group))
+
+
+def test_processes_that_share_some_of_their_images_only():
+  mesh = _mesh_of((0, 0, 0, 1, 1, 1), 2)
+  assert refusals.message_of(mesh_lib.part, mesh) == (
+    '--config.mesh.spatial=2: of processes with 3 devices, two would share '
+    'some of their images only; take what divides 3, or a multiple of it'
   )
 
 
 def test_devices_of_one_process():
-  devices = [_OfTwo(1), _OfTwo(0), _OfTwo(1)]
+  devices = [_Of(1), _Of(0), _Of(1)]
   assert mesh_lib.of_one_process(devices) == [devices[0], devices[2]]

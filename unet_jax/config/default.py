@@ -488,7 +488,7 @@ def get_config() -> ConfigDict:
   # Devices along each axis; -1: all that the others leave. The batch is split
   # over data and fsdp, parameters and optimiser state over fsdp, rows of an
   # image (planes of a volume) over spatial, which needs model.padding=same and
-  # must divide the rows and the devices of a process.
+  # must divide the rows, and the devices of a process or be a multiple of them.
   mesh.data = -1
   mesh.fsdp = 1
   mesh.spatial = 1

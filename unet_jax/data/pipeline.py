@@ -1,8 +1,8 @@
 """Batches of a dataset on the devices: grain reads, shuffles, batches.
 
-The global order of examples depends on the seed alone: process i of n takes the
-i-th n-th of every global batch, so that any number of processes trains on the
-same batches.
+The global order of examples depends on the seed alone. A process takes the part
+of every global batch that its devices hold, so that any number of processes
+trains on the same batches. Those that split rows of images take the same part.
 """
 
 import functools
@@ -11,7 +11,6 @@ import threading
 from typing import Any
 
 import grain
-import jax
 import ml_collections
 import numpy as np
 from jax.sharding import Mesh
@@ -33,15 +32,17 @@ class _ShuffledBatches:
   Args:
     dataset: images, or windows drawn from them.
     config: of the run.
+    count: parts of each batch.
   """
 
   def __init__(
     self,
     dataset: prepared.Dataset | windows.Draws,
     config: ml_collections.ConfigDict,
+    count: int = 1,
   ):
     self._dataset, self._size = dataset, config.data.batch_size
-    self._seed, self._count = config.seed, jax.process_count()
+    self._seed, self._count = config.seed, count
     self._order = functools.lru_cache(maxsize=2)(self._make_order)
     # Threads that come to a new epoch together make its order once.
     self._lock = threading.Lock()
@@ -54,7 +55,7 @@ class _ShuffledBatches:
     return rng.permutation(len(self._dataset))
 
   def __getitem__(self, index: int) -> prepared.Arrays:
-    # Batches of all processes are numbered through: each has its part.
+    # Parts of all batches are numbered through.
     local = self._size // self._count
     first = index * local
     epochs, places = np.divmod(first + np.arange(local), len(self._dataset))
@@ -72,17 +73,18 @@ class _ShuffledBatches:
 class _OrderedBatches:
   """The global batches of a set, in order; the `weight` of padding is 0.
 
-  As in `_ShuffledBatches`, those of all processes are numbered through, and
-  each process has as many.
+  As in `_ShuffledBatches`, their parts are numbered through, and each process
+  has as many.
   """
 
   def __init__(
     self,
     dataset: prepared.Dataset | windows.Tiles,
     config: ml_collections.ConfigDict,
+    count: int = 1,
   ):
     self._dataset, self._size = dataset, config.data.batch_size
-    self._count = jax.process_count()
+    self._count = count
 
   def __len__(self) -> int:
     return -(-len(self._dataset) // self._size) * self._count
@@ -96,13 +98,15 @@ class _OrderedBatches:
 
 
 def _to_devices(
-  batches: _ShuffledBatches | _OrderedBatches,
+  batches: type[_ShuffledBatches] | type[_OrderedBatches],
+  examples: Any,
   config: ml_collections.ConfigDict,
   mesh: Mesh,
 ) -> grain.DatasetIterator:
   """Reads this process's parts ahead, and keeps two on the devices."""
-  parts = grain.MapDataset.source(batches)
-  parts = parts[jax.process_index() :: jax.process_count()]
+  mine = mesh_lib.part(mesh)
+  parts = grain.MapDataset.source(batches(examples, config, mine.parts))
+  parts = parts[mine.place :: mine.parts]
   # A thread makes a whole batch; more threads would only take memory.
   threads = min(prepared.num_workers(config), 16)
   options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
@@ -132,7 +136,7 @@ def train_batches(
   examples: prepared.Dataset | windows.Draws = dataset
   if config.data.resize == 'patch':
     examples = windows.Draws(dataset, config)
-  return _to_devices(_ShuffledBatches(examples, config), config, mesh)
+  return _to_devices(_ShuffledBatches, examples, config, mesh)
 
 
 def eval_examples(
@@ -156,4 +160,4 @@ def eval_batches(
     tiles also `example` int32 [B]: the indices of their images.
   """
   examples = eval_examples(dataset, config)
-  return _to_devices(_OrderedBatches(examples, config), config, mesh)
+  return _to_devices(_OrderedBatches, examples, config, mesh)

@@ -67,7 +67,7 @@ class Evaluator:
       stop: asked between batches; the evaluation ends early once it is true.
       take: called with the index of each example in the set and its `logits`,
         `prediction` and `mask`, see `eval_step`; needs `returns_logits`. Of
-        many processes, each gets the examples that it read.
+        many processes, each example is one's alone, which read it.
 
     Returns:
       The metrics `eval/...`, the confusion counts of all images together,
@@ -124,10 +124,10 @@ class Evaluator:
       mine = mesh_lib.local_images(pixels)
     self.seconds_waiting += time.perf_counter() - start
     if take is not None:
-      count = len(mine['mask'])
-      first = number * self._config.data.batch_size
-      first += count * jax.process_index()
-      for i in range(min(count, len(self._dataset) - first)):
+      count, part = len(mine['mask']), mesh_lib.part(self._mesh)
+      first = number * self._config.data.batch_size + count * part.place
+      left = min(count, len(self._dataset) - first)
+      for i in range(part.member, left, part.members):
         take(first + i, {k: v[i] for k, v in mine.items()})
     return result
 

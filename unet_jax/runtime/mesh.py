@@ -8,10 +8,11 @@ joins the rows or all pixels of a batch is in models/rows.py. XLA's partitioner
 numbers of one device, up to rounding.
 """
 
+import functools
 import logging
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import ml_collections
@@ -34,8 +35,8 @@ def make_mesh(
   """Returns the mesh of a config, of all devices of all processes by default.
 
   Raises:
-    UserError: the axes do not multiply to the devices, or the batch or the
-      image rows do not divide.
+    UserError: the axes do not multiply to the devices, or the batch, the image
+      rows or the processes do not divide.
   """
   m, devices = config.mesh, jax.devices() if devices is None else devices
   others = m.fsdp * m.spatial
@@ -49,8 +50,10 @@ def make_mesh(
     )
   _check_batch(config, data * m.fsdp)
   if m.spatial > 1:
-    _check_rows(config, len(of_one_process(devices)))
-  return _mesh(shape, devices)
+    _check_rows(config)
+  mesh = _mesh(shape, devices)
+  groups(mesh)  # Raises.
+  return mesh
 
 
 def make_prediction_mesh(
@@ -90,12 +93,8 @@ def _check_batch(config: ml_collections.ConfigDict, parts: int) -> None:
     )
 
 
-def _check_rows(config: ml_collections.ConfigDict, local: int) -> None:
-  """Raises UserError where rows of images cannot be split.
-
-  Args:
-    local: devices of one process.
-  """
+def _check_rows(config: ml_collections.ConfigDict) -> None:
+  """Raises UserError where rows of images cannot be split."""
   height, spatial = config.data.image_size[0], config.mesh.spatial
   if height % spatial:
     raise errors.UserError(
@@ -109,11 +108,55 @@ def _check_rows(config: ml_collections.ConfigDict, local: int) -> None:
       f'--config.mesh.spatial={spatial} needs --config.model.padding=same; '
       'with valid, split the batch alone (mesh.spatial=1)'
     )
-  if local % spatial:
+
+
+@functools.lru_cache
+def groups(mesh: Mesh) -> list[list[int]]:
+  """Returns the processes that hold rows of the same images, as groups.
+
+  They stand in the order of their parts of a batch.
+
+  Raises:
+    UserError: two processes share some of their images only.
+  """
+  held: dict[int, set[int]] = {}
+  by_image = mesh.devices.reshape(-1, mesh.shape['spatial'])
+  for (image, _), device in np.ndenumerate(by_image):
+    held.setdefault(device.process_index, set()).add(image)
+  found: dict[tuple[int, ...], list[int]] = {}
+  for process in sorted(held):
+    found.setdefault(tuple(sorted(held[process])), []).append(process)
+  if sum(map(len, found)) != len(by_image):
+    local = mesh.size // len(held)
     raise errors.UserError(
-      f'--config.mesh.spatial={spatial} must divide the {local} devices of one '
-      'process'
+      f'--config.mesh.spatial={mesh.shape["spatial"]}: of processes with '
+      f'{local} devices, two would share some of their images only; take what '
+      f'divides {local}, or a multiple of it'
     )
+  return [found[images] for images in sorted(found)]
+
+
+class Part(NamedTuple):
+  """What of each batch a process reads.
+
+  Attributes:
+    place, parts: the place-th of all parts, in the order of the batch.
+    member, members: the process is the member-th of those with this part, who
+      hold different rows of its images.
+  """
+
+  place: int
+  parts: int
+  member: int
+  members: int
+
+
+def part(mesh: Mesh) -> Part:
+  """Returns this process's part of each batch."""
+  parts, process = groups(mesh), jax.process_index()
+  [index] = (i for i, group in enumerate(parts) if process in group)
+  group = parts[index]
+  return Part(index, len(parts), group.index(process), len(group))
 
 
 def nearest_multiples(n: int, k: int) -> str:
@@ -206,10 +249,16 @@ def gather(mesh: Mesh, params: PyTree) -> PyTree:
 def to_devices(
   batch: dict[str, np.ndarray], mesh: Mesh
 ) -> dict[str, jax.Array]:
-  """Sends this process's part of a batch to its devices."""
-  shardings = batch_sharding(mesh)
+  """Sends this process's part of a batch to its devices.
+
+  Args:
+    batch: whole images, of which these devices may hold some rows only.
+  """
+  shardings, parts = batch_sharding(mesh), len(groups(mesh))
   return {
-    name: jax.make_array_from_process_local_data(shardings[name], value)
+    name: jax.make_array_from_process_local_data(
+      shardings[name], value, (len(value) * parts, *value.shape[1:])
+    )
     for name, value in batch.items()
   }
 

@@ -120,6 +120,8 @@ class Checkpoints:
         create=not read_only,
         cleanup_tmp_directories=not read_only,
         step_format_fixed_length=8,
+        # Hosts may list a shared folder that was just changed otherwise.
+        single_host_load_and_broadcast=True,
         async_options=ocp.AsyncOptions(
           # In the first process, once all is written and before it is renamed.
           post_finalization_callback=lambda: whole_checkpoint.write_digests(
@@ -132,7 +134,8 @@ class Checkpoints:
   @property
   def steps(self) -> list[int]:
     """The steps that have a whole checkpoint, ascending."""
-    return sorted(self._manager.all_steps())
+    # Of a broadcast, they are of NumPy.
+    return sorted(map(int, self._manager.all_steps()))
 
   def save(
     self,
