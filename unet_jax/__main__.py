@@ -72,24 +72,16 @@ def _config(
 
 def _run(parsed: _Parsed) -> None:
   logs.set_up()
-  errors.watch_memory()
   # Names of files may be no text.
   sys.stdout.reconfigure(errors='backslashreplace')  # type: ignore[union-attr]
   workdir = _WORKDIR.value or command_line.default_workdir(parsed[0].file)
   workdir = os.path.abspath(workdir)
-  try:
+  with errors.reported(workdir):
     config = _config(_MODE.value, workdir, parsed)
     checks.validate(config, _MODE.value)
     # Imported here: importing jax takes seconds.
     module = importlib.import_module(f'unet_jax.{_MODES[_MODE.value]}')
     module.run(config, workdir)
-  except (errors.UserError, OSError) as e:
-    errors.exit_with(f'error: {errors.one_line(e, workdir)}', 1)
-  except Exception as e:
-    errors.end_if_of_memory(e)
-    raise
-  except KeyboardInterrupt:
-    errors.exit_with('interrupted; run the same command again to continue', 130)
 
 
 def main() -> None:

@@ -63,6 +63,7 @@ def run(
       path = pathlib.Path(workdir, '.lock')
       lock = locks.lock(path, f'training in {workdir}', wait=False)
       stack.enter_context(lock)
+      whole_files.remove_parts(workdir)
     checkpoints = checkpoint.Checkpoints(workdir, config, native=native)
     # Closed in any case: orbax's threads must not outlive the interpreter.
     stack.enter_context(contextlib.closing(checkpoints))

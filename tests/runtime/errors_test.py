@@ -118,12 +118,6 @@ errors.watch_memory()
 threading.Thread(target=fail).start()
 forever()
 """,
-    """
-from unet_jax.runtime import errors
-errors.watch_memory()
-sys.excepthook(MemoryError, MemoryError(), None)
-forever()
-""",
   ],
 )
 def test_a_program_without_memory_does_not_wait_for_its_threads(code):

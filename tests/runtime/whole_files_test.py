@@ -21,6 +21,18 @@ def test_write_json_is_whole_or_not_at_all(tmp_path):
   assert json.loads(path.read_text())['step'] == 3
 
 
+def test_what_a_killed_writer_left_is_removed(tmp_path):
+  """Not what is being written, nor files of somebody else."""
+  left, own = tmp_path / f'a.json.{"0af3" * 8}.tmp', tmp_path / 'notes.tmp'
+  left.touch()
+  own.touch()
+  with whole_files.replacing(tmp_path / 'eval.json') as f:
+    f.write('1')
+    whole_files.remove_parts(str(tmp_path))
+    assert not left.exists() and own.exists()
+  assert sorted(os.listdir(tmp_path)) == ['eval.json', 'notes.tmp']
+
+
 def _read_csv(path):
   with open(path, encoding='utf-8', newline='') as f:
     return list(csv.DictReader(f))

@@ -1,12 +1,13 @@
 """Mistakes that a user can fix, and how they are reported."""
 
 import atexit
+import contextlib
 import errno
 import os
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 # Threads that compile have names that begin so.
@@ -17,8 +18,6 @@ _OF_USERS = (
   *(errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENOTDIR),
   *(errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG),
 )
-
-
 # Of errors where memory is used up: of XLA, of C++ and of threads.
 _NO_MEMORY = ('RESOURCE_EXHAUSTED', 'bad_alloc', "can't start new thread")
 
@@ -91,17 +90,28 @@ def watch_memory() -> None:
   Not in every one: TensorStore's own threads may print the error alone, and the
   save then never ends (experiments/faults/README.md).
   """
-  usual, of_threads = sys.excepthook, threading.excepthook
+  usual = threading.excepthook
 
-  def hook(kind: Any, e: Any, trace: Any) -> None:
-    end_if_of_memory(e)
-    usual(kind, e, trace)
-
-  def thread_hook(args: Any) -> None:
+  def hook(args: Any) -> None:
     end_if_of_memory(args.exc_value)
-    of_threads(args)
+    usual(args)
 
-  sys.excepthook, threading.excepthook = hook, thread_hook
+  threading.excepthook = hook
+
+
+@contextlib.contextmanager
+def reported(where: str) -> Iterator[None]:
+  """Ends the program with one line for what is no bug; see `one_line`."""
+  watch_memory()
+  try:
+    yield
+  except (UserError, OSError) as e:
+    exit_with(f'error: {one_line(e, where)}', 1)
+  except Exception as e:
+    end_if_of_memory(e)
+    raise
+  except KeyboardInterrupt:
+    exit_with('interrupted; run the same command again to continue', 130)
 
 
 def exit_with(line: str, code: int) -> NoReturn:

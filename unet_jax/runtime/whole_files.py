@@ -6,10 +6,12 @@ say `by_all`.
 
 import contextlib
 import csv
+import fcntl
 import json
 import math
 import os
 import pathlib
+import re
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TextIO
@@ -44,10 +46,23 @@ def replacing(path: Path, **options: Any) -> Iterator[TextIO]:
   temporary = pathlib.Path(f'{os.fspath(path)}.{uuid.uuid4().hex}.tmp')
   try:
     with open(temporary, 'w', **options) as f:
+      with contextlib.suppress(OSError):  # Not all file systems have locks.
+        fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
       yield f
     temporary.replace(path)
   finally:
     temporary.unlink(missing_ok=True)
+
+
+def remove_parts(workdir: str) -> None:
+  """Removes the files of writers that were killed."""
+  for path in pathlib.Path(workdir).glob('*.tmp'):
+    if not re.search(r'\.[0-9a-f]{32}\.tmp$', path.name):
+      continue
+    # One that a writer has is locked, or gone by now.
+    with contextlib.suppress(OSError), open(path) as f:
+      fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      path.unlink()
 
 
 def write_json(path: Path, value: Any, by_all: bool = False) -> None:

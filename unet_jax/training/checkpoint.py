@@ -134,8 +134,7 @@ class Checkpoints:
   @property
   def steps(self) -> list[int]:
     """The steps that have a whole checkpoint, ascending."""
-    # Of a broadcast, they are of NumPy.
-    return sorted(map(int, self._manager.all_steps()))
+    return sorted(map(int, self._manager.all_steps()))  # A broadcast's: NumPy.
 
   def save(
     self,
