@@ -203,8 +203,10 @@ def _build(
   The lock is held. The place, `key()`, may be another once all is read.
   """
   path = key()
-  for leftover in path.parent.glob(path.name + '.tmp-*'):
-    shutil.rmtree(leftover)  # Of a run that was killed.
+  for leftover in path.parent.glob('*.tmp-*'):  # Of runs that were killed.
+    owner = path.with_name(leftover.name.partition('.tmp-')[0] + '.lock')
+    if owner == path.with_suffix('.lock') or locks.is_free(owner):
+      shutil.rmtree(leftover, ignore_errors=True)
   temporary = pathlib.Path(
     tempfile.mkdtemp(prefix=path.name + '.tmp-', dir=path.parent)
   )

@@ -49,6 +49,12 @@ def lock(
     yield
 
 
+def is_free(path: pathlib.Path) -> bool:
+  """Whether no run holds a lock."""
+  with open(path, 'a') as f:
+    return _take(f)
+
+
 def _take(f: TextIO) -> bool:
   """Takes the lock if it is free; returns whether it was."""
   try:
