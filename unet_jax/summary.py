@@ -18,14 +18,13 @@ from unet_jax.runtime import program, whole_files
 
 _log = logging.getLogger(__name__)
 
-# Names in the compiler's report, and in words. Its peak is shown as it is: on
-# CPUs it does not count the temporaries.
+# Names in the compiler's report, and in words.
 _MEMORY = {
   'argument_bytes': ('argument_size_in_bytes', 'arguments'),
   'output_bytes': ('output_size_in_bytes', 'outputs'),
   'alias_bytes': ('alias_size_in_bytes', 'outputs over arguments'),
   'temp_bytes': ('temp_size_in_bytes', 'temporaries'),
-  'peak_bytes': ('peak_memory_in_bytes', 'peak, as reported'),
+  'peak_bytes': ('peak_memory_in_bytes', 'peak (CPUs: no temporaries)'),
 }
 
 

@@ -240,7 +240,9 @@ class _Loop:
     if not self.read_any:
       self.read_any = True
       seconds = time.perf_counter() - unet_jax.STARTED
-      self.progress.write(f'first step done {seconds:.1f} s after the start')
+      self.progress.write(
+        f'first step done {seconds:.1f} s after the program started'
+      )
     if step % self.config.log.every and step != self.config.train.num_steps:
       return
     self.checkpoints.check()

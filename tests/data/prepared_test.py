@@ -26,10 +26,12 @@ def _example(image_size, mask_size):
 
 
 _TURNED = '; one is the other turned: an EXIF rotation, applied to one?'
+_RESIZE = ', or resize it by the nearest pixel if it shows the whole image'
 
 
 @pytest.mark.parametrize(
-  'mask_size, shown, hint', [((3, 4), '4 x 3', ''), ((5, 2), '2 x 5', _TURNED)]
+  'mask_size, shown, hint',
+  [((3, 4), '4 x 3', _RESIZE), ((5, 2), '2 x 5', _TURNED)],
 )
 def test_sizes_that_differ(mask_size, shown, hint):
   example = _example((2, 5), mask_size)

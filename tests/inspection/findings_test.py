@@ -176,11 +176,13 @@ def test_broken_and_unpaired_files_are_all_named(tmp_path):
   (values,) = [f for f in found if f.kind == 'unknown values']
   assert values.level == 'error'
   assert values.names == (_mask(tmp_path, '04'),)
-  # Of many, the rest is reported together, and so are files of one reason.
+  # Of many, the rest is reported together, and so are files of one reason,
+  # whatever their sizes.
   splits['train'] = [copy.copy(m) for m in splits['train'] * 3]
   for reasons, counts in ((15, [1] * 7 + [8]), (2, [8, 7])):
     for i, m in enumerate(splits['train']):
-      m.error = ('broken', f'{m.name} lacks {i % reasons}, as {m.mask_name}')
+      text = f'{m.name} lacks {i % reasons}, as {m.mask_name} of {i} x 4'
+      m.error = ('broken', text)
     broken = [f for f in findings.find(splits, config) if f.kind == 'broken']
     assert [len(f.names) for f in broken] == counts
     first, *others = broken[-1].names

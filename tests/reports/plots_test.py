@@ -60,12 +60,15 @@ def test_curves(best, drawn, tmp_path):
   if best == score:
     del right[seconds]
   assert points(right_axis) == right
+  assert left_axis.get_xlim() == right_axis.get_xlim()
 
 
 def test_a_single_point_is_seen(drawn, tmp_path):
   lines = [{'step': 20, 'train/loss': 3.0}]
   plots.draw_curves(str(tmp_path / 'a.png'), lines, 'eval/dataset_miou')
-  assert drawn[0].axes[0].lines[0].get_marker() == 'o'
+  axis = drawn[0].axes[0]
+  assert axis.lines[0].get_marker() == 'o'
+  assert list(axis.get_xticks() % 1) == [0] * len(axis.get_xticks())
 
 
 def test_curves_of_a_run_without_metrics(drawn, tmp_path):

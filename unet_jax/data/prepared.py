@@ -71,6 +71,8 @@ def check_sizes(
         )
       else:
         hint += '; one is the other turned: an EXIF rotation, applied to one?'
+    else:
+      hint += ', or resize it by the nearest pixel if it shows the whole image'
     raise errors.UserError(
       f'{example["name"]} is {image.shape[1]} x {image.shape[0]} pixels, '
       f'{name} {mask.shape[1]} x {mask.shape[0]} (width x height); {hint}'

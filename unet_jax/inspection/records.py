@@ -154,7 +154,7 @@ def by_suspicion(measurements: Iterable[Measurement]) -> list[Measurement]:
 def by_reason(
   bad: Iterable[tuple[Measurement, str, str]], most: int
 ) -> list[tuple[str, list[str]]]:
-  """Joins the faults of one reason: messages that differ by names alone.
+  """Joins faults of one reason: messages that differ by names and sizes.
 
   Args:
     bad: measurement, message and the file that has the fault.
@@ -166,6 +166,7 @@ def by_reason(
   reasons: dict[str, list[tuple[str, str]]] = {}
   for m, message, name in bad:
     reason = message.replace(m.name, '').replace(m.mask_name, '')
+    reason = re.sub(r'\d+ x \d+', '', reason)
     if reason not in reasons and len(reasons) == most:
       reason = next(reversed(reasons))
     reasons.setdefault(reason, []).append((message, name))

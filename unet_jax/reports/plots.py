@@ -24,7 +24,7 @@ def draw_curves(
   path: str, lines: list[dict[str, Any]], best_metric: str
 ) -> None:
   """Draws losses, and dataset mIoU beside the best metric, by the step."""
-  figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2))
+  figure, (left, right) = plt.subplots(1, 2, sharex=True, figsize=(9, 3.2))
   for axis, names in (
     (left, ('train/loss', 'eval/loss')),
     (right, dict.fromkeys(('eval/dataset_miou', best_metric.lstrip('-')))),
@@ -37,6 +37,7 @@ def draw_curves(
         marker = 'o' if few else None
         axis.plot(*zip(*points), marker=marker, ms=4, label=name)
     axis.set_xlabel('step')
+    axis.locator_params(axis='x', integer=True, nbins=6)
     axis.grid(alpha=0.3)
     if axis.lines:
       axis.legend(fontsize=9)
