@@ -273,10 +273,16 @@ def _kind_of(name: str, weights: dict[str, np.ndarray]) -> str:
 def write_safetensors(
   path: str, arrays: dict[str, np.ndarray], metadata: dict[str, str]
 ) -> None:
-  """Writes a file whole or not at all."""
+  """Writes a file whole or not at all; raises UserError if it cannot."""
   from safetensors import numpy as safetensors
+  from safetensors import SafetensorError
 
   # safetensors takes the buffer as it lies in memory.
   arrays = {k: np.ascontiguousarray(v) for k, v in arrays.items()}
-  safetensors.save_file(arrays, path + '.tmp', metadata)
-  os.replace(path + '.tmp', path)
+  try:
+    safetensors.save_file(arrays, path + '.tmp', metadata)
+    os.replace(path + '.tmp', path)
+  except (OSError, SafetensorError) as e:
+    raise errors.UserError(
+      f'{path} cannot be written ({e}); fix that, or choose another'
+    ) from e
