@@ -37,6 +37,7 @@ TARGETS = (
   'UnetConvolutionKernelGradient',
   'UnetMoments',
   'UnetNormGradientSums',
+  'UnetMaxPoolGradient',
   'UnetAdamW',
 )
 _COMPILERS = ('c++', 'g++', 'clang++')
