@@ -39,3 +39,18 @@ def test_the_gradient(size):
   np.testing.assert_array_equal(y, resample.max_pool_2x(x))
   np.testing.assert_array_equal(skip, x)
   np.testing.assert_allclose(dx, _reference(x, *d), atol=1e-6)
+
+
+@pytest.mark.eight_devices
+def test_split_batches_and_vmap():
+  x, d = _arrays(5, 6)
+  auto = (jax.sharding.AxisType.Auto,)
+  mesh = jax.make_mesh((8,), ('data',), axis_types=auto)
+  sent = jax.device_put((x, d), jax.NamedSharding(mesh, jax.P('data')))
+  each = jax.jit(jax.vmap(lambda x, d: _gradient(x, d)[2]))
+  alone = jax.tree.map(lambda a: a[:, None], (x, d))
+  wanted = _gradient(x, d)[2]
+  split = jax.jit(lambda x, d: _gradient(x, d)[2])(*sent)
+  assert len(split.sharding.device_set) == 8
+  np.testing.assert_array_equal(split, wanted)
+  np.testing.assert_array_equal(each(*alone)[:, 0], wanted)
