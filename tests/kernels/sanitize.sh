@@ -10,7 +10,7 @@ for sanitizers in address,undefined thread; do
   g++ -std=c++17 -O1 -g -march=native -w -pthread \
     -fsanitize="$sanitizers" -fno-sanitize-recover=all \
     sanitize.cc \
-    ../../unet_jax/kernels/{direct,winograd,batch_norm,adamw}.cc -o "$folder/program"
+    ../../unet_jax/kernels/{direct,winograd,batch_norm,max_pool,adamw}.cc -o "$folder/program"
   # The thread sanitizer does not start where addresses are very random.
   setarch "$(uname -m)" --addr-no-randomize "$folder/program"
 done

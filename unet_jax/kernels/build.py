@@ -38,6 +38,7 @@ TARGETS = (
   'UnetConvolutionKernelGradient',
   'UnetMoments',
   'UnetNormGradientSums',
+  'UnetMaxPoolGradient',
   'UnetAdamW',
 )
 _COMPILERS = ('c++', 'g++', 'clang++')

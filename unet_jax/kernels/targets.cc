@@ -2,6 +2,7 @@
 #include "adamw.h"
 #include "batch_norm.h"
 #include "convolution.h"
+#include "max_pool.h"
 #include "pages.h"
 #include "xla/ffi/api/ffi.h"
 
@@ -103,6 +104,14 @@ ffi::Error GradientSumsTarget(ffi::ThreadPool pool, Buffer x, Buffer dy,
   return ffi::Error::Success();
 }
 
+ffi::Error MaxPoolGradientTarget(ffi::ThreadPool pool, Buffer x, Buffer dskip,
+                                 Buffer dy, Result dx) {
+  auto d = x.dimensions();
+  MaxPoolGradient(MakePool(pool), x.typed_data(), dskip.typed_data(),
+                  dy.typed_data(), dx->typed_data(), d[0], d[1], d[2], d[3]);
+  return ffi::Error::Success();
+}
+
 // Arguments: the rates; of all parameters, gradients, values, first and second
 // moments and, perhaps, averages. Results: the norm, and what has changed.
 ffi::Error AdamWTarget(ffi::ThreadPool pool, ffi::RemainingArgs in,
@@ -162,6 +171,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(UnetMoments, MomentsTarget,
                               Bind<1>().Ret<Buffer>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(UnetNormGradientSums, GradientSumsTarget,
                               Bind<5>().Ret<Buffer>().Attr<bool>("relu"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(UnetMaxPoolGradient, MaxPoolGradientTarget,
+                              Bind<3>().Ret<Buffer>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(UnetAdamW, AdamWTarget,
                               Bind<0>()
                                   .RemainingArgs()

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from unet_jax.kernels import max_pool
 from unet_jax.models import forms, rows
 
 Array = jax.Array
@@ -24,6 +25,24 @@ def max_pool_2x(x: Array) -> Array:
   [B, H, W, C] these are [B, H // 2, W // 2, C].
   """
   return forms.apply('max_pool', x)
+
+
+def max_pool_and_skip(x: Array) -> tuple[Array, Array]:
+  """`max_pool_2x` and x; both gradients in one pass where kernels take it."""
+  if max_pool.supports(x) and rows.parts() == 1:
+    return _pool_and_skip(x)
+  return max_pool_2x(x), x
+
+
+@jax.custom_vjp
+def _pool_and_skip(x: Array) -> tuple[Array, Array]:
+  return max_pool_2x(x), x
+
+
+_pool_and_skip.defvjp(
+  lambda x: (_pool_and_skip(x), x),
+  lambda x, d: (max_pool.gradient(x, d[1], d[0]),),
+)
 
 
 def average_pool_2x(x: Array) -> Array:

@@ -114,8 +114,8 @@ class UNet(nn.Module):
       x = block(features[i], features[i], name=f'down_{i}')(x)
       if i > self.depth - self.dropout_stages:
         x = self._dropout(train, name=f'dropout_{i}')(x)
-      skips.append(x)
-      x = self._downsample(x, f'downsample_{i}')
+      x, skip = self._downsample(x, f'downsample_{i}')
+      skips.append(skip)
     x = block(features[-1], out_features[self.depth], name='bottleneck')(x)
     x = self._dropout(train)(x)
     for i in reversed(range(self.depth)):
@@ -176,13 +176,15 @@ class UNet(nn.Module):
   def _dropout(self, train: bool, name: str | None = None) -> nn.Module:
     return nn.Dropout(self.dropout, deterministic=not train, name=name)
 
-  def _downsample(self, x: Array, name: str) -> Array:
-    """Halves height and width; an odd last row or column is dropped."""
+  def _downsample(self, x: Array, name: str) -> tuple[Array, Array]:
+    """Halves height and width, without an odd last row; returns x too."""
     if self.downsample == 'conv':
       return blocks.Conv2x(
         x.shape[-1], dtype=self.dtype, native=self.native, name=name
-      )(x)
-    return resample.POOLINGS[self.downsample](x)
+      )(x), x
+    if self.native and self.downsample == 'max':
+      return resample.max_pool_and_skip(x)
+    return resample.POOLINGS[self.downsample](x), x
 
   def _upsample(
     self,
