@@ -49,7 +49,7 @@ def test_split_batches_and_vmap():
   sent = jax.device_put((x, d), jax.NamedSharding(mesh, jax.P('data')))
   each = jax.jit(jax.vmap(lambda x, d: _gradient(x, d)[2]))
   alone = jax.tree.map(lambda a: a[:, None], (x, d))
-  wanted = _gradient(x, d)[2]
+  wanted = jax.jit(_gradient)(x, d)[2]
   split = jax.jit(lambda x, d: _gradient(x, d)[2])(*sent)
   assert len(split.sharding.device_set) == 8
   np.testing.assert_array_equal(split, wanted)
