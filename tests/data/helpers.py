@@ -9,7 +9,7 @@ from unet_jax.config import default
 
 def cannot_decode(name: str, reason: str) -> str:
   return (
-    f'{name} cannot be decoded ({reason}); replace it, or skip such pairs with '
+    f'{name} cannot be decoded ({reason}); replace it, or skip such files with '
     '--config.data.on_error=skip'
   )
 
