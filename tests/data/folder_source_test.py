@@ -587,7 +587,7 @@ def test_link_to_nowhere(tmp_path):
   message = message_of(lambda: source[0], kind=errors.DecodeError)
   assert message == (
     f'{path} cannot be read (No such file or directory); fix it, or skip such '
-    'pairs with --config.data.on_error=skip'
+    'files with --config.data.on_error=skip'
   )
   assert source[1]['name'].endswith('b.png')
 

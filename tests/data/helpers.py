@@ -10,7 +10,7 @@ from unet_jax.runtime import mesh as mesh_lib
 
 def cannot_decode(name: str, reason: str) -> str:
   return (
-    f'{name} cannot be decoded ({reason}); replace it, or skip such pairs with '
+    f'{name} cannot be decoded ({reason}); replace it, or skip such files with '
     '--config.data.on_error=skip'
   )
 

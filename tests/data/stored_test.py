@@ -480,7 +480,7 @@ def test_kinds_that_are_refused_by_name(kind, tmp_path):
   path.write_bytes(content)
   expected = (
     f'{path} is {what}, which is not read; store it as PNG, or as TIFF of grey,'
-    ' RGB or bands, or skip such pairs with --config.data.on_error=skip'
+    ' RGB or bands, or skip such files with --config.data.on_error=skip'
   )
   for read in (
     lambda: decode.decode_image(content, str(path), _data(3)),

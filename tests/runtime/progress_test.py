@@ -24,6 +24,12 @@ def lines(monkeypatch):
   return found
 
 
+def test_hours_are_told_apart_from_minutes():
+  seconds = (65.9, 3599, 3605, 72065)
+  shown = [progress_lib.clock(number) for number in seconds]
+  assert shown == ['1:05', '59:59', '1:00:05', '20:01:05']
+
+
 def test_a_line_at_each_interval(clock, lines):
   with progress_lib.Progress('predicting', 1000) as bar:
     for i in range(900):

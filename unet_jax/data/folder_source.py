@@ -161,7 +161,7 @@ def _read_bytes(path: str) -> bytes:
       return f.read()
   except OSError as e:
     raise errors.DecodeError(
-      f'{path} cannot be read ({e.strerror}); fix it, or skip such pairs with '
+      f'{path} cannot be read ({e.strerror}); fix it, or skip such files with '
       '--config.data.on_error=skip'
     ) from e
 

@@ -198,7 +198,7 @@ def broken(name: str, reason: object) -> errors.DecodeError:
   if isinstance(reason, BaseException):
     reason = ' '.join(str(reason).split()) or type(reason).__name__
   return errors.DecodeError(
-    f'{name} cannot be decoded ({reason}); replace it, or skip such pairs with '
+    f'{name} cannot be decoded ({reason}); replace it, or skip such files with '
     '--config.data.on_error=skip'
   )
 
@@ -207,7 +207,7 @@ def refused(name: str, what: str) -> errors.DecodeError:
   """Returns the error for a sound file of a kind that is not read exactly."""
   return errors.DecodeError(
     f'{name} is {what}, which is not read; store it as PNG, or as TIFF of '
-    'grey, RGB or bands, or skip such pairs with --config.data.on_error=skip'
+    'grey, RGB or bands, or skip such files with --config.data.on_error=skip'
   )
 
 

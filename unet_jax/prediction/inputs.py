@@ -58,12 +58,13 @@ def _passed_over(folder: pathlib.Path, files: list[pathlib.Path]) -> str:
   folders = [path for path in others if path.is_dir()]
   lines = []
   for kind, paths in (
-    ('folders', folders),
-    ('files', [path for path in others if path not in folders]),
+    ('folder', folders),
+    ('file', [path for path in others if path not in folders]),
   ):
     # Hidden ones are those of the system.
     names = [path.name for path in paths if not path.name.startswith('.')]
     if names:
+      kind += 's' * (len(names) > 1)
       lines.append(f'{len(names)} {kind} ({errors.some(names)})')
   pattern = shlex.quote(f'{glob.escape(str(folder))}/**/*')
   advice = f'; with all folders: {pattern}' if folders else ''

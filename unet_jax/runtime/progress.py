@@ -15,8 +15,11 @@ _INTERVAL = (10.0, 60.0)
 
 
 def clock(seconds: float) -> str:
-  """Returns minutes and seconds, `1:05`."""
-  return f'{int(seconds) // 60}:{int(seconds) % 60:02d}'
+  """Returns minutes and seconds, `1:05`, after hours, if any, `20:01:05`."""
+  minutes, seconds = divmod(int(seconds), 60)
+  hours, minutes = divmod(minutes, 60)
+  short = f'{minutes}:{seconds:02d}'
+  return f'{hours}:{short:0>5}' if hours else short
 
 
 class Progress:
