@@ -228,11 +228,7 @@ class Checkpoints:
     except Exception as e:
       if not whole_checkpoint.is_of_damage(e):
         raise
-      if not os.path.isdir(self._path(step)):
-        raise errors.UserError(
-          f'{self._path(step)} was removed while it was read, as by a run that '
-          'goes on there; run the same command again'
-        ) from e
+      whole_checkpoint.check_steps(self._directory, self.steps)
       text = ' '.join(str(e).split())
       others = ', '.join(str(s) for s in self.steps if s != step) or 'none'
       raise errors.UserError(
@@ -320,7 +316,10 @@ class Checkpoints:
       found[step] = processes.of_first(look)
       if not found[step]:
         yield step
-      elif processes.is_first() and len(steps) > 1:
+        continue
+      check = lambda: whole_checkpoint.check_steps(self._directory, self.steps)
+      processes.of_first(check)
+      if processes.is_first() and len(steps) > 1:
         say = 'warning: %s is damaged (%s): it is passed over'
         _log.warning(say, path, found[step])
     if all(found.values()):
