@@ -110,24 +110,25 @@ class Checkpoints:
       policies.LatestN(c.keep_latest),
       _Best(c.keep_best, workdir, c.best_metric),
     ]
-    self._manager = ocp.CheckpointManager(
-      self._directory,
-      options=ocp.CheckpointManagerOptions(
-        save_decision_policy=policies.FixedIntervalPolicy(1),
-        preservation_policy=policies.AnyPreservationPolicy(keep),
-        # Not orbax's read_only, which says so in two warnings: without a save,
-        # nothing else is written.
-        create=not read_only,
-        cleanup_tmp_directories=not read_only,
-        step_format_fixed_length=8,
-        async_options=ocp.AsyncOptions(
-          # In the first process, once all is written and before it is renamed.
-          post_finalization_callback=lambda: whole_checkpoint.write_digests(
-            self._saving
-          )
+    with whole_checkpoint.listing(self._directory):
+      self._manager = ocp.CheckpointManager(
+        self._directory,
+        options=ocp.CheckpointManagerOptions(
+          save_decision_policy=policies.FixedIntervalPolicy(1),
+          preservation_policy=policies.AnyPreservationPolicy(keep),
+          # Not orbax's read_only, which says so in two warnings: without a
+          # save, nothing else is written.
+          create=not read_only,
+          cleanup_tmp_directories=not read_only,
+          step_format_fixed_length=8,
+          async_options=ocp.AsyncOptions(
+            # In the first process, once all is written, before it is renamed.
+            post_finalization_callback=lambda: whole_checkpoint.write_digests(
+              self._saving
+            )
+          ),
         ),
-      ),
-    )
+      )
 
   @property
   def steps(self) -> list[int]:

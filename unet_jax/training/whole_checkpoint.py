@@ -5,10 +5,11 @@ a wrong bit in them is another number.
 """
 
 import concurrent.futures
+import contextlib
 import json
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from unet_jax.data import digests
@@ -20,6 +21,7 @@ _ALWAYS = ('config/metadata', 'data/metadata', 'state/manifest.ocdbt')
 # What Orbax says of damaged files, of checkpoints without digests.
 _DAMAGED = (
   'error while reading array',
+  'directory does not exist',
   'was not found in the checkpoint',
   'out_of_range:',
   'data_loss:',
@@ -43,10 +45,23 @@ def check_steps(directory: str, steps: Sequence[int]) -> None:
     names = [entry.name for entry in entries if entry.is_dir()]
   there = {name for name in names if name.isdecimal() and len(name) > 7}
   if there != {f'{step:08d}' for step in steps}:
-    raise errors.UserError(
-      f'{directory}: a run that goes on there replaced what was read; run the '
-      'same command again'
-    )
+    raise _replaced(directory)
+
+
+@contextlib.contextmanager
+def listing(directory: str) -> Iterator[None]:
+  """Raises UserError where steps are removed while they are listed."""
+  try:
+    yield
+  except FileNotFoundError as e:
+    raise _replaced(directory) from e
+
+
+def _replaced(directory: str) -> errors.UserError:
+  return errors.UserError(
+    f'{directory}: a run that goes on there replaced what was read; run the '
+    'same command again'
+  )
 
 
 def write_digests(folder: str | os.PathLike) -> None:
