@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import sys
+from unittest import mock
 
 import jax
 import ml_dtypes
@@ -15,8 +16,9 @@ from safetensors import numpy as safetensors_numpy
 
 from tests import program, tiny
 from tests.refusals import message_of
-from unet_jax import export_weights
+from unet_jax import export_weights, import_weights
 from unet_jax.models import unet
+from unet_jax.runtime import locks
 from unet_jax.runtime import mesh as mesh_lib
 from unet_jax.training import checkpoint, optimizer
 from unet_jax.weights import files, match, naming
@@ -222,7 +224,8 @@ def run(tmp_path_factory):
   model = unet.create_model(config)
   state = tiny.make_state(config, model, optimizer.make_optimizer(config), mesh)
   state = state.replace(
-    ema_params=jax.tree.map(lambda x: x + 0.1, state.ema_params)
+    step=state.step + 7,
+    ema_params=jax.tree.map(lambda x: x + 0.1, state.ema_params),
   )
   checkpoints = checkpoint.Checkpoints(workdir, config)
   checkpoints.save(state, 7, {})
@@ -303,3 +306,23 @@ def test_training_goes_on_from_what_was_imported(tmp_path):
 def test_mistakes_on_the_command_line(tmp_path):
   out, err = program.run('--mode=import', '--config.weights.path=x', code=2)
   assert err == 'error: --mode=import needs --workdir=DIR, a new run\n'
+
+
+def test_an_import_leaves_what_a_run_is_saving(run, tmp_path):
+  """Opening the checkpoints to write removes unfinished ones."""
+  _, config, _ = run
+  arrays = {'x': np.zeros(3, np.float32)}
+  config.weights.path = str(tmp_path / 'x.safetensors')
+  unfinished = tmp_path / 'run/checkpoints/00000003.orbax-checkpoint-tmp'
+  unfinished.mkdir(parents=True)
+  files.write_safetensors(config.weights.path, arrays, {})
+  variables = {'params': arrays}
+  with (
+    mock.patch.object(match, 'variables_of_file', return_value=variables),
+    locks.lock(tmp_path / 'run/.lock', 'training', wait=False),
+  ):
+    message = message_of(import_weights.run, config, str(tmp_path / 'run'))
+  assert message == (
+    f'training in {tmp_path}/run: another run does it; wait for it, or stop it'
+  )
+  assert unfinished.exists()

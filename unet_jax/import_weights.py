@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import pathlib
 from typing import Any
 
 import jax
@@ -9,7 +10,7 @@ import ml_collections
 
 from unet_jax.config import default, fields, saved
 from unet_jax.models import unet
-from unet_jax.runtime import errors, program, whole_files
+from unet_jax.runtime import errors, locks, program, whole_files
 from unet_jax.runtime import mesh as mesh_lib
 from unet_jax.training import checkpoint
 from unet_jax.training import optimizer as optimizer_lib
@@ -34,10 +35,14 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   variables = match.variables_of_file(file, config)
   mesh = mesh_lib.make_mesh(config)
   optimizer = optimizer_lib.make_optimizer(config)
-  os.makedirs(workdir, exist_ok=True)
-  with contextlib.closing(
-    checkpoint.Checkpoints(workdir, config)
-  ) as checkpoints:
+  whole_files.make_workdir(workdir)
+  with contextlib.ExitStack() as stack:
+    if jax.process_index() == 0:
+      # Opening the checkpoints removes what a training run is saving.
+      path, what = pathlib.Path(workdir, '.lock'), f'training in {workdir}'
+      stack.enter_context(locks.lock(path, what, wait=False))
+    checkpoints = checkpoint.Checkpoints(workdir, config)
+    stack.enter_context(contextlib.closing(checkpoints))
     if checkpoints.steps:
       raise errors.UserError(
         f'{workdir} has checkpoints of a run already; choose another --workdir'

@@ -213,6 +213,10 @@ _MISTAKES = {
   _FROM_DEFAULT + '  config.augment.flip_horizontal = True\n  return config': (
     'FILE:4: --config.augment.flip_horizontal=True: takes a number, such as 0.5'
   ),
+  _FROM_DEFAULT
+  + '  import numpy as np\n  config.seed = np.int64(3)\n  config.seed = "a"': (
+    'FILE:6: --config.seed=a: takes a whole number, such as 0'
+  ),
   _FROM_DEFAULT + '  config.augment.update(flip_horizontal=True)': (
     'FILE:4: --config.augment.flip_horizontal=True: takes a number, such as 0.5'
   ),

@@ -206,7 +206,7 @@ _REFUSED_VALUES = [
   ('model.remat', 'True', ': takes True or False'),
   ('data.dir', None, ": takes text, '' for none"),
   ('data.dir', 3, ": takes text, '' for none"),
-  ('model.dtype', jnp.bfloat16, ": takes text, '' for none"),
+  ('model.dtype', jnp.bfloat16, ': takes one of float32, bfloat16'),
   ('data.image_size', 64, _NUMBERS + '64,64'),
   ('data.image_size', '64,64', _NUMBERS + '64,64'),
   ('data.image_size', ('64', '64'), _NUMBERS + '64,64'),

@@ -285,10 +285,11 @@ def test_a_step_that_is_renamed_or_removed_is_one_line(run, tmp_path):
       f'{folder}/00000009 holds step 2; rename it to 00000002, or move it away'
     )
     shutil.rmtree(folder / '00000001')
-    assert message_of(checkpoints.restore, 1, abstract) == (
-      f'{folder}/00000001 was removed while it was read, as by a run that goes '
-      'on there; run the same command again'
-    )
+    for read in (checkpoints.restore, 1, abstract), (checkpoints.select, '', 1):
+      assert message_of(*read) == (
+        f'{folder}: a run that goes on there replaced what was read; run the '
+        'same command again'
+      )
 
 
 def test_a_step_below_the_latest_is_saved_too(tmp_path):

@@ -51,5 +51,6 @@ def test_state_and_data_position_move_between_meshes(tmp_path):
         # Across the end of an epoch, too.
         for batch in expected[3 * i : 3 * i + 3]:
           jax.tree.map(assert_array_equal, next(batches), batch)
-        saver.save(saved, i + 1, batches.get_state())
+        values = saved.replace(step=saved.step + 1)
+        saver.save(values, i + 1, batches.get_state())
         saver.wait()

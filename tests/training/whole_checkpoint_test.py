@@ -4,6 +4,7 @@ import random
 
 import pytest
 
+from tests.refusals import message_of
 from unet_jax.training import whole_checkpoint
 
 
@@ -65,3 +66,17 @@ def test_a_file_that_cannot_be_read_is_not_called_changed(folder):
   (folder / 'config/metadata').unlink()
   (folder / 'config/metadata').mkdir()  # Also root cannot read it.
   assert whole_checkpoint.damage(folder) == 'config/metadata cannot be read'
+
+
+def test_steps_that_go_while_they_are_listed_or_read_are_one_line(folder):
+  def list_steps():
+    with whole_checkpoint.listing('run'):
+      (folder / '00000003').stat()
+
+  assert message_of(list_steps) == (
+    'run: a run that goes on there replaced what was read; run the same '
+    'command again'
+  )
+  gone = ValueError('Checkpoint directory does not exist: run/00000003/state.')
+  assert whole_checkpoint.is_of_damage(gone)
+  assert not whole_checkpoint.is_of_damage(ValueError('another'))

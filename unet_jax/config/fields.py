@@ -248,6 +248,8 @@ class ConfigDict(ml_collections.ConfigDict):
   """
 
   def __setitem__(self, key: str, value: Any) -> None:
+    if hasattr(value, 'tolist'):  # NumPy's numbers are none of Python's types.
+      value = value.tolist()
     if isinstance(value, bool) and type(self.get(key)) in (int, float):
       kind = type(self[key])
       raise TypeError(

@@ -174,6 +174,8 @@ def takes(name: str) -> str:
   usual = known()[name]
   if isinstance(usual, bool):
     return 'takes True or False'
+  if isinstance(usual, str) and name in fields.CHOICES:
+    return f'takes one of {", ".join(map(str, fields.CHOICES[name]))}'
   if isinstance(usual, str):
     return "takes text, '' for none"
   if isinstance(usual, int):

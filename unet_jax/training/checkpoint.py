@@ -110,26 +110,27 @@ class Checkpoints:
       policies.LatestN(c.keep_latest),
       _Best(c.keep_best, workdir, c.best_metric),
     ]
-    self._manager = ocp.CheckpointManager(
-      self._directory,
-      options=ocp.CheckpointManagerOptions(
-        save_decision_policy=policies.FixedIntervalPolicy(1),
-        preservation_policy=policies.AnyPreservationPolicy(keep),
-        # Not orbax's read_only, which says so in two warnings: without a save,
-        # nothing else is written.
-        create=not read_only,
-        cleanup_tmp_directories=not read_only,
-        step_format_fixed_length=8,
-        # Hosts may list a shared folder that was just changed otherwise.
-        single_host_load_and_broadcast=True,
-        async_options=ocp.AsyncOptions(
-          # In the first process, once all is written and before it is renamed.
-          post_finalization_callback=lambda: whole_checkpoint.write_digests(
-            self._saving
-          )
+    with whole_checkpoint.listing(self._directory):
+      self._manager = ocp.CheckpointManager(
+        self._directory,
+        options=ocp.CheckpointManagerOptions(
+          save_decision_policy=policies.FixedIntervalPolicy(1),
+          preservation_policy=policies.AnyPreservationPolicy(keep),
+          # Not orbax's read_only, which says so in two warnings: without a
+          # save, nothing else is written.
+          create=not read_only,
+          cleanup_tmp_directories=not read_only,
+          step_format_fixed_length=8,
+          # Hosts may list a shared folder that was just changed otherwise.
+          single_host_load_and_broadcast=True,
+          async_options=ocp.AsyncOptions(
+            # In the first process, once all is written, before it is renamed.
+            post_finalization_callback=lambda: whole_checkpoint.write_digests(
+              self._saving
+            )
+          ),
         ),
-      ),
-    )
+      )
 
   @property
   def steps(self) -> list[int]:
@@ -230,11 +231,7 @@ class Checkpoints:
     except Exception as e:
       if not whole_checkpoint.is_of_damage(e):
         raise
-      if not os.path.isdir(self._path(step)):
-        raise errors.UserError(
-          f'{self._path(step)} was removed while it was read, as by a run that '
-          'goes on there; run the same command again'
-        ) from e
+      whole_checkpoint.check_steps(self._directory, self.steps)
       text = ' '.join(str(e).split())
       others = ', '.join(str(s) for s in self.steps if s != step) or 'none'
       raise errors.UserError(
@@ -322,7 +319,10 @@ class Checkpoints:
       found[step] = processes.of_first(look)
       if not found[step]:
         yield step
-      elif processes.is_first() and len(steps) > 1:
+        continue
+      check = lambda: whole_checkpoint.check_steps(self._directory, self.steps)
+      processes.of_first(check)
+      if processes.is_first() and len(steps) > 1:
         say = 'warning: %s is damaged (%s): it is passed over'
         _log.warning(say, path, found[step])
     if all(found.values()):

@@ -5,13 +5,15 @@ a wrong bit in them is another number.
 """
 
 import concurrent.futures
+import contextlib
 import json
 import os
 import pathlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from unet_jax.data import digests
-from unet_jax.runtime import whole_files
+from unet_jax.runtime import errors, whole_files
 
 _NAME = 'digests.json'
 # What checkpoints have that were saved before there were digests.
@@ -19,6 +21,7 @@ _ALWAYS = ('config/metadata', 'data/metadata', 'state/manifest.ocdbt')
 # What Orbax says of damaged files, of checkpoints without digests.
 _DAMAGED = (
   'error while reading array',
+  'directory does not exist',
   'was not found in the checkpoint',
   'out_of_range:',
   'data_loss:',
@@ -34,6 +37,31 @@ def _of_files(folder: pathlib.Path, names: list[str]) -> dict[str, str]:
   with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
     found = pool.map(digests.of_file, [folder / name for name in names])
     return dict(zip(names, found))
+
+
+def check_steps(directory: str, steps: Sequence[int]) -> None:
+  """Raises UserError where steps were saved or removed meanwhile."""
+  with os.scandir(directory) as entries:
+    names = [entry.name for entry in entries if entry.is_dir()]
+  there = {name for name in names if name.isdecimal() and len(name) > 7}
+  if there != {f'{step:08d}' for step in steps}:
+    raise _replaced(directory)
+
+
+@contextlib.contextmanager
+def listing(directory: str) -> Iterator[None]:
+  """Raises UserError where steps are removed while they are listed."""
+  try:
+    yield
+  except FileNotFoundError as e:
+    raise _replaced(directory) from e
+
+
+def _replaced(directory: str) -> errors.UserError:
+  return errors.UserError(
+    f'{directory}: a run that goes on there replaced what was read; run the '
+    'same command again'
+  )
 
 
 def write_digests(folder: str | os.PathLike) -> None:
