@@ -18,8 +18,7 @@ Arrays = dict[str, np.ndarray]
 
 # Pixels of each class that are sampled from each image.
 _SAMPLED_PIXELS = 1000
-# Pixels up to which one thread draws faster than two: NumPy's calls are so
-# short that the interpreter's lock goes to and fro.
+# Pixels up to which one thread draws faster than two, who pass a lock.
 _SMALL = 96 * 96
 
 
@@ -61,8 +60,7 @@ def check_sizes(
     if image.shape[:2] == mask.shape[1::-1]:
       files = [example.get('image_file'), example.get('mask_file')]
       tags = [file.orientation if file else 1 for file in files]
-      # Other tags than these keep height and width.
-      if (tags[0] > 4) != (tags[1] > 4):
+      if (tags[0] > 4) != (tags[1] > 4):  # Others keep height and width.
         other = 'stored' if data.orientation == 'upright' else 'upright'
         hint = (
           f'the tags that turn them for display are {tags[0]} and {tags[1]}, '
