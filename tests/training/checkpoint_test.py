@@ -25,6 +25,16 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 
+def _abstract(config, model):
+  """Shapes of the state of a run."""
+  return state_lib.abstract_train_state(
+    config,
+    model,
+    optimizer_lib.make_optimizer(config),
+    mesh_lib.make_mesh(config),
+  )
+
+
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
   """The workdir of a run with checkpoints 1 and 2, its config and network."""
@@ -56,12 +66,7 @@ def test_a_damaged_checkpoint_is_one_line(run, tmp_path, part, damage):
   shutil.copytree(workdir, copy)
   (copy / 'checkpoints/00000002/digests.json').unlink()
   damage(copy / 'checkpoints/00000002' / part)
-  abstract = state_lib.abstract_train_state(
-    config,
-    model,
-    optimizer_lib.make_optimizer(config),
-    mesh_lib.make_mesh(config),
-  )
+  abstract = _abstract(config, model)
   with contextlib.closing(
     checkpoint.Checkpoints(str(copy), config, read_only=True)
   ) as checkpoints:
@@ -161,12 +166,7 @@ def test_other_convolutions_are_said(tmp_path, caplog, monkeypatch, is_old):
   if is_old:
     shutil.rmtree(tmp_path / 'checkpoints/00000001/meta')
   before, other = ('xla', 'native') if is_old else ('native', 'xla')
-  abstract = state_lib.abstract_train_state(
-    config,
-    model,
-    optimizer_lib.make_optimizer(config),
-    mesh_lib.make_mesh(config),
-  )
+  abstract = _abstract(config, model)
 
   def said(native, read_only=False):
     caplog.clear()
@@ -191,12 +191,7 @@ def test_other_versions_are_said_and_equal_ones_are_not(
   caplog.set_level(logging.INFO)
   config = tiny.make_config()
   model, _ = runs.save(tmp_path, config)
-  abstract = state_lib.abstract_train_state(
-    config,
-    model,
-    optimizer_lib.make_optimizer(config),
-    mesh_lib.make_mesh(config),
-  )
+  abstract = _abstract(config, model)
 
   def said():
     caplog.clear()
@@ -257,12 +252,7 @@ def test_an_evaluation_that_is_nan_is_not_the_best(run, tmp_path, sign):
 def test_states_are_restored_into_abstract_arrays(run):
   """Of which Orbax checks the shapes; NumPy's would be taken unchecked."""
   _, config, model = run
-  abstract = state_lib.abstract_train_state(
-    config,
-    model,
-    optimizer_lib.make_optimizer(config),
-    mesh_lib.make_mesh(config),
-  )
+  abstract = _abstract(config, model)
   kinds = {type(x) for x in jax.tree.leaves(abstract)}
   assert kinds == {jax.ShapeDtypeStruct}
 
@@ -272,12 +262,7 @@ def test_a_step_that_is_renamed_or_removed_is_one_line(run, tmp_path):
   folder = tmp_path / 'run/checkpoints'
   shutil.copytree(workdir / 'checkpoints', folder)
   (folder / '00000002').rename(folder / '00000009')
-  abstract = state_lib.abstract_train_state(
-    config,
-    model,
-    optimizer_lib.make_optimizer(config),
-    mesh_lib.make_mesh(config),
-  )
+  abstract = _abstract(config, model)
   with contextlib.closing(
     checkpoint.Checkpoints(str(tmp_path / 'run'), config, read_only=True)
   ) as checkpoints:

@@ -348,16 +348,18 @@ def _planning(config: ml_collections.ConfigDict, mode: str) -> Table:
 
 # A table may rely on those before it.
 _TABLES = (
-  *(_single_fields, _volumes, _tuples, *value_checks.TABLES, _names),
-  *(
-    _augmentation,
-    loss_checks.table,
-    _model,
-    _inference,
-    _data,
-    _training,
-    _folds,
-  ),
+  _single_fields,
+  _volumes,
+  _tuples,
+  *value_checks.TABLES,
+  _names,
+  _augmentation,
+  loss_checks.table,
+  _model,
+  _inference,
+  _data,
+  _training,
+  _folds,
   _planning,
 )
 
